@@ -1,0 +1,281 @@
+"""The command line: parse, call, print. Results go to stdout, progress and logs to stderr.
+
+Exit status: 0; 1 where the work failed; 2 where the user's input is wrong, with one line that says what to change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+PROGRAM = "cabs-search"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    options = parser().parse_args(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", module="cabs_search")
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        options.act(options)
+    except ValueError as error:
+        return _fail(error, 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _fail(RuntimeError("interrupted; the same command goes on where it stopped"), 130)
+    except Exception as error:
+        return _fail(error, 1)
+    return 0
+
+
+def _fail(error: BaseException, status: int) -> int:
+    if os.environ.get("CABS_SEARCH_DEBUG"):
+        raise error
+    text = " ".join(str(error).split()) or type(error).__name__
+    expected = isinstance(error, (ValueError, RuntimeError, OSError))
+    print(f"{PROGRAM}: {text if expected else f'{type(error).__name__}: {text}'}", file=sys.stderr)
+    if not expected:
+        print("set CABS_SEARCH_DEBUG=1 to see where it happened", file=sys.stderr)
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and its options."""
+    root = _Parser(PROGRAM, description="Find the best way to merge fine-tuned models that share a base.")
+    root.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
+    commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, act: Any, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        made.set_defaults(act=act)
+        made.add_argument("--json", action="store_true", help="print the result as JSON")
+        return made
+
+    for name, act, text in (
+        ("quickstart", _quickstart, "make four experts from real text once, then search how to merge them"),
+        ("run", _run, "search a space; run again on the same folder, it goes on where it stopped"),
+    ):
+        made = command(name, act, text)
+        if name == "run":
+            made.add_argument("spec", metavar="SPEC", help="a YAML file, or the name of one in search_spaces/")
+        made.add_argument("--trials", type=_count, metavar="N", help="candidates in all, baselines among them")
+        made.add_argument("--workers", type=_count, metavar="N", help="Ray workers (default: one for each core)")
+        made.add_argument("--output", type=Path, metavar="DIR", help="the study's folder (default: results/NAME)")
+        made.add_argument("--address", help="join a Ray cluster that runs, such as auto or ray://HOST:10001")
+        made.add_argument("--tracking-uri", metavar="URI", help="MLflow's (default: SQLite in the folder)")
+
+    made = command("plan", _plan, "show what a search would do and need, without doing it")
+    made.add_argument("spec", metavar="SPEC")
+    made = command("vectors", _vectors, "build or inspect a space's pruned vectors: density, overlap, bytes")
+    made.add_argument("spec", metavar="SPEC")
+    made = command("report", _report, "print a study's leaderboard from what was recorded")
+    made.add_argument("folder", type=Path, metavar="DIR")
+
+    made = command("merge", _merge, "merge experts by one recipe, without a search")
+    made.add_argument("--base", required=True, metavar="B", help="a folder or a hub id")
+    made.add_argument("--expert", required=True, action="append", type=_pair, metavar="NAME=PATH")
+    made.add_argument("--method", default="cabs", metavar="M", help="cabs (default) or task-arithmetic")
+    made.add_argument("--nm", default="64:256", metavar="N:M", help="weights kept of every M (default 64:256)")
+    made.add_argument("--order", metavar="A,B", help="pruning order (default: as the experts are given)")
+    made.add_argument("--overlap", default="fill", metavar="fill|drop")
+    made.add_argument("--tail", default="keep", metavar="keep|drop")
+    made.add_argument(
+        "--lambda",
+        dest="lambdas",
+        action="append",
+        default=[],
+        type=_pair,
+        metavar="NAME=X",
+        help="λ of an expert (default 1)",
+    )
+    made.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the base's own")
+    made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
+
+    made = command("export", _export, "write a searched candidate as a checkpoint that transformers loads")
+    made.add_argument("folder", type=Path, metavar="DIR")
+    made.add_argument("--trial", default="best", metavar="best|N")
+    made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
+
+    made = command("ui", _ui, "open a study's runs in MLflow's UI")
+    made.add_argument("folder", type=Path, metavar="DIR")
+    made.add_argument("--port", type=_count, default=5000)
+    return root
+
+
+def _quickstart(options: argparse.Namespace) -> None:
+    from cabs_search.quickstart.experts import make
+
+    make()
+    options.spec = "quickstart"
+    _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from cabs_search.launch import run
+    from cabs_search.report import as_text
+    from cabs_search.spec import load
+
+    spec = load(options.spec).override(trials=options.trials, workers=options.workers)
+    found = run(spec, options.output, address=options.address, tracking_uri=options.tracking_uri)
+    if options.json:
+        _print_json(found.leaderboard.as_dict() | {"folder": str(found.folder), "tracking_uri": found.tracking_uri})
+        return
+    folder = found.folder
+    print(as_text(found.leaderboard))
+    print(f"\nSee the runs:      {PROGRAM} ui {folder}")
+    print(f"Print this again:  {PROGRAM} report {folder}")
+    print(f"Take the best:     {PROGRAM} export {folder} --to {folder}/best")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from cabs_search import plan
+    from cabs_search.spec import load
+
+    found = plan.plan(load(options.spec))
+    if options.json:
+        _print_json(found.as_dict())
+    else:
+        print(found.as_text())
+
+
+def _vectors(options: argparse.Namespace) -> None:
+    from cabs_search import plan
+    from cabs_search.spec import load
+
+    found = plan.vectors(load(options.spec))
+    if options.json:
+        _print_json([f.as_dict() for f in found])
+    else:
+        print("\n\n".join(f.as_text() for f in found))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from cabs_search.report import as_text, leaderboard
+
+    board = leaderboard(options.folder)
+    if options.json:
+        _print_json(board.as_dict())
+    else:
+        print(as_text(board))
+
+
+def _merge(options: argparse.Namespace) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from cabs_search.export import export
+    from cabs_search.locations import locate
+    from cabs_search.recipe import make_method, make_recipe, parse_nm
+    from cabs_search.store import Family
+
+    experts = _mapping("--expert", options.expert)
+    unknown = [name for name, _ in options.lambdas if name not in experts]
+    if unknown:
+        raise ValueError(f"--lambda: an expert must be named ({', '.join(experts)}), but got {unknown[0]}")
+    lambdas = dict.fromkeys(experts, 1.0) | {k: _number(v) for k, v in _mapping("--lambda", options.lambdas).items()}
+    order = options.order.split(",") if options.order else None
+    method = make_method(
+        options.method, tuple(experts), nm=parse_nm(options.nm), order=order, overlap=options.overlap, tail=options.tail
+    )
+    recipe = make_recipe(method, lambdas)
+    family = Family.open(locate(options.base), {name: locate(path) for name, path in experts.items()})
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    with tqdm(total=family.alignment.weights, unit="weight", unit_scale=True, desc="merge", file=sys.stderr) as bar:
+        to = export(family, recipe, options.to, dtype=dtype, progress=bar.update)
+    _print_export(options, recipe, to)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from cabs_search.launch import export_trial
+
+    recipe, to = export_trial(options.folder, options.trial, options.to)
+    _print_export(options, recipe, to)
+
+
+def _print_export(options: argparse.Namespace, recipe: Any, to: Path) -> None:
+    heads = sorted(p.name for p in (to / "heads").iterdir())
+    if options.json:
+        _print_json({"path": str(to), "recipe": recipe.as_dict(), "heads": heads})
+    else:
+        print(f"{recipe}\nwritten to {to}; with a head: {', '.join(f'{to}/heads/{h}' for h in heads)}")
+
+
+def _ui(options: argparse.Namespace) -> None:
+    import subprocess
+
+    from cabs_search.spec import load
+    from cabs_search.tracking import default_uri, experiment_of
+
+    if not (options.folder / "mlflow.db").is_file():
+        raise ValueError(f"{options.folder}: holds no mlflow.db; a study with --tracking-uri is seen at that server")
+    uri = default_uri(options.folder)
+    experiment = experiment_of(uri, load(options.folder / "spec.yaml").name)
+    url = f"http://127.0.0.1:{options.port}/#/experiments/{experiment}/runs"
+    if options.json:
+        _print_json({"url": url, "tracking_uri": uri})
+    else:
+        print(f"{url}\nstop it with Ctrl-C", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    if subprocess.run([*command, "--port", str(options.port)], check=False).returncode:
+        raise RuntimeError(f"MLflow's UI did not start; is port {options.port} taken? Choose another with --port")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, but got {text}")
+    return int(text)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, mark, value = text.partition("=")
+    if not (name and mark and value):
+        raise argparse.ArgumentTypeError(f"NAME=VALUE is needed, but got {text}")
+    return name, value
+
+
+def _mapping(option: str, pairs: list[tuple[str, str]]) -> dict[str, str]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{option}: {name} is given twice")
+    return dict(pairs)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--lambda: a number is needed, but got {text}") from None
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _version() -> str:
+    from cabs_search import __version__
+
+    return __version__
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

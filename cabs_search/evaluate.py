@@ -1,0 +1,132 @@
+"""A model on items: one outcome per item, batched by length.
+
+``Workbench`` is what a worker holds: the trunk once, every task's head beside it, and the items. Its tensors are
+rewritten in place by ``materialize``; all heads see the same trunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cabs_search.materialize import Resident
+from cabs_search.recipe import Recipe
+from cabs_search.spec import Spec
+from cabs_search.store import Family, Store
+from cabs_search.tasks import Ints, Items, Outcome, SplitName, outcome
+
+BATCH_TOKENS = 1024
+"""Tokens a batch holds, padding counted."""
+
+
+def batches(lengths: Ints, tokens: int = BATCH_TOKENS) -> Iterator[Ints]:
+    """Rows for each batch: similar lengths together, at most ``tokens`` a batch once padded (one row at the least)."""
+    order = np.argsort(lengths, kind="stable")[::-1]
+    start = 0
+    while start < len(order):
+        count = max(1, tokens // int(lengths[order[start]]))
+        yield order[start : start + count]
+        start += count
+
+
+@torch.inference_mode()
+def evaluate(model: Any, items: Items, rows: Ints, device: torch.device) -> Outcome:
+    """Score ``model`` on the given rows of ``items``, in the rows' order."""
+    scores, losses = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
+    predictions = np.empty(len(rows), np.int64)
+    for batch in batches(items.lengths[rows]):
+        chosen = rows[batch]
+        inputs = {k: v.to(device) for k, v in collate(items, chosen).items()}
+        found = outcome(model(**inputs).logits, torch.from_numpy(items.labels[chosen]).to(device))
+        scores[batch], losses[batch], predictions[batch] = found.scores, found.losses, found.predictions
+    return Outcome(scores, losses, predictions)
+
+
+def collate(items: Items, rows: Ints) -> dict[str, Tensor]:
+    """One padded batch: every field of the encodings and the attention mask, each int64, [rows, longest]."""
+    chosen = [items.encodings[i] for i in rows]
+    width = max(len(e["input_ids"]) for e in chosen)
+    batch = {
+        field: torch.tensor([e[field] + [pad] * (width - len(e[field])) for e in chosen])
+        for field, pad in items.pad.items()
+    }
+    batch["attention_mask"] = torch.tensor(
+        [[1] * len(e["input_ids"]) + [0] * (width - len(e["input_ids"])) for e in chosen]
+    )
+    return batch
+
+
+class Workbench:
+    """A resident model with all its heads, ready to become any candidate."""
+
+    def __init__(self, spec: Spec, store: Store) -> None:
+        """Load the base and every head; raises ValueError where they do not fit together."""
+        self.spec, self.store = spec, store
+        self.device = torch.device(pick_device(spec.device))
+        self.family = Family.open(spec.base, spec.experts)
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        shared: dict[str, Tensor] = {
+            name: torch.empty(shape, dtype=dtype, device=self.device)
+            for name, shape in self.family.alignment.shapes.items()
+        }
+        self.resident = Resident(self.family.base, shared)
+        self.models = {
+            expert: _load_model(self.family, expert, shared, dtype, self.device)
+            for expert in {spec.expert_of(task) for task in spec.tasks}
+        }
+
+    def materialize(self, recipe: Recipe) -> None:
+        """Become a candidate; vectors that the cache lacks are built."""
+        vectors = self.store.open(self.store.ensure(self.family, recipe.method))
+        self.resident.materialize(list(vectors.values()), [recipe.lambda_[expert] for expert in vectors])
+
+    def score(self, task: str, items: Items, rows: Ints) -> Outcome:
+        """Score the present candidate on some items of a task."""
+        return evaluate(self.models[self.spec.expert_of(task)], items, rows, self.device)
+
+
+def _load_model(
+    family: Family, expert: str, shared: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+) -> Any:
+    """The expert's model with its own head; its shared tensors are replaced by those given, not copied."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    checkpoint = family.experts[expert]
+    model: Any = AutoModelForSequenceClassification.from_pretrained(checkpoint.folder, dtype=dtype)
+    model = model.eval().to(device)
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in shared.items():
+        state[checkpoint.model_name(name)].data = tensor
+    return model
+
+
+def pick_device(device: str) -> str:
+    """``auto`` as what there is."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda is asked for, but torch finds no GPU")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def blocks(items: Mapping[str, Items], size: int) -> list[dict[str, Ints]]:
+    """The items of all tasks in blocks: each has its share of every task, some ``size`` of the largest.
+
+    Returns:
+        For each block, rows by task.
+
+    """
+    count = max(1, -(-max(len(i) for i in items.values()) // size))
+    shares: dict[str, Sequence[Ints]] = {
+        task: np.array_split(np.arange(len(i), dtype=np.int64), count) for task, i in items.items()
+    }
+    return [{task: share[b] for task, share in shares.items()} for b in range(count)]
+
+
+StudyItems = Mapping[SplitName, Mapping[str, Items]]
+"""Items by split and task."""

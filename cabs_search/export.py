@@ -1,0 +1,153 @@
+"""A recipe as a folder that transformers loads.
+
+PATH/                       the merged trunk: ``AutoModel.from_pretrained(PATH)``
+PATH/recipe.json, README.md the recipe, and a model card
+PATH/heads/TASK/            trunk and head: ``AutoModelForSequenceClassification.from_pretrained(PATH/heads/TASK)``;
+                            the trunk's file is a hard link where the file system has them
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cabs_search.checkpoint import Checkpoint, CheckpointWriter
+from cabs_search.materialize import merged_tensors
+from cabs_search.recipe import Recipe
+from cabs_search.store import Family
+
+SIDE_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+TRUNK, HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def export(
+    family: Family,
+    recipe: Recipe,
+    to: str | Path,
+    *,
+    heads: Mapping[str, str] | None = None,
+    facts: Iterable[str] = (),
+    dtype: torch.dtype | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Path:
+    """Write a merged model, tensor by tensor, so that memory does not grow with the model.
+
+    Args:
+        to: a folder that does not exist, or is empty; it appears under its name only when it is whole.
+        heads: the expert whose head to use, by the name of the folder under ``heads/``; None: every expert's own.
+        facts: lines for the model card, such as scores.
+        dtype: of the merged weights; None: the base's own.
+        progress: told the number of weights done.
+
+    Raises:
+        ValueError: the folder is not empty, or a checkpoint cannot be read.
+
+    """
+    path = Path(to)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{to}: must be a new or an empty folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        _write_trunk(family, recipe, work, dtype, progress)
+        chosen = heads if heads is not None else {name: name for name in family.experts}
+        trunks: dict[tuple[str, ...], Path] = {}
+        for name, expert in chosen.items():
+            _write_head(family, expert, Checkpoint(work), work / "heads" / name, trunks)
+        (work / "recipe.json").write_text(json.dumps(recipe.as_dict(), indent=2, ensure_ascii=False) + "\n")
+        (work / "README.md").write_text(_card(family, recipe, list(chosen), facts), encoding="utf-8")
+        if path.exists():
+            path.rmdir()
+        work.rename(path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return path
+
+
+def _write_trunk(
+    family: Family, recipe: Recipe, to: Path, dtype: torch.dtype | None, progress: Callable[[int], Any] | None
+) -> None:
+    base = family.base
+    own = [name for name in base.names if name not in family.alignment.shapes]
+    with CheckpointWriter(to / "model.safetensors", base.names, {"format": "pt"}) as writer:
+        for name, tensor in merged_tensors(family, recipe, dtype):
+            writer.add(base.model_name(name), tensor)
+            if progress:
+                progress(tensor.numel())
+        for name in own:
+            writer.add(base.model_name(name), base.read(name))
+    _copy_side_files(base, to, dtype)
+
+
+def _write_head(family: Family, expert: str, merged: Checkpoint, to: Path, trunks: dict[tuple[str, ...], Path]) -> None:
+    """The whole model of one task: the trunk under the expert's names, once for all that agree, and the head."""
+    checkpoint = family.experts[expert]
+    shared = family.alignment.shared
+    names = tuple(checkpoint.model_name(name) for name in shared)
+    to.mkdir(parents=True)
+    if names in trunks:
+        _link(trunks[names], to / TRUNK)
+    else:
+        with CheckpointWriter(to / TRUNK, names, {"format": "pt"}) as writer:
+            for name in shared:
+                writer.add(checkpoint.model_name(name), merged.read(name))
+        trunks[names] = to / TRUNK
+    own = {name: checkpoint.model_name(name) for name in checkpoint.names if name not in family.alignment.shapes}
+    with CheckpointWriter(to / HEAD, own.values(), {"format": "pt"}) as writer:
+        for name, in_model in own.items():
+            writer.add(in_model, checkpoint.read(name))
+    index = {
+        "metadata": {"total_size": sum((to / file).stat().st_size for file in (TRUNK, HEAD))},
+        "weight_map": dict.fromkeys(names, TRUNK) | dict.fromkeys(own.values(), HEAD),
+    }
+    (to / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    _copy_side_files(checkpoint, to, None, fallback=family.base)
+
+
+def _link(source: Path, to: Path) -> None:
+    try:
+        os.link(source, to)
+    except OSError:
+        shutil.copy(source, to)
+
+
+def _copy_side_files(
+    checkpoint: Checkpoint, to: Path, dtype: torch.dtype | None, fallback: Checkpoint | None = None
+) -> None:
+    config = dict(checkpoint.config)
+    if dtype is not None:
+        config["dtype"] = str(dtype).removeprefix("torch.")
+    (to / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for source in (checkpoint, fallback):
+        found = {f for pattern in SIDE_FILES for f in source.folder.glob(pattern)} if source else set()
+        if found:
+            for file in found:
+                shutil.copy(file, to / file.name)
+            return
+
+
+def _card(family: Family, recipe: Recipe, heads: Iterable[str], facts: Iterable[str]) -> str:
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [merge, cabs]",
+        "---",
+        "",
+        "# Merged model",
+        "",
+        f"`{recipe}`",
+        "",
+    ]
+    lines += [f"- base: `{family.base.folder.name}` (content {family.base.fingerprint})"]
+    lines += [
+        f"- expert {name}: `{e.folder.name}` (content {family.fingerprints[name]}), λ = {recipe.lambda_[name]:g}"
+        for name, e in family.experts.items()
+    ]
+    lines += ["", *facts, "", "Heads:", "", *(f"- `heads/{name}`" for name in heads), "", "Made by cabs-search.", ""]
+    return "\n".join(lines)

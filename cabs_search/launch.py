@@ -1,0 +1,208 @@
+"""One study from spec to leaderboard: checks everything, searches, tracks, reports. What ``cabs-search run`` calls."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from cabs_search import report
+from cabs_search.export import export
+from cabs_search.locations import cache_folder
+from cabs_search.outcomes import Outcomes, Scored
+from cabs_search.recipe import Recipe
+from cabs_search.spec import Spec, load
+from cabs_search.store import Family
+from cabs_search.tasks import SPLITS, Items, SplitName, load_items
+
+if TYPE_CHECKING:
+    from cabs_search.search.study import Finished
+
+Say = Callable[[str], object]
+
+
+def to_stderr(text: str) -> None:
+    """Say something to the person who waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """What a search found and where it is kept."""
+
+    folder: Path
+    leaderboard: report.Leaderboard
+    best: Recipe
+    """The candidate with the best search score."""
+    scored_items: int
+    """Items scored in this run; what was on record is not scored again."""
+    tracking_uri: str
+
+
+def run(
+    spec: Spec | str | Path,
+    output: str | Path | None = None,
+    *,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    say: Say = to_stderr,
+) -> SearchResult:
+    """Search a space until its budget is spent; on a folder with an unfinished study, go on with it.
+
+    Args:
+        spec: a spec, or the path of its file.
+        output: the study's folder; None: ``results/NAME``.
+        address: a running Ray cluster's; None: workers on this machine.
+        tracking_uri: MLflow's; None: SQLite in the folder.
+        say: told what is being done.
+
+    Raises:
+        ValueError: the spec, its models or its data are wrong; nothing has been written then.
+        RuntimeError: the search failed on the way; what was scored is kept.
+
+    """
+    spec = spec if isinstance(spec, Spec) else load(spec)
+    folder = Path(output) if output else Path("results") / spec.name
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: must be a folder")
+    say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
+    family = Family.open(spec.base, spec.experts)
+    items = load_study_items(spec)
+    outcomes = Outcomes(folder / "outcomes")
+    outcomes.bind(spec, items, {"base": family.base.fingerprint} | family.fingerprints)
+    _write_spec(spec, folder)
+
+    from cabs_search.search.driver import search
+
+    tracked = _Tracked(spec, folder, tracking_uri, say)
+    say(f"starting {spec.workers} workers; the study is kept in {folder}")
+    study = search(
+        spec,
+        folder,
+        items,
+        outcomes,
+        cache_folder(),
+        address=address,
+        on_finished=tracked.candidate,
+        on_open=tracked.open,
+    )
+    board = report.build(spec, outcomes)
+    tracked.end(board, outcomes)
+    if study.exhausted:
+        say(f"the space holds no more than the {study.done} candidates that were scored")
+    if study.best is None:
+        raise RuntimeError("no candidate was scored")
+    return SearchResult(
+        folder=folder,
+        leaderboard=board,
+        best=study.best.recipe,
+        scored_items=study.scored_items,
+        tracking_uri=tracked.uri,
+    )
+
+
+def load_study_items(spec: Spec) -> dict[SplitName, dict[str, Items]]:
+    """Every task's items by split. Raises ValueError where the data is wrong."""
+    by_task = {task: load_items(spec, task) for task in spec.tasks}
+    return {split: {task: found[split] for task, found in by_task.items()} for split in SPLITS}
+
+
+def _write_spec(spec: Spec, folder: Path) -> None:
+    temporary = folder / ".spec.yaml"
+    temporary.write_text(yaml.safe_dump(spec.as_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.replace(folder / "spec.yaml")
+
+
+def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe, Path]:
+    """Write a searched candidate as a checkpoint.
+
+    Args:
+        trial: ``best`` (by search score), or a candidate's number as the study and MLflow count.
+
+    Raises:
+        ValueError: no such study or candidate; ``to`` is not empty.
+
+    """
+    import torch
+
+    board = report.leaderboard(folder)
+    spec, outcomes = load(Path(folder) / "spec.yaml"), Outcomes(Path(folder) / "outcomes")
+    searched = outcomes.scored(spec, "search")
+    if not searched:
+        raise ValueError(f"{folder}: no candidate is scored yet")
+    if trial == "best":
+        chosen = max(searched.values(), key=lambda s: s.score)
+    else:
+        from cabs_search.search.study import recipe_of_trial
+
+        key = recipe_of_trial(spec, Path(folder), trial)
+        if key not in searched:
+            raise ValueError(f"--trial: candidate {trial} has no complete score in {folder}")
+        chosen = searched[key]
+    family = Family.open(spec.base, spec.experts)
+    heads = {task: spec.expert_of(task) for task in spec.tasks}
+    dtype = getattr(torch, spec.dtype)
+    facts = _facts(board, chosen)
+    return chosen.recipe, export(family, chosen.recipe, to, heads=heads, facts=facts, dtype=dtype)
+
+
+def _facts(board: report.Leaderboard, chosen: Scored) -> list[str]:
+    facts = [f"- search split: {chosen.score:.4f}"]
+    for row in board.rows:
+        if row.key == chosen.recipe.key:
+            low, high = row.interval
+            tasks = ", ".join(f"{task} {value:.4f}" for task, value in row.tasks.items())
+            return [*facts, f"- confirm split: {row.score:.4f} [{low:.4f}, {high:.4f}] ({tasks})"]
+    return facts
+
+
+class _Tracked:
+    """MLflow beside a search: what cannot be written now is written by the next run, and costs no result."""
+
+    def __init__(self, spec: Spec, folder: Path, uri: str | None, say: Say) -> None:
+        from cabs_search.tracking import default_uri
+
+        self._spec, self._folder, self._uri, self._say = spec, folder, uri, say
+        self.uri = uri or default_uri(folder)
+        self._tracker: Any = None
+        self._failed = False
+
+    def _try(self, act: Callable[[], object]) -> None:
+        if self._failed:
+            return
+        try:
+            act()
+        except Exception as error:
+            self._failed = True
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self._say(f"MLflow at {self.uri} cannot be written ({first}); run again on {self._folder} to complete it")
+
+    def open(self, study_id: str) -> None:
+        def act() -> None:
+            from cabs_search.tracking import Tracker
+
+            self._tracker = Tracker(self._spec, self._folder, study_id, self._uri)
+
+        self._try(act)
+
+    def candidate(self, finished: Finished) -> None:
+        self._try(lambda: self._tracker.candidate(finished))
+
+    def end(self, board: report.Leaderboard, outcomes: Outcomes) -> None:
+        import json
+
+        def act() -> None:
+            rows: Mapping[str, Scored] = outcomes.scored(self._spec, "confirm")
+            text = report.as_text(board)
+            self._tracker.confirmed(rows, text, json.dumps(board.as_dict(), indent=2))
+            best = {row.label: row for row in board.rows}.get("best found")
+            metrics = {"candidates": float(board.candidates)}
+            if best is not None:
+                metrics |= {"score": best.search_score or 0.0, "confirm.score": best.score}
+            self._tracker.end(metrics, finished=True)
+
+        self._try(act)

@@ -1,0 +1,126 @@
+"""Merged models: in place in a resident model, or fresh from checkpoints.
+
+A resident model is rewritten only where vectors keep something, each time from the base's values, never from the last
+candidate's: its thousandth candidate has the bits of a fresh merge.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cabs_search.checkpoint import Checkpoint
+from cabs_search.combine import TensorSum, tensor_sum
+from cabs_search.recipe import Recipe, make_method, make_recipe
+from cabs_search.store import Family, StoredVector
+
+
+class Resident:
+    """A model's tensors that become base + Σ λᵢ·τ̃ᵢ in place, one candidate after another."""
+
+    def __init__(self, base: Checkpoint, tensors: Mapping[str, Tensor], *, plan_bytes: int = 1 << 30) -> None:
+        """Take over ``tensors`` and make them the base's.
+
+        Args:
+            base: the base checkpoint.
+            tensors: the model's own tensors by shared name, contiguous, on any device, in any floating dtype.
+            plan_bytes: memory for vectors made ready, beyond those in use; the least recently used go first.
+
+        """
+        self._base = base
+        self._tensors = dict(tensors)
+        self._plan_bytes = plan_bytes
+        self._plans: OrderedDict[tuple[Path, ...], dict[str, TensorSum]] = OrderedDict()
+        self._written: dict[str, TensorSum] = {}
+        for name, tensor in self._tensors.items():
+            tensor.copy_(base.read(name))
+
+    @torch.no_grad()
+    def materialize(self, vectors: Sequence[StoredVector], lambdas: Sequence[float]) -> None:
+        """Become the base plus Σ λᵢ times the i-th vector, added in the given order."""
+        plan = self._plan(vectors)
+        if plan is not self._written:
+            for name, written in self._written.items():
+                written.undo(self._tensors[name])
+            self._written = plan
+        for name, ready in plan.items():
+            ready.write(self._tensors[name], lambdas)
+
+    def _plan(self, vectors: Sequence[StoredVector]) -> dict[str, TensorSum]:
+        key = tuple(v.path for v in vectors)
+        if key in self._plans:
+            self._plans.move_to_end(key)
+            return self._plans[key]
+        plan = {}
+        for name, tensor in self._tensors.items():
+            kept = [v.kept(name, tensor.numel()) for v in vectors]
+            if (ready := tensor_sum(self._base.read(name), kept, tensor.device)) is not None:
+                plan[name] = ready
+        self._plans[key] = plan
+        sizes = {k: sum(t.bytes for t in p.values()) for k, p in self._plans.items()}
+        for old in list(self._plans)[:-1]:
+            if sum(sizes.values()) > self._plan_bytes:
+                del self._plans[old], sizes[old]
+        return plan
+
+
+def merged_tensors(family: Family, recipe: Recipe, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    """A fresh merge, one shared tensor at a time, so that memory does not grow with the model.
+
+    Args:
+        dtype: of the result; None: the base's own. The arithmetic is float32 in any case.
+
+    Yields:
+        (name, merged tensor).
+
+    """
+    for name in family.alignment.shared:
+        base = family.base.read(name)
+        out = base.to(dtype or base.dtype, copy=True)
+        kept = dict(family.prune(recipe.method, name))
+        ready = tensor_sum(base, list(kept.values()))
+        if ready is not None:
+            ready.write(out, [recipe.lambda_[expert] for expert in kept])
+        yield name, out
+
+
+def merge(
+    base: str | Path,
+    experts: Mapping[str, str | Path],
+    lambdas: Mapping[str, float],
+    method: str = "cabs",
+    nm: tuple[int, int] = (64, 256),
+    order: Sequence[str] | None = None,
+    *,
+    overlap: str = "fill",
+    tail: str = "keep",
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """Merge experts into their base: one recipe, no search.
+
+    Args:
+        base, experts: checkpoint folders; ``experts`` by name.
+        lambdas: λ by expert.
+        method: ``cabs`` or ``task-arithmetic``.
+        nm: weights kept per block, weights per block (CABS).
+        order: pruning order (CABS); None: the order of ``experts``.
+        overlap, tail: as in ``sparsify.conflict_aware``.
+        dtype: of the result; None: the base's own.
+
+    Returns:
+        The merged shared tensors by the base's names.
+
+    Raises:
+        ValueError: unknown names, unreadable or incompatible checkpoints, n > m.
+
+    """
+    family = Family.open(base, experts)
+    chosen = make_method(method, tuple(experts), nm=nm, order=order, overlap=overlap, tail=tail)
+    if set(lambdas) != set(experts):
+        raise ValueError(f"lambdas must name every expert once, but got {sorted(lambdas)} for {sorted(experts)}")
+    recipe = make_recipe(chosen, {name: lambdas[name] for name in experts})
+    return dict(merged_tensors(family, recipe, dtype))

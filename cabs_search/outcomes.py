@@ -1,0 +1,189 @@
+"""Per-item results of every candidate, on disk: the record that everything else is computed from.
+
+One SQLite file, written by the driver alone, a block of items at a time. A block's primary key is (recipe, split,
+block, task): nothing is recorded twice, and what is recorded is never scored again.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cabs_search.recipe import Recipe
+from cabs_search.spec import Spec
+from cabs_search.tasks import Items, Outcome, SplitName, metric
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS items (
+    split TEXT, task TEXT, position INTEGER, item TEXT NOT NULL, label INTEGER NOT NULL,
+    PRIMARY KEY (split, task, position));
+CREATE TABLE IF NOT EXISTS recipes (key TEXT PRIMARY KEY, recipe TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS blocks (
+    recipe TEXT, split TEXT, block INTEGER, task TEXT, scores BLOB NOT NULL, losses BLOB NOT NULL,
+    predictions BLOB NOT NULL, evaluate_seconds REAL NOT NULL,
+    PRIMARY KEY (recipe, split, block, task));
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A candidate with every item of one split scored."""
+
+    recipe: Recipe
+    tasks: Mapping[str, Outcome]
+    """By task, in the study's order of items."""
+    scores: Mapping[str, float]
+    """The task's metric by task."""
+    evaluate_seconds: float
+
+    @property
+    def score(self) -> float:
+        """The mean of the tasks' metrics: what a search maximizes."""
+        return float(np.mean(list(self.scores.values())))
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Mean loss by task, in nats."""
+        return {task: float(outcome.losses.mean()) for task, outcome in self.tasks.items()}
+
+    @property
+    def items(self) -> int:
+        """Items scored."""
+        return sum(len(outcome.scores) for outcome in self.tasks.values())
+
+
+class Outcomes:
+    """The record of one study."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open, or make, the record in ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "outcomes.sqlite"
+        with self._connect() as db:
+            db.executescript(SCHEMA)
+
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self.path, timeout=60)) as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            with db:
+                yield db
+
+    def bind(self, spec: Spec, items: Mapping[SplitName, Mapping[str, Items]], weights: Mapping[str, str]) -> None:
+        """Tie the record to a study, or see that it is tied to this one.
+
+        Args:
+            items: the items by split and task, in order.
+            weights: fingerprint of the base and of each expert.
+
+        Raises:
+            ValueError: the record is of other weights, items or blocks.
+
+        """
+        study = {f"weights of {name}": value for name, value in weights.items()}
+        study |= {"search.block": str(spec.search.block), "dtype": spec.dtype, "seed": str(spec.seed)}
+        for split, by_task in items.items():
+            study |= {f"{split} items of {task}": " ".join(i.keys) for task, i in by_task.items()}
+        for name, task in spec.tasks.items():
+            study[f"tasks.{name}.metric"] = f"{task.metric} {json.dumps(task.metric_arguments, sort_keys=True)}"
+            study[f"tasks.{name}.max_length"] = str(task.max_length)
+        with self._connect() as db:
+            known = dict(db.execute("SELECT key, value FROM study"))
+            for key in sorted(known.keys() | study.keys()):
+                if known and known.get(key) != study.get(key):
+                    raise ValueError(
+                        f"{self.path.parent.parent}: holds another study ({key} differs); choose another --output"
+                    )
+            db.executemany("INSERT OR IGNORE INTO study VALUES (?, ?)", study.items())
+            db.executemany(
+                "INSERT OR IGNORE INTO items VALUES (?, ?, ?, ?, ?)",
+                (
+                    (split, task, position, key, int(label))
+                    for split, by_task in items.items()
+                    for task, i in by_task.items()
+                    for position, (key, label) in enumerate(zip(i.keys, i.labels, strict=True))
+                ),
+            )
+
+    def record(
+        self, recipe: Recipe, split: SplitName, block: int, outcomes: Mapping[str, Outcome], evaluate_seconds: float
+    ) -> None:
+        """Add one scored block. Raises sqlite3.IntegrityError where it is there already: nothing is scored twice."""
+        with self._connect() as db:
+            db.execute("INSERT OR IGNORE INTO recipes VALUES (?, ?)", (recipe.key, json.dumps(recipe.as_dict())))
+            db.executemany(
+                "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (
+                        recipe.key,
+                        split,
+                        block,
+                        task,
+                        o.scores.astype("<f4").tobytes(),
+                        o.losses.astype("<f4").tobytes(),
+                        o.predictions.astype("<i8").tobytes(),
+                        evaluate_seconds / len(outcomes),
+                    )
+                    for task, o in outcomes.items()
+                ),
+            )
+
+    def done_blocks(self, recipe: Recipe, split: SplitName) -> set[int]:
+        """The blocks of a split that are scored for a recipe."""
+        query = "SELECT DISTINCT block FROM blocks WHERE recipe = ? AND split = ?"
+        with self._connect() as db:
+            return {row[0] for row in db.execute(query, (recipe.key, split))}
+
+    def scored(self, spec: Spec, split: SplitName) -> dict[str, Scored]:
+        """Every recipe of which all items of a split are scored, by key, in the order they were first recorded."""
+        with self._connect() as db:
+            recipes = {k: Recipe.from_dict(json.loads(r)) for k, r in db.execute("SELECT key, recipe FROM recipes")}
+            order = [
+                row[0]
+                for row in db.execute(
+                    "SELECT recipe FROM blocks WHERE split = ? GROUP BY recipe ORDER BY min(rowid)", (split,)
+                )
+            ]
+        found = {}
+        for key in order:
+            if (scored := self.scored_one(spec, split, recipes[key])) is not None:
+                found[key] = scored
+        return found
+
+    def scored_one(self, spec: Spec, split: SplitName, recipe: Recipe) -> Scored | None:
+        """One recipe's outcomes on a split; None unless all items are scored."""
+        query = (
+            "SELECT task, scores, losses, predictions, evaluate_seconds FROM blocks "
+            "WHERE recipe = ? AND split = ? ORDER BY block"
+        )
+        with self._connect() as db:
+            rows: Sequence[tuple[str, bytes, bytes, bytes, float]] = list(db.execute(query, (recipe.key, split)))
+        labels = self.labels(split)
+        tasks, scores = {}, {}
+        for task in spec.tasks:
+            mine = [row for row in rows if row[0] == task]
+            tasks[task] = Outcome(
+                np.frombuffer(b"".join(row[1] for row in mine), "<f4"),
+                np.frombuffer(b"".join(row[2] for row in mine), "<f4"),
+                np.frombuffer(b"".join(row[3] for row in mine), "<i8"),
+            )
+            if len(tasks[task].scores) != len(labels[task]):
+                return None
+            scores[task] = metric(spec.tasks[task], tasks[task].predictions, labels[task])
+        return Scored(recipe, tasks, scores, sum(row[4] for row in rows))
+
+    def labels(self, split: SplitName) -> dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+        """The items' true classes by task, in order."""
+        query = "SELECT task, label FROM items WHERE split = ? ORDER BY task, position"
+        found: dict[str, list[int]] = {}
+        with self._connect() as db:
+            for task, label in db.execute(query, (split,)):
+                found.setdefault(task, []).append(label)
+        return {task: np.array(labels, dtype=np.int64) for task, labels in found.items()}

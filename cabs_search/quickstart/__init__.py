@@ -1,0 +1,1 @@
+"""The quickstart: real text from PyPI packages, and experts made from it."""

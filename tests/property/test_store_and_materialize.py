@@ -1,0 +1,189 @@
+"""The store gives back what went in; a resident model's n-th candidate has the bits of a fresh merge."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+import cabs_search
+from cabs_search.checkpoint import Checkpoint
+from cabs_search.materialize import Resident, merged_tensors
+from cabs_search.recipe import Cabs, Recipe, TaskArithmetic, make_method, make_recipe
+from cabs_search.sparsify import Kept, conflict_aware
+from cabs_search.store import Family, Store
+from tests.conftest import EXPERTS
+
+ORDERS = list(itertools.permutations(EXPERTS))
+LAMBDAS = st.floats(-2, 4).map(lambda x: round(x, 2))
+METHODS = st.one_of(
+    st.just(TaskArithmetic()),
+    st.builds(
+        Cabs,
+        nm=st.sampled_from([(1, 4), (2, 8), (3, 8), (8, 32), (16, 16), (1, 300)]),
+        order=st.sampled_from(ORDERS),
+        overlap=st.sampled_from(["fill", "drop"]),
+        tail=st.sampled_from(["keep", "drop"]),
+    ),
+)
+RECIPES = st.builds(
+    lambda method, values: make_recipe(method, dict(zip(EXPERTS, values, strict=True))),
+    METHODS,
+    st.tuples(LAMBDAS, LAMBDAS, LAMBDAS),
+)
+
+
+@pytest.fixture(scope="module")
+def family(pico: Path) -> Family:
+    return Family.open(pico / "base", {name: pico / name for name in EXPERTS})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(torch.int16 if tensor.element_size() == 2 else torch.int32)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(candidates=st.lists(RECIPES, min_size=1, max_size=8), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_the_nth_candidate_has_the_bits_of_a_fresh_merge(
+    family: Family, store: Store, candidates: list[Recipe], dtype: torch.dtype
+) -> None:
+    shapes = family.alignment.shapes
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+    resident = Resident(family.base, tensors, plan_bytes=200_000)  # room for a few plans, so that some are dropped
+    for recipe in candidates:
+        vectors = store.open(store.ensure(family, recipe.method))
+        resident.materialize(list(vectors.values()), [recipe.lambda_[expert] for expert in vectors])
+    for name, fresh in merged_tensors(family, candidates[-1], dtype):
+        assert torch.equal(bits(tensors[name]), bits(fresh)), name
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(method=METHODS)
+def test_entries_give_back_what_was_kept(family: Family, store: Store, method: TaskArithmetic | Cabs) -> None:
+    vectors = store.open(store.ensure(family, method))
+    for tensor in family.alignment.shared:
+        for expert, kept in family.prune(method, tensor):
+            found = vectors[expert].kept(tensor, family.numel(tensor))
+            assert same(found, kept)
+
+
+def same(a: Kept | None, b: Kept | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    if (a.positions is None) != (b.positions is None):
+        return False
+    where = a.positions is None or b.positions is None or torch.equal(a.positions, b.positions)
+    return where and torch.equal(a.values, b.values)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 700), st.floats(0, 1), st.integers(0, 2**16))
+def test_any_mask_survives_either_encoding(numel: int, density: float, seed: int) -> None:
+    """One bit a weight where much is kept, one byte a kept weight where little is."""
+    from cabs_search.store import StoredVector, _EntryWriter
+
+    torch.manual_seed(seed)
+    positions = (torch.rand(numel) < density).nonzero().reshape(-1)
+    kept = Kept(torch.rand(len(positions)), positions) if len(positions) else None
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "m").mkdir()
+        save_file({"w": torch.zeros(numel)}, Path(folder) / "m" / "model.safetensors")
+        family = Family.open(Path(folder) / "m", {"e": Path(folder) / "m"})
+        with _EntryWriter(Path(folder) / "x.safetensors", family, "e", TaskArithmetic()) as writer:
+            writer.add_kept("w", kept)
+        assert same(StoredVector(Path(folder) / "x.safetensors").kept("w", numel), kept)
+
+
+def test_task_arithmetic_is_base_plus_lambda_tau(pico: Path) -> None:
+    lambdas = {"mood": 0.3, "animal": -0.7, "pair": 1.9}
+    found = cabs_search.merge(pico / "base", {n: pico / n for n in EXPERTS}, lambdas, "task-arithmetic")
+    base = Checkpoint(pico / "base")
+    experts = {n: Checkpoint(pico / n, base=base) for n in EXPERTS}
+    for name, merged in found.items():
+        start = base.read(name).double()
+        expected = start + sum(lambdas[n] * (e.read(name).double() - start) for n, e in experts.items())
+        assert (merged.double() - expected).abs().max() < 1e-6
+
+
+def test_cabs_is_base_plus_lambda_mask_tau(pico: Path) -> None:
+    order = ["pair", "mood", "animal"]
+    lambdas = {"mood": 0.3, "animal": -0.7, "pair": 1.9}
+    found = cabs_search.merge(pico / "base", {n: pico / n for n in EXPERTS}, lambdas, nm=(2, 8), order=order)
+    base = Checkpoint(pico / "base")
+    for name, merged in found.items():
+        start = base.read(name)
+        deltas = [Checkpoint(pico / n, base=base).read(name) - start for n in order]
+        masks = conflict_aware(deltas, 2, 8)
+        expected = start + sum(lambdas[n] * d * m for n, d, m in zip(order, deltas, masks, strict=True))
+        assert torch.allclose(merged, expected, atol=1e-6)
+
+
+def test_orders_with_a_common_prefix_share_entries(family: Family, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first = store.ensure(family, make_method("cabs", EXPERTS, nm=(2, 8), order=["mood", "animal", "pair"]))
+    second = store.ensure(family, make_method("cabs", EXPERTS, nm=(2, 8), order=["mood", "pair", "animal"]))
+    assert first["mood"] == second["mood"]
+    assert first["pair"] != second["pair"]
+    assert len(list(store.root.iterdir())) == 5
+
+
+def test_entries_do_not_depend_on_where_the_weights_lie(pico: Path, family: Family, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(pico, tmp_path / "moved")
+    moved = Family.open(tmp_path / "moved" / "base", {n: tmp_path / "moved" / n for n in EXPERTS})
+    method = make_method("cabs", EXPERTS, nm=(2, 8))
+    assert Store(tmp_path).paths(moved, method) == Store(tmp_path).paths(family, method)
+
+
+def test_a_damaged_entry_is_built_again_with_a_warning(family: Family, tmp_path: Path) -> None:
+    store, method = Store(tmp_path), make_method("cabs", EXPERTS, nm=(2, 8))
+    paths = store.ensure(family, method)
+    good = paths["animal"].read_bytes()
+    for damaged in (good[:-3], good[:200] + b"\xff" + good[201:], b""):
+        paths["animal"].write_bytes(damaged)
+        with pytest.warns(UserWarning, match="damaged and is built again"):
+            store.ensure(family, method)
+        assert paths["animal"].read_bytes() == good
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.ensure(family, method)
+
+
+def build(arguments: tuple[Path, Path]) -> dict[str, bytes]:
+    pico, root = arguments
+    family = Family.open(pico / "base", {name: pico / name for name in EXPERTS})
+    paths = Store(root).ensure(family, make_method("cabs", EXPERTS, nm=(2, 8)))
+    return {name: path.read_bytes() for name, path in paths.items()}
+
+
+def test_processes_may_build_one_entry_at_once(pico: Path, tmp_path: Path) -> None:
+    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(build, [(pico, tmp_path)] * 3))
+    assert found[0] == found[1] == found[2]
+    assert len(list(Store(tmp_path).root.iterdir())) == 3, "no temporary file is left"
+
+
+def test_a_failed_build_leaves_no_entry(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Iterator[tuple[str, None]]:
+        raise RuntimeError("no space")
+
+    monkeypatch.setattr(Family, "prune", broken)
+    with pytest.raises(RuntimeError, match="no space"):
+        Store(tmp_path).ensure(family, TaskArithmetic())
+    assert list(Store(tmp_path).root.iterdir()) == []

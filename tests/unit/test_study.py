@@ -1,0 +1,200 @@
+"""What a search does next, without Ray: budgets, duplicates, crashes, failures. Scores are a function of λ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from cabs_search.launch import load_study_items
+from cabs_search.outcomes import Outcomes
+from cabs_search.search import space
+from cabs_search.search.study import BlockResult, Finished, Job, Study
+from cabs_search.spec import Spec, parse
+from cabs_search.tasks import Outcome
+from tests.conftest import pico_values
+
+
+class Bench:
+    """Runs a study's jobs as a driver would, scoring by a formula, and can stop at any block as a kill would."""
+
+    def __init__(self, spec: Spec, folder: Path, items: Any) -> None:
+        self.spec, self.folder, self.items = spec, folder, items
+        self.outcomes = Outcomes(folder / "outcomes")
+        self.outcomes.bind(spec, items, {"base": "b"})
+        self.finished: list[Finished] = []
+        self.scored: list[tuple[str, str, int]] = []
+        self.study = Study(spec, folder, items, self.outcomes, self.finished.append)
+        self.study.take_up()
+
+    def result(self, job: Job, block: int) -> BlockResult:
+        self.scored.append((job.recipe.key, job.split, block))
+        quality = 1 - min(1.0, sum(abs(v - 0.8) for v in job.recipe.lambda_.values()) / 3)
+        outcomes = {}
+        for task, rows in self.study.blocks[job.split][block].items():
+            draws = np.random.default_rng(list(rows)).random(len(rows))
+            scores = (draws < quality).astype(np.float32)
+            labels = self.items[job.split][task].labels[rows]
+            outcomes[task] = Outcome(scores, 1 - scores, np.where(scores > 0, labels, labels + 1))
+        return BlockResult(block=block, outcomes=outcomes, materialize_seconds=0.1, evaluate_seconds=0.2)
+
+    def run(self, blocks: int | None = None, fail: str | None = None) -> int:
+        """Up to a number of blocks, two jobs at a time; the blocks that were left."""
+        live: dict[str, tuple[Job, list[int]]] = {}
+        count, left = 0, 10**9 if blocks is None else blocks
+        while left:
+            while len(live) < 2 and isinstance(job := self.study.next_job(str(count)), Job):
+                live[str(count)] = (job, list(job.todo))
+                count += 1
+            if not live:
+                assert job == "finished"
+                break
+            name = sorted(live)[count % len(live)]
+            job, todo = live[name]
+            if fail and job.split == "search":
+                del live[name]
+                self.study.finish(name, fail)
+                continue
+            self.study.record(name, self.result(job, todo.pop(0)))
+            left -= 1
+            if not todo:
+                del live[name]
+                self.study.finish(name)
+        return left
+
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        storage = f"sqlite:///{self.folder / 'study.db'}"
+        return optuna.load_study(study_name=self.spec.name, storage=storage).get_trials()
+
+
+@pytest.fixture(scope="module")
+def spec(pico: Path) -> Spec:
+    return parse(pico_values(pico, trials=12))
+
+
+@pytest.fixture(scope="module")
+def items(spec: Spec) -> Any:
+    return load_study_items(spec)
+
+
+def test_a_search_ends_with_the_budget_and_the_rows_confirmed(spec: Spec, items: Any, tmp_path: Path) -> None:
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    searched, confirmed = (bench.outcomes.scored(spec, split) for split in ("search", "confirm"))
+    assert len(searched) == 12
+    assert {r.key for r in space_singles(spec)} <= confirmed.keys()
+    assert {r.key for r in bench.study.rows_to_confirm()} <= confirmed.keys()
+    best = max(searched.values(), key=lambda s: s.score)
+    assert bench.study.best is not None
+    assert bench.study.best.score == best.score
+    told = [t.value for t in bench.trials() if t.state == TrialState.COMPLETE]
+    assert sorted(told) == pytest.approx(sorted(s.score for s in searched.values()))
+    assert len(bench.scored) == len(set(bench.scored))
+
+
+def space_singles(spec: Spec) -> Any:
+    from cabs_search.baselines import singles
+
+    return singles(spec).values()
+
+
+def test_baselines_come_first(spec: Spec, items: Any, tmp_path: Path) -> None:
+    bench = Bench(spec, tmp_path, items)
+    jobs = [bench.study.next_job(str(i)) for i in range(4)]
+    assert [str(job.recipe) for job in jobs if isinstance(job, Job)] == [
+        "task-arithmetic λ=0.5",
+        "task-arithmetic λ=1",
+        "cabs 2:8 mood>animal>pair λ=1",
+        "cabs 2:8 mood>animal>pair λ=1.5",
+    ]
+
+
+@pytest.mark.parametrize("stops", [(1,), (2, 5), (7, 1, 3), (1, 1, 1, 1), (20, 20, 20)])
+def test_a_killed_search_goes_on(spec: Spec, items: Any, tmp_path: Path, stops: tuple[int, ...]) -> None:
+    scored: list[tuple[str, str, int]] = []
+    for blocks in stops:
+        bench = Bench(spec, tmp_path, items)
+        bench.run(blocks)
+        scored += bench.scored
+    last = Bench(spec, tmp_path, items)
+    last.run()
+    scored += last.scored
+    assert len(scored) == len(set(scored)), "something was scored twice"
+    assert not [t for t in last.trials() if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+    searched = last.outcomes.scored(spec, "search")
+    assert len(searched) == 12
+    numbers = [f.number for f in last.finished]
+    assert len(numbers) == len(set(numbers)) == 12, "the last driver is told every candidate once"
+    assert {f.recipe.key for f in last.finished} == searched.keys()
+
+
+def test_a_candidate_interrupted_between_its_last_block_and_its_end(spec: Spec, items: Any, tmp_path: Path) -> None:
+    bench = Bench(spec, tmp_path, items)
+    job = bench.study.next_job("a")
+    assert isinstance(job, Job)
+    for block in job.todo:
+        bench.study.record("a", bench.result(job, block))
+    again = Bench(spec, tmp_path, items)
+    again.run()
+    assert (job.recipe.key, "search", 0) not in again.scored
+    assert job.recipe.key in {f.recipe.key for f in again.finished if f.state == "complete"}
+
+
+def test_a_known_candidate_is_not_scored_again(pico: Path, items: Any, tmp_path: Path) -> None:
+    """A space of 4 candidates is searched through, and the search ends before its budget."""
+    values = pico_values(pico, trials=50)
+    values["space"] = {"nm": ["2:8"], "lambda": {"low": 0.5, "high": 2.0, "step": 0.5, "shared": True}}
+    spec = parse(values)
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    assert bench.study.exhausted
+    assert bench.study.done == 6  # 4 of the space, of which 1 and 1.5 are baselines, and 2 of task arithmetic
+    assert len(bench.scored) == len(set(bench.scored))
+
+
+def test_a_failed_candidate_is_failed_and_never_scored(spec: Spec, items: Any, tmp_path: Path) -> None:
+    bench = Bench(spec, tmp_path, items)
+    job = bench.study.next_job("a")
+    assert isinstance(job, Job)
+    bench.study.finish("a", "ValueError: the loss on mood is not finite")
+    bench.run()
+    failed = [f for f in bench.finished if f.state == "failed"]
+    assert [f.recipe for f in failed] == [job.recipe]
+    assert failed[0].error == "ValueError: the loss on mood is not finite"
+    assert failed[0].scored is None
+    assert [t.value for t in bench.trials() if t.state == TrialState.FAIL] == [None]
+    assert bench.study.done == 12
+    assert len(bench.outcomes.scored(spec, "search")) == 11
+
+
+def test_a_search_of_failures_gives_up(spec: Spec, items: Any, tmp_path: Path) -> None:
+    bench = Bench(spec, tmp_path, items)
+    bench.run(fail="MemoryError: no room")
+    assert bench.study.failure == "3 candidates in a row failed, the last one: MemoryError: no room"
+    assert bench.study.done <= 4, "two were at work"
+
+
+def test_another_study_in_the_folder_is_refused(pico: Path, spec: Spec, items: Any, tmp_path: Path) -> None:
+    Bench(spec, tmp_path, items)
+    values = pico_values(pico, trials=12, block=9)
+    with pytest.raises(ValueError, match=r"holds another study \(search.block differs\)"):
+        Bench(parse(values), tmp_path, items)
+    with pytest.raises(ValueError, match=r"holds another study \(weights of base differs\)"):
+        Outcomes(tmp_path / "outcomes").bind(spec, items, {"base": "other"})
+
+
+def test_params_and_recipes_agree(spec: Spec) -> None:
+    """What a sampler proposed is found again from the recipe, so that an interrupted candidate can be queued."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(30):
+        trial = study.ask()
+        recipe = space.suggest(spec, trial)
+        assert space.params_of(spec, recipe) == pytest.approx(trial.params)
+
+
+def test_the_space_is_counted(pico: Path) -> None:
+    assert space.size(parse(pico_values(pico))) == 21**3 * 2 * 6
