@@ -6,7 +6,6 @@ Metrics carry the candidate's own end as their time, so that writing one twice i
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 STUDY_TAG, TRIAL_TAG, STATE_TAG, PARENT_TAG = "cabs_search.study", "cabs_search.trial", "state", "mlflow.parentRunId"
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 
@@ -43,7 +43,6 @@ class Tracker:
             uri: a tracking URI; None: SQLite in ``folder``.
 
         """
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
         self._spec = spec
