@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from cabs_search import report
 from cabs_search.export import export
@@ -72,26 +74,28 @@ def run(
     say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
     family = Family.open(spec.base, spec.experts)
     items = load_study_items(spec)
-    outcomes = Outcomes(folder / "outcomes")
-    outcomes.bind(spec, items, {"base": family.base.fingerprint} | family.fingerprints)
-    _write_spec(spec, folder)
+    weights = {"base": family.base.fingerprint} | family.fingerprints
+    with _only_driver(folder):
+        outcomes = Outcomes(folder / "outcomes")
+        outcomes.bind(spec, items, weights)
+        _write_spec(spec, folder)
 
-    from cabs_search.search.driver import search
+        from cabs_search.search.driver import search
 
-    tracked = _Tracked(spec, folder, tracking_uri, say)
-    say(f"starting {spec.workers} workers; the study is kept in {folder}")
-    study = search(
-        spec,
-        folder,
-        items,
-        outcomes,
-        cache_folder(),
-        address=address,
-        on_finished=tracked.candidate,
-        on_open=tracked.open,
-    )
-    board = report.build(spec, outcomes)
-    tracked.end(board, outcomes)
+        tracked = _Tracked(spec, folder, tracking_uri, say)
+        say(f"starting {spec.workers} workers; the study is kept in {folder}")
+        study = search(
+            spec,
+            folder,
+            items,
+            outcomes,
+            cache_folder(),
+            address=address,
+            on_finished=tracked.candidate,
+            on_open=tracked.open,
+        )
+        board = report.build(spec, outcomes)
+        tracked.end(board, outcomes)
     if study.exhausted:
         say(f"the space holds no more than the {study.done} candidates that were scored")
     if study.best is None:
@@ -103,6 +107,19 @@ def run(
         scored_items=study.scored_items,
         tracking_uri=tracked.uri,
     )
+
+
+@contextmanager
+def _only_driver(folder: Path) -> Iterator[None]:
+    """Raises RuntimeError where another driver works in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(f"{folder}: another cabs-search is at work here") from None
+    with lock:
+        yield
 
 
 def load_study_items(spec: Spec) -> dict[SplitName, dict[str, Items]]:

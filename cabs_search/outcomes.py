@@ -21,6 +21,7 @@ from cabs_search.tasks import Items, Outcome, SplitName, metric
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS search (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS items (
     split TEXT, task TEXT, position INTEGER, item TEXT NOT NULL, label INTEGER NOT NULL,
     PRIMARY KEY (split, task, position));
@@ -111,6 +112,17 @@ class Outcomes:
                     for position, (key, label) in enumerate(zip(i.keys, i.labels, strict=True))
                 ),
             )
+
+    def study_id(self) -> str | None:
+        """The id of the search that this is the record of; None before its first run."""
+        with self._connect() as db:
+            row = db.execute("SELECT value FROM search WHERE key = 'id'").fetchone()
+        return str(row[0]) if row else None
+
+    def set_study_id(self, study_id: str) -> None:
+        """Tie the record to a search."""
+        with self._connect() as db:
+            db.execute("INSERT OR REPLACE INTO search VALUES ('id', ?)", (study_id,))
 
     def record(
         self, recipe: Recipe, split: SplitName, block: int, outcomes: Mapping[str, Outcome], evaluate_seconds: float

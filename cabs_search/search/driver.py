@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from filelock import FileLock, Timeout
 from ray import tune
 from ray._private import ray_constants
 from ray.tune.search import Searcher
@@ -30,8 +29,6 @@ from cabs_search.search.worker import Context, Opaque, Worker
 from cabs_search.spec import Spec
 from cabs_search.tasks import Items, SplitName
 
-WORKER_RESTARTS = 3
-"""How often a candidate is retried after its worker died."""
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
@@ -42,10 +39,6 @@ TUNE_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-
-
-class LockedError(RuntimeError):
-    """Another driver works in the folder."""
 
 
 def search(
@@ -64,31 +57,25 @@ def search(
     Args:
         folder: where ``study.db`` is, or will be.
         cache: the vector cache's folder, on every node.
-        address: a running Ray cluster's; None: Ray is started here, for this search, on loopback only.
+        address: a running Ray cluster's; None: the one this process has joined, else Ray is started here, for this
+            search, on loopback only.
         on_open: told the study's id, before anything else.
         on_finished: told every finished candidate, those of earlier runs first.
 
     Raises:
-        LockedError: another driver works in the folder.
         RuntimeError: the search cannot go on; the message says why.
 
     """
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise LockedError(f"{folder}: another cabs-search is at work here") from None
-    with lock:
-        study = Study(spec, folder, items, outcomes, on_finished)
-        on_open(study.id)
-        study.take_up()
-        with Progress(study) as progress:
-            _run(
-                study,
-                Context(spec=spec, items=items, blocks=study.blocks, cache=cache, threads=_threads(spec)),
-                address,
-                progress,
-            )
+    study = Study(spec, folder, items, outcomes, on_finished)
+    on_open(study.id)
+    study.take_up()
+    with Progress(study) as progress:
+        _run(
+            study,
+            Context(spec=spec, items=items, blocks=study.blocks, cache=cache, threads=_threads(spec)),
+            address,
+            progress,
+        )
     return study
 
 
@@ -102,7 +89,9 @@ def _run(study: Study, context: Context, address: str | None, progress: Progress
     for name in ("ray", "ray.tune", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
     gpus = 1.0 / max(1, context.spec.workers) if pick_device(context.spec.device) == "cuda" else 0.0
-    _start_ray(context.spec, address)
+    joined = ray.is_initialized()
+    if not joined:
+        _start_ray(context.spec, address)
     scratch = Path(tempfile.mkdtemp(prefix="cabs-search-"))
     try:
         with warnings.catch_warnings():
@@ -123,15 +112,18 @@ def _run(study: Study, context: Context, address: str | None, progress: Progress
                     storage_path=str(scratch),
                     verbose=0,
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                    failure_config=tune.FailureConfig(max_failures=WORKER_RESTARTS),
+                    failure_config=tune.FailureConfig(max_failures=0),  # the study tries again, not Tune
                     callbacks=[Recorder(study, progress)],
                 ),
             ).fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        ray.shutdown()
+        if not joined:
+            ray.shutdown()
     if study.failure:
         raise RuntimeError(study.failure)
+    if not study.complete:
+        raise KeyboardInterrupt
 
 
 def _start_ray(spec: Spec, address: str | None) -> None:
@@ -174,12 +166,14 @@ class JobSearcher(Searcher):  # type: ignore[misc]
         return {"job": Opaque(job)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A job has ended: every block recorded, its candidate failed, or its workers died again and again."""
+        """A job has ended: every block recorded, its candidate failed, its worker died, or the run interrupted."""
         self._live.discard(trial_id)
-        failed = (result or {}).get("failed")
-        if error or result is None:
-            failed = f"its worker died {WORKER_RESTARTS + 1} times"
-        self._study.finish(trial_id, failed)
+        if error:
+            self._study.died(trial_id)
+        elif result and result.get("done"):
+            self._study.finish(trial_id, result.get("failed"))
+        else:  # interrupted: the next run takes it up
+            self._study.leave(trial_id)
         self._progress.refresh()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -193,7 +187,7 @@ class JobSearcher(Searcher):  # type: ignore[misc]
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]
-    """Keeps every block, and tells a trial that will be retried what is done already."""
+    """Keeps every block; a Searcher is not shown a trial's last result before its end."""
 
     def __init__(self, study: Study, progress: Progress) -> None:
         self._study, self._progress = study, progress
@@ -206,14 +200,10 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,  # noqa: ARG002
     ) -> None:
-        """Record a block; take it off the trial's own list, so that another worker goes on behind it."""
-        if "result" not in result:
-            return
-        done = result.pop("result").value
-        self._study.record(trial.trial_id, done)
-        job = trial.config["job"].value
-        trial.config["job"] = Opaque(job.without(done.block))
-        self._progress.refresh()
+        """Record a block."""
+        if "result" in result:
+            self._study.record(trial.trial_id, result.pop("result").value)
+            self._progress.refresh()
 
 
 class Progress:

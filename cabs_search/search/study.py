@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import uuid
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,8 @@ from cabs_search.tasks import Items, Outcome, SplitName
 
 MAX_DUPLICATES = 200
 """Proposals in a row that repeat known candidates, after which the space counts as searched through."""
+WORKER_DEATHS = 3
+"""Workers that may die over one candidate before it counts as failed."""
 MAX_FAILED = 3
 """Candidates in a row that fail, after which the search gives up."""
 
@@ -42,10 +44,6 @@ class Job:
     split: SplitName
     todo: tuple[int, ...]
     """Blocks that are not recorded yet."""
-
-    def without(self, block: int) -> Job:
-        """What is left once a block is recorded."""
-        return replace(self, todo=tuple(b for b in self.todo if b != block))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,22 +92,39 @@ class Study:
         self.spec, self.outcomes, self._on_finished = spec, outcomes, on_finished
         self.blocks = {split: blocks(by_task, spec.search.block) for split, by_task in items.items()}
         self._study = _open(spec, folder)
+        self._claim()
         self._open: dict[str, tuple[Job, optuna.Trial | None, float]] = {}
         self._known: dict[str, Scored] = {}
         self._failed: set[str] = set()
         self._failed_in_a_row = 0
+        self._deaths: Counter[str] = Counter()
+        self._orphans: deque[str] = deque()
         self.failure: str | None = None
         self.exhausted = False
         self.scored_items = 0
         self._singles = deque(singles(spec).values())
         self._confirm: deque[Recipe] | None = None
 
+    def _claim(self) -> None:
+        """Tie study and record to one another: in a shared database two studies may have one name."""
+        if "id" not in self._study.user_attrs:
+            self._study.set_user_attr("id", uuid.uuid4().hex)
+        if self.outcomes.study_id() != self.id and any(t.state.is_finished() for t in self._study.get_trials(False)):
+            raise ValueError(
+                f"{self.spec.search.storage or 'study.db'}: the study {self.spec.name!r} there belongs to another "
+                "folder; choose another name, or another --output"
+            )
+        self.outcomes.set_study_id(self.id)
+
     @property
     def id(self) -> str:
         """A name that no other study has."""
-        if "id" not in self._study.user_attrs:
-            self._study.set_user_attr("id", uuid.uuid4().hex)
         return str(self._study.user_attrs["id"])
+
+    @property
+    def complete(self) -> bool:
+        """Whether the budget is spent and every row confirmed."""
+        return self._confirm is not None and not (self._confirm or self._singles or self._open)
 
     @property
     def done(self) -> int:
@@ -127,10 +142,6 @@ class Study:
         if self._confirm is None:
             return None
         return len(self._confirm) + len(self._singles) + len(self._open)
-
-    def items_of(self, split: SplitName, todo: tuple[int, ...]) -> int:
-        """How many items some blocks hold."""
-        return sum(len(rows) for block in todo for rows in self.blocks[split][block].values())
 
     def take_up(self) -> None:
         """Take up what earlier runs left: finished candidates count, interrupted ones are queued again."""
@@ -171,9 +182,9 @@ class Study:
         """The next job, by an id of the caller's; None while there is nothing to do until another job ends."""
         if self.failure:
             return "finished"
-        if job := self._next_candidate(job_id) or self._next_row(job_id):
+        if job := self._next_orphan(job_id) or self._next_candidate(job_id) or self._next_row(job_id):
             return job
-        return None if self._open or self._confirm is None or self._confirm else "finished"
+        return "finished" if self.complete else None
 
     def _next_candidate(self, job_id: str) -> Job | None:
         searching = sum(trial is not None for _, trial, _ in self._open.values())
@@ -257,6 +268,29 @@ class Study:
         self._failed_in_a_row = self._failed_in_a_row + 1 if scored is None else 0
         if self._failed_in_a_row >= MAX_FAILED:
             self.failure = f"{MAX_FAILED} candidates in a row failed, the last one: {error}"
+
+    def died(self, job_id: str) -> None:
+        """Take note that a job's worker died: another one gets what is left of it, some times."""
+        key = self._open[job_id][0].recipe.key
+        self._deaths[key] += 1
+        if self._deaths[key] > WORKER_DEATHS:
+            self.finish(job_id, f"its worker died {self._deaths[key]} times")
+        else:
+            self._orphans.append(job_id)
+
+    def _next_orphan(self, job_id: str) -> Job | None:
+        while self._orphans:
+            job, trial, seconds = self._open.pop(self._orphans.popleft())
+            job = self._job(job.recipe, job.split)
+            self._open[job_id] = (job, trial, seconds)
+            if job.todo:
+                return job
+            self.finish(job_id)
+        return None
+
+    def leave(self, job_id: str) -> None:
+        """Give a job up without an end: its candidate stays RUNNING, and the next run takes it up."""
+        self._open.pop(job_id)
 
     def _finish(self, trial: optuna.trial.FrozenTrial, recipe: Recipe) -> None:
         scored = self.outcomes.scored_one(self.spec, "search", recipe)

@@ -35,12 +35,17 @@ class Context:
 class Worker(tune.Trainable):  # type: ignore[misc]
     """One step materializes a candidate where needed and scores one block. Reused from candidate to candidate."""
 
+    _broken: str | None = None
+
     def setup(self, config: dict[str, Any], context: Context) -> None:
         """Load model and heads; the items come with the context."""
         torch.set_num_threads(context.threads)
         self._context = context
-        self._bench = Workbench(context.spec, Store(context.cache))
         self._take(config)
+        try:
+            self._bench = Workbench(context.spec, Store(context.cache))
+        except Exception as error:  # told at the first step: Tune would try again and then keep it to itself
+            self._broken = f"{type(error).__name__}: {error}"
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Turn to another job, keeping the model."""
@@ -53,6 +58,8 @@ class Worker(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Score the next block. A candidate's own error ends its job; it does not end the worker."""
+        if self._broken:
+            return {"failed": self._broken, "done": True}
         try:
             result = self._score(self._job.todo[self._step])
         except Exception as error:

@@ -307,6 +307,18 @@ def test_kill_9_of_the_driver_three_times(long_spec: Path, shared_cache: Path, t
     check_complete(folder, 40)
 
 
+def test_ctrl_c_leaves_a_search_that_goes_on(long_spec: Path, shared_cache: Path, tmp_path: Path) -> None:
+    run = Running(long_spec, tmp_path / "out", shared_cache)
+    run.wait_for_blocks(20)
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait() == 130, run.text()
+    assert "interrupted; the same command goes on where it stopped" in run.text()
+    assert "Traceback" not in run.text()
+    again = Running(long_spec, tmp_path / "out", shared_cache)
+    assert again.wait() == 0, again.text()
+    check_complete(tmp_path / "out", 40)
+
+
 def test_kill_9_of_a_worker(long_spec: Path, shared_cache: Path, tmp_path: Path) -> None:
     run = Running(long_spec, tmp_path / "out", shared_cache)
     for count in (10, 60):

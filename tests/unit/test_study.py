@@ -10,6 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from cabs_search.baselines import baselines, singles
 from cabs_search.launch import load_study_items
 from cabs_search.outcomes import Outcomes
 from cabs_search.search import space
@@ -86,7 +87,7 @@ def test_a_search_ends_with_the_budget_and_the_rows_confirmed(spec: Spec, items:
     bench.run()
     searched, confirmed = (bench.outcomes.scored(spec, split) for split in ("search", "confirm"))
     assert len(searched) == 12
-    assert {r.key for r in space_singles(spec)} <= confirmed.keys()
+    assert {r.key for r in singles(spec).values()} <= confirmed.keys()
     assert {r.key for r in bench.study.rows_to_confirm()} <= confirmed.keys()
     best = max(searched.values(), key=lambda s: s.score)
     assert bench.study.best is not None
@@ -94,12 +95,6 @@ def test_a_search_ends_with_the_budget_and_the_rows_confirmed(spec: Spec, items:
     told = [t.value for t in bench.trials() if t.state == TrialState.COMPLETE]
     assert sorted(told) == pytest.approx(sorted(s.score for s in searched.values()))
     assert len(bench.scored) == len(set(bench.scored))
-
-
-def space_singles(spec: Spec) -> Any:
-    from cabs_search.baselines import singles
-
-    return singles(spec).values()
 
 
 def test_baselines_come_first(spec: Spec, items: Any, tmp_path: Path) -> None:
@@ -171,6 +166,36 @@ def test_a_failed_candidate_is_failed_and_never_scored(spec: Spec, items: Any, t
     assert len(bench.outcomes.scored(spec, "search")) == 11
 
 
+def test_a_dead_workers_job_goes_to_another_behind_what_is_recorded(spec: Spec, items: Any, tmp_path: Path) -> None:
+    bench = Bench(spec, tmp_path, items)
+    job = bench.study.next_job("a")
+    assert isinstance(job, Job)
+    bench.study.record("a", bench.result(job, job.todo[0]))
+    bench.study.died("a")
+    again = bench.study.next_job("b")
+    assert again == Job(recipe=job.recipe, split="search", todo=job.todo[1:])
+    for block in again.todo:
+        bench.study.record("b", bench.result(again, block))
+    bench.study.died("b")  # after its last block
+    bench.run()
+    assert len(bench.scored) == len(set(bench.scored))
+    assert [f.state for f in bench.finished] == ["complete"] * 12
+
+
+def test_a_candidate_that_kills_its_workers_has_failed(spec: Spec, items: Any, tmp_path: Path) -> None:
+    bench = Bench(spec, tmp_path, items)
+    recipes = []
+    for i in range(4):
+        job = bench.study.next_job(str(i))
+        assert isinstance(job, Job)
+        recipes.append(job.recipe)
+        bench.study.died(str(i))
+    assert len(set(recipes)) == 1
+    bench.run()
+    failed = [f for f in bench.finished if f.state == "failed"]
+    assert [(f.recipe, f.error) for f in failed] == [(recipes[0], "its worker died 4 times")]
+
+
 def test_a_search_of_failures_gives_up(spec: Spec, items: Any, tmp_path: Path) -> None:
     bench = Bench(spec, tmp_path, items)
     bench.run(fail="MemoryError: no room")
@@ -198,3 +223,21 @@ def test_params_and_recipes_agree(spec: Spec) -> None:
 
 def test_the_space_is_counted(pico: Path) -> None:
     assert space.size(parse(pico_values(pico))) == 21**3 * 2 * 6
+
+
+def test_a_shared_database_keeps_two_studies_of_one_name_apart(pico: Path, items: Any, tmp_path: Path) -> None:
+    spec = parse(pico_values(pico, trials=12, storage=f"sqlite:///{tmp_path / 'shared.db'}"))
+    Bench(spec, tmp_path / "one", items).run()
+    with pytest.raises(ValueError, match="the study 'pico' there belongs to another folder"):
+        Bench(spec, tmp_path / "two", items)
+
+
+def test_a_lost_study_is_rebuilt_from_the_record(spec: Spec, items: Any, tmp_path: Path) -> None:
+    first = Bench(spec, tmp_path, items)
+    first.run()
+    (tmp_path / "study.db").unlink()
+    again = Bench(spec, tmp_path, items)
+    again.run()
+    assert not {r.key for r in baselines(spec)} & {key for key, _, _ in again.scored}, (
+        "what is on record is not scored again"
+    )
