@@ -26,12 +26,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 TRUNK_FIELDS = (
-    "model_type",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "vocab_size",
+    *("model_type", "vocab_size"),
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("n_embd", "n_layer", "n_head"),  # GPT-2
+    *("dim", "n_layers", "n_heads"),  # DistilBERT
 )
 """What a base and its experts must have alike in ``config.json``."""
 DTYPE_NAMES = {

@@ -217,18 +217,22 @@ def _print_export(options: argparse.Namespace, recipe: Any, to: Path) -> None:
 def _ui(options: argparse.Namespace) -> None:
     import subprocess
 
+    from cabs_search import views
     from cabs_search.spec import load
-    from cabs_search.tracking import default_uri, experiment_of
+    from cabs_search.tracking import default_uri, newest_parent
 
     if not (options.folder / "mlflow.db").is_file():
         raise ValueError(f"{options.folder}: holds no mlflow.db; a study with --tracking-uri is seen at that server")
     uri = default_uri(options.folder)
-    experiment = experiment_of(uri, load(options.folder / "spec.yaml").name)
-    url = f"http://127.0.0.1:{options.port}/#/experiments/{experiment}/runs"
+    found = newest_parent(uri, load(options.folder / "spec.yaml").name)
+    if found is None:
+        raise ValueError(f"{options.folder}: no runs are recorded yet")
+    root = f"http://127.0.0.1:{options.port}"
+    runs, charts = (views.url(root, *found, charts=charts) for charts in (False, True))
     if options.json:
-        _print_json({"url": url, "tracking_uri": uri})
+        _print_json({"url": runs, "charts": charts, "tracking_uri": uri})
     else:
-        print(f"{url}\nstop it with Ctrl-C", flush=True)
+        print(f"candidates, best first: {runs}\nas charts: {charts}\nstop it with Ctrl-C", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     if subprocess.run([*command, "--port", str(options.port)], check=False).returncode:
         raise RuntimeError(f"MLflow's UI did not start; is port {options.port} taken? Choose another with --port")

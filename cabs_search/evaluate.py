@@ -6,6 +6,7 @@ rewritten in place by ``materialize``; all heads see the same trunk.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -102,8 +103,13 @@ def _load_model(
     model: Any = AutoModelForSequenceClassification.from_pretrained(checkpoint.folder, dtype=dtype)
     model = model.eval().to(device)
     state = model.state_dict(keep_vars=True)
+    leftovers = model._keys_to_ignore_on_load_unexpected or []  # such as GPT-2's causal masks in old files
     for name, tensor in shared.items():
-        state[checkpoint.model_name(name)].data = tensor
+        in_model = checkpoint.model_name(name)
+        if in_model in state:
+            state[in_model].data = tensor
+        elif not any(re.search(pattern, in_model) for pattern in leftovers):
+            raise ValueError(f"experts.{expert}: {type(model).__name__} has no tensor {in_model}")
     return model
 
 

@@ -18,11 +18,14 @@ from cabs_search.combine import TensorSum, tensor_sum
 from cabs_search.recipe import Recipe, make_method, make_recipe
 from cabs_search.store import Family, StoredVector
 
+PLAN_BYTES = 1 << 30
+"""Memory for vectors made ready, beyond those in use."""
+
 
 class Resident:
     """A model's tensors that become base + Σ λᵢ·τ̃ᵢ in place, one candidate after another."""
 
-    def __init__(self, base: Checkpoint, tensors: Mapping[str, Tensor], *, plan_bytes: int = 1 << 30) -> None:
+    def __init__(self, base: Checkpoint, tensors: Mapping[str, Tensor], *, plan_bytes: int = PLAN_BYTES) -> None:
         """Take over ``tensors`` and make them the base's.
 
         Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from cabs_search.baselines import baselines, singles
 from cabs_search.evaluate import BATCH_TOKENS, Workbench, batches
 from cabs_search.launch import load_study_items
 from cabs_search.locations import cache_folder
+from cabs_search.materialize import PLAN_BYTES
 from cabs_search.recipe import Cabs, Method, TaskArithmetic, make_method
 from cabs_search.report import table
 from cabs_search.spec import Spec
@@ -26,6 +27,11 @@ from cabs_search.tasks import Items, SplitName
 
 ENTRY_BYTES_KEPT = 4 + 1
 """A kept weight on disk: float32 and, unless a bit a weight is less, one byte for its position."""
+
+POSITION_BYTES = 8
+"""A kept weight's position in memory."""
+LIBRARY_BYTES = 700 << 20
+"""What torch, transformers and Ray take in each worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +99,6 @@ def plan(spec: Spec) -> Plan:
     speed = _items_per_second(spec, store, items)
     total = candidates * search_items + rows * confirm_items
     weights = family.alignment.weights
-    widest = max(_kept_share(m) for m in methods)
     return Plan(
         spec=spec.as_dict(),
         candidates=candidates,
@@ -103,7 +108,7 @@ def plan(spec: Spec) -> Plan:
         vectors=len(entries),
         vectors_cached=sum(path.exists() for path in entries),
         cache_bytes=sum(entries.values()),
-        worker_bytes=int(weights * (getattr(torch, spec.dtype).itemsize + 4) + weights * widest * 12) + (700 << 20),
+        worker_bytes=weights * getattr(torch, spec.dtype).itemsize + _ready_bytes(family, methods) + LIBRARY_BYTES,
         items_per_second=speed,
         seconds=total / speed / spec.workers,
     )
@@ -123,6 +128,16 @@ def methods_of(spec: Spec) -> Iterator[Method]:
 
 def _kept_share(method: Method) -> float:
     return method.nm[0] / method.nm[1] if isinstance(method, Cabs) else 1.0
+
+
+def _ready_bytes(family: Family, methods: Iterable[Method]) -> int:
+    """Memory of vectors made ready: the largest in use, and as many more as are kept beside it."""
+    weights, experts = family.alignment.weights, len(family.experts)
+    sizes = [
+        int(weights * min(1.0, experts * _kept_share(m)) * (POSITION_BYTES + 4) if isinstance(m, Cabs) else 4 * weights)
+        for m in methods
+    ]
+    return max(sizes) + min(PLAN_BYTES, sum(sizes) - max(sizes))
 
 
 def _entry_bytes(family: Family, method: Method) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from cabs_search import views
 from cabs_search.recipe import Cabs
 from cabs_search.spec import Spec
 
@@ -57,6 +58,8 @@ class Tracker:
         parents = self._search(f"tags.`{STUDY_TAG}` = '{study_id}'")
         self.parent_id = str(parents[0].info.run_id) if parents else self._create_parent(study_id)
         self._client.update_run(self.parent_id, status="RUNNING")
+        for key, value in views.tags(spec, self.parent_id).items():
+            self._client.set_experiment_tag(self.experiment_id, key, value)
         children = self._search(f"tags.`{PARENT_TAG}` = '{self.parent_id}'")
         self._written = {int(r.data.tags[TRIAL_TAG]): r for r in children if TRIAL_TAG in r.data.tags}
 
@@ -97,9 +100,8 @@ class Tracker:
         started, ended = (int(t.timestamp() * 1000) for t in (finished.started, finished.ended))
         if known is None:
             tags = {PARENT_TAG: self.parent_id, TRIAL_TAG: str(finished.number), "recipe": finished.recipe.key}
-            known = self._client.create_run(
-                self.experiment_id, start_time=started, tags=tags, run_name=f"candidate {finished.number}"
-            )
+            name = " ".join([str(finished.number), *(v for k, v in _params(finished).items() if k in ("method", "nm"))])
+            known = self._client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=name)
             self._written[finished.number] = known
         run_id = known.info.run_id
         tags = {STATE_TAG: finished.state} | ({"error": finished.error} if finished.error else {})
@@ -155,9 +157,14 @@ def _metrics(finished: Finished) -> dict[str, float]:
     return metrics | {f"loss.{task}": value for task, value in scored.losses.items()}
 
 
-def experiment_of(uri: str, name: str) -> str | None:
-    """The id of an experiment by its name; None where there is none."""
+def newest_parent(uri: str, name: str) -> tuple[str, str] | None:
+    """The ids of an experiment and of its newest study's run; None where there is none."""
     from mlflow import MlflowClient
 
-    found = MlflowClient(tracking_uri=uri).get_experiment_by_name(name)
-    return str(found.experiment_id) if found else None
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        return None
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=5000)
+    parents = [run for run in runs if STUDY_TAG in run.data.tags]
+    return (str(experiment.experiment_id), str(parents[0].info.run_id)) if parents else None

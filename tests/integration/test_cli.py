@@ -55,7 +55,7 @@ def test_every_file_has_its_line_in_the_readme() -> None:
     for file in sorted((ROOT / "cabs_search").rglob("*.py")):
         if file.name != "__init__.py":
             assert f"`{file.relative_to(ROOT / 'cabs_search')}`" in text, f"{file} is in no page"
-    for file in (*(ROOT / "jobs").iterdir(), *(ROOT / "search_spaces").iterdir()):
+    for file in (*(ROOT / "jobs").iterdir(), *(ROOT / "search_spaces").iterdir(), *(ROOT / "dashboards").iterdir()):
         if file.is_file():
             assert f"`{file.relative_to(ROOT)}`" in text, f"{file} is in no page"
 

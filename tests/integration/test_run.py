@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zlib
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -155,6 +157,18 @@ def test_mlflow_children_hold_what_a_candidate_is_and_did(study: Path) -> None:
         assert metrics["materialize_seconds"] > 0
 
 
+def test_the_saved_view_covers_every_expert(study: Path) -> None:
+    from mlflow import MlflowClient
+
+    tags = MlflowClient(f"sqlite:///{study / 'mlflow.db'}").get_experiment_by_name("pico").tags
+    (view,) = [json.loads(v) for k, v in tags.items() if k.startswith("mlflow.sharedViewState.")]
+    state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
+    parallel, *scatter = state["compareRunCharts"]
+    assert set(parallel["selectedParams"]) == {f"{kind}.{e}" for kind in ("lambda", "rank") for e in EXPERTS}
+    assert [c["xaxis"]["key"] for c in scatter] == [f"lambda.{e}" for e in EXPERTS]
+    assert children(study)[0].data.tags["mlflow.parentRunId"] in state["searchFilter"]
+
+
 def test_run_again_on_a_finished_study_scores_nothing(
     study: Path, pico: Path, shared_cache: Path, tmp_path: Path
 ) -> None:
@@ -219,8 +233,9 @@ def test_ui_serves_the_studys_runs(study: Path, shared_cache: Path) -> None:
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        url = process.stdout.readline().strip()
+        url, charts = (process.stdout.readline().strip().partition(": ")[2] for _ in range(2))
         assert url.startswith(f"http://127.0.0.1:{port}/#/experiments/")
+        assert "viewStateShareKey=cabs-candidates-" in charts
         deadline = time.monotonic() + 120
         while True:
             try:
