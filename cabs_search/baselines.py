@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from cabs_search.outcomes import Scored
 from cabs_search.recipe import Recipe, TaskArithmetic, make_method, make_recipe
@@ -32,11 +32,16 @@ def singles(spec: Spec) -> dict[str, Recipe]:
     return {label: make_recipe(TaskArithmetic(), lambdas) for label, lambdas in rows.items()}
 
 
+def ranked(scored: Iterable[Scored]) -> list[Scored]:
+    """Best first; equal scores in an order that does not depend on which ended first."""
+    return sorted(scored, key=lambda s: (-s.score, s.recipe.key))
+
+
 def best_shared(spec: Spec, scored: Mapping[str, Scored]) -> dict[str, Scored]:
     """By method of the baselines, the best candidate with one λ for all experts."""
     found: dict[str, Scored] = {}
     for method in spec.baselines:
         mine = [s for s in scored.values() if s.recipe.is_shared and s.recipe.method.name == method]
         if mine:
-            found[method] = max(mine, key=lambda s: s.score)
+            found[method] = ranked(mine)[0]
     return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -79,7 +80,9 @@ class Checkpoint:
         if path not in self._open:
             try:
                 if path.suffix == ".bin":
-                    self._open[path] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                    self._open[path] = torch.load(
+                        path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True
+                    )  # files from before torch 1.6 are no zip, and cannot be mapped
                 else:
                     self._open[path] = safe_open(path, framework="pt")
             except (OSError, RuntimeError, SafetensorError) as error:
@@ -152,7 +155,7 @@ def align(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> Alignment:
     for name, expert in experts.items():
         _check_config(base, name, expert)
     in_all = set(base.names).intersection(*(e.names for e in experts.values()))
-    floating = {t for t in in_all if base.read(t).is_floating_point()}
+    floating = {t for t in in_all if all(c.read(t).is_floating_point() for c in (base, *experts.values()))}
     for name, expert in experts.items():
         for tensor in sorted(floating):
             if base.shape(tensor) != expert.shape(tensor):

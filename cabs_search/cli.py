@@ -224,7 +224,7 @@ def _ui(options: argparse.Namespace) -> None:
     if not (options.folder / "mlflow.db").is_file():
         raise ValueError(f"{options.folder}: holds no mlflow.db; a study with --tracking-uri is seen at that server")
     uri = default_uri(options.folder)
-    found = newest_parent(uri, load(options.folder / "spec.yaml").name)
+    found = newest_parent(uri, load(options.folder / "spec.yaml", locations=False).name)
     if found is None:
         raise ValueError(f"{options.folder}: no runs are recorded yet")
     root = f"http://127.0.0.1:{options.port}"

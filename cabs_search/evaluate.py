@@ -6,7 +6,6 @@ rewritten in place by ``materialize``; all heads see the same trunk.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +36,7 @@ def batches(lengths: Ints, tokens: int = BATCH_TOKENS) -> Iterator[Ints]:
 @torch.inference_mode()
 def evaluate(model: Any, items: Items, rows: Ints, device: torch.device) -> Outcome:
     """Score ``model`` on the given rows of ``items``, in the rows' order."""
+    model.config.pad_token_id = items.pad["input_ids"]  # by which a decoder finds an item's last token
     scores, losses = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
     predictions = np.empty(len(rows), np.int64)
     for batch in batches(items.lengths[rows]):
@@ -103,13 +103,13 @@ def _load_model(
     model: Any = AutoModelForSequenceClassification.from_pretrained(checkpoint.folder, dtype=dtype)
     model = model.eval().to(device)
     state = model.state_dict(keep_vars=True)
-    leftovers = model._keys_to_ignore_on_load_unexpected or []  # such as GPT-2's causal masks in old files
-    for name, tensor in shared.items():
-        in_model = checkpoint.model_name(name)
-        if in_model in state:
-            state[in_model].data = tensor
-        elif not any(re.search(pattern, in_model) for pattern in leftovers):
-            raise ValueError(f"experts.{expert}: {type(model).__name__} has no tensor {in_model}")
+    found = {name: tensor for name, tensor in shared.items() if checkpoint.model_name(name) in state}
+    if 2 * sum(t.numel() for t in found.values()) < sum(t.numel() for t in shared.values()):
+        raise ValueError(
+            f"experts.{expert}: {type(model).__name__} has few of the shared tensors; is it another model?"
+        )
+    for name, tensor in found.items():  # a task's model need not use all, as RoBERTa's classifier has no pooler
+        state[checkpoint.model_name(name)].data = tensor
     return model
 
 

@@ -21,6 +21,7 @@ from cabs_search.checkpoint import Checkpoint, CheckpointWriter
 from cabs_search.materialize import merged_tensors
 from cabs_search.recipe import Recipe
 from cabs_search.store import Family
+from cabs_search.tasks import pad_token_id
 
 SIDE_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
 TRUNK, HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -53,13 +54,14 @@ def export(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{to}: must be a new or an empty folder")
     path.parent.mkdir(parents=True, exist_ok=True)
+    dtype = dtype or family.base.read(family.alignment.shared[0]).dtype
     work = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         _write_trunk(family, recipe, work, dtype, progress)
         chosen = heads if heads is not None else {name: name for name in family.experts}
         trunks: dict[tuple[str, ...], Path] = {}
         for name, expert in chosen.items():
-            _write_head(family, expert, Checkpoint(work), work / "heads" / name, trunks)
+            _write_head(family, expert, Checkpoint(work), work / "heads" / name, dtype, trunks)
         (work / "recipe.json").write_text(json.dumps(recipe.as_dict(), indent=2, ensure_ascii=False) + "\n")
         (work / "README.md").write_text(_card(family, recipe, list(chosen), facts), encoding="utf-8")
         if path.exists():
@@ -71,7 +73,7 @@ def export(
 
 
 def _write_trunk(
-    family: Family, recipe: Recipe, to: Path, dtype: torch.dtype | None, progress: Callable[[int], Any] | None
+    family: Family, recipe: Recipe, to: Path, dtype: torch.dtype, progress: Callable[[int], Any] | None
 ) -> None:
     base = family.base
     own = [name for name in base.names if name not in family.alignment.shapes]
@@ -81,11 +83,14 @@ def _write_trunk(
             if progress:
                 progress(tensor.numel())
         for name in own:
-            writer.add(base.model_name(name), base.read(name))
+            tensor = base.read(name)
+            writer.add(base.model_name(name), tensor.to(dtype) if tensor.is_floating_point() else tensor)
     _copy_side_files(base, to, dtype)
 
 
-def _write_head(family: Family, expert: str, merged: Checkpoint, to: Path, trunks: dict[tuple[str, ...], Path]) -> None:
+def _write_head(
+    family: Family, expert: str, merged: Checkpoint, to: Path, dtype: torch.dtype, trunks: dict[tuple[str, ...], Path]
+) -> None:
     """The whole model of one task: the trunk under the expert's names, once for all that agree, and the head."""
     checkpoint = family.experts[expert]
     shared = family.alignment.shared
@@ -101,13 +106,18 @@ def _write_head(family: Family, expert: str, merged: Checkpoint, to: Path, trunk
     own = {name: checkpoint.model_name(name) for name in checkpoint.names if name not in family.alignment.shapes}
     with CheckpointWriter(to / HEAD, own.values(), {"format": "pt"}) as writer:
         for name, in_model in own.items():
-            writer.add(in_model, checkpoint.read(name))
+            tensor = checkpoint.read(name)
+            if tensor.is_floating_point():
+                writer.add(in_model, tensor.to(dtype))
+            else:  # buffers, such as position ids, come from the base
+                writer.add(in_model, family.base.read(name) if name in family.base.names else tensor)
     index = {
         "metadata": {"total_size": sum((to / file).stat().st_size for file in (TRUNK, HEAD))},
         "weight_map": dict.fromkeys(names, TRUNK) | dict.fromkeys(own.values(), HEAD),
     }
     (to / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    _copy_side_files(checkpoint, to, None, fallback=family.base)
+    _copy_side_files(checkpoint, to, dtype, fallback=family.base)
+    _set_pad_token(to)
 
 
 def _link(source: Path, to: Path) -> None:
@@ -117,12 +127,10 @@ def _link(source: Path, to: Path) -> None:
         shutil.copy(source, to)
 
 
-def _copy_side_files(
-    checkpoint: Checkpoint, to: Path, dtype: torch.dtype | None, fallback: Checkpoint | None = None
-) -> None:
-    config = dict(checkpoint.config)
-    if dtype is not None:
-        config["dtype"] = str(dtype).removeprefix("torch.")
+def _copy_side_files(checkpoint: Checkpoint, to: Path, dtype: torch.dtype, fallback: Checkpoint | None = None) -> None:
+    """The config, which says in which dtype the model is loaded, and the tokenizer, the base's where there is none."""
+    config = {k: v for k, v in checkpoint.config.items() if k != "torch_dtype"}
+    config["dtype"] = str(dtype).removeprefix("torch.")
     (to / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for source in (checkpoint, fallback):
         found = {f for pattern in SIDE_FILES for f in source.folder.glob(pattern)} if source else set()
@@ -130,6 +138,23 @@ def _copy_side_files(
             for file in found:
                 shutil.copy(file, to / file.name)
             return
+
+
+def _set_pad_token(folder: Path) -> None:
+    """Say in a decoder's config what its items were padded with, without which it takes no batches."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(folder)
+    if config.pad_token_id is None and any(folder.glob("tokenizer*")):
+        values = json.loads((folder / "config.json").read_text())
+        values["pad_token_id"] = pad_token_id(config, AutoTokenizer.from_pretrained(folder))
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _shown(folder: Path) -> str:
+    """A checkpoint's name for people: a hub id where it came from the hub."""
+    cached = [part for part in folder.parts if part.startswith("models--")]
+    return cached[-1].removeprefix("models--").replace("--", "/") if cached else folder.name
 
 
 def _card(family: Family, recipe: Recipe, heads: Iterable[str], facts: Iterable[str]) -> str:
@@ -144,9 +169,9 @@ def _card(family: Family, recipe: Recipe, heads: Iterable[str], facts: Iterable[
         f"`{recipe}`",
         "",
     ]
-    lines += [f"- base: `{family.base.folder.name}` (content {family.base.fingerprint})"]
+    lines += [f"- base: `{_shown(family.base.folder)}` (content {family.base.fingerprint})"]
     lines += [
-        f"- expert {name}: `{e.folder.name}` (content {family.fingerprints[name]}), λ = {recipe.lambda_[name]:g}"
+        f"- expert {name}: `{_shown(e.folder)}` (content {family.fingerprints[name]}), λ = {recipe.lambda_[name]:g}"
         for name, e in family.experts.items()
     ]
     lines += ["", *facts, "", "Heads:", "", *(f"- `heads/{name}`" for name in heads), "", "Made by cabs-search.", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from cabs_search import report
+from cabs_search.baselines import ranked
+from cabs_search.evaluate import pick_device
 from cabs_search.export import export
 from cabs_search.locations import cache_folder
 from cabs_search.outcomes import Outcomes, Scored
@@ -74,26 +77,26 @@ def run(
     say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
     family = Family.open(spec.base, spec.experts)
     items = load_study_items(spec)
+    pick_device(spec.device)
     weights = {"base": family.base.fingerprint} | family.fingerprints
     with _only_driver(folder):
         outcomes = Outcomes(folder / "outcomes")
         outcomes.bind(spec, items, weights)
-        _write_spec(spec, folder)
 
         from cabs_search.search.driver import search
+        from cabs_search.search.study import Study
 
+        study = Study(spec, folder, items, outcomes)
+        _write_spec(spec, folder)
         tracked = _Tracked(spec, folder, tracking_uri, say)
-        say(f"starting {spec.workers} workers; the study is kept in {folder}")
-        study = search(
-            spec,
-            folder,
-            items,
-            outcomes,
-            cache_folder(),
-            address=address,
-            on_finished=tracked.candidate,
-            on_open=tracked.open,
-        )
+        tracked.open(study.id)
+        study.take_up(tracked.candidate)
+        say(f"starting workers; the study is kept in {folder}")
+        try:
+            search(study, items, cache_folder(), address=address)
+        except BaseException:
+            tracked.close()
+            raise
         board = report.build(spec, outcomes)
         tracked.end(board, outcomes)
     if study.exhausted:
@@ -111,7 +114,8 @@ def run(
 
 @contextmanager
 def _only_driver(folder: Path) -> Iterator[None]:
-    """Raises RuntimeError where another driver works in the folder."""
+    """Raises RuntimeError where another driver is at work. A new folder goes again where its study is refused."""
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -119,7 +123,12 @@ def _only_driver(folder: Path) -> Iterator[None]:
     except Timeout:
         raise RuntimeError(f"{folder}: another cabs-search is at work here") from None
     with lock:
-        yield
+        try:
+            yield
+        except ValueError:
+            if is_new:
+                shutil.rmtree(folder)
+            raise
 
 
 def load_study_items(spec: Spec) -> dict[SplitName, dict[str, Items]]:
@@ -152,7 +161,7 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
     if not searched:
         raise ValueError(f"{folder}: no candidate is scored yet")
     if trial == "best":
-        chosen = max(searched.values(), key=lambda s: s.score)
+        chosen = ranked(searched.values())[0]
     else:
         from cabs_search.search.study import recipe_of_trial
 
@@ -206,6 +215,9 @@ class _Tracked:
 
         self._try(act)
 
+    def close(self) -> None:
+        self._try(lambda: self._tracker.close())
+
     def candidate(self, finished: Finished) -> None:
         self._try(lambda: self._tracker.candidate(finished))
 
@@ -220,6 +232,6 @@ class _Tracked:
             metrics = {"candidates": float(board.candidates)}
             if best is not None:
                 metrics |= {"score": best.search_score or 0.0, "confirm.score": best.score}
-            self._tracker.end(metrics, finished=True)
+            self._tracker.end(metrics)
 
         self._try(act)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -91,10 +92,11 @@ class Outcomes:
         study = {f"weights of {name}": value for name, value in weights.items()}
         study |= {"search.block": str(spec.search.block), "dtype": spec.dtype, "seed": str(spec.seed)}
         for split, by_task in items.items():
-            study |= {f"{split} items of {task}": " ".join(i.keys) for task, i in by_task.items()}
+            study |= {f"{split} items of {task}": i.digest for task, i in by_task.items()}
         for name, task in spec.tasks.items():
             study[f"tasks.{name}.metric"] = f"{task.metric} {json.dumps(task.metric_arguments, sort_keys=True)}"
             study[f"tasks.{name}.max_length"] = str(task.max_length)
+            study[f"tasks.{name}.expert"] = spec.expert_of(name)
         with self._connect() as db:
             known = dict(db.execute("SELECT key, value FROM study"))
             for key in sorted(known.keys() | study.keys()):
@@ -113,16 +115,11 @@ class Outcomes:
                 ),
             )
 
-    def study_id(self) -> str | None:
-        """The id of the search that this is the record of; None before its first run."""
+    def study_id(self) -> str:
+        """A name of the record's own, by which it and its search know one another."""
         with self._connect() as db:
-            row = db.execute("SELECT value FROM search WHERE key = 'id'").fetchone()
-        return str(row[0]) if row else None
-
-    def set_study_id(self, study_id: str) -> None:
-        """Tie the record to a search."""
-        with self._connect() as db:
-            db.execute("INSERT OR REPLACE INTO search VALUES ('id', ?)", (study_id,))
+            db.execute("INSERT OR IGNORE INTO search VALUES ('id', ?)", (uuid.uuid4().hex,))
+            return str(db.execute("SELECT value FROM search WHERE key = 'id'").fetchone()[0])
 
     def record(
         self, recipe: Recipe, split: SplitName, block: int, outcomes: Mapping[str, Outcome], evaluate_seconds: float

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cabs_search import significance
-from cabs_search.baselines import best_shared, singles
+from cabs_search.baselines import best_shared, ranked, singles
 from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import Recipe
 from cabs_search.spec import Spec, load
 from cabs_search.tasks import SPLITS, Ints, metric
 
 REPLICATES = 2000
-"""Bootstrap replicates of a mean of items; metrics of whole sets get a tenth, they cost more."""
+"""Bootstrap replicates; a quarter where some metric is none of the means of items, as these cost more."""
 MEANS = ("accuracy", "exact_match")
 """Metrics that are means of the items' scores."""
 
@@ -80,7 +80,7 @@ def leaderboard(folder: str | Path) -> Leaderboard:
     path = Path(folder)
     if not (path / "spec.yaml").is_file() or not (path / "outcomes" / "outcomes.sqlite").is_file():
         raise ValueError(f"{folder}: holds no study; make one with: cabs-search run SPEC --output {folder}")
-    return build(load(path / "spec.yaml"), Outcomes(path / "outcomes"))
+    return build(load(path / "spec.yaml", locations=False), Outcomes(path / "outcomes"))
 
 
 def build(spec: Spec, outcomes: Outcomes) -> Leaderboard:
@@ -102,12 +102,11 @@ def build(spec: Spec, outcomes: Outcomes) -> Leaderboard:
     shared = {f"best shared-λ {m}": s for m, s in best_shared(spec, searched).items()}
     for label, scored in shared.items():
         add(label, scored.recipe)
-    ranked = sorted(searched.values(), key=lambda s: -s.score)
-    for place, scored in enumerate(ranked, 1):
+    for place, scored in enumerate(ranked(searched.values()), 1):
         if scored.recipe.key in confirmed and place <= spec.search.confirm:
             add("best found" if place == 1 else f"found #{place}", scored.recipe)
     comparisons = {
-        label: asdict(compare(used["best found"], used[label]))
+        label: asdict(compare(spec, used["best found"], used[label], labels))
         for label in shared
         if {label, "best found"} <= used.keys()
     }
@@ -121,11 +120,19 @@ def build(spec: Spec, outcomes: Outcomes) -> Leaderboard:
     )
 
 
-def compare(a: Scored, b: Scored) -> significance.Comparison:
-    """Two candidates on the same items, paired, each task weighing the same."""
-    strata = np.concatenate([np.full(len(o.scores), task) for task, o in a.tasks.items()])
-    values = [np.concatenate([s.tasks[task].scores for task in a.tasks]) for s in (a, b)]
-    return significance.paired(values[0], values[1], strata)
+def compare(spec: Spec, a: Scored, b: Scored, labels: Mapping[str, Ints]) -> significance.Comparison:
+    """Two candidates on the same items, paired, each task weighing the same.
+
+    Where every metric is a mean of items, a paired t-test; else a paired bootstrap of the metrics' difference.
+    """
+    if all(task.metric in MEANS for task in spec.tasks.values()):
+        strata = np.concatenate([np.full(len(o.scores), task) for task, o in a.tasks.items()])
+        values = [np.concatenate([s.tasks[task].scores for task in a.tasks]) for s in (a, b)]
+        return significance.paired(values[0], values[1], strata)
+    differences = [
+        _replicates(spec, task, a, labels[task]) - _replicates(spec, task, b, labels[task]) for task in spec.tasks
+    ]
+    return significance.from_replicates(a.score - b.score, np.mean(differences, axis=0))
 
 
 def _row(spec: Spec, label: str, scored: Scored, searched: Scored | None, labels: Mapping[str, Ints]) -> Row:
@@ -169,14 +176,14 @@ def _ideal(
 
 
 def _replicates(spec: Spec, task: str, scored: Scored, labels: Ints) -> npt.NDArray[np.float64]:
-    outcome = scored.tasks[task]
+    """A task's metric on bootstrap draws of its items: the same draws for every candidate, others for every task."""
+    cheap = all(t.metric in MEANS for t in spec.tasks.values())
+    outcome, place = scored.tasks[task], list(spec.tasks).index(task)
+    draws = significance.resamples(len(labels), REPLICATES if cheap else REPLICATES // 4, (spec.seed, place))
     if spec.tasks[task].metric in MEANS:
-        draws = significance.resamples(len(labels), REPLICATES, spec.seed)
         means: npt.NDArray[np.float64] = outcome.scores[draws].mean(axis=1, dtype=np.float64)
         return means
-    draws = significance.resamples(len(labels), REPLICATES // 10, spec.seed)
-    values = [metric(spec.tasks[task], outcome.predictions[d], labels[d]) for d in draws]
-    return np.resize(np.array(values), REPLICATES)
+    return np.array([metric(spec.tasks[task], outcome.predictions[d], labels[d]) for d in draws])
 
 
 def _verdict(label: str, used: Mapping[str, Scored], found: Mapping[str, Any]) -> str:

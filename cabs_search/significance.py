@@ -27,7 +27,7 @@ class Comparison:
     interval: tuple[float, float]
     """Of the estimate, at the confidence asked for."""
     statistic: float
-    """Student's t."""
+    """Student's t; in standard errors for a bootstrap."""
     p_value: float
     """Of no difference, two-sided."""
 
@@ -95,7 +95,21 @@ def paired(
     )
 
 
-def resamples(items: int, count: int, seed: int) -> npt.NDArray[np.int64]:
+def from_replicates(estimate: float, differences: npt.NDArray[np.floating], confidence: float = 0.95) -> Comparison:
+    """A paired bootstrap: ``differences`` of a and b on the same draws of items, [replicates]."""
+    ties = float(np.mean(differences == 0)) / 2
+    below, above = float(np.mean(differences < 0)) + ties, float(np.mean(differences > 0)) + ties
+    spread = float(differences.std(ddof=1))
+    return Comparison(
+        test="paired bootstrap",
+        estimate=estimate,
+        interval=percentile_interval(differences, confidence),
+        statistic=estimate / spread if spread else 0.0,
+        p_value=min(1.0, 2 * max(min(below, above), 0.5 / len(differences))),
+    )
+
+
+def resamples(items: int, count: int, seed: int | Sequence[int]) -> npt.NDArray[np.int64]:
     """Bootstrap draws of items with replacement, [count, items]."""
     return np.random.default_rng(seed).integers(items, size=(count, items))
 

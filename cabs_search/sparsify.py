@@ -104,6 +104,7 @@ def nm_mask(
 
     """
     check_nm(n, m)
+    _check_choice("tail", tail, ("keep", "drop"))
     free = None if eligible is None else _flat_bools(eligible, delta)
     mask = _nm_mask(_magnitudes(delta), n, m, free, tail)
     return torch.from_numpy(mask).reshape(delta.shape).to(delta.device)
@@ -135,6 +136,8 @@ def conflict_aware(
 
     """
     check_nm(n, m)
+    _check_choice("tail", tail, ("keep", "drop"))
+    _check_choice("overlap", overlap, ("fill", "drop"))
     if len({tuple(d.shape) for d in deltas}) > 1:
         raise ValueError(f"task vectors must have one shape, but got {[tuple(d.shape) for d in deltas]}")
     masks: list[Bools] = []
@@ -207,6 +210,11 @@ def largest(magnitudes: Floats, k: int) -> Bools:
         room = k - above.sum(axis=1, keepdims=True)
         mask[surplus] = above | (ties & (ties.cumsum(axis=1) <= room))
     return mask
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(choices)}, but got {value!r}")
 
 
 def _magnitudes(delta: Tensor) -> Floats:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -152,7 +153,7 @@ class Search:
 
     trials: Count = 50
     """Candidates in all, the baselines among them."""
-    sampler: Literal["tpe", "random", "cmaes"] = "tpe"
+    sampler: Literal["tpe", "random"] = "tpe"
     workers: Count | None = None
     """Ray workers; None: one for each core."""
     block: Count = 50
@@ -196,7 +197,7 @@ class Spec:
                     )
         return self
 
-    @property
+    @cached_property
     def orders(self) -> tuple[tuple[str, ...], ...]:
         """The pruning orders to search."""
         if self.space.order == "all":
@@ -230,11 +231,12 @@ class Spec:
         return replace(self, search=search)
 
 
-def load(path: str | Path) -> Spec:
+def load(path: str | Path, *, locations: bool = True) -> Spec:
     """Read a spec; locations come back absolute.
 
     Args:
         path: a YAML file, or the name of one that ships in ``search_spaces/``.
+        locations: whether models and data must be there; a report needs neither.
 
     Raises:
         ValueError: one line that names file, field, rule and value.
@@ -245,10 +247,10 @@ def load(path: str | Path) -> Spec:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    return parse(values, str(path), file.parent)
+    return parse(values, str(path), file.parent, locations=locations)
 
 
-def parse(values: Any, source: str = "spec", relative_to: Path | None = None) -> Spec:
+def parse(values: Any, source: str = "spec", relative_to: Path | None = None, *, locations: bool = True) -> Spec:
     """A spec from plain values; ``source`` and ``relative_to`` as a file would give them."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{source}: a spec must be a mapping, but got {type(values).__name__}")
@@ -257,7 +259,7 @@ def parse(values: Any, source: str = "spec", relative_to: Path | None = None) ->
     except ValidationError as error:
         raise ValueError(f"{source}: {_one_line(error)}") from None
     try:
-        return _located(spec, relative_to or Path())
+        return _located(spec, relative_to or Path()) if locations else spec
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 

@@ -116,6 +116,7 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root) / f"vectors-v{FORMAT}"
+        self._checked: dict[Path, tuple[int, int]] = {}
 
     def paths(self, family: Family, method: Method) -> dict[str, Path]:
         """Where the entry of each expert's vector is, or will be, in pruning order."""
@@ -151,7 +152,7 @@ class Store:
 
         """
         paths = self.paths(family, method)
-        missing = {expert: path for expert, path in paths.items() if not _is_whole(path)}
+        missing = {expert: path for expert, path in paths.items() if not self._is_whole(path)}
         if missing:
             with ExitStack() as stack:
                 writers = {e: _EntryWriter(p, family, e, method) for e, p in missing.items()}
@@ -170,6 +171,19 @@ class Store:
     def open(self, paths: Mapping[str, Path]) -> dict[str, StoredVector]:
         """Map entries that ``ensure`` returned."""
         return {expert: StoredVector(path) for expert, path in paths.items()}
+
+    def _is_whole(self, path: Path) -> bool:
+        """Whether an entry is there and undamaged; its bytes are read once, and again when the file changes."""
+        if not path.exists():
+            return False
+        now = (path.stat().st_size, path.stat().st_mtime_ns)
+        if self._checked.get(path) == now:
+            return True
+        if checksum_holds(path):
+            self._checked[path] = now
+            return True
+        warnings.warn(f"{path}: the entry is damaged and is built again", stacklevel=3)
+        return False
 
 
 class _EntryWriter(CheckpointWriter):
@@ -204,12 +218,3 @@ class _EntryWriter(CheckpointWriter):
 def _padded(tensor: Tensor) -> Tensor:
     """With zeros at the end, so that its bytes are a multiple of 8 and its neighbours stay aligned."""
     return torch.nn.functional.pad(tensor, (0, -tensor.nbytes % 8 // tensor.element_size()))
-
-
-def _is_whole(path: Path) -> bool:
-    if not path.exists():
-        return False
-    if checksum_holds(path):
-        return True
-    warnings.warn(f"{path}: the entry is damaged and is built again", stacklevel=4)
-    return False

@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,6 +45,11 @@ class Items:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def digest(self) -> str:
+        """A hash of the items as the model sees them, and of their labels and order."""
+        return _digest(repr((self.keys, self.encodings, self.labels.tolist(), sorted(self.pad.items()))))
 
     @property
     def lengths(self) -> Ints:
@@ -87,6 +92,8 @@ def metric(task: Task, predictions: Ints, labels: Ints) -> float:
 
         return float(matthews_corrcoef(labels, predictions))
     found = _evaluate_module(name).compute(predictions=predictions, references=labels, **arguments)
+    if name not in found and len(found) != 1:
+        raise ValueError(f"of its values ({', '.join(found)}) none is called {name}")
     return float(found[name] if name in found else next(iter(found.values())))
 
 
@@ -125,9 +132,12 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
     has_tokenizer = any(expert.glob("tokenizer*")) or any(expert.glob("vocab*"))
     tokenizer = AutoTokenizer.from_pretrained(expert if has_tokenizer else spec.base)
     check_metric(where, task, config.num_labels)
-    rows = {split: _rows(where, task, getattr(task, split).split or task.split, config) for split in SPLITS}
-    same = (task.search.split or task.split) == (task.confirm.split or task.split)
-    parts = _divide(rows["search"], task, spec.seed) if same else _without_leaks(where, rows)
+    names = {split: getattr(task, split).split or task.split for split in SPLITS}
+    if names["search"] == names["confirm"]:
+        parts = _divide(_rows(where, task, names["search"], config), task, spec.seed)
+    else:
+        parts = {split: _rows(where, task, name, config) for split, name in names.items()}
+    parts = _without_leaks(where, parts)
     found = {}
     for split in SPLITS:
         wanted: Split = getattr(task, split)
@@ -137,7 +147,7 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
                 f"{where}.{split}.items: at most the rows at hand must be asked for, but got {wanted.items or 1} of "
                 f"{len(chosen)}"
             )
-        found[split] = _tokenize(tokenizer, task, chosen[: wanted.items])
+        found[split] = _tokenize(tokenizer, config, task, chosen[: wanted.items])
     return found
 
 
@@ -146,6 +156,10 @@ class _Row:
     texts: tuple[str, ...]
     label: int
     group: str
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts).lower().strip()
 
     @property
     def key(self) -> str:
@@ -163,11 +177,11 @@ def _rows(where: str, task: Task, split: str | None, config: Any) -> list[_Row]:
         raise ValueError(f"{where}.text: every text must be a string, but column {' or '.join(columns)} has others")
     to_class = _to_class(where, task, config)
     labels = [to_class(label) for label in data[task.label]]
-    groups = list(data[task.group]) if task.group else [" ".join(pair).lower().strip() for pair in texts]
+    groups = list(data[task.group]) if task.group else [None] * len(texts)
     rows: dict[str, _Row] = {}
     for pair, label, group in zip(texts, labels, groups, strict=True):
-        row = _Row(pair, label, _digest(str(group)))
-        rows.setdefault(row.key, row)
+        row = _Row(pair, label, "")
+        rows.setdefault(row.key, replace(row, group=_digest(row.text if group is None else str(group))))
     return list(rows.values())
 
 
@@ -215,25 +229,29 @@ def read_dataset(where: str, task: Task, split: str | None) -> Dataset:
 
 
 def _divide(rows: Sequence[_Row], task: Task, seed: int) -> dict[SplitName, list[_Row]]:
-    """Each group to one side, by its hash, in proportion to the items asked for."""
-    asked = (task.search.items, task.confirm.items)
-    share = asked[0] / (asked[0] + asked[1]) if asked[0] and asked[1] else 0.5
-    sides: dict[SplitName, list[_Row]] = {"search": [], "confirm": []}
+    """Whole groups, in the order of their hashes, to search until it has what it asks for, the others to confirm."""
+    rest = len(rows) - task.confirm.items if task.confirm.items else len(rows) // 2
+    wanted = task.search.items or rest
+    groups: dict[str, list[_Row]] = {}
     for row in rows:
-        drawn = int(_digest(f"{seed} side {row.group}"), 16) / 2**64
-        sides["search" if drawn < share else "confirm"].append(row)
+        groups.setdefault(row.group, []).append(row)
+    sides: dict[SplitName, list[_Row]] = {"search": [], "confirm": []}
+    for group in sorted(groups, key=lambda group: _digest(f"{seed} side {group}")):
+        sides["search" if len(sides["search"]) < wanted else "confirm"] += groups[group]
     return sides
 
 
-def _without_leaks(where: str, rows: Mapping[SplitName, list[_Row]]) -> dict[SplitName, list[_Row]]:
-    confirmed = {row.group for row in rows["confirm"]}
-    search = [row for row in rows["search"] if row.group not in confirmed]
-    if left_out := len(rows["search"]) - len(search):
+def _without_leaks(where: str, parts: Mapping[SplitName, list[_Row]]) -> dict[SplitName, list[_Row]]:
+    """Search rows of which the confirm split has the group or the text are left out."""
+    groups = {row.group for row in parts["confirm"]}
+    texts = {row.text for row in parts["confirm"]}
+    search = [row for row in parts["search"] if row.group not in groups and row.text not in texts]
+    if left_out := len(parts["search"]) - len(search):
         warnings.warn(f"{where}: {left_out} search rows are left out: the confirm split has them too", stacklevel=3)
-    return {"search": search, "confirm": rows["confirm"]}
+    return {"search": search, "confirm": parts["confirm"]}
 
 
-def _tokenize(tokenizer: Any, task: Task, rows: Sequence[_Row]) -> Items:
+def _tokenize(tokenizer: Any, config: Any, task: Task, rows: Sequence[_Row]) -> Items:
     columns = [list(texts) for texts in zip(*(row.texts for row in rows), strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=task.max_length)
     fields = [field for field in encoded if field != "attention_mask"]
@@ -241,8 +259,14 @@ def _tokenize(tokenizer: Any, task: Task, rows: Sequence[_Row]) -> Items:
         keys=tuple(row.key for row in rows),
         encodings=tuple({f: encoded[f][i] for f in fields} for i in range(len(rows))),
         labels=np.array([row.label for row in rows], dtype=np.int64),
-        pad={f: int(tokenizer.pad_token_id or 0) if f == "input_ids" else 0 for f in fields},
+        pad=dict.fromkeys(fields, 0) | {"input_ids": pad_token_id(config, tokenizer)},
     )
+
+
+def pad_token_id(config: Any, tokenizer: Any) -> int:
+    """What a model's items are padded with: as its config says, else its tokenizer; its end mark where neither does."""
+    ids = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, getattr(config, "eos_token_id", None))
+    return next((int(i) for i in ids if i is not None), 0)
 
 
 def _digest(text: str) -> str:

@@ -58,6 +58,7 @@ class Tracker:
         parents = self._search(f"tags.`{STUDY_TAG}` = '{study_id}'")
         self.parent_id = str(parents[0].info.run_id) if parents else self._create_parent(study_id)
         self._client.update_run(self.parent_id, status="RUNNING")
+        self._describe_parent()
         for key, value in views.tags(spec, self.parent_id).items():
             self._client.set_experiment_tag(self.experiment_id, key, value)
         children = self._search(f"tags.`{PARENT_TAG}` = '{self.parent_id}'")
@@ -77,18 +78,22 @@ class Tracker:
             run_name=self._spec.name,
             tags={STUDY_TAG: study_id, "mlflow.source.name": "cabs-search"},
         )
-        run_id = str(run.info.run_id)
-        self._client.log_text(run_id, yaml.safe_dump(self._spec.as_dict(), sort_keys=False), "spec.yaml")
+        return str(run.info.run_id)
+
+    def _describe_parent(self) -> None:
+        """What was searched; written again each time, so that a killed driver leaves nothing out."""
+        spec = self._spec
+        self._client.log_text(self.parent_id, yaml.safe_dump(spec.as_dict(), sort_keys=False), "spec.yaml")
+        known = self._client.get_run(self.parent_id).data.params
         params = {
-            "base": self._spec.base,
-            "experts": ", ".join(self._spec.experts),
-            "trials": self._spec.search.trials,
-            "sampler": self._spec.search.sampler,
-            "seed": self._spec.seed,
+            "base": spec.base,
+            "experts": ", ".join(spec.experts),
+            "sampler": spec.search.sampler,
+            "seed": spec.seed,
         }
         for key, value in params.items():
-            self._client.log_param(run_id, key, value)
-        return run_id
+            if key not in known:
+                self._client.log_param(self.parent_id, key, value)
 
     def candidate(self, finished: Finished) -> None:
         """Write a finished candidate as a child; one that is there already stays as it is."""
@@ -129,13 +134,17 @@ class Tracker:
         self._client.log_text(self.parent_id, text, "leaderboard.txt")
         self._client.log_text(self.parent_id, table, "leaderboard.json")
 
-    def end(self, metrics: Mapping[str, float], *, finished: bool) -> None:
-        """Close the parent run for now; a later run of the same study opens it again."""
+    def end(self, metrics: Mapping[str, float]) -> None:
+        """Close the parent run of a search that is complete."""
         from mlflow.entities import Metric
 
         now = max((run.info.end_time or 0 for run in self._written.values()), default=0)
         self._client.log_batch(self.parent_id, metrics=[Metric(k, v, now, 0) for k, v in metrics.items()])
-        self._client.set_terminated(self.parent_id, "FINISHED" if finished else "KILLED")
+        self._client.set_terminated(self.parent_id, "FINISHED")
+
+    def close(self) -> None:
+        """Close the parent run of a search that did not end by itself; the next run of the study opens it again."""
+        self._client.set_terminated(self.parent_id, "KILLED")
 
 
 def _params(finished: Finished) -> dict[str, Any]:

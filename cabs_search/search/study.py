@@ -8,7 +8,6 @@ are not recorded. A candidate is told COMPLETE when every item is scored, with t
 from __future__ import annotations
 
 import json
-import uuid
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from typing import Literal
 import optuna
 from optuna.trial import TrialState
 
-from cabs_search.baselines import baselines, best_shared, singles
+from cabs_search.baselines import baselines, best_shared, ranked, singles
 from cabs_search.evaluate import blocks
 from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import Recipe
@@ -55,6 +54,8 @@ class BlockResult:
     """By task."""
     materialize_seconds: float
     evaluate_seconds: float
+    warnings: tuple[str, ...] = ()
+    """What the worker's user should know, such as a damaged entry of the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +82,15 @@ class Study:
         folder: Path,
         items: Mapping[SplitName, Mapping[str, Items]],
         outcomes: Outcomes,
-        on_finished: Callable[[Finished], object] = lambda _: None,
     ) -> None:
         """Open or create the study in ``folder``; ``take_up`` makes it ready.
 
-        Args:
-            on_finished: told every finished candidate, those of earlier runs first.
+        Raises:
+            ValueError: the database cannot be had, or its study is another folder's or of another space.
 
         """
-        self.spec, self.outcomes, self._on_finished = spec, outcomes, on_finished
+        self.spec, self.outcomes = spec, outcomes
+        self._on_finished: Callable[[Finished], object] = lambda _: None
         self.blocks = {split: blocks(by_task, spec.search.block) for split, by_task in items.items()}
         self._study = _open(spec, folder)
         self._claim()
@@ -107,14 +108,23 @@ class Study:
 
     def _claim(self) -> None:
         """Tie study and record to one another: in a shared database two studies may have one name."""
-        if "id" not in self._study.user_attrs:
-            self._study.set_user_attr("id", uuid.uuid4().hex)
-        if self.outcomes.study_id() != self.id and any(t.state.is_finished() for t in self._study.get_trials(False)):
+        source = self.spec.search.storage or "study.db"
+        ours = self.outcomes.study_id()
+        if self._study.user_attrs.get("id", ours) != ours:
             raise ValueError(
-                f"{self.spec.search.storage or 'study.db'}: the study {self.spec.name!r} there belongs to another "
-                "folder; choose another name, or another --output"
+                f"{source}: the study {self.spec.name!r} there belongs to another record; choose another name, or "
+                "another --output"
             )
-        self.outcomes.set_study_id(self.id)
+        self._study.set_user_attr("id", ours)
+        now = space.choices(self.spec)
+        for trial in self._study.get_trials(deepcopy=False):
+            for name, distribution in trial.distributions.items():
+                before = getattr(distribution, "choices", None)
+                if before is not None and name in now and tuple(before) != now[name]:
+                    raise ValueError(
+                        f"space.{name}: must stay as it was when the study in {source} began "
+                        f"({', '.join(before)}), but got {', '.join(now[name])}; choose another --output"
+                    )
 
     @property
     def id(self) -> str:
@@ -134,7 +144,7 @@ class Study:
     @property
     def best(self) -> Scored | None:
         """The best candidate so far."""
-        return max(self._known.values(), key=lambda s: s.score, default=None)
+        return next(iter(ranked(self._known.values())), None)
 
     @property
     def confirming(self) -> int | None:
@@ -143,8 +153,17 @@ class Study:
             return None
         return len(self._confirm) + len(self._singles) + len(self._open)
 
-    def take_up(self) -> None:
-        """Take up what earlier runs left: finished candidates count, interrupted ones are queued again."""
+    def take_up(self, on_finished: Callable[[Finished], object] = lambda _: None) -> None:
+        """Take up what earlier runs left: finished candidates count, interrupted ones are queued again.
+
+        Args:
+            on_finished: told every finished candidate, those of earlier runs first.
+
+        """
+        self._on_finished = on_finished
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state == TrialState.RUNNING and "error" in trial.user_attrs:  # killed while it was told
+                self._study.tell(trial.number, state=TrialState.FAIL)
         trials = self._study.get_trials(deepcopy=False)
         wanted: dict[str, Recipe] = {}
         for trial in trials:
@@ -192,7 +211,9 @@ class Study:
             if self.exhausted or self.done + searching >= self.spec.search.trials:
                 return None
             trial = self._study.ask()
-            recipe = _recipe_of(trial) or space.suggest(self.spec, trial)
+            recipe = _recipe_of(trial)
+            if recipe is None or space.params_of(self.spec, recipe) is not None:  # so that the sampler learns from it
+                recipe = space.suggest(self.spec, trial)
             if self._is_duplicate(recipe):
                 trial.set_user_attr("duplicate", True)
                 known = self._known.get(recipe.key)
@@ -235,8 +256,7 @@ class Study:
     def rows_to_confirm(self) -> list[Recipe]:
         """The best shared-λ candidate of each baseline method, and the best candidates of all."""
         found = [s.recipe for s in best_shared(self.spec, self._known).values()]
-        ranked = sorted(self._known.values(), key=lambda s: -s.score)
-        found += [s.recipe for s in ranked[: self.spec.search.confirm]]
+        found += [s.recipe for s in ranked(self._known.values())[: self.spec.search.confirm]]
         return list({recipe.key: recipe for recipe in found}.values())
 
     def _job(self, recipe: Recipe, split: SplitName) -> Job:
@@ -292,11 +312,17 @@ class Study:
         """Give a job up without an end: its candidate stays RUNNING, and the next run takes it up."""
         self._open.pop(job_id)
 
+    def stop(self, job_id: str, reason: str) -> None:
+        """End the search for a reason that is no candidate's."""
+        self.leave(job_id)
+        self.failure = reason
+
     def _finish(self, trial: optuna.trial.FrozenTrial, recipe: Recipe) -> None:
         scored = self.outcomes.scored_one(self.spec, "search", recipe)
         if trial.state == TrialState.COMPLETE and scored is not None:
             self._known[recipe.key] = scored
-        else:
+            self._failed.discard(recipe.key)
+        elif recipe.key not in self._known:
             self._failed.add(recipe.key)
         assert trial.datetime_start is not None
         assert trial.datetime_complete is not None
@@ -324,7 +350,11 @@ def recipe_of_trial(spec: Spec, folder: Path, number: str) -> str | None:
 def _open(spec: Spec, folder: Path) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = spec.search.storage or f"sqlite:///{folder / 'study.db'}"
-    return optuna.create_study(storage=storage, study_name=spec.name, direction="maximize", load_if_exists=True)
+    try:
+        return optuna.create_study(storage=storage, study_name=spec.name, direction="maximize", load_if_exists=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{storage}: the study cannot be opened: {reason}") from error
 
 
 def _recipe_of(trial: optuna.Trial | optuna.trial.FrozenTrial) -> Recipe | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,15 @@ class Worker(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Score the next block. A candidate's own error ends its job; it does not end the worker."""
         if self._broken:
-            return {"failed": self._broken, "done": True}
+            return {"broken": self._broken, "done": True}
         try:
-            result = self._score(self._job.todo[self._step])
+            with warnings.catch_warnings(record=True) as said:
+                warnings.filterwarnings("always", module="cabs_search")
+                result = self._score(self._job.todo[self._step])
         except Exception as error:
             return {"failed": f"{type(error).__name__}: {error}", "done": True}
         self._step += 1
+        result = replace(result, warnings=tuple(str(w.message) for w in said if "cabs_search" in w.filename))
         return {"result": Opaque(result), "done": self._step == len(self._job.todo), "pid": os.getpid()}
 
     def _score(self, block: int) -> BlockResult:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -198,6 +199,40 @@ def test_an_export_scores_exactly_what_the_leaderboard_said(study: Path, shared_
     AutoModel.from_pretrained(tmp_path / "best")
     assert json.loads((tmp_path / "best" / "recipe.json").read_text()) == row.recipe
     assert f"{row.score:.4f}" in (tmp_path / "best" / "README.md").read_text()
+
+
+def test_a_report_needs_neither_experts_nor_data(study: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(study, tmp_path / "copy")
+    text = (copy / "spec.yaml").read_text()
+    (copy / "spec.yaml").write_text(
+        text.replace(str(load(study / "spec.yaml").base), "/gone/base").replace(".csv", ".gone")
+    )
+    assert report.leaderboard(copy) == report.leaderboard(study)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_export_loads_in_the_dtype_it_was_scored_in(
+    pico: Path, shared_cache: Path, tmp_path: Path, dtype: str
+) -> None:
+    """Experts in half precision, whatever the study's dtype."""
+    halves = {}
+    for name in EXPERTS:
+        halves[name] = shutil.copytree(pico / name, tmp_path / name)
+        AutoModelForSequenceClassification.from_pretrained(pico / name, dtype=torch.float16).save_pretrained(
+            halves[name]
+        )
+    values = pico_values(pico, trials=4) | {"experts": {n: str(p) for n, p in halves.items()}, "dtype": dtype}
+    call("run", write_spec(tmp_path / "s.yaml", values), "--output", tmp_path / "out", cache=shared_cache)
+    call("export", tmp_path / "out", "--to", tmp_path / "best", cache=shared_cache)
+    items, row = (
+        load_study_items(load(tmp_path / "out" / "spec.yaml"))["confirm"],
+        report.leaderboard(tmp_path / "out").row("best found"),
+    )
+    for task in EXPERTS:
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "best" / "heads" / task).eval()
+        assert str(model.dtype) == f"torch.{dtype}"
+        found = evaluate(model, items[task], np.arange(len(items[task])), torch.device("cpu"))
+        assert float(found.scores.mean()) == pytest.approx(row.tasks[task])
 
 
 def test_any_candidate_can_be_exported_by_its_number(study: Path, shared_cache: Path, tmp_path: Path) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from cabs_search.evaluate import Workbench
 from cabs_search.materialize import merged_tensors
 from cabs_search.recipe import make_method, make_recipe
 from cabs_search.spec import parse
 from cabs_search.store import Store
+from cabs_search.tasks import Items
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 60}
 MARKS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
@@ -62,8 +65,32 @@ def test_an_architecture_goes_the_whole_way(tmp_path: Path, config: str, model: 
         state = bench.models[name].state_dict()
         for tensor, value in merged.items():
             assert torch.equal(state[bench.family.experts[name].model_name(tensor)], value), tensor
-        ids = torch.randint(3, 60, (2, 7))
-        if model.startswith("GPT2"):
-            bench.models[name].config.pad_token_id = 0
-        with torch.inference_mode():
-            assert bench.models[name](input_ids=ids).logits.isfinite().all()
+        lengths, labels = (7, 3, 5), np.zeros(3, dtype=np.int64)
+        encodings = tuple({"input_ids": torch.randint(3, 60, (n,)).tolist()} for n in lengths)
+        items = Items(("a", "b", "c"), encodings, labels, {"input_ids": 0})
+        together = bench.score(name, items, np.arange(3))
+        alone = [bench.score(name, items, np.array([i])).losses[0] for i in range(3)]
+        assert together.losses == pytest.approx(alone, abs=1e-5), "padding changes nothing"
+        assert np.isfinite(together.losses).all()
+
+
+def test_a_shared_tensor_that_a_tasks_model_has_no_use_for(tmp_path: Path) -> None:
+    """RoBERTa's classifier has no pooler, but files of its base and experts often hold one."""
+    torch.manual_seed(0)
+    base = transformers.RobertaModel(transformers.RobertaConfig(**SMALL))
+    transformers.RobertaForSequenceClassification(base.config).save_pretrained(tmp_path / "a")
+    base.save_pretrained(tmp_path / "base")
+    pooler = {f"roberta.{n}": t for n, t in base.state_dict().items() if n.startswith("pooler")}
+    assert pooler
+    save_file(load_file(tmp_path / "a" / "model.safetensors") | pooler, tmp_path / "a" / "model.safetensors")
+    (tmp_path / "rows.csv").write_text("text,label\nx,0\n")
+    values = {
+        "name": "x",
+        "base": str(tmp_path / "base"),
+        "experts": {"a": str(tmp_path / "a")},
+        "tasks": {"a": {"dataset": {"csv": str(tmp_path / "rows.csv")}, "text": "text"}},
+        "device": "cpu",
+    }
+    bench = Workbench(parse(values), Store(tmp_path / "cache"))
+    assert "pooler.dense.weight" in bench.family.alignment.shared
+    bench.materialize(make_recipe(make_method("cabs", ("a",), nm=(2, 8)), {"a": 1.0}))

@@ -28,9 +28,10 @@ def sharded(source: Path, to: Path) -> Path:
     return to
 
 
-def as_bin(source: Path, to: Path) -> Path:
+def as_bin(source: Path, to: Path, *, zipped: bool = True) -> Path:
     to.mkdir()
-    torch.save(load_file(source / "model.safetensors"), to / "pytorch_model.bin")
+    tensors = load_file(source / "model.safetensors")
+    torch.save(tensors, to / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     return to
 
 
@@ -183,3 +184,14 @@ def test_checksum_sees_damage(tmp_path: Path, at: int) -> None:
     assert not checksum_holds(path)
     path.write_bytes(data[:50])
     assert not checksum_holds(path)
+
+
+def test_a_buffer_that_is_no_float_in_an_expert_is_not_shared(pico: Path, tmp_path: Path) -> None:
+    for name, mask in (("base", torch.ones(4)), ("mood", torch.ones(4, dtype=torch.uint8))):
+        tensors = load_file(pico / name / "model.safetensors")
+        prefix = "bert." if name == "mood" else ""
+        (tmp_path / name).mkdir()
+        save_file(tensors | {f"{prefix}encoder.mask": mask}, tmp_path / name / "model.safetensors")
+    base = Checkpoint(tmp_path / "base")
+    found = align(base, {"mood": Checkpoint(tmp_path / "mood", base=base)})
+    assert "encoder.mask" not in found.shared

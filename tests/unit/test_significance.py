@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cabs_search.significance import paired, percentile_interval, resamples, welch
+from cabs_search.significance import from_replicates, paired, percentile_interval, resamples, welch
 
 # Ten sampled Mistral-7B runs each, from CABS's public review thread (arXiv 2503.01874).
 TIES_DARE = [0.7608, 0.7618, 0.7607, 0.7583, 0.7596, 0.7596, 0.7603, 0.7618, 0.7615, 0.7614]
@@ -66,3 +66,14 @@ def test_too_few_values_are_refused() -> None:
         paired([1.0, 2.0], [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="two items a stratum"):
         paired([1.0, 2.0], [1.0, 2.0], ["a", "b"])
+
+
+def test_a_paired_bootstrap_agrees_with_the_paired_t_test() -> None:
+    draw = np.random.default_rng(0)
+    a, b = (draw.random(300) < 0.8).astype(float), (draw.random(300) < 0.72).astype(float)
+    draws = resamples(300, 4000, (0, 1))
+    expected, found = paired(a, b), from_replicates(a.mean() - b.mean(), (a - b)[draws].mean(axis=1))
+    assert found.estimate == pytest.approx(expected.estimate)
+    assert found.interval == pytest.approx(expected.interval, abs=0.01)
+    assert found.p_value == pytest.approx(expected.p_value, abs=0.02)
+    assert from_replicates(0.0, np.zeros(100)).p_value == 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from optuna.trial import TrialState
 from cabs_search.baselines import baselines, singles
 from cabs_search.launch import load_study_items
 from cabs_search.outcomes import Outcomes
+from cabs_search.recipe import Recipe
+from cabs_search.report import build
 from cabs_search.search import space
 from cabs_search.search.study import BlockResult, Finished, Job, Study
 from cabs_search.spec import Spec, parse
@@ -29,8 +33,8 @@ class Bench:
         self.outcomes.bind(spec, items, {"base": "b"})
         self.finished: list[Finished] = []
         self.scored: list[tuple[str, str, int]] = []
-        self.study = Study(spec, folder, items, self.outcomes, self.finished.append)
-        self.study.take_up()
+        self.study = Study(spec, folder, items, self.outcomes)
+        self.study.take_up(self.finished.append)
 
     def result(self, job: Job, block: int) -> BlockResult:
         self.scored.append((job.recipe.key, job.split, block))
@@ -227,8 +231,8 @@ def test_the_space_is_counted(pico: Path) -> None:
 
 def test_a_shared_database_keeps_two_studies_of_one_name_apart(pico: Path, items: Any, tmp_path: Path) -> None:
     spec = parse(pico_values(pico, trials=12, storage=f"sqlite:///{tmp_path / 'shared.db'}"))
-    Bench(spec, tmp_path / "one", items).run()
-    with pytest.raises(ValueError, match="the study 'pico' there belongs to another folder"):
+    Bench(spec, tmp_path / "one", items).run(blocks=2)
+    with pytest.raises(ValueError, match="the study 'pico' there belongs to another record"):
         Bench(spec, tmp_path / "two", items)
 
 
@@ -241,3 +245,111 @@ def test_a_lost_study_is_rebuilt_from_the_record(spec: Spec, items: Any, tmp_pat
     assert not {r.key for r in baselines(spec)} & {key for key, _, _ in again.scored}, (
         "what is on record is not scored again"
     )
+
+
+def test_the_sampler_sees_baselines_and_resumed_candidates(spec: Spec, items: Any, tmp_path: Path) -> None:
+    Bench(spec, tmp_path, items).run(blocks=17)
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    for trial in bench.trials():
+        if trial.state == TrialState.COMPLETE and "duplicate" not in trial.user_attrs:
+            recipe = Recipe.from_dict(json.loads(trial.user_attrs["recipe"]))
+            assert trial.params == pytest.approx(space.params_of(spec, recipe) or {})
+
+
+def test_ties_do_not_depend_on_which_ended_first(spec: Spec, items: Any, tmp_path: Path) -> None:
+    """The rows that are confirmed are the rows that are reported, also where scores are equal."""
+    bench = Bench(spec, tmp_path, items)
+    bench.result_ = bench.result  # type: ignore[attr-defined]
+
+    def equal(job: Job, block: int) -> BlockResult:
+        found = bench.result_(job, block)  # type: ignore[attr-defined]
+        labels = {t: items[job.split][t].labels[rows] for t, rows in bench.study.blocks[job.split][block].items()}
+        same = {t: Outcome(np.ones_like(o.scores), o.losses, labels[t]) for t, o in found.outcomes.items()}
+        return replace(found, outcomes=same)
+
+    bench.result = equal  # type: ignore[method-assign]
+    bench.run()
+    labels = [row.label for row in build(spec, bench.outcomes).rows]
+    wanted = {"best shared-λ task-arithmetic", "best shared-λ cabs", "best found", "found #2"}
+    assert wanted <= set(labels)
+
+
+def test_a_kill_between_an_error_and_its_end(spec: Spec, items: Any, tmp_path: Path) -> None:
+    bench = Bench(spec, tmp_path, items)
+    job = bench.study.next_job("a")
+    assert isinstance(job, Job)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.study._study, "tell", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            bench.study.finish("a", "ValueError: no")
+    again = Bench(spec, tmp_path, items)
+    again.run()
+    assert [f.recipe for f in again.finished if f.state == "failed"] == [job.recipe]
+    assert again.study.done == 12
+    assert len(again.outcomes.scored(spec, "search")) == 11
+
+
+@pytest.mark.parametrize("at", ["ask", "set_user_attr", "tell", "enqueue_trial", "record"])
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_kill_before_or_after_any_write(
+    spec: Spec, items: Any, tmp_path: Path, at: str, after: bool, count: int
+) -> None:
+    calls = {"left": count}
+
+    def dying(act: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            calls["left"] -= 1
+            if calls["left"] == 0 and not after:
+                raise KeyboardInterrupt
+            found = act(*arguments, **named)
+            if calls["left"] == 0:
+                raise KeyboardInterrupt
+            return found
+
+        return call
+
+    scored: list[tuple[str, str, int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        home = {"record": Outcomes, "set_user_attr": optuna.Trial}.get(at, optuna.Study)
+        patch.setattr(home, at, dying(getattr(home, at)))
+        with pytest.raises(KeyboardInterrupt):
+            bench = None
+            bench = Bench(spec, tmp_path, items)
+            bench.run()
+        scored += [] if bench is None else bench.scored
+    last = Bench(spec, tmp_path, items)
+    last.run()
+    lost = 1 if at == "record" and not after else 0  # that block was scored, and could not be kept
+    assert len(scored + last.scored) - len(set(scored + last.scored)) <= lost
+    assert not [t for t in last.trials() if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+    assert len(last.outcomes.scored(spec, "search")) == 12
+    assert len({f.number for f in last.finished}) == len(last.finished) == 12
+
+
+def test_a_worker_that_cannot_start_costs_no_candidate(spec: Spec, items: Any, tmp_path: Path) -> None:
+    bench = Bench(spec, tmp_path, items)
+    bench.study.next_job("a")
+    bench.study.stop("a", "a worker could not start: OutOfMemoryError: no room")
+    assert bench.study.next_job("b") == "finished"
+    assert bench.study.failure is not None
+    again = Bench(spec, tmp_path, items)
+    again.run()
+    assert [f.state for f in again.finished] == ["complete"] * 12
+
+
+def test_a_space_of_other_values_is_refused(pico: Path, spec: Spec, items: Any, tmp_path: Path) -> None:
+    Bench(spec, tmp_path, items).run()
+    values = pico_values(pico, trials=20)
+    values["space"]["nm"] = ["2:8", "4:8"]
+    with pytest.raises(ValueError, match="space.nm: must stay as it was when the study in study.db began"):
+        Bench(parse(values), tmp_path, items)
+
+
+def test_a_task_scored_by_another_head_is_another_study(pico: Path, spec: Spec, items: Any, tmp_path: Path) -> None:
+    Bench(spec, tmp_path, items)
+    values = pico_values(pico, trials=12)
+    values["tasks"]["mood"]["expert"] = "pair"
+    with pytest.raises(ValueError, match=r"tasks.mood.expert differs"):
+        Bench(parse(values), tmp_path, items)

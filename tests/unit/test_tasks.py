@@ -176,3 +176,33 @@ def test_ordinary_metrics_need_no_network() -> None:
     assert by_name("f1") == f1_score(b, a)
     assert by_name("f1", average="macro") == f1_score(b, a, average="macro")
     assert by_name("matthews_correlation") == matthews_corrcoef(b, a)
+
+
+def grouped_splits(split: str) -> Dataset:
+    """Two splits with equal texts under other groups."""
+    return Dataset.from_dict(
+        {
+            "text": [f"good {'cat ' * i}" for i in range(20)],
+            "label": [0] * 20,
+            "who": [f"{split} {i}" for i in range(20)],
+        }
+    )
+
+
+def test_equal_texts_under_other_groups_are_left_out_of_search(pico: Path) -> None:
+    source = {"callable": f"{HERE}:grouped_splits"}
+    splits = {"search": {"split": "train"}, "confirm": {"split": "test"}}
+    with (
+        pytest.warns(UserWarning, match="tasks.mood: 20 search rows are left out"),
+        pytest.raises(ValueError, match="tasks.mood.search.items"),
+    ):
+        load_items(spec_with(pico, dataset=source, group="who", **splits), "mood")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_row_can_be_asked_for(pico: Path, seed: int) -> None:
+    rows = len(load_items(spec_with(pico, search={}, confirm={}), "mood")["search"].keys) * 2 - 1
+    values = pico_values(pico) | {"seed": seed}
+    values["tasks"]["mood"] |= {"search": {"items": rows // 2}, "confirm": {"items": rows - rows // 2 - 2}}
+    items = load_items(parse(values), "mood")
+    assert (len(items["search"]), len(items["confirm"])) == (rows // 2, rows - rows // 2 - 2)
