@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -73,7 +74,10 @@ class Checkpoint:
             if (self.folder / single).is_file():
                 return [self.folder / single]
             if index.is_file():
-                return sorted({self.folder / f for f in _json(index)["weight_map"].values()})
+                files = {self.folder / f for f in _json(index).get("weight_map", {}).values()}
+                if not files:
+                    raise ValueError(f"{index}: names no files")
+                return sorted(files)
         raise ValueError(f"{self.folder}: holds neither model.safetensors nor pytorch_model.bin, whole or sharded")
 
     def _reader(self, path: Path) -> Any:
@@ -85,7 +89,7 @@ class Checkpoint:
                     )  # files from before torch 1.6 are no zip, and cannot be mapped
                 else:
                     self._open[path] = safe_open(path, framework="pt")
-            except (OSError, RuntimeError, SafetensorError) as error:
+            except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
                 raise ValueError(f"{path}: cannot be read: {_first_line(error)}") from error
         return self._open[path]
 

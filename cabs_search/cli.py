@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -23,6 +24,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # λ on a terminal that has none
     options = parser().parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore")
@@ -112,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
 
     made = command("ui", _ui, "open a study's runs in MLflow's UI")
     made.add_argument("folder", type=Path, metavar="DIR")
-    made.add_argument("--port", type=_count, default=5000)
+    made.add_argument("--port", type=_port, default=5000)
     return root
 
 
@@ -183,6 +187,9 @@ def _merge(options: argparse.Namespace) -> None:
     from cabs_search.store import Family
 
     experts = _mapping("--expert", options.expert)
+    for name in experts:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+            raise ValueError(f"--expert: a name must be letters, digits, _ and -, a letter first, but got {name}")
     unknown = [name for name, _ in options.lambdas if name not in experts]
     if unknown:
         raise ValueError(f"--lambda: an expert must be named ({', '.join(experts)}), but got {unknown[0]}")
@@ -239,8 +246,14 @@ def _ui(options: argparse.Namespace) -> None:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, but got {text}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"a number from 1 to 65535 is needed, but got {text}")
     return int(text)
 
 
@@ -267,7 +280,7 @@ def _number(text: str) -> float:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _version() -> str:

@@ -100,7 +100,12 @@ def _load_model(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     checkpoint = family.experts[expert]
-    model: Any = AutoModelForSequenceClassification.from_pretrained(checkpoint.folder, dtype=dtype)
+    loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint.folder, dtype=dtype, output_loading_info=True
+    )
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):  # transformers would fill them with random values
+        raise ValueError(f"experts.{expert}: a model that scores must be whole, but has no {', '.join(missing)}")
     model = model.eval().to(device)
     state = model.state_dict(keep_vars=True)
     found = {name: tensor for name, tensor in shared.items() if checkpoint.model_name(name) in state}
@@ -111,6 +116,16 @@ def _load_model(
     for name, tensor in found.items():  # a task's model need not use all, as RoBERTa's classifier has no pooler
         state[checkpoint.model_name(name)].data = tensor
     return model
+
+
+def check_heads(spec: Spec, family: Family) -> None:
+    """Raises ValueError where an expert that scores a task has no head."""
+    for task in spec.tasks:
+        expert = spec.expert_of(task)
+        if not family.alignment.heads[expert]:
+            raise ValueError(
+                f"experts.{expert}: the expert that scores {task} must have a head, but has only the trunk"
+            )
 
 
 def pick_device(device: str) -> str:

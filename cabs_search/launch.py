@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from cabs_search import report
 from cabs_search.baselines import ranked
-from cabs_search.evaluate import pick_device
+from cabs_search.evaluate import check_heads, pick_device
 from cabs_search.export import export
 from cabs_search.locations import cache_folder
 from cabs_search.outcomes import Outcomes, Scored
@@ -72,10 +73,15 @@ def run(
     """
     spec = spec if isinstance(spec, Spec) else load(spec)
     folder = Path(output) if output else Path("results") / spec.name
+    if set("?%") & set(str(folder.absolute())):
+        raise ValueError(f"{folder}: must have no ? and no % in its path, which mean something in a database's URL")
+    if address:
+        _check_reachable(address)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: must be a folder")
     say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
     family = Family.open(spec.base, spec.experts)
+    check_heads(spec, family)
     items = load_study_items(spec)
     pick_device(spec.device)
     weights = {"base": family.base.fingerprint} | family.fingerprints
@@ -110,6 +116,16 @@ def run(
         scored_items=study.scored_items,
         tracking_uri=tracked.uri,
     )
+
+
+def _check_reachable(address: str) -> None:
+    """Raises RuntimeError where nothing answers at HOST:PORT; Ray itself would wait for ever."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise RuntimeError(f"--address {address}: no Ray cluster answers there: {error}") from error
 
 
 @contextmanager

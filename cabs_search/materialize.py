@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cabs_search.checkpoint import Checkpoint
 from cabs_search.combine import TensorSum, tensor_sum
-from cabs_search.recipe import Recipe, make_method, make_recipe
+from cabs_search.recipe import Recipe, make_method, make_recipe, parse_nm
 from cabs_search.store import Family, StoredVector
 
 PLAN_BYTES = 1 << 30
@@ -96,7 +96,7 @@ def merge(
     experts: Mapping[str, str | Path],
     lambdas: Mapping[str, float],
     method: str = "cabs",
-    nm: tuple[int, int] = (64, 256),
+    nm: tuple[int, int] | str = (64, 256),
     order: Sequence[str] | None = None,
     *,
     overlap: str = "fill",
@@ -121,8 +121,10 @@ def merge(
         ValueError: unknown names, unreadable or incompatible checkpoints, n > m.
 
     """
+    if not experts:
+        raise ValueError("at least one expert is needed")
     family = Family.open(base, experts)
-    chosen = make_method(method, tuple(experts), nm=nm, order=order, overlap=overlap, tail=tail)
+    chosen = make_method(method, tuple(experts), nm=parse_nm(nm), order=order, overlap=overlap, tail=tail)
     if set(lambdas) != set(experts):
         raise ValueError(f"lambdas must name every expert once, but got {sorted(lambdas)} for {sorted(experts)}")
     recipe = make_recipe(chosen, {name: lambdas[name] for name in experts})

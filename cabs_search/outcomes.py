@@ -68,8 +68,11 @@ class Outcomes:
         """Open, or make, the record in ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "outcomes.sqlite"
-        with self._connect() as db:
-            db.executescript(SCHEMA)
+        try:
+            with self._connect() as db:
+                db.executescript(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self.path}: cannot be read: {error}") from error
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
@@ -90,7 +93,12 @@ class Outcomes:
 
         """
         study = {f"weights of {name}": value for name, value in weights.items()}
-        study |= {"search.block": str(spec.search.block), "dtype": spec.dtype, "seed": str(spec.seed)}
+        study |= {
+            "name": spec.name,
+            "search.block": str(spec.search.block),
+            "dtype": spec.dtype,
+            "seed": str(spec.seed),
+        }
         for split, by_task in items.items():
             study |= {f"{split} items of {task}": i.digest for task, i in by_task.items()}
         for name, task in spec.tasks.items():

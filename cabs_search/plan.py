@@ -15,7 +15,7 @@ import yaml
 from tqdm import tqdm
 
 from cabs_search.baselines import baselines, singles
-from cabs_search.evaluate import BATCH_TOKENS, Workbench, batches
+from cabs_search.evaluate import BATCH_TOKENS, Workbench, batches, check_heads
 from cabs_search.launch import load_study_items
 from cabs_search.locations import cache_folder
 from cabs_search.materialize import PLAN_BYTES
@@ -91,6 +91,7 @@ def plan(spec: Spec) -> Plan:
     items = load_study_items(spec)
     store = Store(cache_folder())
     family = Family.open(spec.base, spec.experts)
+    check_heads(spec, family)
     methods = {*methods_of(spec), *(r.method for r in baselines(spec))}
     entries = {path: _entry_bytes(family, m) for m in methods for path in store.paths(family, m).values()}
     candidates = min(spec.search.trials, size(spec) + len(baselines(spec)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -98,12 +97,12 @@ def make_recipe(method: Method, lambdas: Mapping[str, float]) -> Recipe:
     """A recipe with λ rounded to 1e-9, so that 0.1 + 0.2 and 0.3 are one candidate.
 
     Raises:
-        ValueError: a λ is not finite.
+        ValueError: a λ is not finite, or too large for float32 sums.
 
     """
     for name, value in lambdas.items():
-        if not math.isfinite(value):
-            raise ValueError(f"λ must be finite, but got {name}={value}")
+        if not abs(value) <= 1e6:
+            raise ValueError(f"-1e6 <= λ <= 1e6 must hold, but got {name}={value}")
     return Recipe(method=method, lambdas=tuple((k, round(float(v), 9) + 0.0) for k, v in lambdas.items()))
 
 

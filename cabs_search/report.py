@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,8 +63,11 @@ class Leaderboard:
     """The paired tests behind the verdicts, by the row compared with."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON, which knows no infinity."""
+        values = asdict(self)
+        for found in values["comparisons"].values():
+            found["statistic"] = found["statistic"] if math.isfinite(found["statistic"]) else None
+        return values
 
     def row(self, label: str) -> Row:
         """A row by its label."""
@@ -221,6 +225,10 @@ def as_text(board: Leaderboard) -> str:
         f"{board.name}: {board.candidates} candidates on {count['search']} search items; these rows on "
         f"{count['confirm']} confirm items that no proposal has seen"
     )
+    if not board.rows:
+        return (
+            f"{board.name}: {board.candidates} candidates so far, no row confirmed yet; run the same command to go on"
+        )
     return "\n".join([title, "", *table([head, *lines]), "", *board.verdicts])
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from cabs_search.locations import locate
@@ -27,6 +27,10 @@ from cabs_search.recipe import parse_nm
 STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 Count = Annotated[int, Field(gt=0)]
+Coefficient = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+MOST_EXPERTS_IN_ALL_ORDERS = 6
+MOST_STEPS = 1_000_000
+"""Values that a range of λ may hold."""
 
 
 def _nm(value: Any) -> tuple[int, int]:
@@ -35,7 +39,20 @@ def _nm(value: Any) -> tuple[int, int]:
     return parse_nm(value)
 
 
+def _listed(value: Any) -> Any:
+    """One value where a list is meant."""
+    return [value] if isinstance(value, str) else value
+
+
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"each value must stand once, but got {value} twice")
+    return values
+
+
 NM = Annotated[tuple[int, int], BeforeValidator(_nm)]
+Once = AfterValidator(_once)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -68,7 +85,7 @@ class Split:
 
     split: str | None = None
     """The data's own split; None: the task's ``split``."""
-    items: Count | None = None
+    items: Annotated[int, Field(ge=2)] | None = None
     """How many rows at the most; None: all."""
 
 
@@ -92,7 +109,7 @@ class Task:
     """Named as in ``evaluate``; accuracy, f1, matthews_correlation and exact_match need no network."""
     metric_arguments: dict[str, Any] = Field(default_factory=dict)
     """Passed to the metric, such as ``average: macro`` for f1."""
-    max_length: Count = 128
+    max_length: Annotated[int, Field(ge=4)] = 128
     """Tokens an item is cut to."""
 
 
@@ -100,8 +117,8 @@ class Task:
 class Lambda:
     """The range of λ."""
 
-    low: FiniteFloat = 0.0
-    high: FiniteFloat = 2.0
+    low: Coefficient = 0.0
+    high: Coefficient = 2.0
     step: Annotated[float, Field(gt=0)] = 0.01
     shared: bool = False
     """One λ for all experts, or one for each."""
@@ -110,6 +127,8 @@ class Lambda:
     def _ordered(self) -> Self:
         if self.low > self.high:
             raise ValueError(f"low <= high must hold, but got (low={self.low:g}, high={self.high:g})")
+        if (self.high - self.low) / self.step > MOST_STEPS:
+            raise ValueError(f"(high - low) / step <= {MOST_STEPS} must hold, but step is {self.step:g}")
         if not math.isclose(round((self.high - self.low) / self.step) * self.step, self.high - self.low, abs_tol=1e-9):
             raise ValueError(
                 f"high - low must be a multiple of step, but got (low={self.low:g}, high={self.high:g}, "
@@ -128,9 +147,11 @@ class Space:
     """What is searched: every field with more than one value is a dimension."""
 
     lambda_: Lambda = Field(default=Lambda(), alias="lambda")
-    method: Annotated[tuple[Literal["cabs", "task-arithmetic"], ...], Field(min_length=1)] = ("cabs",)
-    nm: Annotated[tuple[NM, ...], Field(min_length=1)] = ((64, 256),)
-    order: Literal["all"] | Annotated[tuple[tuple[Name, ...], ...], Field(min_length=1)] | None = None
+    method: Annotated[
+        tuple[Literal["cabs", "task-arithmetic"], ...], BeforeValidator(_listed), Field(min_length=1), Once
+    ] = ("cabs",)
+    nm: Annotated[tuple[NM, ...], BeforeValidator(_listed), Field(min_length=1), Once] = ((64, 256),)
+    order: Literal["all"] | Annotated[tuple[tuple[Name, ...], ...], Field(min_length=1), Once] | None = None
     """Pruning orders: ``all``, a list, or (None) just the experts' own."""
     overlap: Literal["fill", "drop"] = "fill"
     tail: Literal["keep", "drop"] = "keep"
@@ -140,7 +161,7 @@ class Space:
 class Baseline:
     """Candidates with one λ for all experts, scored before any proposal."""
 
-    lambda_: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, alias="lambda")]
+    lambda_: Annotated[tuple[Coefficient, ...], Field(min_length=1, alias="lambda")]
     nm: NM | None = None
     """None: the space's first."""
     order: tuple[Name, ...] | None = None
@@ -168,14 +189,14 @@ class Search:
 class Spec:
     """One study."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(pattern=r"^[^/\\?%.][^/\\?%]*$")]
     base: str
     experts: Annotated[dict[Name, str], Field(min_length=1)]
     tasks: Annotated[dict[Name, Task], Field(min_length=1)]
     space: Space = Space()
     baselines: dict[Literal["cabs", "task-arithmetic"], Baseline] = Field(default_factory=dict)
     search: Search = Search()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: Literal["cpu", "cuda", "auto"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The resident model's."""
@@ -183,6 +204,11 @@ class Spec:
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
         known = ", ".join(self.experts)
+        if self.space.order == "all" and len(self.experts) > MOST_EXPERTS_IN_ALL_ORDERS:
+            raise ValueError(
+                f"space.order: all is for {MOST_EXPERTS_IN_ALL_ORDERS} experts at the most, but there are "
+                f"{len(self.experts)}; list the orders to search"
+            )
         for name, task in self.tasks.items():
             if (task.expert or name) not in self.experts:
                 raise ValueError(f"tasks.{name}: a task must name its expert ({known}), but got {task.expert or name}")

@@ -81,6 +81,8 @@ def outcome(logits: Tensor, labels: Tensor) -> Outcome:
 def metric(task: Task, predictions: Ints, labels: Ints) -> float:
     """A task's metric over items; by name through ``evaluate`` where it is not an ordinary one."""
     name, arguments = task.metric, task.metric_arguments
+    if arguments and name in ("accuracy", "exact_match", "matthews_correlation"):
+        raise ValueError(f"it takes no arguments here, but got {', '.join(arguments)}")
     if name in ("accuracy", "exact_match"):
         return float(np.mean(predictions == labels))
     if name == "f1":
@@ -128,9 +130,14 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
 
     task, expert = spec.tasks[name], Path(spec.experts[spec.expert_of(name)])
     where = f"tasks.{name}"
-    config = AutoConfig.from_pretrained(expert)
     has_tokenizer = any(expert.glob("tokenizer*")) or any(expert.glob("vocab*"))
-    tokenizer = AutoTokenizer.from_pretrained(expert if has_tokenizer else spec.base)
+    try:
+        config = AutoConfig.from_pretrained(expert)
+        tokenizer = AutoTokenizer.from_pretrained(expert if has_tokenizer else spec.base)
+    except Exception as error:
+        raise ValueError(
+            f"experts.{expert.name}: {expert}: config or tokenizer cannot be read: {_first_line(error)}"
+        ) from error
     check_metric(where, task, config.num_labels)
     names = {split: getattr(task, split).split or task.split for split in SPLITS}
     if names["search"] == names["confirm"]:
@@ -142,13 +149,27 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
     for split in SPLITS:
         wanted: Split = getattr(task, split)
         chosen = sorted(parts[split], key=lambda row: _digest(f"{spec.seed} {row.key}"))
-        if len(chosen) < (wanted.items or 1):
+        if len(chosen) < (wanted.items or 2):
             raise ValueError(
-                f"{where}.{split}.items: at most the rows at hand must be asked for, but got {wanted.items or 1} of "
+                f"{where}.{split}.items: at most the rows at hand must be asked for, but got {wanted.items or 2} of "
                 f"{len(chosen)}"
             )
         found[split] = _tokenize(tokenizer, config, task, chosen[: wanted.items])
+        longest, limit = int(found[split].lengths.max()), _positions(config)
+        if longest > limit:
+            raise ValueError(
+                f"{where}.max_length: at most {limit}, the model's positions, but got {task.max_length} and an item of "
+                f"{longest} tokens"
+            )
     return found
+
+
+def _positions(config: Any) -> float:
+    """How many tokens a model takes; RoBERTa counts its positions from behind the pad token."""
+    positions = getattr(config, "max_position_embeddings", None) or float("inf")
+    if "roberta" in config.model_type or config.model_type == "camembert":
+        positions -= config.pad_token_id + 1
+    return float(positions) if positions == float("inf") else int(positions)
 
 
 @dataclass(frozen=True)
@@ -191,7 +212,7 @@ def _to_class(where: str, task: Task, config: Any) -> Callable[[Any], int]:
     def to_class(label: Any) -> int:
         if isinstance(label, str) and label in config.label2id:
             return int(config.label2id[label])
-        if isinstance(label, (int, float)) and label == int(label) and 0 <= label < config.num_labels:
+        if isinstance(label, (int, float)) and 0 <= label < config.num_labels and label == int(label):
             return int(label)
         raise ValueError(
             f"{where}.label: a label must be one of the head's classes "
@@ -217,8 +238,8 @@ def read_dataset(where: str, task: Task, split: str | None) -> Dataset:
         else:
             kind = "csv" if source.csv else "json" if source.json else "parquet"
             found = load_dataset(kind, data_files=getattr(source, kind), split=split or "train")
-    except Exception as error:
-        raise ValueError(f"{where}.dataset: cannot be read: {_first_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{where}.dataset: cannot be read: {_first_line(error.__cause__ or error)}") from error
     if not isinstance(found, Dataset):
         raise ValueError(
             f"{where}.split: the data has several splits ({', '.join(found)}), of which one must be named"

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 STUDY_TAG, TRIAL_TAG, STATE_TAG, PARENT_TAG = "cabs_search.study", "cabs_search.trial", "state", "mlflow.parentRunId"
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a search does not wait minutes for a dead server
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 

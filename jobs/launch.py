@@ -11,7 +11,9 @@ import argparse
 import asyncio
 import shlex
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 from ray.exceptions import RayError
@@ -29,7 +31,7 @@ def main() -> int:
     paths = {name: shlex.quote(getattr(options, name)) for name in ("spec", "output")}
     try:
         client = JobSubmissionClient(options.address)
-        job_id = client.submit_job(**job | {"entrypoint": job["entrypoint"].format(**paths)})
+        job_id = submit(client, job | {"entrypoint": job["entrypoint"].format(**paths)})
     except (ConnectionError, RuntimeError, RayError) as error:
         print(f"launch: {options.address}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -38,6 +40,18 @@ def main() -> int:
     status = client.get_job_status(job_id)
     print(f"job {job_id}: {status}", file=sys.stderr)
     return 0 if status == JobStatus.SUCCEEDED else 1
+
+
+def submit(client: JobSubmissionClient, job: dict[str, Any], patience_seconds: float = 90) -> str:
+    """Submit a job; a head node that has just started needs a while until its agent takes jobs."""
+    end = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(2)
 
 
 async def follow(client: JobSubmissionClient, job_id: str) -> None:

@@ -342,8 +342,10 @@ class Study:
 
 def recipe_of_trial(spec: Spec, folder: Path, number: str) -> str | None:
     """The key of a candidate's recipe, by its number; None where there is no such candidate."""
+    if not spec.search.storage and not (folder / "study.db").is_file():
+        return None
     trials = _open(spec, folder).get_trials(deepcopy=False)
-    recipe = _recipe_of(trials[int(number)]) if number.isdigit() and int(number) < len(trials) else None
+    recipe = _recipe_of(trials[int(number)]) if number.isdecimal() and int(number) < len(trials) else None
     return recipe.key if recipe else None
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from cabs_search import cli
 from tests.conftest import EXPERTS, make_base, make_expert, pico_values, write_spec
@@ -98,6 +100,18 @@ def other_shape(pico: Path, tmp: Path) -> list[object]:
     return wrong(lambda v: v["experts"].update(mood=str(odd)))(pico, tmp)
 
 
+def headless(pico: Path, tmp: Path) -> list[object]:
+    return wrong(lambda v: v["experts"].update(mood=str(pico / "base")))(pico, tmp)
+
+
+def half_headed(pico: Path, tmp: Path) -> list[object]:
+    shutil.copytree(pico / "mood", tmp / "half")
+    tensors = load_file(tmp / "half" / "model.safetensors")
+    tensors["classifier.other"] = tensors.pop("classifier.weight")
+    save_file(tensors, tmp / "half" / "model.safetensors")
+    return ["plan", wrong(lambda v: v["experts"].update(mood=str(tmp / "half")))(pico, tmp)[1]]
+
+
 WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "no command": (lambda _p, _t: [], "COMMAND"),
     "unknown command": (lambda _p, _t: ["fly"], "'fly'"),
@@ -115,6 +129,16 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
         "low <= high must hold",
     ),
     "another shape": (other_shape, "experts.mood: an expert must have the base's architecture, but hidden_size is 32"),
+    "no head": (headless, "experts.mood: the expert that scores mood must have a head"),
+    "part of a head": (half_headed, "experts.mood: a model that scores must be whole, but has no classifier.weight"),
+    "no GPU": (wrong(lambda v: v.update(device="cuda")), "device: cuda is asked for, but torch finds no GPU"),
+    "bad storage": (wrong(lambda v: v["search"].update(storage="foo://x")), "foo://x: the study cannot be opened"),
+    "output with ?": (
+        lambda p, t: [*wrong(lambda _: None)(p, t)[:2], "--output", t / "a?b"],
+        "must have no ? and no %",
+    ),
+    "merge path as name": (merge_with("--expert", "../evil=x"), "--expert: a name must be letters"),
+    "port": (lambda _p, t: ["ui", t, "--port", "70000"], "a number from 1 to 65535 is needed, but got 70000"),
     "too many items": (wrong(lambda v: v["tasks"]["mood"]["search"].update(items=999)), "tasks.mood.search.items"),
     "trials 0": (lambda _p, _t: ["run", "quickstart", "--trials", "0"], "--trials"),
     "no study": (lambda _p, t: ["report", t], "holds no study"),
@@ -126,7 +150,7 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "merge method": (merge_with("--method", "magic"), "method must be one of task-arithmetic, cabs, but got 'magic'"),
     "merge lambda name": (merge_with("--lambda", "cow=1"), "an expert must be named"),
     "merge lambda value": (merge_with("--lambda", "mood=much"), "a number is needed, but got much"),
-    "merge lambda nan": (merge_with("--lambda", "mood=nan"), "must be finite"),
+    "merge lambda nan": (merge_with("--lambda", "mood=nan"), "-1e6 <= λ <= 1e6 must hold, but got mood=nan"),
     "merge expert twice": (merge_with("--expert", "mood=x"), "mood is given twice"),
     "merge without a name": (merge_with("--expert", "path"), "NAME=VALUE is needed"),
 }
@@ -199,6 +223,22 @@ def test_vectors_show_density_and_overlap(
         assert row[i] == 1.0
     assert all(v == pytest.approx(1.0) for row in whole["overlap"] for v in row)
     assert "overlap" in run(capsys, "vectors", path)[1]
+
+
+def test_a_terminal_without_lambda_still_prints(pico: Path, tmp_path: Path) -> None:
+    code = "import sys; from cabs_search.cli import main; sys.exit(main(['merge', '--help']))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert found.returncode == 0
+    assert "--lambda" in found.stdout
+
+
+def test_nothing_at_an_address_is_said_at_once(pico: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_spec(tmp_path / "pico.yaml", pico_values(pico))
+    status, _, err = run(capsys, "run", path, "--output", tmp_path / "out", "--address", "127.0.0.1:1")
+    assert status == 1
+    assert "no Ray cluster answers there" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_broken_pipe_is_no_error(pico: Path, tmp_path: Path) -> None:

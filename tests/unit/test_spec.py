@@ -73,6 +73,13 @@ BAD = [
         change("tasks", "mood", "expert", to="cow"),
         "tasks.mood: a task must name its expert (mood, animal, pair), but got cow",
     ),
+    (change("name", to="../x"), "name: "),
+    (change("seed", to=-1), "seed: Input should be greater than or equal to 0, but got -1"),
+    (change("space", "nm", to=["2:8", "2:8"]), "space.nm: each value must stand once, but got (2, 8) twice"),
+    (change("space", "lambda", to={"low": -1e5, "high": 1e5, "step": 0.001}), "space.lambda: (high - low) / step <="),
+    (change("baselines", "cabs", "lambda", to=[1e30]), "baselines.cabs.lambda[0]: "),
+    (change("tasks", "mood", "search", to={"items": 1}), "tasks.mood.search.items: "),
+    (change("tasks", "mood", "max_length", to=2), "tasks.mood.max_length: "),
     (change("search", "trials", to=0), "search.trials: Input should be greater than 0, but got 0"),
     (change("search", "sampler", to="luck"), "search.sampler:"),
     (change("baselines", "cabs", "order", to=["mood"]), "baselines.cabs.order: an order must name every expert once"),
@@ -124,3 +131,17 @@ def test_shipped_spaces_are_found_by_name() -> None:
 
 def test_experts_are_named_as_in_the_spec(pico: Path) -> None:
     assert tuple(parse(pico_values(pico)).experts) == EXPERTS
+
+
+def test_one_value_may_stand_without_a_list(pico: Path) -> None:
+    values = pico_values(pico)
+    values["space"] |= {"nm": "2:8", "method": "task-arithmetic"}
+    spec = parse(values)
+    assert (spec.space.nm, spec.space.method) == (((2, 8),), ("task-arithmetic",))
+
+
+def test_all_orders_of_many_experts_are_refused(pico: Path) -> None:
+    values = pico_values(pico)
+    values["experts"] |= {f"e{i}": values["experts"]["mood"] for i in range(6)}
+    with pytest.raises(ValueError, match="space.order: all is for 6 experts at the most, but there are 9"):
+        parse(values)

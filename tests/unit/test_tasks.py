@@ -39,7 +39,9 @@ def duplicated_rows(split: str | None = None) -> Dataset:
 def named_splits(split: str) -> Dataset:
     """Two splits of the data that have rows in common."""
     start = 0 if split == "train" else 20
-    return Dataset.from_dict({"text": [f"good {'cat ' * i}" for i in range(start, start + 40)], "label": [0] * 40})
+    return Dataset.from_dict(
+        {"text": [f"good {'cat ' * (i // 8)}{'dog ' * (i % 8)}" for i in range(start, start + 40)], "label": [0] * 40}
+    )
 
 
 def grouped_rows() -> Dataset:
@@ -54,6 +56,14 @@ def grouped_rows() -> Dataset:
 
 def two_splits() -> Any:
     return {"train": 1, "test": 2}
+
+
+def long_rows() -> Dataset:
+    return Dataset.from_dict({"text": [f"{'good ' * 50} {'cat ' * i}" for i in range(60)], "label": [0] * 60})
+
+
+def infinite_labels() -> Dataset:
+    return Dataset.from_dict({"text": ["good", "bad"], "label": [0.0, float("inf")]})
 
 
 def broken() -> Dataset:
@@ -152,6 +162,17 @@ BAD = [
     ({"dataset": {"callable": f"{HERE}:nothing"}}, "tasks.mood.dataset: cannot be read"),
     ({"dataset": {"callable": f"{HERE}:broken"}}, "tasks.mood.dataset: cannot be read: 'the file is gone'"),
     ({"dataset": {"callable": f"{HERE}:two_splits"}}, "tasks.mood.split: the data has several splits (train, test)"),
+    ({"dataset": {"callable": "sys:exit"}}, "tasks.mood.dataset: cannot be read: SystemExit"),
+    (
+        {"metric_arguments": {"average": "macro"}},
+        "tasks.mood.metric: accuracy cannot be computed: it takes no arguments",
+    ),
+    ({"search": {"items": 119}, "confirm": {}}, "tasks.mood.confirm.items: at most the rows at hand"),
+    ({"dataset": {"callable": f"{HERE}:long_rows"}, "max_length": 64}, "max_length: at most 32, the model's positions"),
+    (
+        {"dataset": {"callable": f"{HERE}:infinite_labels"}},
+        "tasks.mood.label: a label must be one of the head's classes",
+    ),
     ({"dataset": {"hub": "nobody/nothing"}}, "tasks.mood.dataset: cannot be read"),
 ]
 
