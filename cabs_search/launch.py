@@ -85,14 +85,18 @@ def run(
     items = load_study_items(spec)
     pick_device(spec.device)
     weights = {"base": family.base.fingerprint} | family.fingerprints
-    with _only_driver(folder):
-        outcomes = Outcomes(folder / "outcomes")
-        outcomes.bind(spec, items, weights)
-
+    with _only_driver(folder) as is_new:
         from cabs_search.search.driver import search
         from cabs_search.search.study import Study
 
-        study = Study(spec, folder, items, outcomes)
+        try:
+            outcomes = Outcomes(folder / "outcomes")
+            outcomes.bind(spec, items, weights)
+            study = Study(spec, folder, items, outcomes)
+        except ValueError:
+            if is_new:  # refused before anything was done
+                shutil.rmtree(folder)
+            raise
         _write_spec(spec, folder)
         tracked = _Tracked(spec, folder, tracking_uri, say)
         tracked.open(study.id)
@@ -129,8 +133,8 @@ def _check_reachable(address: str) -> None:
 
 
 @contextmanager
-def _only_driver(folder: Path) -> Iterator[None]:
-    """Raises RuntimeError where another driver is at work. A new folder goes again where its study is refused."""
+def _only_driver(folder: Path) -> Iterator[bool]:
+    """Hold the folder, made where there is none (True); RuntimeError where another driver is at work."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
@@ -139,12 +143,7 @@ def _only_driver(folder: Path) -> Iterator[None]:
     except Timeout:
         raise RuntimeError(f"{folder}: another cabs-search is at work here") from None
     with lock:
-        try:
-            yield
-        except ValueError:
-            if is_new:
-                shutil.rmtree(folder)
-            raise
+        yield is_new
 
 
 def load_study_items(spec: Spec) -> dict[SplitName, dict[str, Items]]:

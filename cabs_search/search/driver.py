@@ -85,8 +85,10 @@ def _run(study: Study, items: Mapping[SplitName, Mapping[str, Items]], cache: Pa
     on_gpu = pick_device(spec.device) == "cuda"
     cpus, gpus = int(cluster.get("CPU", 1)), cluster.get("GPU", 0.0) if on_gpu else 0.0
     workers = spec.search.workers or max(1, int(gpus if on_gpu else cpus))
-    context = Context(spec=spec, items=items, blocks=study.blocks, cache=cache, threads=max(1, cpus // workers))
-    resources = {"cpu": 1.0} | ({"gpu": min(1.0, gpus / workers)} if on_gpu else {})
+    widest = max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())
+    threads = max(1, min(cpus // workers, widest))
+    context = Context(spec=spec, items=items, blocks=study.blocks, cache=cache, threads=threads)
+    resources = {"cpu": float(threads)} | ({"gpu": min(1.0, gpus / workers)} if on_gpu else {})
     scratch = Path(tempfile.mkdtemp(prefix="cabs-search-"))
     try:
         with warnings.catch_warnings():

@@ -233,6 +233,20 @@ def test_a_terminal_without_lambda_still_prints(pico: Path, tmp_path: Path) -> N
     assert "--lambda" in found.stdout
 
 
+def test_an_error_in_the_middle_loses_nothing(
+    pico: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("something unforeseen")
+
+    monkeypatch.setattr("cabs_search.search.driver.search", broken)
+    path = write_spec(tmp_path / "pico.yaml", pico_values(pico))
+    status, _, err = run(capsys, "run", path, "--output", tmp_path / "out")
+    assert status == 2
+    assert "something unforeseen" in err
+    assert {"outcomes", "study.db", "spec.yaml"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
 def test_nothing_at_an_address_is_said_at_once(pico: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_spec(tmp_path / "pico.yaml", pico_values(pico))
     status, _, err = run(capsys, "run", path, "--output", tmp_path / "out", "--address", "127.0.0.1:1")
