@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -69,7 +68,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             return {"failed": f"{type(error).__name__}: {error}", "done": True}
         self._step += 1
         result = replace(result, warnings=tuple(str(w.message) for w in said if "cabs_search" in w.filename))
-        return {"result": Opaque(result), "done": self._step == len(self._job.todo), "pid": os.getpid()}
+        return {"result": Opaque(result), "done": self._step == len(self._job.todo)}
 
     def _score(self, block: int) -> BlockResult:
         start = time.perf_counter()
