@@ -77,31 +77,22 @@ def test_a_search_joins_a_running_cluster(head: dict[str, str], pico: Path, tmp_
     assert report.leaderboard(tmp_path / "out").candidates == 4
 
 
+def launch(head: dict[str, str], spec: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "jobs" / "launch.py"), str(spec), "--address", head["DASHBOARD"]]
+    return subprocess.run(
+        [*command, "--output", str(output)], env=head, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
 def test_a_search_runs_as_a_job(head: dict[str, str], pico: Path, tmp_path: Path) -> None:
     spec = write_spec(tmp_path / "pico.yaml", pico_values(pico, trials=4))
-    command = [sys.executable, str(ROOT / "jobs" / "launch.py"), str(spec), "--address", head["DASHBOARD"]]
-    found = subprocess.run(
-        [*command, "--output", str(tmp_path / "out")],
-        env=head,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    found = launch(head, spec, tmp_path / "out")
     assert found.returncode == 0, (found.stdout + found.stderr)[-3000:]
     assert "best found" in found.stdout
     assert report.leaderboard(tmp_path / "out").candidates == 4
 
 
 def test_a_job_that_fails_says_so(head: dict[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "jobs" / "launch.py"), "/no/where.yaml", "--address", head["DASHBOARD"]]
-    found = subprocess.run(
-        [*command, "--output", str(tmp_path / "out")],
-        env=head,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    found = launch(head, Path("/no/where.yaml"), tmp_path / "out")
     assert found.returncode == 1
     assert "/no/where.yaml: no such file" in found.stdout

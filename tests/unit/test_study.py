@@ -12,7 +12,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from cabs_search.baselines import baselines, singles
+from cabs_search.baselines import baselines, ranked, singles
 from cabs_search.launch import load_study_items
 from cabs_search.outcomes import Outcomes
 from cabs_search.recipe import Recipe
@@ -273,6 +273,9 @@ def test_ties_do_not_depend_on_which_ended_first(spec: Spec, items: Any, tmp_pat
     labels = [row.label for row in build(spec, bench.outcomes).rows]
     wanted = {"best shared-λ task-arithmetic", "best shared-λ cabs", "best found", "found #2"}
     assert wanted <= set(labels)
+    scored = list(bench.outcomes.scored(spec, "search").values())
+    assert ranked(scored) != scored
+    assert [s.recipe for s in ranked(scored)] == [s.recipe for s in ranked(scored[::-1])]
 
 
 def test_a_kill_between_an_error_and_its_end(spec: Spec, items: Any, tmp_path: Path) -> None:
