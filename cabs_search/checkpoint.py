@@ -90,7 +90,7 @@ class Checkpoint:
                 else:
                     self._open[path] = safe_open(path, framework="pt")
             except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-                raise ValueError(f"{path}: cannot be read: {_first_line(error)}") from error
+                raise ValueError(f"{path}: cannot be read: {first_line(error)}") from error
         return self._open[path]
 
     @cached_property
@@ -299,9 +299,10 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {_first_line(error)}") from error
+        raise ValueError(f"{path}: cannot be read: {first_line(error)}") from error
     return found
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, without its further lines; its kind where it says nothing."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

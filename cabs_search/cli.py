@@ -184,11 +184,12 @@ def _merge(options: argparse.Namespace) -> None:
     from cabs_search.export import export
     from cabs_search.locations import locate
     from cabs_search.recipe import make_method, make_recipe, parse_nm
+    from cabs_search.spec import NAME_PATTERN
     from cabs_search.store import Family
 
     experts = _mapping("--expert", options.expert)
     for name in experts:
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        if not re.fullmatch(NAME_PATTERN, name):
             raise ValueError(f"--expert: a name must be letters, digits, _ and -, a letter first, but got {name}")
     unknown = [name for name, _ in options.lambdas if name not in experts]
     if unknown:

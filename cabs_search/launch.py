@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from cabs_search import report
 from cabs_search.baselines import ranked
+from cabs_search.checkpoint import first_line
 from cabs_search.evaluate import check_heads, pick_device
 from cabs_search.export import export
 from cabs_search.locations import cache_folder
@@ -26,7 +27,7 @@ from cabs_search.store import Family
 from cabs_search.tasks import SPLITS, Items, SplitName, load_items
 
 if TYPE_CHECKING:
-    from cabs_search.search.study import Finished
+    from cabs_search.search.study import Finished, Study
 
 Say = Callable[[str], object]
 
@@ -87,17 +88,13 @@ def run(
     weights = {"base": family.base.fingerprint} | family.fingerprints
     with _only_driver(folder) as is_new:
         from cabs_search.search.driver import search
-        from cabs_search.search.study import Study
 
         try:
-            outcomes = Outcomes(folder / "outcomes")
-            outcomes.bind(spec, items, weights)
-            study = Study(spec, folder, items, outcomes)
+            study = _open_study(spec, folder, items, weights)
         except ValueError:
             if is_new:  # refused before anything was done
                 shutil.rmtree(folder)
             raise
-        _write_spec(spec, folder)
         tracked = _Tracked(spec, folder, tracking_uri, say)
         tracked.open(study.id)
         study.take_up(tracked.candidate)
@@ -107,8 +104,8 @@ def run(
         except BaseException:
             tracked.close()
             raise
-        board = report.build(spec, outcomes)
-        tracked.end(board, outcomes)
+        board = report.build(spec, study.outcomes)
+        tracked.end(board, study.outcomes)
     if study.exhausted:
         say(f"the space holds no more than the {study.done} candidates that were scored")
     if study.best is None:
@@ -120,6 +117,19 @@ def run(
         scored_items=study.scored_items,
         tracking_uri=tracked.uri,
     )
+
+
+def _open_study(
+    spec: Spec, folder: Path, items: Mapping[SplitName, Mapping[str, Items]], weights: Mapping[str, str]
+) -> Study:
+    """The record and the search of a folder, seen to be of this spec, which is written beside them."""
+    from cabs_search.search.study import Study
+
+    outcomes = Outcomes(folder / "outcomes")
+    outcomes.bind(spec, items, weights)
+    study = Study(spec, folder, items, outcomes)
+    _write_spec(spec, folder)
+    return study
 
 
 def _check_reachable(address: str) -> None:
@@ -219,8 +229,10 @@ class _Tracked:
             act()
         except Exception as error:
             self._failed = True
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self._say(f"MLflow at {self.uri} cannot be written ({first}); run again on {self._folder} to complete it")
+            self._say(
+                f"MLflow at {self.uri} cannot be written ({first_line(error)}); "
+                f"run again on {self._folder} to complete it"
+            )
 
     def open(self, study_id: str) -> None:
         def act() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from cabs_search.checkpoint import first_line
+
 WEIGHT_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -69,6 +71,5 @@ def _download(hub_id: str) -> Path:
         if not any(Path(found).glob("*.safetensors")):
             found = snapshot_download(name, revision=revision or None, allow_patterns=["pytorch_model*"])
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{hub_id}: no such folder, and the hub did not give it: {reason}") from error
+        raise ValueError(f"{hub_id}: no such folder, and the hub did not give it: {first_line(error)}") from error
     return Path(found)

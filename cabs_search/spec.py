@@ -25,7 +25,8 @@ from cabs_search.locations import locate
 from cabs_search.recipe import parse_nm
 
 STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Count = Annotated[int, Field(gt=0)]
 Coefficient = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 MOST_EXPERTS_IN_ALL_ORDERS = 6

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cabs_search.checkpoint import first_line
 from cabs_search.spec import Spec, Split, Task
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def check_metric(where: str, task: Task, classes: int) -> None:
     try:
         metric(task, labels, labels)
     except Exception as error:
-        raise ValueError(f"{where}.metric: {task.metric} cannot be computed: {_first_line(error)}") from error
+        raise ValueError(f"{where}.metric: {task.metric} cannot be computed: {first_line(error)}") from error
 
 
 _modules: dict[str, Any] = {}
@@ -136,7 +137,7 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
         tokenizer = AutoTokenizer.from_pretrained(expert if has_tokenizer else spec.base)
     except Exception as error:
         raise ValueError(
-            f"experts.{expert.name}: {expert}: config or tokenizer cannot be read: {_first_line(error)}"
+            f"experts.{spec.expert_of(name)}: {expert}: config or tokenizer cannot be read: {first_line(error)}"
         ) from error
     check_metric(where, task, config.num_labels)
     names = {split: getattr(task, split).split or task.split for split in SPLITS}
@@ -239,7 +240,7 @@ def read_dataset(where: str, task: Task, split: str | None) -> Dataset:
             kind = "csv" if source.csv else "json" if source.json else "parquet"
             found = load_dataset(kind, data_files=getattr(source, kind), split=split or "train")
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{where}.dataset: cannot be read: {_first_line(error.__cause__ or error)}") from error
+        raise ValueError(f"{where}.dataset: cannot be read: {first_line(error.__cause__ or error)}") from error
     if not isinstance(found, Dataset):
         raise ValueError(
             f"{where}.split: the data has several splits ({', '.join(found)}), of which one must be named"
@@ -292,7 +293,3 @@ def pad_token_id(config: Any, tokenizer: Any) -> int:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

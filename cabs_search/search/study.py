@@ -20,6 +20,7 @@ import optuna
 from optuna.trial import TrialState
 
 from cabs_search.baselines import baselines, best_shared, ranked, singles
+from cabs_search.checkpoint import first_line
 from cabs_search.evaluate import blocks
 from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import Recipe
@@ -355,8 +356,7 @@ def _open(spec: Spec, folder: Path) -> optuna.Study:
     try:
         return optuna.create_study(storage=storage, study_name=spec.name, direction="maximize", load_if_exists=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{storage}: the study cannot be opened: {reason}") from error
+        raise ValueError(f"{storage}: the study cannot be opened: {first_line(error)}") from error
 
 
 def _recipe_of(trial: optuna.Trial | optuna.trial.FrozenTrial) -> Recipe | None:

@@ -112,6 +112,13 @@ def half_headed(pico: Path, tmp: Path) -> list[object]:
     return ["plan", wrong(lambda v: v["experts"].update(mood=str(tmp / "half")))(pico, tmp)[1]]
 
 
+def broken_config(pico: Path, tmp: Path) -> list[object]:
+    shutil.copytree(pico / "mood", tmp / "another-name")
+    (tmp / "another-name" / "tokenizer_config.json").write_text("{")
+    (tmp / "another-name" / "tokenizer.json").write_text("{")
+    return wrong(lambda v: v["experts"].update(mood=str(tmp / "another-name")))(pico, tmp)
+
+
 WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "no command": (lambda _p, _t: [], "COMMAND"),
     "unknown command": (lambda _p, _t: ["fly"], "'fly'"),
@@ -131,6 +138,7 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "another shape": (other_shape, "experts.mood: an expert must have the base's architecture, but hidden_size is 32"),
     "no head": (headless, "experts.mood: the expert that scores mood must have a head"),
     "part of a head": (half_headed, "experts.mood: a model that scores must be whole, but has no classifier.weight"),
+    "broken tokenizer": (broken_config, "experts.mood: "),
     "no GPU": (wrong(lambda v: v.update(device="cuda")), "device: cuda is asked for, but torch finds no GPU"),
     "bad storage": (wrong(lambda v: v["search"].update(storage="foo://x")), "foo://x: the study cannot be opened"),
     "output with ?": (
