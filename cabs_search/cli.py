@@ -82,21 +82,40 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--address", help="join a Ray cluster that runs, such as auto or ray://HOST:10001")
         made.add_argument("--tracking-uri", metavar="URI", help="MLflow's (default: SQLite in the folder)")
 
+    made = command("compare", _compare, "the same search for each method, order, n:m or density, and one table")
+    made.add_argument("spec", metavar="SPEC")
+    made.add_argument(
+        "--over",
+        action="append",
+        required=True,
+        metavar="method|order|nm|density",
+        help="what to compare; twice for two crossed; AXIS=V,V for some values only",
+    )
+    made.add_argument("--trials", type=_count, metavar="N", help="candidates of each value, shared λ among them")
+    made.add_argument("--workers", type=_count, metavar="N", help="Ray workers (default: one for each core)")
+    made.add_argument("--output", type=Path, metavar="DIR", help="the folder (default: results/NAME-over-AXIS)")
+    made.add_argument("--address", help="join a Ray cluster that runs, such as auto or ray://HOST:10001")
+    made.add_argument("--tracking-uri", metavar="URI", help="MLflow's (default: SQLite in the folder)")
+
     made = command("plan", _plan, "show what a search would do and need, without doing it")
     made.add_argument("spec", metavar="SPEC")
     made = command("vectors", _vectors, "build or inspect a space's pruned vectors: density, overlap, bytes")
     made.add_argument("spec", metavar="SPEC")
-    made = command("report", _report, "print a study's leaderboard from what was recorded")
+    made.add_argument("--picture", type=Path, metavar="FILE", help="draw them as well: a .png, .svg or .pdf")
+    made = command("report", _report, "print a study's leaderboard, or a comparison, from what was recorded")
     made.add_argument("folder", type=Path, metavar="DIR")
 
     made = command("merge", _merge, "merge experts by one recipe, without a search")
     made.add_argument("--base", required=True, metavar="B", help="a folder or a hub id")
     made.add_argument("--expert", required=True, action="append", type=_pair, metavar="NAME=PATH")
-    made.add_argument("--method", default="cabs", metavar="M", help="cabs (default) or task-arithmetic")
+    made.add_argument("--method", default="cabs", metavar="M", help="cabs (default), task-arithmetic, ties, ...")
     made.add_argument("--nm", default="64:256", metavar="N:M", help="weights kept of every M (default 64:256)")
+    made.add_argument("--density", type=float, metavar="D", help="share kept, by methods without n:m (default: n/m)")
     made.add_argument("--order", metavar="A,B", help="pruning order (default: as the experts are given)")
     made.add_argument("--overlap", default="fill", metavar="fill|drop")
+    made.add_argument("--overlap-merge", default="sum", metavar="sum|ties")
     made.add_argument("--tail", default="keep", metavar="keep|drop")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of random masks (default 0)")
     made.add_argument(
         "--lambda",
         dest="lambdas",
@@ -145,6 +164,24 @@ def _run(options: argparse.Namespace) -> None:
     print(f"Take the best:     {PROGRAM} export {folder} --to {folder}/best")
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from cabs_search.launch import compare
+    from cabs_search.spec import load
+
+    spec = load(options.spec).override(trials=options.trials, workers=options.workers)
+    found = compare(spec, options.over, options.output, address=options.address, tracking_uri=options.tracking_uri)
+    _print_comparison(options, found)
+
+
+def _print_comparison(options: argparse.Namespace, found: Any) -> None:
+    from cabs_search.comparison import as_text
+
+    if options.json:
+        _print_json(found.as_dict())
+    else:
+        print(as_text(found))
+
+
 def _plan(options: argparse.Namespace) -> None:
     from cabs_search import plan
     from cabs_search.spec import load
@@ -157,10 +194,12 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _vectors(options: argparse.Namespace) -> None:
-    from cabs_search import plan
+    from cabs_search import diagnose
     from cabs_search.spec import load
 
-    found = plan.vectors(load(options.spec))
+    found = diagnose.vectors(load(options.spec))
+    if options.picture:
+        diagnose.draw(found, options.picture)
     if options.json:
         _print_json([f.as_dict() for f in found])
     else:
@@ -168,8 +207,12 @@ def _vectors(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    from cabs_search import comparison
     from cabs_search.report import as_text, leaderboard
 
+    if comparison.is_comparison(options.folder):
+        _print_comparison(options, comparison.read(options.folder))
+        return
     board = leaderboard(options.folder)
     if options.json:
         _print_json(board.as_dict())
@@ -183,7 +226,8 @@ def _merge(options: argparse.Namespace) -> None:
 
     from cabs_search.export import export
     from cabs_search.locations import locate
-    from cabs_search.recipe import make_method, make_recipe, parse_nm
+    from cabs_search.recipe import make_method, make_recipe
+    from cabs_search.sparsify import CALIBRATED, parse_nm
     from cabs_search.spec import NAME_PATTERN
     from cabs_search.store import Family
 
@@ -197,8 +241,20 @@ def _merge(options: argparse.Namespace) -> None:
     lambdas = dict.fromkeys(experts, 1.0) | {k: _number(v) for k, v in _mapping("--lambda", options.lambdas).items()}
     order = options.order.split(",") if options.order else None
     method = make_method(
-        options.method, tuple(experts), nm=parse_nm(options.nm), order=order, overlap=options.overlap, tail=options.tail
+        options.method,
+        tuple(experts),
+        nm=parse_nm(options.nm),
+        density=options.density,
+        order=order,
+        overlap=options.overlap,
+        overlap_merge=options.overlap_merge,
+        tail=options.tail,
+        seed=options.seed,
     )
+    if isinstance(method.mask, CALIBRATED):
+        raise ValueError(
+            f"--method: {options.method} needs calibration items, which only a study has; use run or compare"
+        )
     recipe = make_recipe(method, lambdas)
     family = Family.open(locate(options.base), {name: locate(path) for name, path in experts.items()})
     dtype = getattr(torch, options.dtype) if options.dtype else None

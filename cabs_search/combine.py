@@ -8,11 +8,85 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from cabs_search.sparsify import Kept
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Σ λᵢ·τ̃ᵢ."""
+
+    name: ClassVar[str] = "sum"
+    beside: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Where vectors meet, the sign of their sum is elected; the mean of those that agree (arXiv 2306.01708)."""
+
+    name: ClassVar[str] = "ties"
+    beside: ClassVar[tuple[str, ...]] = ("magnitude-vector", "magnitude", "dare", "cabs")
+    """Mask rules that the papers compare with it."""
+
+
+@dataclass(frozen=True)
+class TiesSum:
+    """As ``Ties``, with the sum of those that agree."""
+
+    name: ClassVar[str] = "ties-sum"
+    beside: ClassVar[tuple[str, ...]] = ("magnitude-vector", "magnitude")
+
+
+Combine = Sum | Ties | TiesSum
+COMBINES: dict[str, type[Combine]] = {rule.name: rule for rule in get_args(Combine)}
+"""Every rule by its name."""
+
+
+def combined(combine: Combine, vectors: Sequence[Kept | None], numel: int) -> list[Kept | None]:
+    """What is left of each vector on one tensor, so that Σ λᵢ times it is the merged model's change.
+
+    λ has no part in it: what is made ready once serves every λ.
+    """
+    match combine:
+        case Sum():
+            return list(vectors)
+        case Ties():
+            return _elected(vectors, numel, mean=True)
+        case TiesSum():
+            return _elected(vectors, numel, mean=False)
+
+
+def _elected(vectors: Sequence[Kept | None], numel: int, *, mean: bool) -> list[Kept | None]:
+    """Of each vector the weights whose sign is that of the vectors' sum (0 counts as +), shared out where ``mean``."""
+    parts = [_sparse(v) for v in vectors]
+    total, count = torch.zeros(numel), torch.zeros(numel)
+    for kept in parts:
+        if kept is not None:
+            total[kept.positions] += kept.values
+    left: list[Kept | None] = []
+    for kept in parts:
+        if kept is None:
+            left.append(None)
+            continue
+        agrees = (kept.values > 0) == (total[kept.positions] >= 0)
+        positions = kept.positions[agrees]  # type: ignore[index]
+        count[positions] += 1
+        left.append(Kept(kept.values[agrees], positions) if len(positions) else None)
+    if not mean:
+        return left
+    return [None if kept is None else Kept(kept.values / count[kept.positions], kept.positions) for kept in left]
+
+
+def _sparse(kept: Kept | None) -> Kept | None:
+    """With positions, and without weights that are 0."""
+    if kept is None or kept.positions is not None:
+        return kept
+    positions = kept.values.nonzero().reshape(-1)
+    return Kept(kept.values[positions], positions)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,17 +7,20 @@ rewritten in place by ``materialize``; all heads see the same trunk.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cabs_search.calibration import Calibration
 from cabs_search.materialize import Resident
 from cabs_search.recipe import Recipe
 from cabs_search.spec import Spec
 from cabs_search.store import Family, Store
-from cabs_search.tasks import Ints, Items, Outcome, SplitName, outcome
+from cabs_search.tasks import Ints, Items, Outcome, outcome
 
 BATCH_TOKENS = 1024
 """Tokens a batch holds, padding counted."""
@@ -64,11 +67,17 @@ def collate(items: Items, rows: Ints) -> dict[str, Tensor]:
 class Workbench:
     """A resident model with all its heads, ready to become any candidate."""
 
-    def __init__(self, spec: Spec, store: Store) -> None:
-        """Load the base and every head; raises ValueError where they do not fit together."""
+    def __init__(self, spec: Spec, store: Store, calibrations: Mapping[str, Path] | None = None) -> None:
+        """Load the base and every head; raises ValueError where they do not fit together.
+
+        Args:
+            calibrations: files of what experts' layers saw, for mask rules that need it.
+
+        """
         self.spec, self.store = spec, store
         self.device = torch.device(pick_device(spec.device))
-        self.family = Family.open(spec.base, spec.experts)
+        known = {expert: Calibration(path) for expert, path in (calibrations or {}).items()}
+        self.family = replace(Family.open(spec.base, spec.experts), calibrations=known)
         dtype: torch.dtype = getattr(torch, spec.dtype)
         shared: dict[str, Tensor] = {
             name: torch.empty(shape, dtype=dtype, device=self.device)
@@ -76,22 +85,22 @@ class Workbench:
         }
         self.resident = Resident(self.family.base, shared)
         self.models = {
-            expert: _load_model(self.family, expert, shared, dtype, self.device)
+            expert: load_model(spec, self.family, expert, shared, dtype, self.device)
             for expert in {spec.expert_of(task) for task in spec.tasks}
         }
 
     def materialize(self, recipe: Recipe) -> None:
         """Become a candidate; vectors that the cache lacks are built."""
-        vectors = self.store.open(self.store.ensure(self.family, recipe.method))
-        self.resident.materialize(list(vectors.values()), [recipe.lambda_[expert] for expert in vectors])
+        vectors = self.store.open(self.store.ensure(self.family, recipe.method.mask))
+        self.resident.materialize(vectors, recipe)
 
     def score(self, task: str, items: Items, rows: Ints) -> Outcome:
         """Score the present candidate on some items of a task."""
         return evaluate(self.models[self.spec.expert_of(task)], items, rows, self.device)
 
 
-def _load_model(
-    family: Family, expert: str, shared: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+def load_model(
+    spec: Spec, family: Family, expert: str, shared: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
 ) -> Any:
     """The expert's model with its own head; its shared tensors are replaced by those given, not copied."""
     from transformers import AutoModelForSequenceClassification
@@ -147,7 +156,3 @@ def blocks(items: Mapping[str, Items], size: int) -> list[dict[str, Ints]]:
         task: np.array_split(np.arange(len(i), dtype=np.int64), count) for task, i in items.items()
     }
     return [{task: share[b] for task, share in shares.items()} for b in range(count)]
-
-
-StudyItems = Mapping[SplitName, Mapping[str, Items]]
-"""Items by split and task."""

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cabs_search.checkpoint import Checkpoint, CheckpointWriter
 from cabs_search.materialize import merged_tensors
 from cabs_search.recipe import Recipe
-from cabs_search.store import Family
+from cabs_search.store import Family, StoredVector
 from cabs_search.tasks import pad_token_id
 
 SIDE_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
@@ -35,6 +36,7 @@ def export(
     heads: Mapping[str, str] | None = None,
     facts: Iterable[str] = (),
     dtype: torch.dtype | None = None,
+    vectors: Mapping[str, StoredVector] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Path:
     """Write a merged model, tensor by tensor, so that memory does not grow with the model.
@@ -44,6 +46,7 @@ def export(
         heads: the expert whose head to use, by the name of the folder under ``heads/``; None: every expert's own.
         facts: lines for the model card, such as scores.
         dtype: of the merged weights; None: the base's own.
+        vectors: pruned vectors by expert, in pruning order; None: pruned here.
         progress: told the number of weights done.
 
     Raises:
@@ -57,7 +60,7 @@ def export(
     dtype = dtype or family.base.read(family.alignment.shared[0]).dtype
     work = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        _write_trunk(family, recipe, work, dtype, progress)
+        _write_trunk(family, work, merged_tensors(family, recipe, dtype, vectors), dtype, progress)
         chosen = heads if heads is not None else {name: name for name in family.experts}
         trunks: dict[tuple[str, ...], Path] = {}
         for name, expert in chosen.items():
@@ -73,12 +76,16 @@ def export(
 
 
 def _write_trunk(
-    family: Family, recipe: Recipe, to: Path, dtype: torch.dtype, progress: Callable[[int], Any] | None
+    family: Family,
+    to: Path,
+    merged: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    progress: Callable[[int], Any] | None,
 ) -> None:
     base = family.base
     own = [name for name in base.names if name not in family.alignment.shapes]
     with CheckpointWriter(to / "model.safetensors", base.names, {"format": "pt"}) as writer:
-        for name, tensor in merged_tensors(family, recipe, dtype):
+        for name, tensor in merged:
             writer.add(base.model_name(name), tensor)
             if progress:
                 progress(tensor.numel())
@@ -151,6 +158,12 @@ def _set_pad_token(folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
+def _lambdas(recipe: Recipe, expert: str) -> str:
+    """λ of one expert in words."""
+    found = [(key, value) for key, value in recipe.lambdas if key.split(".")[0] == expert]
+    return ", ".join(f"λ{key.removeprefix(expert).replace('.', ' of ')} = {value:g}" for key, value in found)
+
+
 def _shown(folder: Path) -> str:
     """A checkpoint's name for people: a hub id where it came from the hub."""
     cached = [part for part in folder.parts if part.startswith("models--")]
@@ -171,7 +184,7 @@ def _card(family: Family, recipe: Recipe, heads: Iterable[str], facts: Iterable[
     ]
     lines += [f"- base: `{_shown(family.base.folder)}` (content {family.base.fingerprint})"]
     lines += [
-        f"- expert {name}: `{_shown(e.folder)}` (content {family.fingerprints[name]}), λ = {recipe.lambda_[name]:g}"
+        f"- expert {name}: `{_shown(e.folder)}` (content {family.fingerprints[name]}), {_lambdas(recipe, name)}"
         for name, e in family.experts.items()
     ]
     lines += ["", *facts, "", "Heads:", "", *(f"- `heads/{name}`" for name in heads), "", "Made by cabs-search.", ""]

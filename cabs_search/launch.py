@@ -5,25 +5,28 @@ from __future__ import annotations
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
-from cabs_search import report
-from cabs_search.baselines import ranked
+from cabs_search import comparison, report
+from cabs_search.baselines import baselines, holds, methods_of, ranked
 from cabs_search.checkpoint import first_line
+from cabs_search.comparison import Comparison
 from cabs_search.evaluate import check_heads, pick_device
 from cabs_search.export import export
 from cabs_search.locations import cache_folder
 from cabs_search.outcomes import Outcomes, Scored
-from cabs_search.recipe import Recipe
+from cabs_search.recipe import Method, Recipe, group_of
+from cabs_search.sparsify import CALIBRATED, Mask
 from cabs_search.spec import Spec, load
-from cabs_search.store import Family
+from cabs_search.store import Family, Store, StoredVector
 from cabs_search.tasks import SPLITS, Items, SplitName, load_items
 
 if TYPE_CHECKING:
@@ -72,25 +75,14 @@ def run(
         RuntimeError: the search failed on the way; what was scored is kept.
 
     """
-    spec = spec if isinstance(spec, Spec) else load(spec)
-    folder = Path(output) if output else Path("results") / spec.name
-    if set("?%") & set(str(folder.absolute())):
-        raise ValueError(f"{folder}: must have no ? and no % in its path, which mean something in a database's URL")
-    if address:
-        _check_reachable(address)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: must be a folder")
-    say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
-    family = Family.open(spec.base, spec.experts)
-    check_heads(spec, family)
-    items = load_study_items(spec)
-    pick_device(spec.device)
-    weights = {"base": family.base.fingerprint} | family.fingerprints
+    opened = _Opened(spec, output, address, say)
+    spec, folder = opened.spec, opened.folder
+    calibrations = opened.prune_calibrated(methods_of(spec), baselines(spec))
     with _only_driver(folder) as is_new:
         from cabs_search.search.driver import search
 
         try:
-            study = _open_study(spec, folder, items, weights)
+            study = _open_study(spec, folder, opened.items, opened.weights)
         except ValueError:
             if is_new:  # refused before anything was done
                 shutil.rmtree(folder)
@@ -100,12 +92,13 @@ def run(
         study.take_up(tracked.candidate)
         say(f"starting workers; the study is kept in {folder}")
         try:
-            search(study, items, cache_folder(), address=address)
+            search(study, opened.items, cache_folder(), calibrations=calibrations, address=address)
         except BaseException:
             tracked.close()
             raise
-        board = report.build(spec, study.outcomes)
-        tracked.end(board, study.outcomes)
+        scores = report.Scores.read(spec, study.outcomes)
+        board = report.board_of(spec, scores)
+        tracked.end(board, scores)
     if study.exhausted:
         say(f"the space holds no more than the {study.done} candidates that were scored")
     if study.best is None:
@@ -117,6 +110,158 @@ def run(
         scored_items=study.scored_items,
         tracking_uri=tracked.uri,
     )
+
+
+def compare(
+    spec: Spec | str | Path,
+    over: Sequence[str],
+    output: str | Path | None = None,
+    *,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    say: Say = to_stderr,
+) -> Comparison:
+    """The same search for each value of an axis; on a folder with an unfinished comparison, go on with it.
+
+    Args:
+        spec: a spec, or the path of its file; ``search.trials`` is each value's budget.
+        over: as in ``comparison.values``.
+        output: the comparison's folder; None: ``results/NAME-over-AXES``.
+        address, tracking_uri, say: as in ``run``.
+
+    Raises:
+        ValueError: the spec, the axes, its models or its data are wrong; nothing has been written then.
+        RuntimeError: the workers failed on the way; what was scored is kept. A row that fails is no error: it says why.
+
+    """
+    spec = spec if isinstance(spec, Spec) else load(spec)
+    rows = [value for value in comparison.values(spec, over) if value.same_as is None]
+    axes = "-".join(text.partition("=")[0] for text in over)
+    opened = _Opened(spec, output or Path("results") / f"{spec.name}-over-{axes}", address, say)
+    folder = opened.folder
+    failures: dict[str, str] = {}
+    calibrations: dict[str, Path] = {}
+    for value in rows:
+        try:
+            calibrations |= opened.prune_calibrated(methods_of(value.spec))
+        except (ValueError, RuntimeError) as error:
+            failures[value.label] = first_line(error)
+    with _only_driver(folder) as is_new:
+        from cabs_search.search.driver import search
+        from cabs_search.search.studies import Studies
+        from cabs_search.search.study import Study
+
+        try:
+            outcomes = Outcomes(folder / "outcomes")
+            outcomes.bind(spec, opened.items, opened.weights)
+        except ValueError:
+            if is_new:
+                shutil.rmtree(folder)
+            raise
+        _write_spec(spec, folder)
+        trackers = {v.label: _Tracked(v.spec, folder, tracking_uri, say, f"{spec.name} over {axes}") for v in rows}
+
+        def opener(value: comparison.Value, alone: bool) -> Callable[[], Study]:
+            def make() -> Study:
+                study = Study(value.spec, folder, opened.items, outcomes, part=value.label, alone=alone)
+                trackers[value.label].open(study.id)
+                study.take_up(trackers[value.label].candidate)
+                return study
+
+            return make
+
+        def ended(label: str, study: Study) -> None:
+            if study.failure:
+                failures[label] = study.failure
+                trackers[label].close()
+            else:
+                scores = report.Scores.read(spec, outcomes).only(lambda r: holds(study.spec, r.method))
+                trackers[label].end(report.board_of(study.spec, scores), scores)
+            comparison.write(folder, spec, over, failures, opened.notes)
+
+        comparison.write(folder, spec, over, failures, opened.notes)
+        runnable = [value for value in rows if value.label not in failures]
+        makers = {v.label: (v.spec.search.trials, opener(v, v is runnable[0])) for v in runnable}
+        studies = Studies(spec, opened.items, makers, ended)
+        say(f"starting workers for {len(rows)} studies; they are kept in {folder}")
+        try:
+            search(studies, opened.items, cache_folder(), calibrations=calibrations, address=address)
+        finally:
+            for tracked in trackers.values():
+                tracked.close()
+    return comparison.read(folder)
+
+
+class _Opened:
+    """A spec seen to be right: its models, its items, its folder; nothing is written yet."""
+
+    def __init__(self, spec: Spec | str | Path, output: str | Path | None, address: str | None, say: Say) -> None:
+        self.spec = spec = spec if isinstance(spec, Spec) else load(spec)
+        self.folder = folder = Path(output) if output else Path("results") / spec.name
+        if set("?%") & set(str(folder.absolute())):
+            raise ValueError(f"{folder}: must have no ? and no % in its path, which mean something in a database's URL")
+        if address:
+            _check_reachable(address)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder}: must be a folder")
+        say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
+        self.family = Family.open(spec.base, spec.experts)
+        check_heads(spec, self.family)
+        check_groups(spec, self.family)
+        self.items = load_study_items(spec)
+        pick_device(spec.device)
+        self.weights = {"base": self.family.base.fingerprint} | self.family.fingerprints
+        self.notes: list[str] = []
+
+    def prune_calibrated(self, methods: Iterable[Method], recipes: Iterable[Recipe] = ()) -> dict[str, Path]:
+        """Build the vectors of rules that need calibration items, which workers could not; files of the statistics."""
+        masks = {*(m.mask for m in methods), *(r.method.mask for r in recipes)}
+        needing = [mask for mask in masks if isinstance(mask, CALIBRATED)]
+        if not needing:
+            return {}
+        family = calibrated(self.spec, self.family, self.items["search"], needing)
+        for mask in needing:
+            with tqdm(
+                total=family.alignment.weights, unit="weight", unit_scale=True, desc=mask.name, file=sys.stderr
+            ) as bar:
+                Store(cache_folder()).ensure(family, mask, bar.update)
+            self._note(family, mask)
+        return {expert: statistics.path for expert, statistics in family.calibrations.items()}
+
+    def _note(self, family: Family, mask: Mask) -> None:
+        other = {
+            tensor
+            for tensor in family.alignment.shared
+            if any(s.gram(tensor) is None for s in family.calibrations.values())
+        }
+        part = sum(family.numel(tensor) for tensor in other) / family.alignment.weights
+        note = (
+            f"{mask.name}: {len(other)} of {len(family.alignment.shared)} tensors ({part:.0%} of the weights) are no "
+            "linear layer's and are pruned by magnitude."
+        )
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+def calibrated(spec: Spec, family: Family, items: Mapping[str, Items], masks: Iterable[Mask]) -> Family:
+    """A family that knows what its experts' layers saw, where a rule needs it."""
+    from cabs_search.calibrate import calibrate
+
+    return replace(family, calibrations=calibrate(spec, family, items, cache_folder(), masks))
+
+
+def check_groups(spec: Spec, family: Family) -> None:
+    """Raises ValueError unless every merged tensor is in a group of λ and every group has a tensor."""
+    groups = spec.space.groups
+    if not groups:
+        return
+    try:
+        used = {group_of(groups, tensor) for tensor in family.alignment.shared}
+    except ValueError as error:
+        raise ValueError(f"space.lambda.groups: {error}; a last group such as `other: .` takes the rest") from None
+    for name, pattern in groups:
+        if name not in used:
+            raise ValueError(f"space.lambda.groups.{name}: a group must have tensors of its own, but got {pattern!r}")
 
 
 def _open_study(
@@ -198,7 +343,17 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
     heads = {task: spec.expert_of(task) for task in spec.tasks}
     dtype = getattr(torch, spec.dtype)
     facts = _facts(board, chosen)
-    return chosen.recipe, export(family, chosen.recipe, to, heads=heads, facts=facts, dtype=dtype)
+    vectors = _calibrated_vectors(spec, family, chosen.recipe)
+    return chosen.recipe, export(family, chosen.recipe, to, heads=heads, facts=facts, dtype=dtype, vectors=vectors)
+
+
+def _calibrated_vectors(spec: Spec, family: Family, recipe: Recipe) -> dict[str, StoredVector] | None:
+    """The very vectors that were scored, where pruning needs calibration items; None where it does not."""
+    mask = recipe.method.mask
+    if not isinstance(mask, CALIBRATED):
+        return None
+    store = Store(cache_folder())
+    return store.open(store.ensure(calibrated(spec, family, load_study_items(spec)["search"], [mask]), mask))
 
 
 def _facts(board: report.Leaderboard, chosen: Scored) -> list[str]:
@@ -214,13 +369,14 @@ def _facts(board: report.Leaderboard, chosen: Scored) -> list[str]:
 class _Tracked:
     """MLflow beside a search: what cannot be written now is written by the next run, and costs no result."""
 
-    def __init__(self, spec: Spec, folder: Path, uri: str | None, say: Say) -> None:
+    def __init__(self, spec: Spec, folder: Path, uri: str | None, say: Say, experiment: str | None = None) -> None:
         from cabs_search.tracking import default_uri
 
         self._spec, self._folder, self._uri, self._say = spec, folder, uri, say
+        self._experiment = experiment
         self.uri = uri or default_uri(folder)
         self._tracker: Any = None
-        self._failed = False
+        self._failed = self._ended = False
 
     def _try(self, act: Callable[[], object]) -> None:
         if self._failed:
@@ -238,27 +394,29 @@ class _Tracked:
         def act() -> None:
             from cabs_search.tracking import Tracker
 
-            self._tracker = Tracker(self._spec, self._folder, study_id, self._uri)
+            self._tracker = Tracker(self._spec, self._folder, study_id, self._uri, self._experiment)
 
         self._try(act)
 
     def close(self) -> None:
-        self._try(lambda: self._tracker.close())
+        """Close the run of a study that did not end by itself."""
+        if self._tracker is not None and not self._ended:
+            self._try(lambda: self._tracker.close())
 
     def candidate(self, finished: Finished) -> None:
         self._try(lambda: self._tracker.candidate(finished))
 
-    def end(self, board: report.Leaderboard, outcomes: Outcomes) -> None:
+    def end(self, board: report.Leaderboard, scores: report.Scores) -> None:
         import json
 
         def act() -> None:
-            rows: Mapping[str, Scored] = outcomes.scored(self._spec, "confirm")
             text = report.as_text(board)
-            self._tracker.confirmed(rows, text, json.dumps(board.as_dict(), indent=2))
+            self._tracker.confirmed(scores.confirmed, text, json.dumps(board.as_dict(), indent=2))
             best = {row.label: row for row in board.rows}.get("best found")
             metrics = {"candidates": float(board.candidates)}
             if best is not None:
                 metrics |= {"score": best.search_score or 0.0, "confirm.score": best.score}
             self._tracker.end(metrics)
+            self._ended = True
 
         self._try(act)

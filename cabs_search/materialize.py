@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from cabs_search.checkpoint import Checkpoint
-from cabs_search.combine import TensorSum, tensor_sum
-from cabs_search.recipe import Recipe, make_method, make_recipe, parse_nm
+from cabs_search.combine import Combine, TensorSum, combined, tensor_sum
+from cabs_search.recipe import Recipe, make_method, make_recipe
+from cabs_search.sparsify import Kept, parse_nm
 from cabs_search.store import Family, StoredVector
 
 PLAN_BYTES = 1 << 30
@@ -37,31 +38,38 @@ class Resident:
         self._base = base
         self._tensors = dict(tensors)
         self._plan_bytes = plan_bytes
-        self._plans: OrderedDict[tuple[Path, ...], dict[str, TensorSum]] = OrderedDict()
+        self._plans: OrderedDict[tuple[Combine, tuple[Path, ...]], dict[str, TensorSum]] = OrderedDict()
         self._written: dict[str, TensorSum] = {}
         for name, tensor in self._tensors.items():
             tensor.copy_(base.read(name))
 
     @torch.no_grad()
-    def materialize(self, vectors: Sequence[StoredVector], lambdas: Sequence[float]) -> None:
-        """Become the base plus Σ λᵢ times the i-th vector, added in the given order."""
-        plan = self._plan(vectors)
+    def materialize(self, vectors: Mapping[str, StoredVector], recipe: Recipe) -> None:
+        """Become a recipe's model: the base plus Σ λᵢ times the i-th vector, added in the vectors' order.
+
+        Args:
+            vectors: by expert, those of the recipe's mask rule.
+            recipe: the candidate.
+
+        """
+        plan = self._plan(vectors, recipe.method.combine)
         if plan is not self._written:
             for name, written in self._written.items():
                 written.undo(self._tensors[name])
             self._written = plan
         for name, ready in plan.items():
-            ready.write(self._tensors[name], lambdas)
+            ready.write(self._tensors[name], [recipe.lambda_of(expert, name) for expert in vectors])
 
-    def _plan(self, vectors: Sequence[StoredVector]) -> dict[str, TensorSum]:
-        key = tuple(v.path for v in vectors)
+    def _plan(self, vectors: Mapping[str, StoredVector], combine: Combine) -> dict[str, TensorSum]:
+        key = (combine, tuple(v.path for v in vectors.values()))
         if key in self._plans:
             self._plans.move_to_end(key)
             return self._plans[key]
         plan = {}
         for name, tensor in self._tensors.items():
-            kept = [v.kept(name, tensor.numel()) for v in vectors]
-            if (ready := tensor_sum(self._base.read(name), kept, tensor.device)) is not None:
+            kept = [v.kept(name, tensor.numel()) for v in vectors.values()]
+            left = combined(combine, kept, tensor.numel())
+            if (ready := tensor_sum(self._base.read(name), left, tensor.device)) is not None:
                 plan[name] = ready
         self._plans[key] = plan
         sizes = {k: sum(t.bytes for t in p.values()) for k, p in self._plans.items()}
@@ -71,23 +79,35 @@ class Resident:
         return plan
 
 
-def merged_tensors(family: Family, recipe: Recipe, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+def merged_tensors(
+    family: Family,
+    recipe: Recipe,
+    dtype: torch.dtype | None = None,
+    vectors: Mapping[str, StoredVector] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
     """A fresh merge, one shared tensor at a time, so that memory does not grow with the model.
 
     Args:
         dtype: of the result; None: the base's own. The arithmetic is float32 in any case.
+        vectors: pruned vectors by expert, in pruning order; None: pruned here.
 
     Yields:
         (name, merged tensor).
 
     """
+    method = recipe.method
+    survey = family.survey(method.mask) if vectors is None else None
     for name in family.alignment.shared:
         base = family.base.read(name)
         out = base.to(dtype or base.dtype, copy=True)
-        kept = dict(family.prune(recipe.method, name))
-        ready = tensor_sum(base, list(kept.values()))
+        kept: dict[str, Kept | None]
+        if survey is None:
+            kept = {expert: v.kept(name, base.numel()) for expert, v in (vectors or {}).items()}
+        else:
+            kept = dict(family.prune(method.mask, name, survey))
+        ready = tensor_sum(base, combined(method.combine, list(kept.values()), base.numel()))
         if ready is not None:
-            ready.write(out, [recipe.lambda_[expert] for expert in kept])
+            ready.write(out, [recipe.lambda_of(expert, name) for expert in kept])
         yield name, out
 
 
@@ -99,8 +119,11 @@ def merge(
     nm: tuple[int, int] | str = (64, 256),
     order: Sequence[str] | None = None,
     *,
+    density: float | None = None,
     overlap: str = "fill",
+    overlap_merge: str = "sum",
     tail: str = "keep",
+    seed: int = 0,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """Merge experts into their base: one recipe, no search.
@@ -108,10 +131,13 @@ def merge(
     Args:
         base, experts: checkpoint folders; ``experts`` by name.
         lambdas: λ by expert.
-        method: ``cabs`` or ``task-arithmetic``.
-        nm: weights kept per block, weights per block (CABS).
-        order: pruning order (CABS); None: the order of ``experts``.
+        method: one of ``recipe.METHOD_NAMES``, but for those that need calibration items.
+        nm: weights kept per block, weights per block.
+        order: pruning order; None: the order of ``experts``.
+        density: share kept, by methods without n:m; None: n/m.
         overlap, tail: as in ``sparsify.conflict_aware``.
+        overlap_merge: as in ``recipe.make_method``.
+        seed: of random masks.
         dtype: of the result; None: the base's own.
 
     Returns:
@@ -124,7 +150,17 @@ def merge(
     if not experts:
         raise ValueError("at least one expert is needed")
     family = Family.open(base, experts)
-    chosen = make_method(method, tuple(experts), nm=parse_nm(nm), order=order, overlap=overlap, tail=tail)
+    chosen = make_method(
+        method,
+        tuple(experts),
+        nm=parse_nm(nm),
+        density=density,
+        order=order,
+        overlap=overlap,
+        overlap_merge=overlap_merge,
+        tail=tail,
+        seed=seed,
+    )
     if set(lambdas) != set(experts):
         raise ValueError(f"lambdas must name every expert once, but got {sorted(lambdas)} for {sorted(experts)}")
     recipe = make_recipe(chosen, {name: lambdas[name] for name in experts})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from cabs_search.baselines import best_shared, ranked, singles
 from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import Recipe
 from cabs_search.spec import Spec, load
-from cabs_search.tasks import SPLITS, Ints, metric
+from cabs_search.tasks import SPLITS, Ints, SplitName, metric
 
 REPLICATES = 2000
 """Bootstrap replicates; a quarter where some metric is none of the means of items, as these cost more."""
@@ -89,20 +89,49 @@ def leaderboard(folder: str | Path) -> Leaderboard:
 
 def build(spec: Spec, outcomes: Outcomes) -> Leaderboard:
     """The leaderboard of a study's record."""
-    searched, confirmed = outcomes.scored(spec, "search"), outcomes.scored(spec, "confirm")
-    labels = outcomes.labels("confirm")
+    return board_of(spec, Scores.read(spec, outcomes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """A record, read once."""
+
+    searched: Mapping[str, Scored]
+    """By recipe's key, on the search split."""
+    confirmed: Mapping[str, Scored]
+    """By recipe's key, on the confirm split."""
+    labels: Mapping[SplitName, Mapping[str, Any]]
+    """The items' truth by split and task."""
+
+    @classmethod
+    def read(cls, spec: Spec, outcomes: Outcomes) -> Scores:
+        """All of a record."""
+        return cls(
+            searched=outcomes.scored(spec, "search"),
+            confirmed=outcomes.scored(spec, "confirm"),
+            labels={split: outcomes.labels(split) for split in SPLITS},
+        )
+
+    def only(self, wanted: Callable[[Recipe], bool]) -> Scores:
+        """Those of one study among several: others are not in its search."""
+        return replace(self, searched={key: s for key, s in self.searched.items() if wanted(s.recipe)})
+
+
+def board_of(spec: Spec, scores: Scores) -> Leaderboard:
+    """The leaderboard from scores."""
+    searched, confirmed, labels = scores.searched, scores.confirmed, scores.labels["confirm"]
     rows, used = [], dict[str, Scored]()
 
     def add(label: str, recipe: Recipe) -> None:
         if (scored := confirmed.get(recipe.key)) is not None:
             used[label] = scored
-            rows.append(_row(spec, label, scored, searched.get(recipe.key), labels))
+            rows.append(row_of(spec, label, scored, searched.get(recipe.key), labels))
 
     alone = singles(spec)
     for label, recipe in alone.items():
         add(label, recipe)
-    if (ideal := _ideal(spec, alone, confirmed, labels)) is not None:
-        rows.append(ideal)
+    if (virtual := ideal(spec, alone, confirmed, labels)) is not None:
+        rows.append(virtual)
     shared = {f"best shared-λ {m}": s for m, s in best_shared(spec, searched).items()}
     for label, scored in shared.items():
         add(label, scored.recipe)
@@ -117,7 +146,7 @@ def build(spec: Spec, outcomes: Outcomes) -> Leaderboard:
     return Leaderboard(
         name=spec.name,
         candidates=len(searched),
-        items={split: {t: len(outcomes.labels(split)[t]) for t in spec.tasks} for split in SPLITS},
+        items={split: {t: len(scores.labels[split][t]) for t in spec.tasks} for split in SPLITS},
         rows=tuple(rows),
         verdicts=tuple(_verdict(label, used, found) for label, found in comparisons.items()),
         comparisons=comparisons,
@@ -139,7 +168,8 @@ def compare(spec: Spec, a: Scored, b: Scored, labels: Mapping[str, Ints]) -> sig
     return significance.from_replicates(a.score - b.score, np.mean(differences, axis=0))
 
 
-def _row(spec: Spec, label: str, scored: Scored, searched: Scored | None, labels: Mapping[str, Ints]) -> Row:
+def row_of(spec: Spec, label: str, scored: Scored, searched: Scored | None, labels: Mapping[str, Ints]) -> Row:
+    """A candidate's line, from its outcomes on the confirm split."""
     replicates = {task: _replicates(spec, task, scored, labels[task]) for task in spec.tasks}
     return Row(
         label=label,
@@ -155,7 +185,7 @@ def _row(spec: Spec, label: str, scored: Scored, searched: Scored | None, labels
     )
 
 
-def _ideal(
+def ideal(
     spec: Spec, alone: Mapping[str, Recipe], confirmed: Mapping[str, Scored], labels: Mapping[str, Ints]
 ) -> Row | None:
     """Per task the expert made for it: no model, what a merge without loss would score."""

@@ -22,7 +22,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAda
 from pydantic.dataclasses import dataclass
 
 from cabs_search.locations import locate
-from cabs_search.recipe import parse_nm
+from cabs_search.recipe import Groups, split_name
+from cabs_search.sparsify import parse_nm
 
 STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
@@ -42,7 +43,7 @@ def _nm(value: Any) -> tuple[int, int]:
 
 def _listed(value: Any) -> Any:
     """One value where a list is meant."""
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, (str, float, int)) else value
 
 
 def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -52,7 +53,23 @@ def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _method(name: str) -> str:
+    split_name(name)
+    return name
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"a group must be a regular expression, but got {text!r}: {error}") from None
+    return text
+
+
 NM = Annotated[tuple[int, int], BeforeValidator(_nm)]
+MethodName = Annotated[str, AfterValidator(_method)]
+Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
 Once = AfterValidator(_once)
 
 
@@ -115,14 +132,12 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Lambda:
-    """The range of λ."""
+class Range:
+    """Values of λ."""
 
     low: Coefficient = 0.0
     high: Coefficient = 2.0
     step: Annotated[float, Field(gt=0)] = 0.01
-    shared: bool = False
-    """One λ for all experts, or one for each."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -142,20 +157,61 @@ class Lambda:
         """How many values it holds."""
         return round((self.high - self.low) / self.step) + 1
 
+    def __contains__(self, value: float) -> bool:
+        steps = (value - self.low) / self.step
+        return self.low - 1e-9 <= value <= self.high + 1e-9 and math.isclose(steps, round(steps), abs_tol=1e-6)
+
+    def grid(self, most: int) -> tuple[float, ...]:
+        """At most so many of its values, evenly spread, both ends among them."""
+        count = min(most, self.steps)
+        places = [round(i * (self.steps - 1) / max(1, count - 1)) for i in range(count)]
+        return tuple(round(self.low + place * self.step, 9) for place in places)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Lambda(Range):
+    """The range of λ, and which task vectors, tensors and methods have one of their own."""
+
+    shared: bool = False
+    """One λ for all experts, or one for each."""
+    groups: dict[Name, Pattern] = Field(default_factory=dict)
+    """Tensors that have λ of their own: a regular expression searched for in their names, by the group's name; a
+    tensor is in the first group that fits."""
+    methods: dict[MethodName, Range] = Field(default_factory=dict)
+    """Ranges of methods that need another one, as those do that rescale what they keep."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Space:
     """What is searched: every field with more than one value is a dimension."""
 
     lambda_: Lambda = Field(default=Lambda(), alias="lambda")
-    method: Annotated[
-        tuple[Literal["cabs", "task-arithmetic"], ...], BeforeValidator(_listed), Field(min_length=1), Once
-    ] = ("cabs",)
+    method: Annotated[tuple[MethodName, ...], BeforeValidator(_listed), Field(min_length=1), Once] = ("cabs",)
     nm: Annotated[tuple[NM, ...], BeforeValidator(_listed), Field(min_length=1), Once] = ((64, 256),)
+    density: Annotated[tuple[Density, ...], BeforeValidator(_listed), Field(min_length=1), Once] | None = None
+    """Share kept by methods without n:m. None: the n/m of ``nm``."""
+    density_shared: bool = True
+    """One density, or n:m, for all experts, or one for each."""
     order: Literal["all"] | Annotated[tuple[tuple[Name, ...], ...], Field(min_length=1), Once] | None = None
     """Pruning orders: ``all``, a list, or (None) just the experts' own."""
     overlap: Literal["fill", "drop"] = "fill"
+    overlap_merge: Literal["sum", "ties"] = "sum"
+    """How vectors add up where masks that should be disjoint meet."""
     tail: Literal["keep", "drop"] = "keep"
+
+    @cached_property
+    def densities(self) -> tuple[float, ...]:
+        """The densities of methods without n:m."""
+        return self.density or tuple(dict.fromkeys(n / m for n, m in self.nm))
+
+    def range_of(self, method: str) -> Range:
+        """A method's range of λ."""
+        return self.lambda_.methods.get(method, self.lambda_)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Groups of tensors with λ of their own."""
+        return tuple(self.lambda_.groups.items())
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -164,6 +220,8 @@ class Baseline:
 
     lambda_: Annotated[tuple[Coefficient, ...], Field(min_length=1, alias="lambda")]
     nm: NM | None = None
+    """None: the space's first."""
+    density: Density | None = None
     """None: the space's first."""
     order: tuple[Name, ...] | None = None
     """None: the space's first."""
@@ -195,7 +253,7 @@ class Spec:
     experts: Annotated[dict[Name, str], Field(min_length=1)]
     tasks: Annotated[dict[Name, Task], Field(min_length=1)]
     space: Space = Space()
-    baselines: dict[Literal["cabs", "task-arithmetic"], Baseline] = Field(default_factory=dict)
+    baselines: dict[MethodName, Baseline] = Field(default_factory=dict)
     search: Search = Search()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: Literal["cpu", "cuda", "auto"] = "auto"
@@ -365,5 +423,5 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if tag not in _NUMBERS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-for _tag, _pattern in _NUMBERS.items():
-    _Loader.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
+for _tag, _number in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, _number, list("-+.0123456789"))

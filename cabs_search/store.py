@@ -1,6 +1,6 @@
 """The cache of pruned task vectors: content-addressed files, written once, mapped by every worker of a node.
 
-An entry is one safetensors file named by the hash of everything that its content depends on: base, expert, method,
+An entry is one safetensors file named by the hash of everything that its content depends on: base, expert, mask rule,
 settings, and with CABS the vectors pruned before it, so that orders with a common prefix share entries. Per tensor it
 holds the kept values and their positions, at one bit a weight or one byte a kept weight, whichever is less:
 
@@ -16,9 +16,9 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from cabs_search.calibration import Calibration
 from cabs_search.checkpoint import Alignment, Checkpoint, CheckpointWriter, align, checksum_holds
-from cabs_search.recipe import Cabs, Method
-from cabs_search.sparsify import Kept, keep
+from cabs_search.sparsify import (
+    CALIBRATED,
+    Kept,
+    Mask,
+    Survey,
+    calibration_of,
+    identity,
+    keep,
+    order_of,
+    settings,
+    survey_of,
+)
 from cabs_search.task_vector import task_vector
 
 FORMAT = 1
@@ -45,6 +56,8 @@ class Family:
     base: Checkpoint
     experts: Mapping[str, Checkpoint]
     alignment: Alignment
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    """What experts' layers saw on calibration items, for the rules that need it."""
 
     @classmethod
     def open(cls, base: str | Path, experts: Mapping[str, str | Path]) -> Family:
@@ -59,14 +72,23 @@ class Family:
         return {name: expert.fingerprint for name, expert in self.experts.items()}
 
     def prune(
-        self, method: Method, tensor: str, known: Mapping[str, Kept | None] | None = None
+        self, mask: Mask, tensor: str, survey: Survey, known: Mapping[str, Kept | None] | None = None
     ) -> Iterator[tuple[str, Kept | None]]:
-        """What a method keeps of one tensor, by expert in pruning order; ``known`` vectors are not pruned again."""
+        """What a rule keeps of one tensor, by expert in pruning order; ``known`` vectors are not pruned again."""
 
         def delta(expert: str) -> Tensor:
-            return task_vector(self.base, self.experts[expert], tensor)
+            return self.delta(tensor, expert)
 
-        return keep(method, delta, tuple(self.experts), self.numel(tensor), known)
+        return keep(mask, tensor, delta, tuple(self.experts), self.numel(tensor), known=known, survey=survey)
+
+    def survey(self, mask: Mask, experts: Iterable[str] | None = None) -> Survey:
+        """What a rule must know of whole vectors before it prunes them; ``experts``: whose, None for all."""
+        sizes = {tensor: self.numel(tensor) for tensor in self.alignment.shared}
+        return survey_of(mask, tuple(experts or self.experts), sizes, self.delta, self.calibrations)
+
+    def delta(self, tensor: str, expert: str) -> Tensor:
+        """One expert's task vector on one tensor."""
+        return task_vector(self.base, self.experts[expert], tensor)
 
     def numel(self, tensor: str) -> int:
         """A shared tensor's number of weights."""
@@ -118,29 +140,34 @@ class Store:
         self.root = Path(root) / f"vectors-v{FORMAT}"
         self._checked: dict[Path, tuple[int, int]] = {}
 
-    def paths(self, family: Family, method: Method) -> dict[str, Path]:
-        """Where the entry of each expert's vector is, or will be, in pruning order."""
+    def paths(self, family: Family, mask: Mask) -> dict[str, Path]:
+        """Where the entry of each expert's vector is, or will be, in pruning order.
+
+        Raises:
+            ValueError: the rule needs calibration statistics that the family has not.
+
+        """
         found: dict[str, Path] = {}
-        before: list[str] = []
-        order = method.order if isinstance(method, Cabs) else tuple(family.experts)
-        for expert in order:
-            settings: dict[str, Any] = {"method": method.name}
-            if isinstance(method, Cabs):
-                settings |= {"nm": method.nm, "overlap": method.overlap, "tail": method.tail, "before": before[:]}
-            key = settings | {
+        before: list[Any] = []
+        for expert in order_of(mask, tuple(family.experts)):
+            key = identity(mask, expert) | {
                 "base": family.base.fingerprint,
-                "expert": family.fingerprints[expert],
+                "expert weights": family.fingerprints[expert],
                 "tensors": sorted(family.alignment.shared),
                 "dtype": "F32",
                 "format": FORMAT,
             }
+            if "order" in settings(mask):
+                key["before"] = before[:]
+                before.append([family.fingerprints[expert], identity(mask, expert)])
+            if isinstance(mask, CALIBRATED):
+                key["calibration"] = calibration_of(family.calibrations, mask, expert).key
             name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
             found[expert] = self.root / f"{name}.safetensors"
-            before.append(family.fingerprints[expert])
         return found
 
-    def ensure(self, family: Family, method: Method, progress: Callable[[int], Any] | None = None) -> dict[str, Path]:
-        """Build what is missing or damaged of a method's entries, in one pass over the tensors.
+    def ensure(self, family: Family, mask: Mask, progress: Callable[[int], Any] | None = None) -> dict[str, Path]:
+        """Build what is missing or damaged of a rule's entries, in one pass over the tensors.
 
         Several processes may build the same entry: the last one's equal file stands.
 
@@ -151,17 +178,18 @@ class Store:
             The entry's path by expert, in pruning order.
 
         """
-        paths = self.paths(family, method)
+        paths = self.paths(family, mask)
         missing = {expert: path for expert, path in paths.items() if not self._is_whole(path)}
         if missing:
+            survey = family.survey(mask, missing)
             with ExitStack() as stack:
-                writers = {e: _EntryWriter(p, family, e, method) for e, p in missing.items()}
+                writers = {e: _EntryWriter(p, family, e, mask) for e, p in missing.items()}
                 for writer in writers.values():
                     stack.enter_context(writer)
                 whole = self.open({expert: path for expert, path in paths.items() if expert not in missing})
                 for tensor in family.alignment.shared:
                     known = {expert: vector.kept(tensor, family.numel(tensor)) for expert, vector in whole.items()}
-                    for expert, kept in family.prune(method, tensor, known):
+                    for expert, kept in family.prune(mask, tensor, survey, known):
                         if expert in writers:
                             writers[expert].add_kept(tensor, kept)
                     if progress:
@@ -189,11 +217,11 @@ class Store:
 class _EntryWriter(CheckpointWriter):
     """Writes one entry."""
 
-    def __init__(self, path: Path, family: Family, expert: str, method: Method) -> None:
+    def __init__(self, path: Path, family: Family, expert: str, mask: Mask) -> None:
         self._numel = {tensor: family.numel(tensor) for tensor in family.alignment.shared}
         self._kept = dict.fromkeys(self._numel, 2**62)  # as large as a count can be, to keep room for it
         names = [f"{t}|{kind}" for t in self._numel for kind in ("values", "offsets", "counts")]
-        super().__init__(path, names, {"expert": expert, "method": method.name, "kept": json.dumps(self._kept)})
+        super().__init__(path, names, {"expert": expert, "mask": mask.name, "kept": json.dumps(self._kept)})
         self._kept = {}
 
     def add_kept(self, tensor: str, kept: Kept | None) -> None:

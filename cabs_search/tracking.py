@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cabs_search import views
-from cabs_search.recipe import Cabs
 from cabs_search.spec import Spec
 
 if TYPE_CHECKING:
@@ -37,13 +36,16 @@ def default_uri(folder: Path) -> str:
 class Tracker:
     """Writes one study's runs."""
 
-    def __init__(self, spec: Spec, folder: Path, study_id: str, uri: str | None = None) -> None:
+    def __init__(
+        self, spec: Spec, folder: Path, study_id: str, uri: str | None = None, experiment: str | None = None
+    ) -> None:
         """Find or create the experiment and the parent run.
 
         Args:
             folder: the study's folder; artifacts go there unless a server keeps them.
             study_id: what tells this study from others of its name.
             uri: a tracking URI; None: SQLite in ``folder``.
+            experiment: the experiment's name; None: the spec's.
 
         """
         from mlflow import MlflowClient
@@ -51,12 +53,13 @@ class Tracker:
         self._spec = spec
         self.uri = uri or default_uri(folder)
         self._client = MlflowClient(tracking_uri=self.uri)
-        experiment = self._client.get_experiment_by_name(spec.name)
-        if experiment is None:
+        name = experiment or spec.name
+        known = self._client.get_experiment_by_name(name)
+        if known is None:
             artifacts = (folder / "artifacts").resolve().as_uri() if uri is None else None
-            self.experiment_id = str(self._client.create_experiment(spec.name, artifact_location=artifacts))
+            self.experiment_id = str(self._client.create_experiment(name, artifact_location=artifacts))
         else:
-            self.experiment_id = str(experiment.experiment_id)
+            self.experiment_id = str(known.experiment_id)
         parents = self._search(f"tags.`{STUDY_TAG}` = '{study_id}'")
         self.parent_id = str(parents[0].info.run_id) if parents else self._create_parent(study_id)
         self._client.update_run(self.parent_id, status="RUNNING")
@@ -151,12 +154,15 @@ class Tracker:
 
 def _params(finished: Finished) -> dict[str, Any]:
     recipe = finished.recipe
-    params: dict[str, Any] = {"method": recipe.method.name}
-    if isinstance(recipe.method, Cabs):
-        n, m = recipe.method.nm
-        params |= {"nm": f"{n}:{m}", "order": ">".join(recipe.method.order)}
-        params |= {f"rank.{expert}": rank for rank, expert in enumerate(recipe.method.order, 1)}
-    return params | {f"lambda.{expert}": value for expert, value in recipe.lambdas}
+    params: dict[str, Any] = {}
+    for name, value in recipe.as_dict().items():
+        if name == "order":
+            params |= {"order": ">".join(value)} | {f"rank.{e}": rank for rank, e in enumerate(value, 1)}
+        elif isinstance(value, dict):  # λ, and what experts have of their own
+            params |= {f"{name}.{key}": each for key, each in value.items()}
+        else:
+            params[name] = value
+    return params
 
 
 def _metrics(finished: Finished) -> dict[str, float]:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ray.tune.search import Searcher
 from tqdm import tqdm
 
 from cabs_search.evaluate import pick_device
+from cabs_search.search.studies import Studies
 from cabs_search.search.study import Study
 from cabs_search.search.worker import Context, Opaque, Worker
 from cabs_search.spec import Spec
@@ -41,10 +43,11 @@ TUNE_SETTINGS = {
 
 
 def search(
-    study: Study,
+    study: Study | Studies,
     items: Mapping[SplitName, Mapping[str, Items]],
     cache: Path,
     *,
+    calibrations: Mapping[str, Path] | None = None,
     address: str | None = None,
 ) -> None:
     """Run a study's jobs until its budget is spent and the leaderboard's rows are confirmed.
@@ -53,6 +56,7 @@ def search(
         study: taken up.
         items: the study's items by split and task.
         cache: the vector cache's folder, on every node.
+        calibrations: files of what experts' layers saw, for mask rules that need it.
         address: a running Ray cluster's; None: the one this process has joined, else Ray is started here, for this
             search, on loopback only.
 
@@ -70,7 +74,15 @@ def search(
         _start_ray(study.spec, address)
     try:
         with Progress(study) as progress:
-            _run(study, items, cache, progress)
+            context = Context(
+                spec=study.spec,
+                items=items,
+                blocks=study.blocks,
+                cache=cache,
+                threads=1,
+                calibrations=calibrations or {},
+            )
+            _run(study, context, progress)
     finally:
         if not joined:
             ray.shutdown()
@@ -80,14 +92,14 @@ def search(
         raise KeyboardInterrupt
 
 
-def _run(study: Study, items: Mapping[SplitName, Mapping[str, Items]], cache: Path, progress: Progress) -> None:
+def _run(study: Study | Studies, context: Context, progress: Progress) -> None:
     spec, cluster = study.spec, ray.cluster_resources()
     on_gpu = pick_device(spec.device) == "cuda"
     cpus, gpus = int(cluster.get("CPU", 1)), cluster.get("GPU", 0.0) if on_gpu else 0.0
     workers = spec.search.workers or max(1, int(gpus if on_gpu else cpus))
     widest = max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())
     threads = max(1, min(cpus // workers, widest))
-    context = Context(spec=spec, items=items, blocks=study.blocks, cache=cache, threads=threads)
+    context = replace(context, threads=threads)
     resources = {"cpu": float(threads)} | ({"gpu": min(1.0, gpus / workers)} if on_gpu else {})
     scratch = Path(tempfile.mkdtemp(prefix="cabs-search-"))
     try:
@@ -135,7 +147,7 @@ def _start_ray(spec: Spec, address: str | None) -> None:
 class JobSearcher(Searcher):  # type: ignore[misc]
     """Tune's view of a study: each trial is a job."""
 
-    def __init__(self, study: Study, workers: int, progress: Progress) -> None:
+    def __init__(self, study: Study | Studies, workers: int, progress: Progress) -> None:
         super().__init__(metric="done", mode="max")
         self._study, self._workers, self._progress = study, workers, progress
         self._live: set[str] = set()
@@ -179,7 +191,7 @@ class JobSearcher(Searcher):  # type: ignore[misc]
 class Recorder(tune.Callback):  # type: ignore[misc]
     """Keeps every block; a Searcher is not shown a trial's last result before its end."""
 
-    def __init__(self, study: Study, progress: Progress) -> None:
+    def __init__(self, study: Study | Studies, progress: Progress) -> None:
         self._study, self._progress = study, progress
 
     def on_trial_result(
@@ -202,11 +214,11 @@ class Recorder(tune.Callback):  # type: ignore[misc]
 class Progress:
     """A bar on stderr: candidates done of the budget, items, the best so far; then the rows being confirmed."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study | Studies) -> None:
         self._study = study
         self._bar = tqdm(
-            total=study.spec.search.trials,
-            initial=min(study.done, study.spec.search.trials),
+            total=study.budget,
+            initial=min(study.done, study.budget),
             unit="candidate",
             desc="search",
             file=sys.stderr,
@@ -217,9 +229,8 @@ class Progress:
     def refresh(self) -> None:
         """Show the study's present state."""
         study, best = self._study, self._study.best
-        self._bar.n = min(study.done, study.spec.search.trials)
-        if study.confirming is not None:
-            self._bar.set_description_str(f"confirm ({study.confirming} rows left)", refresh=False)
+        self._bar.n = min(study.done, study.budget)
+        self._bar.set_description_str(study.phase, refresh=False)
         self._bar.set_postfix_str(
             f"{study.scored_items} items" + (f", best {best.score:.4f}" if best else ""), refresh=False
         )

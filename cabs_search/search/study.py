@@ -83,14 +83,25 @@ class Study:
         folder: Path,
         items: Mapping[SplitName, Mapping[str, Items]],
         outcomes: Outcomes,
+        *,
+        part: str = "",
+        alone: bool = True,
     ) -> None:
         """Open or create the study in ``folder``; ``take_up`` makes it ready.
+
+        Args:
+            spec: what to search.
+            folder: the study's.
+            items: by split and task.
+            outcomes: the record.
+            part: the study's name among several of one record.
+            alone: whether to confirm base and experts as well.
 
         Raises:
             ValueError: the database cannot be had, or its study is another folder's or of another space.
 
         """
-        self.spec, self.outcomes = spec, outcomes
+        self.spec, self.outcomes, self._part = spec, outcomes, part
         self._on_finished: Callable[[Finished], object] = lambda _: None
         self.blocks = {split: blocks(by_task, spec.search.block) for split, by_task in items.items()}
         self._study = _open(spec, folder)
@@ -104,13 +115,13 @@ class Study:
         self.failure: str | None = None
         self.exhausted = False
         self.scored_items = 0
-        self._singles = deque(singles(spec).values())
+        self._singles = deque(singles(spec).values() if alone else ())
         self._confirm: deque[Recipe] | None = None
 
     def _claim(self) -> None:
         """Tie study and record to one another: in a shared database two studies may have one name."""
         source = self.spec.search.storage or "study.db"
-        ours = self.outcomes.study_id()
+        ours = self.outcomes.study_id() + (f"/{self._part}" if self._part else "")
         if self._study.user_attrs.get("id", ours) != ours:
             raise ValueError(
                 f"{source}: the study {self.spec.name!r} there belongs to another record; choose another name, or "
@@ -121,10 +132,11 @@ class Study:
         for trial in self._study.get_trials(deepcopy=False):
             for name, distribution in trial.distributions.items():
                 before = getattr(distribution, "choices", None)
-                if before is not None and name in now and tuple(before) != now[name]:
+                field = name.split(".")[0]
+                if before is not None and field in now and tuple(before) != now[field]:
                     raise ValueError(
-                        f"space.{name}: must stay as it was when the study in {source} began "
-                        f"({', '.join(before)}), but got {', '.join(now[name])}; choose another --output"
+                        f"space.{field}: must stay as it was when the study in {source} began "
+                        f"({', '.join(before)}), but got {', '.join(now[field])}; choose another --output"
                     )
 
     @property
@@ -138,6 +150,18 @@ class Study:
         return self._confirm is not None and not (self._confirm or self._singles or self._open)
 
     @property
+    def budget(self) -> int:
+        """Candidates to score on the search split."""
+        return self.spec.search.trials
+
+    @property
+    def phase(self) -> str:
+        """What is being done, for people."""
+        if self._confirm is None:
+            return "search"
+        return f"confirm ({len(self._confirm) + len(self._singles) + len(self._open)} rows left)"
+
+    @property
     def done(self) -> int:
         """Candidates that have ended, of the budget."""
         return len(self._known) + len(self._failed)
@@ -146,13 +170,6 @@ class Study:
     def best(self) -> Scored | None:
         """The best candidate so far."""
         return next(iter(ranked(self._known.values())), None)
-
-    @property
-    def confirming(self) -> int | None:
-        """Rows still to confirm; None while the search goes on."""
-        if self._confirm is None:
-            return None
-        return len(self._confirm) + len(self._singles) + len(self._open)
 
     def take_up(self, on_finished: Callable[[Finished], object] = lambda _: None) -> None:
         """Take up what earlier runs left: finished candidates count, interrupted ones are queued again.

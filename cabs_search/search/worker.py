@@ -30,6 +30,8 @@ class Context:
     cache: Path
     threads: int
     """Torch threads a worker."""
+    calibrations: Mapping[str, Path]
+    """Files of what experts' layers saw, for mask rules that need it."""
 
 
 class Worker(tune.Trainable):  # type: ignore[misc]
@@ -43,7 +45,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         self._context = context
         self._take(config)
         try:
-            self._bench = Workbench(context.spec, Store(context.cache))
+            self._bench = Workbench(context.spec, Store(context.cache), context.calibrations)
         except Exception as error:  # told at the first step: Tune would try again and then keep it to itself
             self._broken = f"{type(error).__name__}: {error}"
 

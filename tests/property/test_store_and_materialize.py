@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,35 +20,56 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import cabs_search
+from cabs_search.calibration import write_calibration
 from cabs_search.checkpoint import Checkpoint
 from cabs_search.materialize import Resident, merged_tensors
-from cabs_search.recipe import Cabs, Recipe, TaskArithmetic, make_method, make_recipe
-from cabs_search.sparsify import Kept, conflict_aware
+from cabs_search.recipe import METHOD_NAMES, Method, Recipe, make_method, make_recipe
+from cabs_search.sparsify import Kept, Whole, conflict_aware
 from cabs_search.store import Family, Store
 from tests.conftest import EXPERTS
 
 ORDERS = list(itertools.permutations(EXPERTS))
 LAMBDAS = st.floats(-2, 4).map(lambda x: round(x, 2))
-METHODS = st.one_of(
-    st.just(TaskArithmetic()),
-    st.builds(
-        Cabs,
-        nm=st.sampled_from([(1, 4), (2, 8), (3, 8), (8, 32), (16, 16), (1, 300)]),
-        order=st.sampled_from(ORDERS),
-        overlap=st.sampled_from(["fill", "drop"]),
-        tail=st.sampled_from(["keep", "drop"]),
-    ),
+GROUPS = (("first", r"layer\.0\."), ("rest", "."))
+
+
+def per_expert(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """One value for all, or one each."""
+    each = st.tuples(values, values, values).map(lambda three: tuple(zip(EXPERTS, three, strict=True)))
+    return st.one_of(values, each)
+
+
+METHODS = st.builds(
+    make_method,
+    st.sampled_from([*METHOD_NAMES, "ties-random", "ties-sum-cabs", "ties-task-arithmetic"]),
+    st.just(EXPERTS),
+    nm=per_expert(st.sampled_from([(1, 4), (2, 8), (3, 8), (8, 32), (16, 16), (1, 300)])),
+    density=per_expert(st.sampled_from([0.001, 0.1, 0.25, 0.6, 1.0])),
+    order=st.sampled_from(ORDERS),
+    overlap=st.sampled_from(["fill", "drop"]),
+    overlap_merge=st.sampled_from(["sum", "ties"]),
+    tail=st.sampled_from(["keep", "drop"]),
+    seed=st.integers(0, 3),
 )
-RECIPES = st.builds(
-    lambda method, values: make_recipe(method, dict(zip(EXPERTS, values, strict=True))),
-    METHODS,
-    st.tuples(LAMBDAS, LAMBDAS, LAMBDAS),
-)
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    method = draw(METHODS)
+    groups = draw(st.sampled_from([(), GROUPS]))
+    keys = [f"{e}.{g}" for e in EXPERTS for g, _ in groups] or EXPERTS
+    return make_recipe(method, {key: draw(LAMBDAS) for key in keys}, groups)
 
 
 @pytest.fixture(scope="module")
-def family(pico: Path) -> Family:
-    return Family.open(pico / "base", {name: pico / name for name in EXPERTS})
+def family(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """The pico family, with what its layers saw on random calibration items."""
+    opened = Family.open(pico / "base", {name: pico / name for name in EXPERTS})
+    torch.manual_seed(0)
+    inputs = {t: torch.randn(200, shape[1]) for t, shape in opened.alignment.shapes.items() if len(shape) == 2}
+    grams = {t: x.T @ x for t, x in inputs.items() if "embeddings" not in t}
+    folder = tmp_path_factory.mktemp("calibration")
+    return replace(opened, calibrations={e: write_calibration(folder / f"{e}.safetensors", grams, []) for e in EXPERTS})
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +82,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(candidates=st.lists(RECIPES, min_size=1, max_size=8), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+@given(candidates=st.lists(recipes(), min_size=1, max_size=8), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_the_nth_candidate_has_the_bits_of_a_fresh_merge(
     family: Family, store: Store, candidates: list[Recipe], dtype: torch.dtype
 ) -> None:
@@ -66,18 +90,19 @@ def test_the_nth_candidate_has_the_bits_of_a_fresh_merge(
     tensors = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
     resident = Resident(family.base, tensors, plan_bytes=200_000)  # room for a few plans, so that some are dropped
     for recipe in candidates:
-        vectors = store.open(store.ensure(family, recipe.method))
-        resident.materialize(list(vectors.values()), [recipe.lambda_[expert] for expert in vectors])
+        vectors = store.open(store.ensure(family, recipe.method.mask))
+        resident.materialize(vectors, recipe)
     for name, fresh in merged_tensors(family, candidates[-1], dtype):
         assert torch.equal(bits(tensors[name]), bits(fresh)), name
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(method=METHODS)
-def test_entries_give_back_what_was_kept(family: Family, store: Store, method: TaskArithmetic | Cabs) -> None:
-    vectors = store.open(store.ensure(family, method))
+def test_entries_give_back_what_was_kept(family: Family, store: Store, method: Method) -> None:
+    vectors = store.open(store.ensure(family, method.mask))
+    survey = family.survey(method.mask)
     for tensor in family.alignment.shared:
-        for expert, kept in family.prune(method, tensor):
+        for expert, kept in family.prune(method.mask, tensor, survey):
             found = vectors[expert].kept(tensor, family.numel(tensor))
             assert same(found, kept)
 
@@ -89,6 +114,14 @@ def same(a: Kept | None, b: Kept | None) -> bool:
         return False
     where = a.positions is None or b.positions is None or torch.equal(a.positions, b.positions)
     return where and torch.equal(a.values, b.values)
+
+
+@given(candidate=recipes())
+@settings(max_examples=100, deadline=None)
+def test_a_recipe_survives_json(candidate: Recipe) -> None:
+    again = Recipe.from_dict(json.loads(json.dumps(candidate.as_dict())))
+    assert again == candidate
+    assert again.key == candidate.key
 
 
 @settings(max_examples=40, deadline=None)
@@ -104,7 +137,7 @@ def test_any_mask_survives_either_encoding(numel: int, density: float, seed: int
         (Path(folder) / "m").mkdir()
         save_file({"w": torch.zeros(numel)}, Path(folder) / "m" / "model.safetensors")
         family = Family.open(Path(folder) / "m", {"e": Path(folder) / "m"})
-        with _EntryWriter(Path(folder) / "x.safetensors", family, "e", TaskArithmetic()) as writer:
+        with _EntryWriter(Path(folder) / "x.safetensors", family, "e", Whole()) as writer:
             writer.add_kept("w", kept)
         assert same(StoredVector(Path(folder) / "x.safetensors").kept("w", numel), kept)
 
@@ -135,8 +168,8 @@ def test_cabs_is_base_plus_lambda_mask_tau(pico: Path) -> None:
 
 def test_orders_with_a_common_prefix_share_entries(family: Family, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    first = store.ensure(family, make_method("cabs", EXPERTS, nm=(2, 8), order=["mood", "animal", "pair"]))
-    second = store.ensure(family, make_method("cabs", EXPERTS, nm=(2, 8), order=["mood", "pair", "animal"]))
+    first = store.ensure(family, make_method("cabs", EXPERTS, nm=(2, 8), order=["mood", "animal", "pair"]).mask)
+    second = store.ensure(family, make_method("cabs", EXPERTS, nm=(2, 8), order=["mood", "pair", "animal"]).mask)
     assert first["mood"] == second["mood"]
     assert first["pair"] != second["pair"]
     assert len(list(store.root.iterdir())) == 5
@@ -147,12 +180,12 @@ def test_entries_do_not_depend_on_where_the_weights_lie(pico: Path, family: Fami
 
     shutil.copytree(pico, tmp_path / "moved")
     moved = Family.open(tmp_path / "moved" / "base", {n: tmp_path / "moved" / n for n in EXPERTS})
-    method = make_method("cabs", EXPERTS, nm=(2, 8))
+    method = make_method("cabs", EXPERTS, nm=(2, 8)).mask
     assert Store(tmp_path).paths(moved, method) == Store(tmp_path).paths(family, method)
 
 
 def test_a_damaged_entry_is_built_again_with_a_warning(family: Family, tmp_path: Path) -> None:
-    store, method = Store(tmp_path), make_method("cabs", EXPERTS, nm=(2, 8))
+    store, method = Store(tmp_path), make_method("cabs", EXPERTS, nm=(2, 8)).mask
     paths = store.ensure(family, method)
     good = paths["animal"].read_bytes()
     for damaged in (good[:-3], good[:200] + b"\xff" + good[201:], b""):
@@ -168,7 +201,7 @@ def test_a_damaged_entry_is_built_again_with_a_warning(family: Family, tmp_path:
 def build(arguments: tuple[Path, Path]) -> dict[str, bytes]:
     pico, root = arguments
     family = Family.open(pico / "base", {name: pico / name for name in EXPERTS})
-    paths = Store(root).ensure(family, make_method("cabs", EXPERTS, nm=(2, 8)))
+    paths = Store(root).ensure(family, make_method("cabs", EXPERTS, nm=(2, 8)).mask)
     return {name: path.read_bytes() for name, path in paths.items()}
 
 
@@ -185,5 +218,5 @@ def test_a_failed_build_leaves_no_entry(family: Family, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Family, "prune", broken)
     with pytest.raises(RuntimeError, match="no space"):
-        Store(tmp_path).ensure(family, TaskArithmetic())
+        Store(tmp_path).ensure(family, Whole())
     assert list(Store(tmp_path).root.iterdir()) == []

@@ -1,0 +1,334 @@
+"""The same search for each value of something: methods, orders, n:m, densities, or two of these crossed.
+
+Every value is a study of its own with the same budget, over one record, so that all are scored on the same items and
+nothing is scored twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cabs_search import report
+from cabs_search.baselines import holds, methods_of, ranked, singles
+from cabs_search.outcomes import Outcomes, Scored
+from cabs_search.recipe import METHOD_NAMES, split_name
+from cabs_search.sparsify import MASKS, check_density, parse_nm, settings
+from cabs_search.spec import Baseline, Spec, parse
+
+AXES = ("method", "order", "nm", "density")
+FILE = "comparison.yaml"
+DENSITIES = (0.1, 0.25, 0.5, 0.75)
+"""What is compared where a spec names no densities."""
+MOST_SHARED = 8
+"""Values of λ, shared by all experts, that each study begins with where the spec gives none."""
+REFERENCE = "task-arithmetic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """One row of a comparison."""
+
+    label: str
+    """The axes' values, such as ``dare 0.25``."""
+    spec: Spec
+    """Its own space and budget."""
+    same_as: str | None = None
+    """The row that is the same study, such as Task Arithmetic at another density."""
+
+
+def values(spec: Spec, over: Sequence[str]) -> list[Value]:
+    """The rows of a comparison.
+
+    Args:
+        spec: the study.
+        over: one or two of ``method``, ``order``, ``nm``, ``density``; ``AXIS=V,V`` names the values to compare, else
+            they are the spec's own, all methods, or DENSITIES.
+
+    Raises:
+        ValueError: no such axis or value, or a single one.
+
+    """
+    axes = [_axis(spec, text) for text in over]
+    if not 1 <= len(axes) <= 2 or len({name for name, _ in axes}) < len(axes):
+        raise ValueError(f"--over: one axis or two different ones are needed, but got {', '.join(over)}")
+    found: list[Value] = []
+    known: dict[Any, str] = {}
+    for chosen in itertools.product(*(texts for _, texts in axes)):
+        label = " ".join(chosen)
+        own = _with(spec, label, dict(zip((name for name, _ in axes), chosen, strict=True)))
+        same = (tuple(methods_of(own)), own.space.lambda_)
+        found.append(Value(label=label, spec=own, same_as=known.get(same)))
+        known.setdefault(same, label)
+    if len(known) < 2:
+        raise ValueError(
+            f"--over: two values at the least are needed, but {', '.join(over)} gives {', '.join(known.values())}"
+        )
+    if not any(v.label == REFERENCE or REFERENCE in v.spec.space.method for v in found):
+        found.append(Value(label=REFERENCE, spec=_with(spec, REFERENCE, {"method": REFERENCE})))
+    return found
+
+
+def _axis(spec: Spec, text: str) -> tuple[str, list[str]]:
+    name, given, listed = text.partition("=")
+    if name not in AXES:
+        raise ValueError(f"--over: one of {', '.join(AXES)} is needed, but got {name}")
+    if given:
+        return name, [value.strip() for value in listed.split(",") if value.strip()]
+    match name:
+        case "method":
+            return name, list(METHOD_NAMES)
+        case "order":
+            return name, [">".join(order) for order in spec.orders]
+        case "nm":
+            return name, [f"{n}:{m}" for n, m in spec.space.nm]
+        case _:
+            return name, [f"{d:g}" for d in spec.space.density or DENSITIES]
+
+
+def _with(spec: Spec, label: str, chosen: Mapping[str, str]) -> Spec:
+    """A spec whose space is one value of each axis, for the methods on which the axes make a difference."""
+    space = spec.space
+    for axis, text in chosen.items():
+        match axis:
+            case "method":
+                split_name(text)
+                space = replace(space, method=(text,))
+            case "order":
+                space = replace(space, order=(_order(spec, text),))
+            case "nm":
+                space = replace(space, nm=(parse_nm(text),), density=None)
+            case "density":
+                density, block = _density(text), space.nm[0][1]
+                if (n := round(density * block)) < 1:
+                    raise ValueError(
+                        f"--over: density * m >= 1/2 must hold, but got {text} with {space.nm[0][0]}:{block}"
+                    )
+                space = replace(space, density=(density,), nm=((n, block),))
+    if "method" not in chosen:
+        fields = {"order": {"order"}, "nm": {"nm"}, "density": {"density", "nm"}}
+        of_all = set.intersection(*(fields[axis] for axis in chosen))
+        fitting = tuple(m for m in space.method if of_all & set(settings(MASKS[split_name(m)[1]])))
+        if not fitting:
+            raise ValueError(f"--over {' '.join(chosen)}: makes no difference to {', '.join(space.method)}")
+        space = replace(space, method=fitting)
+    return replace(
+        spec, name=f"{spec.name} {label}", space=space, baselines={m: _shared(spec, m) for m in space.method}
+    )
+
+
+def _order(spec: Spec, text: str) -> tuple[str, ...]:
+    order = tuple(text.split(">"))
+    if sorted(order) != sorted(spec.experts):
+        raise ValueError(f"--over: an order must name every expert once ({', '.join(spec.experts)}), but got {text}")
+    return order
+
+
+def _density(text: str) -> float:
+    try:
+        density = float(text)
+    except ValueError:
+        raise ValueError(f"--over: a density must be a number, but got {text}") from None
+    check_density(density)
+    return density
+
+
+def _shared(spec: Spec, method: str) -> Baseline:
+    """The shared λ that a row begins with: the spec's own, else spread over the method's range."""
+    given = spec.baselines.get(method)
+    if given is not None:
+        return Baseline(**{"lambda": given.lambda_})  # type: ignore[arg-type]
+    most = max(2, min(MOST_SHARED, spec.search.trials // 2))
+    return Baseline(**{"lambda": spec.space.range_of(method).grid(most)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What one value came to."""
+
+    label: str
+    row: report.Row | None
+    """The candidate of it with the best search score; None where there is none."""
+    shared: report.Row | None
+    """The best with one λ for all experts; None where there is none."""
+    against: Mapping[str, Any] | None
+    """The paired comparison with the best shared-λ Task Arithmetic, on the confirm split."""
+    candidates: int
+    """Scored on the search split."""
+    failure: str | None
+    """Why there is no row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a comparison found."""
+
+    name: str
+    over: tuple[str, ...]
+    items: Mapping[str, Mapping[str, int]]
+    """Items by split and task."""
+    alone: tuple[report.Row, ...]
+    """Base, experts and ideal."""
+    reference: report.Row | None
+    """The best shared-λ Task Arithmetic."""
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return json.loads(json.dumps(asdict(self)).replace("Infinity", "null"))  # type: ignore[no-any-return]
+
+
+def write(folder: Path, spec: Spec, over: Sequence[str], failures: Mapping[str, str], notes: Sequence[str]) -> None:
+    """Keep what a folder's record does not say: the axes, and which rows failed."""
+    plain = {"over": list(over), "failures": dict(failures), "notes": list(notes), "spec": spec.as_dict()}
+    temporary = folder / f".{FILE}"
+    temporary.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.replace(folder / FILE)
+
+
+def read(folder: Path) -> Comparison:
+    """The comparison that a folder holds, from what was recorded. Raises ValueError where it holds none."""
+    plain = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
+    spec = parse(plain["spec"], str(folder / FILE), locations=False)
+    outcomes = Outcomes(folder / "outcomes")
+    return build(spec, plain["over"], report.Scores.read(spec, outcomes), plain["failures"], plain["notes"])
+
+
+def build(
+    spec: Spec, over: Sequence[str], scores: report.Scores, failures: Mapping[str, str], notes: Sequence[str]
+) -> Comparison:
+    """Compare what was recorded."""
+    rows = values(spec, over)
+    own = {v.label: _own(v.spec, scores) for v in rows}
+    reference = _best(scores, (s for s in scores.searched.values() if s.recipe.method.name == REFERENCE), shared=True)
+    lines = tuple(_line(value, own[value.label], scores, reference, failures) for value in rows)
+    labels = scores.labels["confirm"]
+    alone = [
+        report.row_of(spec, label, scores.confirmed[recipe.key], None, labels)
+        for label, recipe in singles(spec).items()
+        if recipe.key in scores.confirmed
+    ]
+    virtual = report.ideal(spec, singles(spec), scores.confirmed, labels)
+    return Comparison(
+        name=spec.name,
+        over=tuple(over),
+        items={split: {t: len(by_task[t]) for t in spec.tasks} for split, by_task in scores.labels.items()},
+        alone=(*alone, *([virtual] if virtual else [])),
+        reference=_row(spec, reference, scores),
+        lines=lines,
+        notes=tuple(notes),
+    )
+
+
+def _own(spec: Spec, scores: report.Scores) -> list[Scored]:
+    """The candidates of one row."""
+    return [s for s in scores.searched.values() if holds(spec, s.recipe.method)]
+
+
+def _best(scores: report.Scores, candidates: Any, *, shared: bool = False) -> Scored | None:
+    """The best by search score of those that are confirmed."""
+    chosen = [s for s in candidates if s.recipe.key in scores.confirmed and (s.recipe.is_shared or not shared)]
+    return next(iter(ranked(chosen)), None)
+
+
+def _line(
+    value: Value, own: list[Scored], scores: report.Scores, reference: Scored | None, failures: Mapping[str, str]
+) -> Line:
+    best, shared = _best(scores, own), _best(scores, own, shared=True)
+    against = None
+    if best is not None and reference is not None:
+        a, b = (scores.confirmed[s.recipe.key] for s in (best, reference))
+        against = asdict(report.compare(value.spec, a, b, scores.labels["confirm"]))
+    missing = None if best is not None else "no candidate has been confirmed yet; run the same command to go on"
+    return Line(
+        label=value.label,
+        row=_row(value.spec, best, scores),
+        shared=_row(value.spec, shared, scores),
+        against=against,
+        candidates=len(own),
+        failure=failures.get(value.same_as or value.label, missing),
+    )
+
+
+def _row(spec: Spec, scored: Scored | None, scores: report.Scores) -> report.Row | None:
+    if scored is None:
+        return None
+    key = scored.recipe.key
+    return report.row_of(spec, str(scored.recipe), scores.confirmed[key], scored, scores.labels["confirm"])
+
+
+def as_text(found: Comparison) -> str:
+    """The comparison for a terminal: as the papers print it, with each value's best candidate."""
+    tasks = list(found.items["confirm"])
+    head = ["", *tasks, "average", "95 % interval", "to best shared TA", "p", "search", "best recipe"]
+    lines = [head, *(_cells(row.label, row, tasks) for row in found.alone)]
+    for line in found.lines:
+        if line.row is None:
+            lines.append([line.label, *("" for _ in head[2:]), f"not run: {line.failure}"])
+        else:
+            lines.append(_cells(line.label, line.row, tasks, line.against))
+    count = {split: sum(by_task.values()) for split, by_task in found.items.items()}
+    title = (
+        f"{found.name} over {' and '.join(found.over)}: each row is the best of its candidates by {count['search']} "
+        f"search items, scored on {count['confirm']} confirm items that no proposal has seen; in points, paired"
+    )
+    pivot = [] if len(found.over) < 2 else ["", *_pivot(found)]
+    return "\n".join([title, "", *report.table(lines), *pivot, "", *found.notes, _verdict(found)])
+
+
+def _cells(label: str, row: report.Row, tasks: Sequence[str], against: Mapping[str, Any] | None = None) -> list[str]:
+    distance = p_value = ""
+    if against is not None:
+        low, high = (100 * value for value in against["interval"])
+        distance = f"{100 * against['estimate']:+.2f} [{low:+.1f}, {high:+.1f}]"
+        p_value = f"{against['p_value']:.2g}" if against["estimate"] or against["p_value"] < 1 else ""
+    return [
+        label,
+        *(f"{100 * row.tasks[task]:.2f}" for task in tasks),
+        f"{100 * row.score:.2f}",
+        f"[{100 * row.interval[0]:.1f}, {100 * row.interval[1]:.1f}]",
+        distance,
+        p_value,
+        "" if row.search_score is None else f"{100 * row.search_score:.2f}",
+        row.text,
+    ]
+
+
+def _pivot(found: Comparison) -> list[str]:
+    """Averages with one axis down and the other across."""
+    cells = {tuple(line.label.split(" ")): line for line in found.lines if len(line.label.split(" ")) == 2}
+    down, across = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    rows = [["average", *across]]
+    for name in down:
+        of_row = [cells.get((name, other)) for other in across]
+        rows.append(
+            [name, *(f"{100 * c.row.score:.2f}" if c is not None and c.row is not None else "-" for c in of_row)]
+        )
+    return report.table(rows)
+
+
+def _verdict(found: Comparison) -> str:
+    done = [line for line in found.lines if line.row is not None and line.against is not None]
+    if not done:
+        return "No row is confirmed yet."
+    above = [line.label for line in done if line.against and line.against["interval"][0] > 0]
+    below = [line.label for line in done if line.against and line.against["interval"][1] < 0]
+    top = max(done, key=lambda line: line.row.score if line.row else 0.0)
+    assert top.row is not None
+    text = (
+        f"Highest average: {top.label}, {100 * top.row.score:.2f}. Above the best shared-λ Task Arithmetic (each 95 % "
+    )
+    text += f"interval by itself): {', '.join(above) or 'none'}; below: {', '.join(below) or 'none'}; "
+    return text + f"{len(done) - len(above) - len(below)} of {len(done)} cannot be told from it."
+
+
+def is_comparison(folder: str | Path) -> bool:
+    """Whether a folder holds a comparison."""
+    return (Path(folder) / FILE).is_file()

@@ -1,0 +1,108 @@
+"""Several studies over one record, one after another, as one run of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from cabs_search.baselines import ranked
+from cabs_search.evaluate import blocks
+from cabs_search.outcomes import Scored
+from cabs_search.search.study import BlockResult, Job, Study
+from cabs_search.spec import Spec
+from cabs_search.tasks import Items, SplitName
+
+
+class Studies:
+    """What the driver sees of one study, for several; one that fails does not end the others."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        items: Mapping[SplitName, Mapping[str, Items]],
+        makers: Mapping[str, tuple[int, Callable[[], Study]]],
+        on_end: Callable[[str, Study], object],
+    ) -> None:
+        """Args:
+        spec: what the studies have in common: models, tasks, workers.
+        items: by split and task.
+        makers: each study's budget, and what opens it and takes it up, by its name.
+        on_end: told a study's name when it has ended.
+        """
+        self.spec = spec
+        self.blocks = {split: blocks(by_task, spec.search.block) for split, by_task in items.items()}
+        self.budget = sum(budget for budget, _ in makers.values())
+        self.failure: str | None = None
+        self._makers = {name: make for name, (_, make) in makers.items()}
+        self._studies: dict[str, Study] = {}
+        self._ended: set[str] = set()
+        self._on_end = on_end
+        self._jobs: dict[str, Study] = {}
+
+    def _study(self, name: str) -> Study:
+        if name not in self._studies:
+            self._studies[name] = self._makers[name]()
+        return self._studies[name]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every study has ended."""
+        return len(self._ended) == len(self._makers)
+
+    @property
+    def phase(self) -> str:
+        """Which study workers are at."""
+        return next((name for name in self._makers if name not in self._ended), "done")
+
+    @property
+    def done(self) -> int:
+        """Candidates that have ended."""
+        return sum(min(study.done, study.budget) for study in self._studies.values())
+
+    @property
+    def best(self) -> Scored | None:
+        """The best candidate so far, of any study."""
+        return next(iter(ranked(s.best for s in self._studies.values() if s.best is not None)), None)
+
+    @property
+    def scored_items(self) -> int:
+        """Items scored in this run."""
+        return sum(study.scored_items for study in self._studies.values())
+
+    def next_job(self, job_id: str) -> Job | Literal["finished"] | None:
+        """The first study's next job, or the next one's while the first can only wait."""
+        if self.failure:
+            return "finished"
+        for name in self._makers:
+            if name in self._ended:
+                continue
+            study = self._study(name)
+            job = study.next_job(job_id)
+            if isinstance(job, Job):
+                self._jobs[job_id] = study
+                return job
+            if job == "finished":
+                self._ended.add(name)
+                self._on_end(name, study)
+        return "finished" if self.complete else None
+
+    def record(self, job_id: str, result: BlockResult) -> None:
+        """Keep one block's outcomes."""
+        self._jobs[job_id].record(job_id, result)
+
+    def finish(self, job_id: str, error: str | None = None) -> None:
+        """End a job."""
+        self._jobs.pop(job_id).finish(job_id, error)
+
+    def died(self, job_id: str) -> None:
+        """Take note that a job's worker died."""
+        self._jobs.pop(job_id).died(job_id)
+
+    def leave(self, job_id: str) -> None:
+        """Give a job up without an end."""
+        self._jobs.pop(job_id).leave(job_id)
+
+    def stop(self, job_id: str, reason: str) -> None:
+        """End all studies for a reason that is no candidate's."""
+        self.leave(job_id)
+        self.failure = reason
