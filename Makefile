@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+MERGEKIT := .venv-mergekit
+MERGEKIT_PIP := $(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup quickstart test test-all check bench clean
+.PHONY: setup quickstart test test-all check bench clean .venv-mergekit
 
 setup: $(STAMP)
 
@@ -15,6 +17,18 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,cluster,dev]'
 	@touch $@
 
+# mergekit, for the tests that hold our tensors against its, in an environment of its own: nothing of ours may come to need
+# it. What its merges import is named here: it also asks for datasets, scipy and more, a quarter of the size.
+$(MERGEKIT): $(MERGEKIT)/.installed
+
+$(MERGEKIT)/.installed: constraints.txt
+	@rm -f $@
+	test -x $(MERGEKIT)/bin/python || $(PYTHON) -m venv $(MERGEKIT)
+	@echo 'installing mergekit into $(MERGEKIT)'
+	@($(MERGEKIT_PIP) accelerate click immutables peft pydantic pyyaml safetensors torch tqdm transformers && \
+	  $(MERGEKIT_PIP) --no-deps mergekit) 2>$(MERGEKIT)/pip.log || (cat $(MERGEKIT)/pip.log; exit 1)
+	@touch $@
+
 quickstart: setup
 	$(BIN)/cabs-search quickstart
 
@@ -22,6 +36,7 @@ test: setup
 	$(BIN)/python -m pytest -m 'not slow and not gpu'
 
 test-all: setup check
+	@$(MAKE) $(MERGEKIT) || echo 'mergekit cannot be installed: its tests are skipped, and say why'
 	$(BIN)/python -m pytest
 
 check: setup
@@ -34,4 +49,4 @@ bench: setup
 	$(BIN)/python tests/bench/bench.py
 
 clean:
-	rm -rf $(VENV) build dist results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(MERGEKIT) build dist results .mypy_cache .ruff_cache .pytest_cache .hypothesis
