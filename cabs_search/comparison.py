@@ -63,7 +63,7 @@ def values(spec: Spec, over: Sequence[str]) -> list[Value]:
     for chosen in itertools.product(*(texts for _, texts in axes)):
         label = " ".join(chosen)
         own = _with(spec, label, dict(zip((name for name, _ in axes), chosen, strict=True)))
-        same = (tuple(methods_of(own)), own.space.lambda_)
+        same = (tuple(methods_of(own)), repr(own.space.lambda_))
         found.append(Value(label=label, spec=own, same_as=known.get(same)))
         known.setdefault(same, label)
     if len(known) < 2:
@@ -99,25 +99,25 @@ def _with(spec: Spec, label: str, chosen: Mapping[str, str]) -> Spec:
         match axis:
             case "method":
                 split_name(text)
-                space = replace(space, method=(text,))
+                space = space.but(method=(text,))
             case "order":
-                space = replace(space, order=(_order(spec, text),))
+                space = space.but(order=(_order(spec, text),))
             case "nm":
-                space = replace(space, nm=(parse_nm(text),), density=None)
+                space = space.but(nm=(parse_nm(text),), density=None)
             case "density":
                 density, block = _density(text), space.nm[0][1]
                 if (n := round(density * block)) < 1:
                     raise ValueError(
                         f"--over: density * m >= 1/2 must hold, but got {text} with {space.nm[0][0]}:{block}"
                     )
-                space = replace(space, density=(density,), nm=((n, block),))
+                space = space.but(density=(density,), nm=((n, block),))
     if "method" not in chosen:
         fields = {"order": {"order"}, "nm": {"nm"}, "density": {"density", "nm"}}
         of_all = set.intersection(*(fields[axis] for axis in chosen))
         fitting = tuple(m for m in space.method if of_all & set(settings(MASKS[split_name(m)[1]])))
         if not fitting:
             raise ValueError(f"--over {' '.join(chosen)}: makes no difference to {', '.join(space.method)}")
-        space = replace(space, method=fitting)
+        space = space.but(method=fitting)
     return replace(
         spec, name=f"{spec.name} {label}", space=space, baselines={m: _shared(spec, m) for m in space.method}
     )
@@ -269,6 +269,8 @@ def as_text(found: Comparison) -> str:
     tasks = list(found.items["confirm"])
     head = ["", *tasks, "average", "95 % interval", "to best shared TA", "p", "search", "best recipe"]
     lines = [head, *(_cells(row.label, row, tasks) for row in found.alone)]
+    if found.reference is not None:
+        lines.append(_cells("best shared TA", found.reference, tasks))
     for line in found.lines:
         if line.row is None:
             lines.append([line.label, *("" for _ in head[2:]), f"not run: {line.failure}"])

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -198,6 +198,11 @@ class Space:
     overlap_merge: Literal["sum", "ties"] = "sum"
     """How vectors add up where masks that should be disjoint meet."""
     tail: Literal["keep", "drop"] = "keep"
+
+    def but(self, **changes: Any) -> Space:
+        """A copy with some fields changed."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | changes
+        return Space(**{"lambda": values.pop("lambda_")}, **values)
 
     @cached_property
     def densities(self) -> tuple[float, ...]:

@@ -144,7 +144,14 @@ def _start_ray(spec: Spec, address: str | None) -> None:
     )
 
 
-class JobSearcher(Searcher):  # type: ignore[misc]
+class _Unsaved:
+    """What Tune would write beside its own state, for a restart that never comes: nothing."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class JobSearcher(_Unsaved, Searcher):  # type: ignore[misc]
     """Tune's view of a study: each trial is a job."""
 
     def __init__(self, study: Study | Studies, workers: int, progress: Progress) -> None:
@@ -188,7 +195,7 @@ class JobSearcher(Searcher):  # type: ignore[misc]
         """See save."""
 
 
-class Recorder(tune.Callback):  # type: ignore[misc]
+class Recorder(_Unsaved, tune.Callback):  # type: ignore[misc]
     """Keeps every block; a Searcher is not shown a trial's last result before its end."""
 
     def __init__(self, study: Study | Studies, progress: Progress) -> None:

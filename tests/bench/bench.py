@@ -81,11 +81,12 @@ def main() -> int:
     resident = Resident(family.base, tensors)
     for name in ("cabs", "task-arithmetic"):
         method = make_method(name, tuple(spec.experts), nm=(3, 32))
-        vectors = list(store.open(store.ensure(family, method)).values())
+        vectors = store.open(store.ensure(family, method.mask))
+        recipe = make_recipe(method, dict.fromkeys(spec.experts, 1.0))
         with tempfile.TemporaryDirectory() as folder:
             times = medians(
                 {
-                    "ours": lambda v=vectors: resident.materialize(v, [1.0] * 4),
+                    "ours": lambda v=vectors, r=recipe: resident.materialize(v, r),
                     "rival": lambda m=method, d=folder: rewritten(family, m, dict.fromkeys(spec.experts, 1.0), Path(d)),
                 }
             )
