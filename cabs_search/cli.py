@@ -99,8 +99,9 @@ def parser() -> argparse.ArgumentParser:
 
     made = command("plan", _plan, "show what a search would do and need, without doing it")
     made.add_argument("spec", metavar="SPEC")
-    made = command("vectors", _vectors, "build or inspect a space's pruned vectors: density, overlap, bytes")
+    made = command("vectors", _vectors, "build or inspect a space's pruned vectors: density, overlap, angles, bytes")
     made.add_argument("spec", metavar="SPEC")
+    made.add_argument("--method", action="append", metavar="M", help="these methods only, of the space or not")
     made.add_argument("--picture", type=Path, metavar="FILE", help="draw them as well: a .png, .svg or .pdf")
     made = command("report", _report, "print a study's leaderboard, or a comparison, from what was recorded")
     made.add_argument("folder", type=Path, metavar="DIR")
@@ -184,9 +185,13 @@ def _print_comparison(options: argparse.Namespace, found: Any) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     from cabs_search import plan
+    from cabs_search.locations import UnreachableError
     from cabs_search.spec import load
 
-    found = plan.plan(load(options.spec))
+    try:
+        found: plan.Plan | plan.Outline = plan.plan(load(options.spec))
+    except UnreachableError as error:  # what can be said without the hub
+        found = plan.outline(load(options.spec, download=False), str(error))
     if options.json:
         _print_json(found.as_dict())
     else:
@@ -197,7 +202,9 @@ def _vectors(options: argparse.Namespace) -> None:
     from cabs_search import diagnose
     from cabs_search.spec import load
 
-    found = diagnose.vectors(load(options.spec))
+    if options.picture:
+        diagnose.check_picture(options.picture)
+    found = diagnose.vectors(load(options.spec), options.method or ())
     if options.picture:
         diagnose.draw(found, options.picture)
     if options.json:

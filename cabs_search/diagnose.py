@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from cabs_search.baselines import baselines, methods_of
 from cabs_search.launch import calibrated, load_study_items
 from cabs_search.locations import cache_folder
 from cabs_search.plan import show_bytes
-from cabs_search.recipe import Method
+from cabs_search.recipe import Method, split_name
 from cabs_search.report import table
 from cabs_search.sparsify import CALIBRATED, Kept
 from cabs_search.spec import Spec
@@ -88,13 +88,21 @@ def _rows(names: tuple[str, ...], matrix: Matrix, form: str) -> list[list[str]]:
     return [[name, *(format(value, form) for value in row)] for name, row in zip(names, matrix, strict=True)]
 
 
-def vectors(spec: Spec) -> list[Vectors]:
+def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
     """Build what the cache lacks of a space's vectors, and look at them.
 
+    Args:
+        spec: the study.
+        only: methods to look at, of the space or not; none: the space's and its baselines'.
+
     Raises:
-        ValueError: the spec's models are wrong.
+        ValueError: the spec's models are wrong, or there is no such method.
 
     """
+    for name in only:
+        split_name(name)
+    if only:
+        spec = replace(spec, space=spec.space.but(method=tuple(only)), baselines={})
     family, store = Family.open(spec.base, spec.experts), Store(cache_folder())
     methods = {m.mask: m for m in [*(r.method for r in baselines(spec)), *methods_of(spec)]}
     if any(isinstance(mask, CALIBRATED) for mask in methods):
@@ -185,8 +193,7 @@ def draw(found: list[Vectors], to: Path) -> None:
         ValueError: another kind of file.
 
     """
-    if to.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--picture: a .png, .svg or .pdf file is needed, but got {to}")
+    check_picture(to)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 3.8 * len(found)), layout="constrained")
@@ -208,6 +215,12 @@ def draw(found: list[Vectors], to: Path) -> None:
     temporary = to.with_name(f".{to.name}")
     figure.savefig(temporary, format=to.suffix[1:], dpi=110)
     temporary.replace(to)
+
+
+def check_picture(to: Path) -> None:
+    """Raises ValueError where a picture cannot be written so."""
+    if to.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--picture: a .png, .svg or .pdf file is needed, but got {to}")
 
 
 def _heat(ax: Any, title: str, names: tuple[str, ...], matrix: Matrix) -> None:

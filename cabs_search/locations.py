@@ -11,6 +11,7 @@ from platformdirs import user_cache_path
 
 from cabs_search.checkpoint import first_line
 
+HUB_ID = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
 WEIGHT_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -20,6 +21,16 @@ WEIGHT_FILES = (
     "merges.txt",
     "*.model",
 )
+
+
+class UnreachableError(ValueError):
+    """What a location names is on the hub, which does not give it now."""
+
+
+def is_hub_id(text: str, relative_to: Path | None = None) -> bool:
+    """Whether a location names something on the hub, not here."""
+    here = (relative_to or Path()) / Path(text).expanduser()
+    return not here.exists() and not text.startswith(".") and bool(re.fullmatch(HUB_ID, text))
 
 
 def cache_folder() -> Path:
@@ -37,6 +48,7 @@ def locate(text: str, relative_to: Path | None = None) -> Path:
 
     Raises:
         ValueError: nothing is there.
+        UnreachableError: it is a hub id, and the hub does not give it.
 
     """
     kind, _, rest = text.partition(":")
@@ -49,7 +61,7 @@ def locate(text: str, relative_to: Path | None = None) -> Path:
             raise ValueError(f"{text}: package {name} is not installed")
         return _existing(Path(found.submodule_search_locations[0]) / inside, text)
     path = (relative_to or Path()) / Path(text).expanduser()
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", text) or text.startswith("."):
+    if not is_hub_id(text, relative_to):
         return _existing(path, text)
     return _download(text)
 
@@ -71,5 +83,6 @@ def _download(hub_id: str) -> Path:
         if not any(Path(found).glob("*.safetensors")):
             found = snapshot_download(name, revision=revision or None, allow_patterns=["pytorch_model*"])
     except Exception as error:
-        raise ValueError(f"{hub_id}: no such folder, and the hub did not give it: {first_line(error)}") from error
+        text = f"{hub_id}: no such folder, and the hub did not give it: {first_line(error)}"
+        raise UnreachableError(text) from error
     return Path(found)

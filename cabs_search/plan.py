@@ -80,6 +80,59 @@ class Plan:
         return "\n".join([resolved, *table(rows)])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What can be said of a search without its models and data."""
+
+    spec: dict[str, Any]
+    """As resolved, with hub ids as they are."""
+    candidates: int
+    """To be scored on the search split."""
+    space: int
+    """Distinct candidates that the space holds."""
+    rows: int
+    """To be scored on the confirm split, at the most."""
+    vectors: int
+    """Vectors that the space may need, at the most."""
+    unreachable: str
+    """What the hub did not give."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """For a terminal."""
+        rows = [
+            ("candidates", f"{self.candidates} of {self.space:,} in the space"),
+            ("confirm rows", f"{self.rows}"),
+            ("vectors", f"at most {self.vectors}"),
+            ("bytes, memory, time", f"unknown: {self.unreachable}"),
+        ]
+        resolved = yaml.safe_dump(self.spec, sort_keys=False, allow_unicode=True)
+        return "\n".join([resolved, *table(rows)])
+
+
+def outline(spec: Spec, unreachable: str) -> Outline:
+    """What a search would do, where its models or data cannot be had now; ``unreachable`` says which."""
+    from cabs_search.search.space import size
+
+    masks = {m.mask for m in [*methods_of(spec), *(r.method for r in baselines(spec))]}
+    candidates = min(spec.search.trials, size(spec) + len(baselines(spec)))
+    return Outline(
+        spec=spec.as_dict(),
+        candidates=candidates,
+        space=size(spec),
+        rows=_rows(spec, candidates),
+        vectors=len(masks) * len(spec.experts),
+        unreachable=unreachable,
+    )
+
+
+def _rows(spec: Spec, candidates: int) -> int:
+    return len(singles(spec)) + len(spec.baselines) + min(spec.search.confirm, candidates)
+
+
 def plan(spec: Spec) -> Plan:
     """Work out what a search would need; loads the model and scores a few items, starts no worker.
 
@@ -97,7 +150,7 @@ def plan(spec: Spec) -> Plan:
     methods = {*methods_of(spec), *(r.method for r in baselines(spec))}
     entries = _entries(family, store, {m.mask for m in methods})
     candidates = min(spec.search.trials, size(spec) + len(baselines(spec)))
-    rows = len(singles(spec)) + len(spec.baselines) + min(spec.search.confirm, candidates)
+    rows = _rows(spec, candidates)
     search_items, confirm_items = (sum(len(i) for i in items[split].values()) for split in ("search", "confirm"))
     speed = _items_per_second(spec, store, items)
     total = candidates * search_items + rows * confirm_items

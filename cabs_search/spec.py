@@ -21,7 +21,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from cabs_search.locations import locate
+from cabs_search.locations import is_hub_id, locate
 from cabs_search.recipe import Groups, split_name
 from cabs_search.sparsify import parse_nm
 
@@ -321,14 +321,16 @@ class Spec:
         return replace(self, search=search)
 
 
-def load(path: str | Path, *, locations: bool = True) -> Spec:
+def load(path: str | Path, *, locations: bool = True, download: bool = True) -> Spec:
     """Read a spec; locations come back absolute.
 
     Args:
         path: a YAML file, or the name of one that ships in ``search_spaces/``.
         locations: whether models and data must be there; a report needs neither.
+        download: whether hub ids become folders, or stay as they are.
 
     Raises:
+        UnreachableError: a hub id is needed that the hub does not give.
         ValueError: one line that names file, field, rule and value.
 
     """
@@ -337,10 +339,17 @@ def load(path: str | Path, *, locations: bool = True) -> Spec:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    return parse(values, str(path), file.parent, locations=locations)
+    return parse(values, str(path), file.parent, locations=locations, download=download)
 
 
-def parse(values: Any, source: str = "spec", relative_to: Path | None = None, *, locations: bool = True) -> Spec:
+def parse(
+    values: Any,
+    source: str = "spec",
+    relative_to: Path | None = None,
+    *,
+    locations: bool = True,
+    download: bool = True,
+) -> Spec:
     """A spec from plain values; ``source`` and ``relative_to`` as a file would give them."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{source}: a spec must be a mapping, but got {type(values).__name__}")
@@ -349,9 +358,9 @@ def parse(values: Any, source: str = "spec", relative_to: Path | None = None, *,
     except ValidationError as error:
         raise ValueError(f"{source}: {_one_line(error)}") from None
     try:
-        return _located(spec, relative_to or Path()) if locations else spec
+        return _located(spec, relative_to or Path(), download=download) if locations else spec
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise type(error)(f"{source}: {error}") from None
 
 
 def find_spec_file(path: str | Path) -> Path:
@@ -366,12 +375,14 @@ def find_spec_file(path: str | Path) -> Path:
     raise ValueError(f"{path}: no such file")
 
 
-def _located(spec: Spec, folder: Path) -> Spec:
+def _located(spec: Spec, folder: Path, *, download: bool) -> Spec:
     def at(field: str, text: str) -> str:
+        if not download and is_hub_id(text, folder):
+            return text
         try:
             return str(locate(text, folder))
         except ValueError as error:
-            raise ValueError(f"{field}: {error}") from None
+            raise type(error)(f"{field}: {error}") from None
 
     def data(name: str, task: Task) -> Task:
         for kind in ("csv", "json", "parquet"):
