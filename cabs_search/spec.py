@@ -131,6 +131,8 @@ def _choices_fit(value: str | tuple[str, ...] | None, info: ValidationInfo) -> s
         raise ValueError("multiple-choice must have a column of lists, or a list of columns, but got none")
     if _kind(info) != "multiple-choice" and value is not None:
         raise ValueError(f"choices go with multiple-choice, but got {value} with {_kind(info)}")
+    if isinstance(value, tuple) and len(value) < 2:
+        raise ValueError(f"multiple-choice must have two columns at least, but got {', '.join(value) or 'none'}")
     return value
 
 
@@ -175,8 +177,8 @@ class Task:
     question-answering: question and context; multiple-choice: the context, or context and question;
     token-classification: a column of word lists.
     """
-    choices: Annotated[str | Annotated[tuple[str, ...], Field(min_length=2)] | None, AfterValidator(_choices_fit)] = (
-        Field(default=None, validate_default=True)
+    choices: Annotated[str | tuple[str, ...] | None, AfterValidator(_choices_fit)] = Field(
+        default=None, validate_default=True, kw_only=True
     )
     """multiple-choice: a column of lists, or a column for each choice."""
     label: str = "label"
@@ -189,16 +191,18 @@ class Task:
     expert: Name | None = None
     """Whose head scores it; None: the expert of the task's name."""
     metric: Annotated[str, BeforeValidator(_own_metric), AfterValidator(_metric_fits)] = Field(
-        default=None, validate_default=True
+        default=None, validate_default=True, kw_only=True
     )
     """Named as in ``evaluate``; None: the kind's own, see METRICS."""
     metric_arguments: dict[str, Any] = Field(default_factory=dict)
     """Passed to the metric, such as ``average: macro`` for f1."""
-    max_length: Annotated[int, BeforeValidator(_own_length), Field(ge=4)] = Field(default=None, validate_default=True)
+    max_length: Annotated[int, BeforeValidator(_own_length), Field(ge=4)] = Field(
+        default=None, validate_default=True, kw_only=True
+    )
     """Tokens an item (question-answering: a window of it) is cut to; None: 128, for question-answering 384."""
     stride: Annotated[
         Annotated[int, Field(ge=0)] | None, BeforeValidator(_own_stride), AfterValidator(_stride_fits)
-    ] = Field(default=None, validate_default=True)
+    ] = Field(default=None, validate_default=True, kw_only=True)
     """question-answering: tokens that one window of a long context has in common with the next; None: 128."""
 
 
