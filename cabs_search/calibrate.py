@@ -76,7 +76,7 @@ def statistics(
 
     """
     expert, device = spec.expert_of(task), torch.device(pick_device(spec.device))
-    model = load_model(spec, family, expert, {}, torch.float32, device)
+    model = load_model(family, expert, spec.tasks[task].kind, {}, torch.float32, device)
     layers = _linear_layers(model, family, expert)
     grams = {name: torch.zeros(_inputs(layer), _inputs(layer), dtype=torch.float64) for name, layer in layers.items()}
     present = torch.ones(1)

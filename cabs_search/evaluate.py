@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from cabs_search.calibration import Calibration
+from cabs_search.checkpoint import first_line
+from cabs_search.kinds import Outcome, head_of, outcome
 from cabs_search.materialize import Resident
+from cabs_search.metrics import Values
 from cabs_search.recipe import Recipe
-from cabs_search.spec import Spec
+from cabs_search.spec import Kind, Spec
 from cabs_search.store import Family, Store
-from cabs_search.tasks import Ints, Items, Outcome, outcome
+from cabs_search.tasks import Ints, Items
 
 BATCH_TOKENS = 1024
 """Tokens a batch holds, padding counted."""
@@ -41,18 +44,21 @@ def evaluate(model: Any, items: Items, rows: Ints, device: torch.device) -> Outc
     """Score ``model`` on the given rows of ``items``, in the rows' order."""
     model.config.pad_token_id = items.pad["input_ids"]  # by which a decoder finds an item's last token
     scores, losses = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
-    predictions = np.empty(len(rows), np.int64)
+    predictions: Values = np.empty_like(items.labels[rows])
     for batch in batches(items.lengths[rows]):
-        chosen = rows[batch]
-        inputs = {k: v.to(device) for k, v in collate(items, chosen).items()}
-        found = outcome(model(**inputs).logits, torch.from_numpy(items.labels[chosen]).to(device))
+        inputs = {k: v.to(device) for k, v in collate(items, rows[batch]).items()}
+        found = outcome(items.task, model(**inputs), [items.rows[i] for i in rows[batch]])
         scores[batch], losses[batch], predictions[batch] = found.scores, found.losses, found.predictions
     return Outcome(scores, losses, predictions)
 
 
 def collate(items: Items, rows: Ints) -> dict[str, Tensor]:
-    """One padded batch: every field of the encodings and the attention mask, each int64, [rows, longest]."""
-    chosen = [items.encodings[i] for i in rows]
+    """One padded batch: every field of the sequences and the attention mask, each int64, [sequences, longest].
+
+    For multiple choice [1, sequences, longest]: all are choices of one item to the model, as items may have more or
+    fewer of them.
+    """
+    chosen = [sequence for i in rows for sequence in items.rows[i].sequences]
     width = max(len(e["input_ids"]) for e in chosen)
     batch = {
         field: torch.tensor([e[field] + [pad] * (width - len(e[field])) for e in chosen])
@@ -61,7 +67,7 @@ def collate(items: Items, rows: Ints) -> dict[str, Tensor]:
     batch["attention_mask"] = torch.tensor(
         [[1] * len(e["input_ids"]) + [0] * (width - len(e["input_ids"])) for e in chosen]
     )
-    return batch
+    return {f: tensor[None] for f, tensor in batch.items()} if items.task.kind == "multiple-choice" else batch
 
 
 class Workbench:
@@ -85,8 +91,8 @@ class Workbench:
         }
         self.resident = Resident(self.family.base, shared)
         self.models = {
-            expert: load_model(spec, self.family, expert, shared, dtype, self.device)
-            for expert in {spec.expert_of(task) for task in spec.tasks}
+            expert: load_model(self.family, expert, kind, shared, dtype, self.device)
+            for expert, kind in {spec.expert_of(name): task.kind for name, task in spec.tasks.items()}.items()
         }
 
     def materialize(self, recipe: Recipe) -> None:
@@ -100,19 +106,20 @@ class Workbench:
 
 
 def load_model(
-    spec: Spec, family: Family, expert: str, shared: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+    family: Family, expert: str, kind: Kind, shared: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
 ) -> Any:
     """The expert's model with its own head; its shared tensors are replaced by those given, not copied."""
-    from transformers import AutoModelForSequenceClassification
+    import transformers
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     checkpoint = family.experts[expert]
-    loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-        checkpoint.folder, dtype=dtype, output_loading_info=True
-    )
-    model, loading = loaded
+    auto: Any = getattr(transformers, f"AutoModel{head_of(kind)}")
+    try:
+        model, loading = auto.from_pretrained(checkpoint.folder, dtype=dtype, output_loading_info=True)
+    except ValueError as error:  # an architecture that has no such head
+        raise ValueError(f"experts.{expert}: cannot be loaded for {kind}: {first_line(error)}") from error
     if missing := sorted(loading["missing_keys"]):  # transformers would fill them with random values
         raise ValueError(f"experts.{expert}: a model that scores must be whole, but has no {', '.join(missing)}")
     model = model.eval().to(device)

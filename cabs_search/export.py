@@ -2,8 +2,9 @@
 
 PATH/                       the merged trunk: ``AutoModel.from_pretrained(PATH)``
 PATH/recipe.json, README.md the recipe, and a model card
-PATH/heads/TASK/            trunk and head: ``AutoModelForSequenceClassification.from_pretrained(PATH/heads/TASK)``;
-                            the trunk's file is a hard link where the file system has them
+PATH/heads/TASK/            trunk and head: ``AutoModelForSequenceClassification.from_pretrained(PATH/heads/TASK)``,
+                            or the AutoModelFor... of the task's kind; the trunk's file is a hard link where the
+                            file system has them
 """
 
 from __future__ import annotations

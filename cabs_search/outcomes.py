@@ -16,20 +16,24 @@ from pathlib import Path
 
 import numpy as np
 
+from cabs_search.kinds import Outcome
+from cabs_search.metrics import Values, metric, values_of
 from cabs_search.recipe import Recipe
 from cabs_search.spec import Spec
-from cabs_search.tasks import Items, Outcome, SplitName, metric
+from cabs_search.tasks import Items, SplitName
 
+VERSION = 1
+"""Of the record's form; a record of another is refused."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS search (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS items (
-    split TEXT, task TEXT, position INTEGER, item TEXT NOT NULL, label INTEGER NOT NULL,
+    split TEXT, task TEXT, position INTEGER, item TEXT NOT NULL, label TEXT NOT NULL,
     PRIMARY KEY (split, task, position));
 CREATE TABLE IF NOT EXISTS recipes (key TEXT PRIMARY KEY, recipe TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS blocks (
     recipe TEXT, split TEXT, block INTEGER, task TEXT, scores BLOB NOT NULL, losses BLOB NOT NULL,
-    predictions BLOB NOT NULL, evaluate_seconds REAL NOT NULL,
+    predictions TEXT NOT NULL, evaluate_seconds REAL NOT NULL,
     PRIMARY KEY (recipe, split, block, task));
 """
 
@@ -52,7 +56,7 @@ class Scored:
 
     @property
     def losses(self) -> dict[str, float]:
-        """Mean loss by task, in nats."""
+        """Mean loss by task: nats, of a regression the mean squared error."""
         return {task: float(outcome.losses.mean()) for task, outcome in self.tasks.items()}
 
     @property
@@ -70,9 +74,13 @@ class Outcomes:
         self.path = folder / "outcomes.sqlite"
         try:
             with self._connect() as db:
-                db.executescript(SCHEMA)
+                is_new = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+                db.executescript(f"{SCHEMA} PRAGMA user_version = {VERSION};" if is_new else SCHEMA)
+                version = db.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path}: cannot be read: {error}") from error
+        if version != VERSION:
+            raise ValueError(f"{self.path}: a record must have form {VERSION}, but got {version}; start a new folder")
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
@@ -102,6 +110,7 @@ class Outcomes:
         for split, by_task in items.items():
             study |= {f"{split} items of {task}": i.digest for task, i in by_task.items()}
         for name, task in spec.tasks.items():
+            study[f"tasks.{name}.kind"] = task.kind
             study[f"tasks.{name}.metric"] = f"{task.metric} {json.dumps(task.metric_arguments, sort_keys=True)}"
             study[f"tasks.{name}.max_length"] = str(task.max_length)
             study[f"tasks.{name}.expert"] = spec.expert_of(name)
@@ -116,10 +125,10 @@ class Outcomes:
             db.executemany(
                 "INSERT OR IGNORE INTO items VALUES (?, ?, ?, ?, ?)",
                 (
-                    (split, task, position, key, int(label))
+                    (split, task, position, key, json.dumps(row.label))
                     for split, by_task in items.items()
                     for task, i in by_task.items()
-                    for position, (key, label) in enumerate(zip(i.keys, i.labels, strict=True))
+                    for position, (key, row) in enumerate(zip(i.keys, i.rows, strict=True))
                 ),
             )
 
@@ -145,7 +154,7 @@ class Outcomes:
                         task,
                         o.scores.astype("<f4").tobytes(),
                         o.losses.astype("<f4").tobytes(),
-                        o.predictions.astype("<i8").tobytes(),
+                        json.dumps(o.predictions.tolist()),
                         evaluate_seconds / len(outcomes),
                     )
                     for task, o in outcomes.items()
@@ -181,26 +190,26 @@ class Outcomes:
             "WHERE recipe = ? AND split = ? ORDER BY block"
         )
         with self._connect() as db:
-            rows: Sequence[tuple[str, bytes, bytes, bytes, float]] = list(db.execute(query, (recipe.key, split)))
-        labels = self.labels(split)
+            rows: Sequence[tuple[str, bytes, bytes, str, float]] = list(db.execute(query, (recipe.key, split)))
+        labels = self.labels(spec, split)
         tasks, scores = {}, {}
         for task in spec.tasks:
             mine = [row for row in rows if row[0] == task]
             tasks[task] = Outcome(
                 np.frombuffer(b"".join(row[1] for row in mine), "<f4"),
                 np.frombuffer(b"".join(row[2] for row in mine), "<f4"),
-                np.frombuffer(b"".join(row[3] for row in mine), "<i8"),
+                values_of(spec.tasks[task], [value for row in mine for value in json.loads(row[3])]),
             )
             if len(tasks[task].scores) != len(labels[task]):
                 return None
             scores[task] = metric(spec.tasks[task], tasks[task].predictions, labels[task])
         return Scored(recipe, tasks, scores, sum(row[4] for row in rows))
 
-    def labels(self, split: SplitName) -> dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]:
-        """The items' true classes by task, in order."""
+    def labels(self, spec: Spec, split: SplitName) -> dict[str, Values]:
+        """What the items' predictions are held against by task, in order."""
         query = "SELECT task, label FROM items WHERE split = ? ORDER BY task, position"
-        found: dict[str, list[int]] = {}
+        found: dict[str, list[str]] = {}
         with self._connect() as db:
             for task, label in db.execute(query, (split,)):
                 found.setdefault(task, []).append(label)
-        return {task: np.array(labels, dtype=np.int64) for task, labels in found.items()}
+        return {task: values_of(spec.tasks[task], list(map(json.loads, texts))) for task, texts in found.items()}

@@ -13,15 +13,14 @@ import numpy.typing as npt
 
 from cabs_search import significance
 from cabs_search.baselines import best_shared, ranked, singles
+from cabs_search.metrics import Values, is_mean, metric
 from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import Recipe
 from cabs_search.spec import Spec, load
-from cabs_search.tasks import SPLITS, Ints, SplitName, metric
+from cabs_search.tasks import SPLITS, SplitName
 
 REPLICATES = 2000
 """Bootstrap replicates; a quarter where some metric is none of the means of items, as these cost more."""
-MEANS = ("accuracy", "exact_match")
-"""Metrics that are means of the items' scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class Row:
     """The metric by task on the confirm split."""
     task_intervals: Mapping[str, tuple[float, float]]
     losses: Mapping[str, float]
-    """Mean loss by task on the confirm split, in nats."""
+    """Mean loss by task on the confirm split: nats, of a regression the mean squared error."""
     search_score: float | None
     """What it scored on the search split, on which it was chosen: too high for the best of many."""
     text: str
@@ -109,7 +108,7 @@ class Scores:
         return cls(
             searched=outcomes.scored(spec, "search"),
             confirmed=outcomes.scored(spec, "confirm"),
-            labels={split: outcomes.labels(split) for split in SPLITS},
+            labels={split: outcomes.labels(spec, split) for split in SPLITS},
         )
 
     def only(self, wanted: Callable[[Recipe], bool]) -> Scores:
@@ -153,12 +152,12 @@ def board_of(spec: Spec, scores: Scores) -> Leaderboard:
     )
 
 
-def compare(spec: Spec, a: Scored, b: Scored, labels: Mapping[str, Ints]) -> significance.Comparison:
+def compare(spec: Spec, a: Scored, b: Scored, labels: Mapping[str, Values]) -> significance.Comparison:
     """Two candidates on the same items, paired, each task weighing the same.
 
     Where every metric is a mean of items, a paired t-test; else a paired bootstrap of the metrics' difference.
     """
-    if all(task.metric in MEANS for task in spec.tasks.values()):
+    if all(is_mean(task) for task in spec.tasks.values()):
         strata = np.concatenate([np.full(len(o.scores), task) for task, o in a.tasks.items()])
         values = [np.concatenate([s.tasks[task].scores for task in a.tasks]) for s in (a, b)]
         return significance.paired(values[0], values[1], strata)
@@ -168,7 +167,7 @@ def compare(spec: Spec, a: Scored, b: Scored, labels: Mapping[str, Ints]) -> sig
     return significance.from_replicates(a.score - b.score, np.mean(differences, axis=0))
 
 
-def row_of(spec: Spec, label: str, scored: Scored, searched: Scored | None, labels: Mapping[str, Ints]) -> Row:
+def row_of(spec: Spec, label: str, scored: Scored, searched: Scored | None, labels: Mapping[str, Values]) -> Row:
     """A candidate's line, from its outcomes on the confirm split."""
     replicates = {task: _replicates(spec, task, scored, labels[task]) for task in spec.tasks}
     return Row(
@@ -186,7 +185,7 @@ def row_of(spec: Spec, label: str, scored: Scored, searched: Scored | None, labe
 
 
 def ideal(
-    spec: Spec, alone: Mapping[str, Recipe], confirmed: Mapping[str, Scored], labels: Mapping[str, Ints]
+    spec: Spec, alone: Mapping[str, Recipe], confirmed: Mapping[str, Scored], labels: Mapping[str, Values]
 ) -> Row | None:
     """Per task the expert made for it: no model, what a merge without loss would score."""
     by_task = {task: confirmed.get(alone[f"expert {spec.expert_of(task)}"].key) for task in spec.tasks}
@@ -209,12 +208,12 @@ def ideal(
     )
 
 
-def _replicates(spec: Spec, task: str, scored: Scored, labels: Ints) -> npt.NDArray[np.float64]:
+def _replicates(spec: Spec, task: str, scored: Scored, labels: Values) -> npt.NDArray[np.float64]:
     """A task's metric on bootstrap draws of its items: the same draws for every candidate, others for every task."""
-    cheap = all(t.metric in MEANS for t in spec.tasks.values())
+    cheap = all(is_mean(t) for t in spec.tasks.values())
     outcome, place = scored.tasks[task], list(spec.tasks).index(task)
     draws = significance.resamples(len(labels), REPLICATES if cheap else REPLICATES // 4, (spec.seed, place))
-    if spec.tasks[task].metric in MEANS:
+    if is_mean(spec.tasks[task]):
         means: npt.NDArray[np.float64] = outcome.scores[draws].mean(axis=1, dtype=np.float64)
         return means
     return np.array([metric(spec.tasks[task], outcome.predictions[d], labels[d]) for d in draws])

@@ -1,4 +1,4 @@
-"""Tasks: rows of a data set become tokenized items, and a model's output one score and one loss per item.
+"""Tasks: rows of a data set become tokenized items, divided into two splits.
 
 Every task has a *search* split and a *confirm* split. Where both read the same rows they are divided by the hash of a
 row's group, so that the division depends on content only and no group stands on both sides; where they read two
@@ -10,17 +10,27 @@ from __future__ import annotations
 import hashlib
 import importlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from cabs_search.checkpoint import first_line
+from cabs_search.kinds import (
+    Item,
+    check_head,
+    columns_of,
+    encode,
+    label_of,
+    names_of,
+    texts_of,
+    tokenizer_arguments,
+)
+from cabs_search.metrics import Values, check_metric, values_of
 from cabs_search.spec import Spec, Split, Task
 
 if TYPE_CHECKING:
@@ -35,14 +45,12 @@ Ints = npt.NDArray[np.int64]
 class Items:
     """One split of one task, tokenized, in the study's order of items."""
 
+    task: Task
     keys: tuple[str, ...]
     """What names an item: a hash of its texts and label."""
-    encodings: tuple[dict[str, list[int]], ...]
-    """The tokenizer's output for each item."""
-    labels: Ints
-    """Class of each item, [items]."""
+    rows: tuple[Item, ...]
     pad: Mapping[str, int]
-    """What each field of an encoding is padded with."""
+    """What each field of a sequence is padded with."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -50,74 +58,18 @@ class Items:
     @property
     def digest(self) -> str:
         """A hash of the items as the model sees them, and of their labels and order."""
-        return _digest(repr((self.keys, self.encodings, self.labels.tolist(), sorted(self.pad.items()))))
+        seen = [(row.sequences, row.label) for row in self.rows]
+        return _digest(repr((self.keys, seen, sorted(self.pad.items()))))
 
-    @property
+    @cached_property
+    def labels(self) -> Values:
+        """What each item's prediction is held against, [items]."""
+        return values_of(self.task, [row.label for row in self.rows])
+
+    @cached_property
     def lengths(self) -> Ints:
-        """Tokens of each item, [items]."""
-        return np.array([len(e["input_ids"]) for e in self.encodings], dtype=np.int64)
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a model did on some items, one value an item: all [items]."""
-
-    scores: npt.NDArray[np.float32]
-    """1 where the item is right, else 0."""
-    losses: npt.NDArray[np.float32]
-    """Cross-entropy in nats."""
-    predictions: Ints
-    """The class predicted."""
-
-
-def outcome(logits: Tensor, labels: Tensor) -> Outcome:
-    """Score sequence classification: logits [items, classes], labels [items]."""
-    predictions = logits.argmax(-1)
-    losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-    return Outcome(
-        (predictions == labels).float().cpu().numpy(), losses.cpu().numpy(), predictions.cpu().numpy().astype(np.int64)
-    )
-
-
-def metric(task: Task, predictions: Ints, labels: Ints) -> float:
-    """A task's metric over items; by name through ``evaluate`` where it is not an ordinary one."""
-    name, arguments = task.metric, task.metric_arguments
-    if arguments and name in ("accuracy", "exact_match", "matthews_correlation"):
-        raise ValueError(f"it takes no arguments here, but got {', '.join(arguments)}")
-    if name in ("accuracy", "exact_match"):
-        return float(np.mean(predictions == labels))
-    if name == "f1":
-        from sklearn.metrics import f1_score
-
-        return float(f1_score(labels, predictions, zero_division=0.0, **arguments))
-    if name == "matthews_correlation":
-        from sklearn.metrics import matthews_corrcoef
-
-        return float(matthews_corrcoef(labels, predictions))
-    found = _evaluate_module(name).compute(predictions=predictions, references=labels, **arguments)
-    if name not in found and len(found) != 1:
-        raise ValueError(f"of its values ({', '.join(found)}) none is called {name}")
-    return float(found[name] if name in found else next(iter(found.values())))
-
-
-def check_metric(where: str, task: Task, classes: int) -> None:
-    """Raises ValueError where a task's metric cannot be computed."""
-    labels = np.arange(classes, dtype=np.int64)
-    try:
-        metric(task, labels, labels)
-    except Exception as error:
-        raise ValueError(f"{where}.metric: {task.metric} cannot be computed: {first_line(error)}") from error
-
-
-_modules: dict[str, Any] = {}
-
-
-def _evaluate_module(name: str) -> Any:
-    if name not in _modules:
-        import evaluate
-
-        _modules[name] = evaluate.load(name)
-    return _modules[name]
+        """Tokens of each item, all its sequences as long as its longest, [items]."""
+        return np.array([len(row.sequences) * row.longest for row in self.rows], dtype=np.int64)
 
 
 def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
@@ -134,12 +86,15 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
     has_tokenizer = any(expert.glob("tokenizer*")) or any(expert.glob("vocab*"))
     try:
         config = AutoConfig.from_pretrained(expert)
-        tokenizer = AutoTokenizer.from_pretrained(expert if has_tokenizer else spec.base)
+        tokenizer = AutoTokenizer.from_pretrained(
+            expert if has_tokenizer else spec.base, **tokenizer_arguments(task, config)
+        )
     except Exception as error:
         raise ValueError(
             f"experts.{spec.expert_of(name)}: {expert}: config or tokenizer cannot be read: {first_line(error)}"
         ) from error
-    check_metric(where, task, config.num_labels)
+    check_head(where, task, spec.expert_of(name), config)
+    check_metric(where, task, names_of(config))
     names = {split: getattr(task, split).split or task.split for split in SPLITS}
     if names["search"] == names["confirm"]:
         parts = _divide(_rows(where, task, names["search"], config), task, spec.seed)
@@ -155,8 +110,8 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
                 f"{where}.{split}.items: at most the rows at hand must be asked for, but got {wanted.items or 2} of "
                 f"{len(chosen)}"
             )
-        found[split] = _tokenize(tokenizer, config, task, chosen[: wanted.items])
-        longest, limit = int(found[split].lengths.max()), _positions(config)
+        found[split] = _tokenize(where, tokenizer, config, task, chosen[: wanted.items])
+        longest, limit = max(row.longest for row in found[split].rows), _positions(config)
         if longest > limit:
             raise ValueError(
                 f"{where}.max_length: at most {limit}, the model's positions, but got {task.max_length} and an item of "
@@ -176,7 +131,7 @@ def _positions(config: Any) -> float:
 @dataclass(frozen=True)
 class _Row:
     texts: tuple[str, ...]
-    label: int
+    label: Any
     group: str
 
     @property
@@ -190,37 +145,17 @@ class _Row:
 
 def _rows(where: str, task: Task, split: str | None, config: Any) -> list[_Row]:
     data = read_dataset(where, task, split)
-    columns = (task.text,) if isinstance(task.text, str) else task.text
-    for field, column in [*(("text", c) for c in columns), ("label", task.label), ("group", task.group)]:
-        if column is not None and column not in data.column_names:
+    columns = columns_of(task)
+    for field, column in columns:
+        if column not in data.column_names:
             raise ValueError(f"{where}.{field}: no column {column}; the data has {', '.join(data.column_names)}")
-    texts = list(zip(*(list(data[c]) for c in columns), strict=True))
-    if any(not isinstance(t, str) for pair in texts for t in pair):
-        raise ValueError(f"{where}.text: every text must be a string, but column {' or '.join(columns)} has others")
-    to_class = _to_class(where, task, config)
-    labels = [to_class(label) for label in data[task.label]]
-    groups = list(data[task.group]) if task.group else [None] * len(texts)
     rows: dict[str, _Row] = {}
-    for pair, label, group in zip(texts, labels, groups, strict=True):
-        row = _Row(pair, label, "")
+    for values in data.select_columns(list(dict.fromkeys(column for _, column in columns))):
+        texts = texts_of(where, task, values)
+        row = _Row(texts, label_of(where, task, config, texts, values[task.label]), "")
+        group = values[task.group] if task.group else None
         rows.setdefault(row.key, replace(row, group=_digest(row.text if group is None else str(group))))
     return list(rows.values())
-
-
-def _to_class(where: str, task: Task, config: Any) -> Callable[[Any], int]:
-    """From the data's label to the head's class: whole numbers as they are, names by the head's label2id."""
-
-    def to_class(label: Any) -> int:
-        if isinstance(label, str) and label in config.label2id:
-            return int(config.label2id[label])
-        if isinstance(label, (int, float)) and 0 <= label < config.num_labels and label == int(label):
-            return int(label)
-        raise ValueError(
-            f"{where}.label: a label must be one of the head's classes "
-            f"({', '.join(f'{i} {n}' for n, i in config.label2id.items())}), but column {task.label} has {label!r}"
-        )
-
-    return to_class
 
 
 def read_dataset(where: str, task: Task, split: str | None) -> Dataset:
@@ -273,15 +208,13 @@ def _without_leaks(where: str, parts: Mapping[SplitName, list[_Row]]) -> dict[Sp
     return {"search": search, "confirm": parts["confirm"]}
 
 
-def _tokenize(tokenizer: Any, config: Any, task: Task, rows: Sequence[_Row]) -> Items:
-    columns = [list(texts) for texts in zip(*(row.texts for row in rows), strict=True)]
-    encoded = tokenizer(*columns, truncation=True, max_length=task.max_length)
-    fields = [field for field in encoded if field != "attention_mask"]
+def _tokenize(where: str, tokenizer: Any, config: Any, task: Task, rows: Sequence[_Row]) -> Items:
+    items = tuple(encode(where, task, tokenizer, config, row.texts, row.label) for row in rows)
     return Items(
+        task=task,
         keys=tuple(row.key for row in rows),
-        encodings=tuple({f: encoded[f][i] for f in fields} for i in range(len(rows))),
-        labels=np.array([row.label for row in rows], dtype=np.int64),
-        pad=dict.fromkeys(fields, 0) | {"input_ids": pad_token_id(config, tokenizer)},
+        rows=items,
+        pad=dict.fromkeys(items[0].sequences[0], 0) | {"input_ids": pad_token_id(config, tokenizer)},
     )
 
 

@@ -22,11 +22,12 @@ from optuna.trial import TrialState
 from cabs_search.baselines import baselines, best_shared, ranked, singles
 from cabs_search.checkpoint import first_line
 from cabs_search.evaluate import blocks
+from cabs_search.kinds import Outcome
 from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import Recipe
 from cabs_search.search import space
 from cabs_search.spec import Spec
-from cabs_search.tasks import Items, Outcome, SplitName
+from cabs_search.tasks import Items, SplitName
 
 MAX_DUPLICATES = 200
 """Proposals in a row that repeat known candidates, after which the space counts as searched through."""

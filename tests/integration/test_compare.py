@@ -301,7 +301,7 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
         )
         with torch.inference_mode():
             for i in range(min(ITEMS, len(items["pair"]))):
-                one = {k: torch.tensor([v]) for k, v in first_sequence(items["pair"].encodings[i]).items()}
+                one = {k: torch.tensor([v]) for k, v in items["pair"].rows[i].sequences[0].items()}
                 model(**one)
         hook.remove()
         inputs = torch.cat(seen)
@@ -312,11 +312,6 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
     again = calibrate(spec, family, items, tmp_path, [make_method("wanda", EXPERTS).mask])
     assert again["pair"].path == found["pair"].path
     assert calibrate(spec, family, items, tmp_path, [make_method("dare", EXPERTS).mask]) == {}
-
-
-def first_sequence(encoding: Any) -> dict[str, list[int]]:
-    """An item's tokens, by field."""
-    return dict(encoding if isinstance(encoding, dict) else encoding[0])
 
 
 def test_an_export_of_a_calibrated_method_is_what_was_scored(

@@ -30,9 +30,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from cabs_search import report
 from cabs_search.evaluate import evaluate
 from cabs_search.launch import load_study_items
+from cabs_search.metrics import metric
 from cabs_search.outcomes import Outcomes
 from cabs_search.spec import load
-from cabs_search.tasks import metric
 from tests.conftest import EXPERTS, pico_values, write_spec
 
 COMMAND = [sys.executable, "-m", "cabs_search.cli"]

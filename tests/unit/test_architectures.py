@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from cabs_search.evaluate import Workbench
+from cabs_search.kinds import Item
 from cabs_search.materialize import merged_tensors
 from cabs_search.recipe import make_method, make_recipe
 from cabs_search.spec import parse
@@ -65,9 +66,8 @@ def test_an_architecture_goes_the_whole_way(tmp_path: Path, config: str, model: 
         state = bench.models[name].state_dict()
         for tensor, value in merged.items():
             assert torch.equal(state[bench.family.experts[name].model_name(tensor)], value), tensor
-        lengths, labels = (7, 3, 5), np.zeros(3, dtype=np.int64)
-        encodings = tuple({"input_ids": torch.randint(3, 60, (n,)).tolist()} for n in lengths)
-        items = Items(("a", "b", "c"), encodings, labels, {"input_ids": 0})
+        rows = tuple(Item(sequences=({"input_ids": torch.randint(3, 60, (n,)).tolist()},), label=0) for n in (7, 3, 5))
+        items = Items(bench.spec.tasks[name], ("a", "b", "c"), rows, {"input_ids": 0})
         together = bench.score(name, items, np.arange(3))
         alone = [bench.score(name, items, np.array([i])).losses[0] for i in range(3)]
         assert together.losses == pytest.approx(alone, abs=1e-5), "padding changes nothing"

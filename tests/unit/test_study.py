@@ -13,6 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cabs_search.baselines import baselines, ranked, singles
+from cabs_search.kinds import Outcome
 from cabs_search.launch import load_study_items
 from cabs_search.outcomes import Outcomes
 from cabs_search.recipe import Recipe
@@ -20,7 +21,6 @@ from cabs_search.report import build
 from cabs_search.search import space
 from cabs_search.search.study import BlockResult, Finished, Job, Study
 from cabs_search.spec import Spec, parse
-from cabs_search.tasks import Outcome
 from tests.conftest import pico_values
 
 

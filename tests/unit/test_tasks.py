@@ -11,8 +11,9 @@ import pytest
 from datasets import Dataset
 from sklearn.metrics import f1_score, matthews_corrcoef
 
+from cabs_search.metrics import metric
 from cabs_search.spec import Spec, Task, parse
-from cabs_search.tasks import load_items, metric
+from cabs_search.tasks import load_items
 from tests.conftest import pico_values, write_rows
 
 
@@ -71,7 +72,7 @@ def broken() -> Dataset:
 
 
 def texts_of(spec: Spec, split: str) -> set[tuple[int, ...]]:
-    return {tuple(e["input_ids"]) for e in load_items(spec, "mood")[split].encodings}
+    return {tuple(row.sequences[0]["input_ids"]) for row in load_items(spec, "mood")[split].rows}
 
 
 def test_equal_texts_never_stand_on_both_sides(pico: Path) -> None:
@@ -120,7 +121,7 @@ def test_items_are_the_same_every_time_and_change_with_the_seed(pico: Path) -> N
     other = load_items(parse(values | {"seed": 1}), "mood")
     assert first["search"].keys == again["search"].keys
     assert first["search"].keys != other["search"].keys
-    assert first["search"].encodings == again["search"].encodings
+    assert first["search"].rows == again["search"].rows
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])

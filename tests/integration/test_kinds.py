@@ -1,0 +1,121 @@
+"""Every kind of task goes the whole way: train, merge, search with Ray, export; the heads say what is on record."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from cabs_search import report
+from cabs_search.evaluate import evaluate
+from cabs_search.kinds import head_of
+from cabs_search.launch import export_trial, load_study_items
+from cabs_search.metrics import metric
+from cabs_search.outcomes import Outcomes
+from cabs_search.spec import Kind, load
+from tests.conftest import write_spec
+from tests.standins import fields_of, make_base, make_expert, one_thread, write_data
+
+FAMILIES: dict[str, dict[str, tuple[Kind, dict[str, Any]]]] = {
+    "roberta": {
+        "squad": ("question-answering", {}),
+        "race": ("multiple-choice", {}),
+        "stsb": ("regression", {}),
+        "ner": ("token-classification", {}),
+        "rte": ("classification", {"pair": True}),
+    },
+    "gpt2": {
+        "sst2": ("classification", {}),
+        "mnli": ("classification", {"pair": True, "labels": 3}),
+    },
+}
+CHANGES: dict[str, dict[str, Any]] = {
+    "ner": {"metric": "f1", "metric_arguments": {"average": "macro"}},
+    "sst2": {"metric": "matthews_correlation"},
+}
+TRIALS = 6
+
+
+def make_values(root: Path, architecture: str) -> dict[str, Any]:
+    """Base, experts and data of a family, and the spec that searches it."""
+    base = make_base(root / "base", architecture)
+    experts, tasks = {}, {}
+    for seed, (name, (kind, options)) in enumerate(FAMILIES[architecture].items(), 1):
+        experts[name] = str(make_expert(root / name, base, architecture, kind, seed, **options))
+        suffix = "parquet" if seed % 2 else "json"
+        rows = write_data(root / f"{name}.{suffix}", kind, seed, 64, **options)
+        fields = fields_of(kind, pair=options.get("pair", False)) | CHANGES.get(name, {})
+        tasks[name] = {"dataset": {suffix: str(rows)}, "search": {"items": 24}, "confirm": {"items": 24}, **fields}
+    return {
+        "name": architecture,
+        "base": str(base),
+        "experts": experts,
+        "tasks": tasks,
+        "space": {"nm": "2:8", "lambda": {"low": 0.5, "high": 2.0, "step": 0.1}},
+        "baselines": {"task-arithmetic": {"lambda": [0.5]}},
+        "search": {"trials": TRIALS, "block": 10, "workers": 2, "confirm": 1},
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished study."""
+    root = tmp_path_factory.mktemp(request.param)
+    spec = write_spec(root / "spec.yaml", make_values(root, request.param))
+    command = [sys.executable, "-m", "cabs_search.cli", "run", str(spec), "--output", str(root / "out")]
+    environment = os.environ | {"CABS_SEARCH_CACHE": str(root / "cache")}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert "Warning" not in found.stderr
+    return root / "out"
+
+
+def test_every_kind_is_searched_and_exported(study: Path, tmp_path: Path) -> None:
+    spec = load(study / "spec.yaml")
+    outcomes, board = Outcomes(study / "outcomes"), report.leaderboard(study)
+    assert board.candidates == TRIALS
+    assert {"base", "ideal", "best found"} <= {row.label for row in board.rows}
+    recipe, folder = export_trial(study, "best", tmp_path / "best")
+    items, row = load_study_items(spec)["confirm"], board.row("best found")
+    recorded = outcomes.scored(spec, "confirm")[recipe.key]
+    for name, task in spec.tasks.items():
+        auto = getattr(transformers, f"AutoModel{head_of(task.kind)}")
+        model = auto.from_pretrained(folder / "heads" / name).eval()
+        with one_thread():
+            found = evaluate(model, items[name], np.arange(24), torch.device("cpu"))
+        said = recorded.tasks[name]
+        if task.kind == "regression":
+            assert found.predictions == pytest.approx(said.predictions, abs=1e-4)
+        else:
+            assert found.predictions.tolist() == said.predictions.tolist()
+        assert found.losses == pytest.approx(said.losses, abs=1e-4)
+        assert found.scores == pytest.approx(said.scores, abs=1e-4)
+        assert metric(task, said.predictions, items[name].labels) == row.tasks[name]
+        assert outcomes.labels(spec, "confirm")[name].tolist() == items[name].labels.tolist()
+
+
+def test_experts_are_better_than_the_base_at_their_own_kind(study: Path) -> None:
+    """The losses too are on record; a trained expert alone lowers that of its task."""
+    board = report.leaderboard(study)
+    base = board.row("base")
+    for name in base.tasks:
+        expert = board.row(f"expert {name}")
+        assert expert.losses[name] < base.losses[name]
+        assert expert.tasks[name] > 0.5
+        low, high = expert.task_intervals[name]
+        assert low <= expert.tasks[name] <= high
+        assert board.row("ideal").tasks[name] == expert.tasks[name]
+
+
+def test_the_best_found_is_compared_with_the_baseline(study: Path) -> None:
+    found = report.leaderboard(study).comparisons["best shared-λ task-arithmetic"]
+    assert found["interval"][0] <= found["estimate"] <= found["interval"][1]
+    assert 0 <= found["p_value"] <= 1
