@@ -131,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
 
     made = command("export", _export, "write a searched candidate as a checkpoint that transformers loads")
     made.add_argument("folder", type=Path, metavar="DIR")
-    made.add_argument("--trial", default="best", metavar="best|N")
+    made.add_argument("--trial", default="best", metavar="best|N|ROW", help="its number; of a comparison, its row")
     made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
 
     made = command("ui", _ui, "open a study's runs in MLflow's UI")
@@ -288,20 +288,26 @@ def _print_export(options: argparse.Namespace, recipe: Any, to: Path) -> None:
 def _ui(options: argparse.Namespace) -> None:
     import subprocess
 
-    from cabs_search import views
+    from cabs_search import comparison, views
     from cabs_search.spec import load
     from cabs_search.tracking import default_uri, newest_parent
 
     if not (options.folder / "mlflow.db").is_file():
         raise ValueError(f"{options.folder}: holds no mlflow.db; a study with --tracking-uri is seen at that server")
     uri = default_uri(options.folder)
-    found = newest_parent(uri, load(options.folder / "spec.yaml", locations=False).name)
+    spec = load(options.folder / "spec.yaml", locations=False)
+    over = comparison.axes_of(options.folder) if comparison.is_comparison(options.folder) else None
+    found = newest_parent(uri, comparison.experiment_name(spec, over) if over else spec.name)
     if found is None:
         raise ValueError(f"{options.folder}: no runs are recorded yet")
     root = f"http://127.0.0.1:{options.port}"
     runs, charts = (views.url(root, *found, charts=charts) for charts in (False, True))
+    if over:
+        runs = views.comparison_url(root, found[0])
     if options.json:
         _print_json({"url": runs, "charts": charts, "tracking_uri": uri})
+    elif over:
+        print(f"one run for each value, best first: {runs}\nstop it with Ctrl-C", flush=True)
     else:
         print(f"candidates, best first: {runs}\nas charts: {charts}\nstop it with Ctrl-C", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]

@@ -43,6 +43,11 @@ class Value:
     """The row that is the same study, such as Task Arithmetic at another density."""
 
 
+def experiment_name(spec: Spec, over: Sequence[str]) -> str:
+    """What a comparison is called in MLflow, and its folder by default."""
+    return f"{spec.name}-over-{'-'.join(text.partition('=')[0] for text in over)}"
+
+
 def values(spec: Spec, over: Sequence[str]) -> list[Value]:
     """The rows of a comparison.
 
@@ -201,6 +206,16 @@ def read(folder: Path) -> Comparison:
     return build(spec, plain["over"], report.Scores.read(spec, outcomes), plain["failures"], plain["notes"])
 
 
+def best_of(folder: Path, label: str) -> str:
+    """The key of a row's best recipe. Raises ValueError where there is no such row, or nothing in it."""
+    found = {line.label: line for line in read(folder).lines}
+    line = found.get(label)
+    if line is None or line.row is None or line.row.key is None:
+        there = ", ".join(name for name, each in found.items() if each.row is not None)
+        raise ValueError(f"--trial: a row of the comparison must be named ({there}), but got {label}")
+    return line.row.key
+
+
 def build(
     spec: Spec, over: Sequence[str], scores: report.Scores, failures: Mapping[str, str], notes: Sequence[str]
 ) -> Comparison:
@@ -329,6 +344,22 @@ def _verdict(found: Comparison) -> str:
     )
     text += f"interval by itself): {', '.join(above) or 'none'}; below: {', '.join(below) or 'none'}; "
     return text + f"{len(done) - len(above) - len(below)} of {len(done)} cannot be told from it."
+
+
+def check_folder(folder: Path, over: Sequence[str] | None) -> None:
+    """Raises ValueError where a folder holds something else: ``over`` of a comparison, None for a single study."""
+    if is_comparison(folder):
+        known = axes_of(folder)
+        if known != (None if over is None else list(over)):
+            raise ValueError(f"{folder}: holds a comparison over {' and '.join(known)}; choose another --output")
+    elif over is not None and (folder / "study.db").is_file():
+        raise ValueError(f"{folder}: holds a study, not a comparison; choose another --output")
+
+
+def axes_of(folder: Path) -> list[str]:
+    """What a folder's comparison is over, as it was asked for."""
+    found: list[str] = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))["over"]
+    return found
 
 
 def is_comparison(folder: str | Path) -> bool:

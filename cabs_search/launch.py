@@ -136,8 +136,8 @@ def compare(
     """
     spec = spec if isinstance(spec, Spec) else load(spec)
     rows = [value for value in comparison.values(spec, over) if value.same_as is None]
-    axes = "-".join(text.partition("=")[0] for text in over)
-    opened = _Opened(spec, output or Path("results") / f"{spec.name}-over-{axes}", address, say)
+    name = comparison.experiment_name(spec, over)
+    opened = _Opened(spec, output or Path("results") / name, address, say, over)
     folder = opened.folder
     failures: dict[str, str] = {}
     calibrations: dict[str, Path] = {}
@@ -159,7 +159,7 @@ def compare(
                 shutil.rmtree(folder)
             raise
         _write_spec(spec, folder)
-        trackers = {v.label: _Tracked(v.spec, folder, tracking_uri, say, f"{spec.name} over {axes}") for v in rows}
+        trackers = {v.label: _Tracked(v.spec, folder, tracking_uri, say, name) for v in rows}
 
         def opener(value: comparison.Value, alone: bool) -> Callable[[], Study]:
             def make() -> Study:
@@ -195,7 +195,14 @@ def compare(
 class _Opened:
     """A spec seen to be right: its models, its items, its folder; nothing is written yet."""
 
-    def __init__(self, spec: Spec | str | Path, output: str | Path | None, address: str | None, say: Say) -> None:
+    def __init__(
+        self,
+        spec: Spec | str | Path,
+        output: str | Path | None,
+        address: str | None,
+        say: Say,
+        over: Sequence[str] | None = None,
+    ) -> None:
         self.spec = spec = spec if isinstance(spec, Spec) else load(spec)
         self.folder = folder = Path(output) if output else Path("results") / spec.name
         if set("?%") & set(str(folder.absolute())):
@@ -204,6 +211,7 @@ class _Opened:
             _check_reachable(address)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: must be a folder")
+        comparison.check_folder(folder, over)
         say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
         self.family = Family.open(spec.base, spec.experts)
         check_heads(spec, self.family)
@@ -317,7 +325,8 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
     """Write a searched candidate as a checkpoint.
 
     Args:
-        trial: ``best`` (by search score), or a candidate's number as the study and MLflow count.
+        trial: ``best`` (by search score), or a candidate's number as the study and MLflow count; of a comparison
+            ``best``, or a row's label.
 
     Raises:
         ValueError: no such study or candidate; ``to`` is not empty.
@@ -332,6 +341,8 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
         raise ValueError(f"{folder}: no candidate is scored yet")
     if trial == "best":
         chosen = ranked(searched.values())[0]
+    elif comparison.is_comparison(folder):
+        chosen = searched[comparison.best_of(Path(folder), trial)]
     else:
         from cabs_search.search.study import recipe_of_trial
 

@@ -63,7 +63,7 @@ class RowMagnitude:
 
 @dataclass(frozen=True, kw_only=True)
 class VectorMagnitude:
-    """The largest |τ| of the whole task vector, as TIES trims (arXiv 2306.01708)."""
+    """The largest |τ| of the whole task vector, as TIES trims (arXiv 2306.01708); frozen tensors are no part of it."""
 
     density: PerExpert[float]
     name: ClassVar[str] = "magnitude-vector"
@@ -322,6 +322,8 @@ def survey_of(
 def _cut(sizes: Callable[[str], Floats], tensors: Mapping[str, int], density: float) -> Cut:
     """The bound above which share(density) of all weights lie, exactly, in a few passes and constant memory.
 
+    Tensors that the expert never changed do not count, as no other rule keeps anything of them.
+
     Magnitudes are ordered as their bits are: one pass counts them by their upper 16 bits, one those of the bound's
     group by their lower 16.
     """
@@ -329,11 +331,15 @@ def _cut(sizes: Callable[[str], Floats], tensors: Mapping[str, int], density: fl
     def bits(tensor: str) -> npt.NDArray[np.uint32]:
         return sizes(tensor).view(np.uint32)
 
-    wanted = share(density, sum(tensors.values()))
-    upper = np.sum([np.bincount(bits(t) >> 16, minlength=1 << 16) for t in tensors], axis=0)
+    upper, weights = np.zeros(1 << 16, np.int64), 0
+    for found in map(bits, tensors):
+        upper += np.bincount(found >> 16, minlength=1 << 16)
+        weights += len(found) if found.any() else 0
+    wanted = share(density, weights)
     group, above = _reached(upper, wanted)
-    near = (b[b >> 16 == group] & 0xFFFF for b in map(bits, tensors))
-    lower = np.sum([np.bincount(b, minlength=1 << 16) for b in near], axis=0)
+    lower = np.zeros(1 << 16, np.int64)
+    for found in map(bits, tensors):
+        lower += np.bincount(found[found >> 16 == group] & 0xFFFF, minlength=1 << 16)
     last, more = _reached(lower, wanted - above)
     bound = float(np.array([group << 16 | last], np.uint32).view(np.float32)[0])
     room, ties = wanted - above - more, {}

@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 
 import yaml
 
+from cabs_search.baselines import dimensions
 from cabs_search.spec import Spec
 
 TAG = "mlflow.sharedViewState."
@@ -29,6 +30,12 @@ MOST_RUNS = 1000
 def tags(spec: Spec, parent_id: str) -> dict[str, str]:
     """The experiment tags of every view that ships, for one study."""
     return dict(_tag(yaml.safe_load(text), spec, parent_id) for text in _definitions())
+
+
+def comparison_url(root: str, experiment_id: str) -> str:
+    """The address of a comparison's studies, the best first."""
+    query = {"searchFilter": "tags.`cabs_search.study` LIKE '%'", "orderByKey": "metrics.`confirm.score`"}
+    return f"{root}/#/experiments/{experiment_id}/runs?" + urlencode(query | {"orderByAsc": "false"})
 
 
 def url(root: str, experiment_id: str, parent_id: str, *, charts: bool) -> str:
@@ -72,6 +79,15 @@ def _tag(view: Mapping[str, Any], spec: Spec, parent_id: str) -> tuple[str, str]
     return f"{TAG}{view['key']}-{parent_id[:8]}", json.dumps(value)
 
 
+def _params(param: str, spec: Spec) -> list[str]:
+    """The parameters that a pattern stands for: only those that every candidate has, as others empty the chart."""
+    if param.startswith("rank") and not all("order" in dimensions(spec, method) for method in spec.space.method):
+        return []
+    if param.startswith("lambda") and spec.space.groups:
+        return [param.replace("*", f"{e}.{g}") for e in spec.experts for g, _ in spec.space.groups]
+    return [param.replace("*", e) for e in spec.experts] if "*" in param else [param]
+
+
 def _charts(chart: Mapping[str, Any], spec: Spec) -> Iterator[dict[str, Any]]:
     for expert in spec.experts if chart.get("each") == "expert" else [""]:
         title = chart["title"].format(expert=expert)
@@ -85,7 +101,7 @@ def _charts(chart: Mapping[str, Any], spec: Spec) -> Iterator[dict[str, Any]]:
             "runsCountToCompare": MOST_RUNS,
         }
         if chart["type"] == "PARALLEL":
-            params = [p.replace("*", e) for p in chart["params"] for e in (spec.experts if "*" in p else [""])]
+            params = [name for param in chart["params"] for name in _params(param, spec)]
             yield made | {"selectedParams": params, "selectedMetrics": chart["metrics"], "showAllRuns": True}
         else:
             axes = {f"{axis}axis": {k: v.format(expert=expert) for k, v in chart[axis].items()} for axis in ("x", "y")}

@@ -13,7 +13,7 @@ import pytest
 from cabs_search import comparison, diagnose
 from cabs_search.calibrate import ITEMS, calibrate
 from cabs_search.cli import main
-from cabs_search.launch import compare, load_study_items
+from cabs_search.launch import compare, load_study_items, run
 from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import METHOD_NAMES, make_method
 from cabs_search.spec import Spec, parse
@@ -74,7 +74,7 @@ def test_each_value_is_a_run_of_its_own_in_mlflow(methods: Path) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{methods / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("pico over method")
+    experiment = client.get_experiment_by_name("pico-over-method")
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     parents = {r.info.run_name: r for r in runs if "mlflow.parentRunId" not in r.data.tags}
     assert set(parents) == {f"pico {name}" for name in METHOD_NAMES}
@@ -153,6 +153,26 @@ def test_the_other_axes(
         assert {str(line.row.text).split(" λ")[0] for line in found.lines if line.row and "cabs" in line.label} >= {
             f"cabs {n}:8 mood>animal>pair" for n in (2, 4)
         } or any("cabs 4:8" in line.row.text for line in found.lines if line.row)
+
+
+def test_a_folder_of_something_else_is_refused(methods: Path, pico: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds a comparison over method; choose another --output"):
+        run(parse(small(pico)), methods)
+    with pytest.raises(ValueError, match="holds a comparison over method; choose another --output"):
+        compare(parse(small(pico)), ["nm"], methods)
+    (tmp_path / "study.db").touch()
+    with pytest.raises(ValueError, match="holds a study, not a comparison; choose another --output"):
+        compare(parse(small(pico)), ["nm"], tmp_path)
+
+
+def test_a_rows_best_can_be_exported(methods: Path, cache: Path, tmp_path: Path) -> None:
+    call("export", methods, "--trial", "ties-dare", "--to", tmp_path / "best", cache=cache)
+    found = {line.label: line for line in comparison.read(methods).lines}
+    recipe = json.loads((tmp_path / "best" / "recipe.json").read_text())
+    assert found["ties-dare"].row is not None
+    assert recipe == found["ties-dare"].row.recipe
+    error = call("export", methods, "--trial", "magic", "--to", tmp_path / "other", cache=cache, status=2).stderr
+    assert "--trial: a row of the comparison must be named (task-arithmetic, magnitude," in error
 
 
 def test_a_study_that_is_the_same_at_every_density_is_run_once(pico: Path) -> None:

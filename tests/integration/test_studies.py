@@ -1,4 +1,4 @@
-"""The papers' studies, as they ship, from end to end on two-layer stand-ins of their architectures and kinds of task."""
+"""The papers' studies, as they ship, from end to end on two-layer stand-ins of their architectures and kinds."""
 
 from __future__ import annotations
 

@@ -183,7 +183,18 @@ def test_a_whole_vector_is_cut_exactly(sizes: list[int], density: float, seed: i
             mask[kept.positions.numpy()] = True
         found.append(mask)
     whole = torch.cat(list(tensors.values())).numpy()
-    assert np.array_equal(np.concatenate(found), naive_top(whole, int(density * whole.size + 0.5)))
+    changed = sum(tau.numel() for tau in tensors.values() if tau.any())
+    assert np.array_equal(np.concatenate(found), naive_top(whole, int(density * changed + 0.5)))
+
+
+def test_frozen_tensors_are_no_part_of_a_vector() -> None:
+    """So that its density means what it means for rules that go tensor by tensor."""
+    tensors = {"frozen": torch.zeros(900), "w": torch.randn(100)}
+    mask = make_method("magnitude-vector", ("a",), density=0.25).mask
+    survey = survey_of(mask, ("a",), {t: v.numel() for t, v in tensors.items()}, lambda t, _: tensors[t], {})
+    kept = dict(keep(mask, "w", lambda _: tensors["w"], ("a",), 100, survey=survey))["a"]
+    assert kept is not None
+    assert len(kept.values) == 25
 
 
 def test_a_cut_tells_neighbouring_floats_apart() -> None:
