@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from cabs_search.answers import Passage
 from cabs_search.evaluate import collate
-from cabs_search.kinds import Words, encode, head_of, label_of, texts_of
+from cabs_search.kinds import Words, encode, head_of, label_of, texts_of, tokenizer_arguments
 from cabs_search.spec import DataSource, Kind, Task
 from cabs_search.tasks import Items, pad_token_id
 
@@ -83,10 +83,11 @@ def make_expert(
     auto = getattr(transformers, f"AutoModel{head_of(kind)}")
     model = auto.from_pretrained(base, dtype=torch.float32, **extra)
     assert model.config.model_type == architecture
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    task = task_of(kind, pair=pair)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base, **tokenizer_arguments(task, model.config))
     rows = rows_of(kind, 1000 + seed, 256, labels=labels, pair=pair)
     with one_thread():
-        _train(model, as_items(rows, task_of(kind, pair=pair), model.config, tokenizer), seed)
+        _train(model, as_items(rows, task, model.config, tokenizer), seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -78,9 +78,14 @@ def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return root / "out"
 
 
-def test_every_kind_is_searched_and_exported(study: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def board(study: Path) -> report.Leaderboard:
+    return report.leaderboard(study)
+
+
+def test_every_kind_is_searched_and_exported(study: Path, board: report.Leaderboard, tmp_path: Path) -> None:
     spec = load(study / "spec.yaml")
-    outcomes, board = Outcomes(study / "outcomes"), report.leaderboard(study)
+    outcomes = Outcomes(study / "outcomes")
     assert board.candidates == TRIALS
     assert {"base", "ideal", "best found"} <= {row.label for row in board.rows}
     recipe, folder = export_trial(study, "best", tmp_path / "best")
@@ -102,9 +107,8 @@ def test_every_kind_is_searched_and_exported(study: Path, tmp_path: Path) -> Non
         assert outcomes.labels(spec, "confirm")[name].tolist() == items[name].labels.tolist()
 
 
-def test_experts_are_better_than_the_base_at_their_own_kind(study: Path) -> None:
+def test_experts_are_better_than_the_base_at_their_own_kind(board: report.Leaderboard) -> None:
     """The losses too are on record; a trained expert alone lowers that of its task."""
-    board = report.leaderboard(study)
     base = board.row("base")
     for name in base.tasks:
         expert = board.row(f"expert {name}")
@@ -115,7 +119,7 @@ def test_experts_are_better_than_the_base_at_their_own_kind(study: Path) -> None
         assert board.row("ideal").tasks[name] == expert.tasks[name]
 
 
-def test_the_best_found_is_compared_with_the_baseline(study: Path) -> None:
-    found = report.leaderboard(study).comparisons["best shared-λ task-arithmetic"]
+def test_the_best_found_is_compared_with_the_baseline(board: report.Leaderboard) -> None:
+    found = board.comparisons["best shared-λ task-arithmetic"]
     assert found["interval"][0] <= found["estimate"] <= found["interval"][1]
     assert 0 <= found["p_value"] <= 1
