@@ -20,7 +20,7 @@ from cabs_search.locations import cache_folder
 from cabs_search.plan import show_bytes
 from cabs_search.recipe import Method, split_name
 from cabs_search.report import table
-from cabs_search.sparsify import CALIBRATED, Kept
+from cabs_search.sparsify import CALIBRATED, Kept, Mask
 from cabs_search.spec import Spec
 from cabs_search.store import Family, Store, StoredVector
 
@@ -104,7 +104,9 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
     if only:
         spec = replace(spec, space=spec.space.but(method=tuple(only)), baselines={})
     family, store = Family.open(spec.base, spec.experts), Store(cache_folder())
-    methods = {m.mask: m for m in [*(r.method for r in baselines(spec)), *methods_of(spec)]}
+    methods: dict[Mask, Method] = {}
+    for method in (*methods_of(spec), *(r.method for r in baselines(spec))):
+        methods.setdefault(method.mask, method)
     if any(isinstance(mask, CALIBRATED) for mask in methods):
         family = calibrated(spec, family, load_study_items(spec)["search"], methods)
     bar = tqdm(methods.values(), desc="vectors", unit="method", file=sys.stderr)

@@ -155,7 +155,31 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "merge n > m": (merge_with("--nm", "9:8"), "n <= m must hold, but got 9:8"),
     "merge nm": (merge_with("--nm", "half"), "such as 64:256, but got half"),
     "merge order": (merge_with("--order", "mood"), "order must name every expert once"),
-    "merge method": (merge_with("--method", "magic"), "method must be one of task-arithmetic, cabs, but got 'magic'"),
+    "merge method": (merge_with("--method", "magic"), "method must be one of task-arithmetic, magnitude,"),
+    "merge density": (merge_with("--method", "dare", "--density", "0"), "0 < density <= 1 must hold, but got 0"),
+    "merge overlap_merge": (merge_with("--overlap-merge", "mean"), "overlap_merge must be sum or ties, but got 'mean'"),
+    "merge wanda": (merge_with("--method", "ties-wanda"), "ties-wanda needs calibration items, which only a study has"),
+    "no task to calibrate on": (
+        wrong(lambda v: (v["space"].update(method="wanda"), v["tasks"].pop("pair"))),
+        "wanda: every expert must have a task to take calibration items from, as it has in a study, but pair has none",
+    ),
+    "tensors in no group": (
+        wrong(lambda v: v["space"]["lambda"].update(groups={"lower": r"layer\.0"})),
+        "space.lambda.groups: every merged tensor must be in a group of λ, but embeddings.LayerNorm.bias is in none",
+    ),
+    "a group of none": (
+        wrong(lambda v: v["space"]["lambda"].update(groups={"all": ".", "lower": "layer"})),
+        "space.lambda.groups.lower: a group must have tensors of its own, but got 'layer'",
+    ),
+    "compare over nothing": (lambda _p, _t: ["compare", "quickstart"], "--over"),
+    "picture": (
+        lambda p, t: ["vectors", wrong(lambda _: None)(p, t)[1], "--picture", t / "v.gif"],
+        "--picture: a .png, .svg or .pdf file is needed, but got",
+    ),
+    "vectors method": (
+        lambda p, t: ["vectors", wrong(lambda _: None)(p, t)[1], "--method", "magic"],
+        "method must be one of",
+    ),
     "merge lambda name": (merge_with("--lambda", "cow=1"), "an expert must be named"),
     "merge lambda value": (merge_with("--lambda", "mood=much"), "a number is needed, but got much"),
     "merge lambda nan": (merge_with("--lambda", "mood=nan"), "-1e6 <= λ <= 1e6 must hold, but got mood=nan"),
