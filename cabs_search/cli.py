@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PROGRAM = "cabs-search"
+ONE = ("candidates in all, baselines among them", "the study's folder (default: results/NAME)")
+EACH = ("candidates of each value, shared λ among them", "the folder (default: results/NAME-over-AXIS)")
+"""Help on --trials and --output."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,33 +72,27 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--json", action="store_true", help="print the result as JSON")
         return made
 
-    for name, act, text in (
-        ("quickstart", _quickstart, "make four experts from real text once, then search how to merge them"),
-        ("run", _run, "search a space; run again on the same folder, it goes on where it stopped"),
+    for name, act, text, trials, folder in (
+        ("quickstart", _quickstart, "make four experts from real text once, then search how to merge them", *ONE),
+        ("run", _run, "search a space; run again on the same folder, it goes on where it stopped", *ONE),
+        ("compare", _compare, "the same search for each method, order, n:m or density, and one table", *EACH),
     ):
         made = command(name, act, text)
-        if name == "run":
+        if name != "quickstart":
             made.add_argument("spec", metavar="SPEC", help="a YAML file, or the name of one in search_spaces/")
-        made.add_argument("--trials", type=_count, metavar="N", help="candidates in all, baselines among them")
+        if name == "compare":
+            made.add_argument(
+                "--over",
+                action="append",
+                required=True,
+                metavar="method|order|nm|density",
+                help="what to compare; twice for two crossed; AXIS=V,V for some values only",
+            )
+        made.add_argument("--trials", type=_count, metavar="N", help=trials)
         made.add_argument("--workers", type=_count, metavar="N", help="Ray workers (default: one for each core)")
-        made.add_argument("--output", type=Path, metavar="DIR", help="the study's folder (default: results/NAME)")
+        made.add_argument("--output", type=Path, metavar="DIR", help=folder)
         made.add_argument("--address", help="join a Ray cluster that runs, such as auto or ray://HOST:10001")
         made.add_argument("--tracking-uri", metavar="URI", help="MLflow's (default: SQLite in the folder)")
-
-    made = command("compare", _compare, "the same search for each method, order, n:m or density, and one table")
-    made.add_argument("spec", metavar="SPEC")
-    made.add_argument(
-        "--over",
-        action="append",
-        required=True,
-        metavar="method|order|nm|density",
-        help="what to compare; twice for two crossed; AXIS=V,V for some values only",
-    )
-    made.add_argument("--trials", type=_count, metavar="N", help="candidates of each value, shared λ among them")
-    made.add_argument("--workers", type=_count, metavar="N", help="Ray workers (default: one for each core)")
-    made.add_argument("--output", type=Path, metavar="DIR", help="the folder (default: results/NAME-over-AXIS)")
-    made.add_argument("--address", help="join a Ray cluster that runs, such as auto or ray://HOST:10001")
-    made.add_argument("--tracking-uri", metavar="URI", help="MLflow's (default: SQLite in the folder)")
 
     made = command("plan", _plan, "show what a search would do and need, without doing it")
     made.add_argument("spec", metavar="SPEC")
@@ -184,14 +181,9 @@ def _print_comparison(options: argparse.Namespace, found: Any) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from cabs_search import plan
-    from cabs_search.locations import UnreachableError
-    from cabs_search.spec import load
+    from cabs_search.plan import plan
 
-    try:
-        found: plan.Plan | plan.Outline = plan.plan(load(options.spec))
-    except UnreachableError as error:  # what can be said without the hub
-        found = plan.outline(load(options.spec, download=False), str(error))
+    found = plan(options.spec)
     if options.json:
         _print_json(found.as_dict())
     else:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from cabs_search import report
-from cabs_search.baselines import holds, methods_of, ranked, singles
+from cabs_search.baselines import dimensions, holds, ranked, singles
 from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import METHOD_NAMES, split_name
 from cabs_search.sparsify import MASKS, check_density, parse_nm, settings
@@ -64,11 +64,11 @@ def values(spec: Spec, over: Sequence[str]) -> list[Value]:
     if not 1 <= len(axes) <= 2 or len({name for name, _ in axes}) < len(axes):
         raise ValueError(f"--over: one axis or two different ones are needed, but got {', '.join(over)}")
     found: list[Value] = []
-    known: dict[Any, str] = {}
+    known: dict[str, str] = {}
     for chosen in itertools.product(*(texts for _, texts in axes)):
         label = " ".join(chosen)
         own = _with(spec, label, dict(zip((name for name, _ in axes), chosen, strict=True)))
-        same = (tuple(methods_of(own)), repr(own.space.lambda_))
+        same = repr([own.space.lambda_, *((name, dimensions(own, name)) for name in own.space.method)])
         found.append(Value(label=label, spec=own, same_as=known.get(same)))
         known.setdefault(same, label)
     if len(known) < 2:

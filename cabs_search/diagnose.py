@@ -103,6 +103,7 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
         split_name(name)
     if only:
         spec = replace(spec, space=spec.space.but(method=tuple(only)), baselines={})
+    spec = replace(spec, space=spec.space.but(density_shared=True))
     family, store = Family.open(spec.base, spec.experts), Store(cache_folder())
     methods: dict[Mask, Method] = {}
     for method in (*methods_of(spec), *(r.method for r in baselines(spec))):

@@ -23,7 +23,7 @@ from cabs_search.evaluate import check_heads, pick_device
 from cabs_search.export import export
 from cabs_search.locations import cache_folder
 from cabs_search.outcomes import Outcomes, Scored
-from cabs_search.recipe import Method, Recipe, group_of
+from cabs_search.recipe import Recipe, group_of
 from cabs_search.sparsify import CALIBRATED, Mask
 from cabs_search.spec import Spec, load
 from cabs_search.store import Family, Store, StoredVector
@@ -77,7 +77,7 @@ def run(
     """
     opened = _Opened(spec, output, address, say)
     spec, folder = opened.spec, opened.folder
-    calibrations = opened.prune_calibrated(methods_of(spec), baselines(spec))
+    calibrations = opened.prune_calibrated(spec)
     with _only_driver(folder) as is_new:
         from cabs_search.search.driver import search
 
@@ -143,7 +143,7 @@ def compare(
     calibrations: dict[str, Path] = {}
     for value in rows:
         try:
-            calibrations |= opened.prune_calibrated(methods_of(value.spec))
+            calibrations |= opened.prune_calibrated(value.spec)
         except (ValueError, RuntimeError) as error:
             failures[value.label] = first_line(error)
     with _only_driver(folder) as is_new:
@@ -221,10 +221,11 @@ class _Opened:
         self.weights = {"base": self.family.base.fingerprint} | self.family.fingerprints
         self.notes: list[str] = []
 
-    def prune_calibrated(self, methods: Iterable[Method], recipes: Iterable[Recipe] = ()) -> dict[str, Path]:
+    def prune_calibrated(self, spec: Spec) -> dict[str, Path]:
         """Build the vectors of rules that need calibration items, which workers could not; files of the statistics."""
-        masks = {*(m.mask for m in methods), *(r.method.mask for r in recipes)}
-        needing = [mask for mask in masks if isinstance(mask, CALIBRATED)]
+        alike = replace(spec, space=spec.space.but(density_shared=True))  # has every vector, as each is pruned alone
+        methods = (*methods_of(alike), *(recipe.method for recipe in baselines(spec)))
+        needing = list(dict.fromkeys(m.mask for m in methods if isinstance(m.mask, CALIBRATED)))
         if not needing:
             return {}
         family = calibrated(self.spec, self.family, self.items["search"], needing)

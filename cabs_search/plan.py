@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,12 +15,12 @@ import yaml
 from cabs_search.baselines import baselines, methods_of, singles
 from cabs_search.evaluate import BATCH_TOKENS, Workbench, batches, check_heads
 from cabs_search.launch import check_groups, load_study_items
-from cabs_search.locations import cache_folder
+from cabs_search.locations import UnreachableError, cache_folder
 from cabs_search.materialize import PLAN_BYTES
 from cabs_search.recipe import Method
 from cabs_search.report import table
 from cabs_search.sparsify import CALIBRATED, Mask, Whole, density_of
-from cabs_search.spec import Spec
+from cabs_search.spec import Spec, load
 from cabs_search.store import Family, Store
 from cabs_search.tasks import Items, SplitName
 
@@ -28,29 +29,21 @@ ENTRY_BYTES_KEPT = 4 + 1
 
 POSITION_BYTES = 8
 """A kept weight's position in memory."""
+MOST_METHODS = 5000
+"""Methods that are looked at one by one."""
 LIBRARY_BYTES = 700 << 20
 """What torch, transformers and Ray take in each worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a search would do and need."""
+class Needs:
+    """What only models and data can tell."""
 
-    spec: dict[str, Any]
-    """As resolved: every default and every location written out."""
-    candidates: int
-    """To be scored on the search split."""
-    space: int
-    """Distinct candidates that the space holds."""
-    rows: int
-    """To be scored on the confirm split, at the most."""
     items: int
     """To be scored in all, at the most."""
-    vectors: int
-    """Vectors that the space may need."""
     vectors_cached: int
     cache_bytes: int
-    """Of all of these vectors, about."""
+    """Of all vectors, about."""
     worker_bytes: int
     """Memory of one worker beyond what all share, about: the model, vectors made ready and the libraries."""
     items_per_second: float
@@ -58,34 +51,13 @@ class Plan:
     seconds: float
     """For all workers together, about, without starting and building vectors."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    def as_text(self) -> str:
-        """For a terminal."""
-        rows = [
-            ("candidates", f"{self.candidates} of {self.space:,} in the space"),
-            ("confirm rows", f"{self.rows}"),
-            ("items to score", f"{self.items:,}"),
-            (
-                "vectors",
-                f"{self.vectors} ({self.vectors_cached} in the cache), about {show_bytes(self.cache_bytes)} in all",
-            ),
-            ("memory a worker", f"about {show_bytes(self.worker_bytes)}"),
-            ("speed a worker", f"{self.items_per_second:.0f} items/s, measured now"),
-            ("time", f"about {self.seconds / 60:.1f} minutes once workers run"),
-        ]
-        resolved = yaml.safe_dump(self.spec, sort_keys=False, allow_unicode=True)
-        return "\n".join([resolved, *table(rows)])
-
 
 @dataclass(frozen=True, kw_only=True)
-class Outline:
-    """What can be said of a search without its models and data."""
+class Plan:
+    """What a search would do and need."""
 
     spec: dict[str, Any]
-    """As resolved, with hub ids as they are."""
+    """As resolved: every default and every location written out; hub ids that cannot be had as they are."""
     candidates: int
     """To be scored on the search split."""
     space: int
@@ -93,80 +65,93 @@ class Outline:
     rows: int
     """To be scored on the confirm split, at the most."""
     vectors: int
-    """Vectors that the space may need, at the most."""
-    unreachable: str
-    """What the hub did not give."""
+    """Vectors that the space may need."""
+    needs: Needs | None
+    """None where models or data cannot be had now."""
+    unreachable: str | None
+    """Which those are."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        values = asdict(self)
+        return values | (values.pop("needs") or {})
 
     def as_text(self) -> str:
         """For a terminal."""
         rows = [
             ("candidates", f"{self.candidates} of {self.space:,} in the space"),
             ("confirm rows", f"{self.rows}"),
-            ("vectors", f"at most {self.vectors}"),
-            ("bytes, memory, time", f"unknown: {self.unreachable}"),
         ]
+        if self.needs is None:
+            rows += [("vectors", f"{self.vectors}"), ("bytes, memory, time", f"unknown: {self.unreachable}")]
+        else:
+            rows += _needs_rows(self.vectors, self.needs)
         resolved = yaml.safe_dump(self.spec, sort_keys=False, allow_unicode=True)
         return "\n".join([resolved, *table(rows)])
 
 
-def outline(spec: Spec, unreachable: str) -> Outline:
-    """What a search would do, where its models or data cannot be had now; ``unreachable`` says which."""
-    from cabs_search.search.space import size
-
-    masks = {m.mask for m in [*methods_of(spec), *(r.method for r in baselines(spec))]}
-    candidates = min(spec.search.trials, size(spec) + len(baselines(spec)))
-    return Outline(
-        spec=spec.as_dict(),
-        candidates=candidates,
-        space=size(spec),
-        rows=_rows(spec, candidates),
-        vectors=len(masks) * len(spec.experts),
-        unreachable=unreachable,
-    )
+def _needs_rows(vectors: int, needs: Needs) -> list[tuple[str, str]]:
+    stored = f"{vectors} ({needs.vectors_cached} in the cache), about {show_bytes(needs.cache_bytes)} in all"
+    return [
+        ("items to score", f"{needs.items:,}"),
+        ("vectors", stored),
+        ("memory a worker", f"about {show_bytes(needs.worker_bytes)}"),
+        ("speed a worker", f"{needs.items_per_second:.0f} items/s, measured now"),
+        ("time", f"about {needs.seconds / 60:.1f} minutes once workers run"),
+    ]
 
 
-def _rows(spec: Spec, candidates: int) -> int:
-    return len(singles(spec)) + len(spec.baselines) + min(spec.search.confirm, candidates)
-
-
-def plan(spec: Spec) -> Plan:
+def plan(path: str | Path) -> Plan:
     """Work out what a search would need; loads the model and scores a few items, starts no worker.
 
+    Where the hub does not give what the spec names, the plan says so and holds what can be said without it.
+
+    Args:
+        path: a spec's file, or the name of one that ships.
+
     Raises:
-        ValueError: the spec's models or data are wrong.
+        ValueError: the spec, its models or its data are wrong.
 
     """
+    try:
+        return _plan(load(path))
+    except UnreachableError as error:
+        return _plan(load(path, download=False), str(error))
+
+
+def _plan(spec: Spec, unreachable: str | None = None) -> Plan:
     from cabs_search.search.space import size
 
-    items = load_study_items(spec)
-    store = Store(cache_folder())
-    family = Family.open(spec.base, spec.experts)
-    check_heads(spec, family)
-    check_groups(spec, family)
-    methods = {*methods_of(spec), *(r.method for r in baselines(spec))}
-    entries = _entries(family, store, {m.mask for m in methods})
+    methods = {*itertools.islice(methods_of(spec), MOST_METHODS), *(r.method for r in baselines(spec))}
     candidates = min(spec.search.trials, size(spec) + len(baselines(spec)))
-    rows = _rows(spec, candidates)
-    search_items, confirm_items = (sum(len(i) for i in items[split].values()) for split in ("search", "confirm"))
-    speed = _items_per_second(spec, store, items)
-    total = candidates * search_items + rows * confirm_items
-    weights = family.alignment.weights
+    rows = len(singles(spec)) + len(spec.baselines) + min(spec.search.confirm, candidates)
+    entries: dict[Any, int] = dict.fromkeys(((m.mask, e) for m in methods for e in spec.experts), 0)
+    needs = None
+    if unreachable is None:
+        items, store = load_study_items(spec), Store(cache_folder())
+        family = Family.open(spec.base, spec.experts)
+        check_heads(spec, family)
+        check_groups(spec, family)
+        entries = _entries(family, store, {m.mask for m in methods})
+        searched, confirmed = (sum(len(i) for i in items[split].values()) for split in ("search", "confirm"))
+        total, speed = candidates * searched + rows * confirmed, _items_per_second(spec, store, items)
+        model_bytes = family.alignment.weights * getattr(torch, spec.dtype).itemsize
+        needs = Needs(
+            items=total,
+            vectors_cached=sum(isinstance(entry, Path) and entry.exists() for entry in entries),
+            cache_bytes=sum(entries.values()),
+            worker_bytes=model_bytes + _ready_bytes(family, methods) + LIBRARY_BYTES,
+            items_per_second=speed,
+            seconds=total / speed / spec.workers,
+        )
     return Plan(
         spec=spec.as_dict(),
         candidates=candidates,
         space=size(spec),
         rows=rows,
-        items=total,
         vectors=len(entries),
-        vectors_cached=sum(isinstance(entry, Path) and entry.exists() for entry in entries),
-        cache_bytes=sum(entries.values()),
-        worker_bytes=weights * getattr(torch, spec.dtype).itemsize + _ready_bytes(family, methods) + LIBRARY_BYTES,
-        items_per_second=speed,
-        seconds=total / speed / spec.workers,
+        needs=needs,
+        unreachable=unreachable,
     )
 
 

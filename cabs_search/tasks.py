@@ -30,6 +30,7 @@ from cabs_search.kinds import (
     texts_of,
     tokenizer_arguments,
 )
+from cabs_search.locations import UnreachableError
 from cabs_search.metrics import Values, check_metric, values_of
 from cabs_search.spec import Spec, Split, Task
 
@@ -175,7 +176,8 @@ def read_dataset(where: str, task: Task, split: str | None) -> Dataset:
             kind = "csv" if source.csv else "json" if source.json else "parquet"
             found = load_dataset(kind, data_files=getattr(source, kind), split=split or "train")
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{where}.dataset: cannot be read: {first_line(error.__cause__ or error)}") from error
+        text = f"{where}.dataset: cannot be read: {first_line(error.__cause__ or error)}"
+        raise (UnreachableError if source.hub else ValueError)(text) from error
     if not isinstance(found, Dataset):
         raise ValueError(
             f"{where}.split: the data has several splits ({', '.join(found)}), of which one must be named"
