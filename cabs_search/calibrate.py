@@ -10,10 +10,10 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cabs_search.calibration import Calibration, write_calibration
 from cabs_search.checkpoint import checksum_holds
 from cabs_search.evaluate import batches, collate, load_model, pick_device
-from cabs_search.sparsify import CALIBRATED, Mask
+from cabs_search.sparsify import CALIBRATED, Mask, SparseGpt
 from cabs_search.spec import Spec
 from cabs_search.store import Family
 from cabs_search.tasks import Items
@@ -42,65 +42,94 @@ def calibrate(
         masks: the rules of the study.
 
     """
-    if not any(isinstance(mask, CALIBRATED) for mask in masks):
+    needing = [mask for mask in masks if isinstance(mask, CALIBRATED)]
+    if not needing:
         return {}
+    whole = any(isinstance(mask, SparseGpt) for mask in needing)
     tasks = {spec.expert_of(task): task for task in reversed(spec.tasks)}
     tasks = {expert: tasks[expert] for expert in spec.experts if expert in tasks}
+    first = {expert: _first(items[task]) for expert, task in tasks.items()}
     folder = cache / f"calibration-v{FORMAT}"
-    paths = {expert: folder / _name(family, expert, items[task]) for expert, task in tasks.items()}
+    paths = {expert: folder / _name(family, expert, first[expert], whole=whole) for expert in tasks}
     missing = {expert: path for expert, path in paths.items() if not (path.exists() and checksum_holds(path))}
     if missing:
-        total = sum(min(ITEMS, len(items[tasks[expert]])) for expert in missing)
-        with tqdm(total=total, unit="item", desc="calibrate", file=sys.stderr) as bar:
+        with tqdm(total=sum(len(first[e]) for e in missing), unit="item", desc="calibrate", file=sys.stderr) as bar:
             for expert, path in missing.items():
-                grams, transposed = statistics(spec, family, tasks[expert], items[tasks[expert]], bar)
-                write_calibration(path, grams, transposed)
+                write_calibration(path, *statistics(spec, family, tasks[expert], first[expert], bar, whole=whole))
     return {expert: Calibration(path) for expert, path in paths.items()}
 
 
-def _name(family: Family, expert: str, items: Items) -> str:
+def _first(items: Items) -> Items:
+    return replace(items, keys=items.keys[:ITEMS], rows=items.rows[:ITEMS])
+
+
+def _name(family: Family, expert: str, items: Items, *, whole: bool) -> str:
     """A file's name that says what its content depends on."""
-    seen = [items.keys[:ITEMS], items.digest, ITEMS, family.fingerprints[expert], sorted(family.alignment.shared)]
+    seen = [items.digest, whole, family.fingerprints[expert], sorted(family.alignment.shared)]
     return hashlib.blake2b(json.dumps(seen).encode(), digest_size=16).hexdigest() + ".safetensors"
 
 
 @torch.inference_mode()
 def statistics(
-    spec: Spec, family: Family, task: str, items: Items, bar: tqdm[Any] | None = None
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Run a task's expert over its first items.
+    spec: Spec, family: Family, task: str, items: Items, bar: tqdm[Any] | None = None, *, whole: bool = True
+) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """Run a task's expert over items.
+
+    Args:
+        whole: whether XᵀX is wanted, or just its diagonal.
 
     Returns:
-        XᵀX of every linear layer whose weight is shared, by the weight's shared name, float32, [in, in]; and the names
-        of weights that are stored as [in, out].
+        XᵀX, float32, [in, in] (or its diagonal, [in]) of linear layers by the shared name of their weight; the layers
+        that see the same inputs as one of these, by name; and the names of weights that are stored as [in, out].
 
     """
     expert, device = spec.expert_of(task), torch.device(pick_device(spec.device))
     model = load_model(family, expert, spec.tasks[task].kind, {}, torch.float32, device)
+    model.config.pad_token_id = items.pad["input_ids"]  # without which a decoder takes no batches
     layers = _linear_layers(model, family, expert)
-    grams = {name: torch.zeros(_inputs(layer), _inputs(layer), dtype=torch.float64) for name, layer in layers.items()}
-    present = torch.ones(1)
-
-    def watch(name: str) -> Any:
-        def hook(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            seen = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-            if seen.shape[0] == present.numel():  # one row a token, else one an item, as a pooler has
-                seen = seen[present]
-            grams[name] += (seen.T @ seen).double().cpu()
-
-        return hook
-
-    rows = np.arange(min(ITEMS, len(items)), dtype=np.int64)
+    watch = _Watch(whole=whole)
     with ExitStack() as stack:
         for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(watch(name)).remove)
-        for batch in batches(items.lengths[rows]):
-            inputs = {k: v.to(device) for k, v in collate(items, rows[batch]).items()}
-            present = inputs["attention_mask"].reshape(-1).bool()
+            stack.callback(layer.register_forward_pre_hook(watch.hook(name)).remove)
+        for batch in batches(items.lengths, items.counts):
+            inputs = {k: v.to(device) for k, v in collate(items, batch).items()}
+            watch.begin(inputs["attention_mask"])
             model(**inputs)
             if bar is not None:
                 bar.update(len(batch))
-    return {n: g.float() for n, g in grams.items()}, [n for n, layer in layers.items() if _is_transposed(layer)]
+    found = {name: gram.float() for name, gram in watch.grams.items()}
+    return found, watch.same, [name for name, layer in layers.items() if _is_transposed(layer)]
+
+
+class _Watch:
+    """Adds up XᵀX of what layers see; layers that are given one tensor, as queries, keys and values are, share it."""
+
+    def __init__(self, *, whole: bool) -> None:
+        self.grams: dict[str, Tensor] = {}
+        self.same: dict[str, str] = {}
+        self._whole = whole
+        self._present = torch.ones(1)
+        self._seen: list[tuple[Tensor, str]] = []
+
+    def begin(self, mask: Tensor) -> None:
+        """A batch with this attention mask is next."""
+        self._present, self._seen = mask.reshape(-1).bool(), []
+
+    def hook(self, name: str) -> Any:
+        """What a layer calls before it computes."""
+
+        def see(_: Any, inputs: tuple[Tensor, ...]) -> None:
+            owner = next((first for tensor, first in self._seen if tensor is inputs[0]), name)
+            if owner != name and self.same.setdefault(name, owner) == owner:
+                return
+            self._seen.append((inputs[0], name))
+            seen = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
+            if seen.shape[0] == self._present.numel():  # one row a token, else one an item, as a pooler has
+                seen = seen[self._present]
+            part = (seen.T @ seen if self._whole else seen.square().sum(0)).double().cpu()
+            self.grams[name] = self.grams[name] + part if name in self.grams else part
+
+        return see
 
 
 def _linear_layers(model: Any, family: Family, expert: str) -> dict[str, Any]:
@@ -120,7 +149,3 @@ def _is_transposed(module: Any) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, Conv1D)
-
-
-def _inputs(layer: Any) -> int:
-    return int(layer.weight.shape[0] if _is_transposed(layer) else layer.weight.shape[1])

@@ -10,7 +10,7 @@ Sources: Wanda, arXiv 2306.11695, equation 1; SparseGPT, arXiv 2301.00774, algor
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Calibration:
         self._names = frozenset(self._file.keys())
         self.metadata: dict[str, str] = self._file.metadata()
         self._transposed = frozenset(json.loads(self.metadata["transposed"]))
+        self._same: dict[str, str] = json.loads(self.metadata["same"])
 
     @property
     def key(self) -> str:
@@ -43,8 +44,12 @@ class Calibration:
         return self.path.stem
 
     def gram(self, tensor: str) -> Tensor | None:
-        """G of the layer whose weight this is, float32, [in, in]; None where it is no linear layer's weight."""
-        found: Tensor | None = self._file.get_tensor(tensor) if tensor in self._names else None
+        """G of the layer whose weight this is, float32, [in, in], or where no rule needs more its diagonal, [in].
+
+        None where it is no linear layer's weight.
+        """
+        name = self._same.get(tensor, tensor)
+        found: Tensor | None = self._file.get_tensor(name) if name in self._names else None
         return found
 
     def is_transposed(self, tensor: str) -> bool:
@@ -52,9 +57,20 @@ class Calibration:
         return tensor in self._transposed
 
 
-def write_calibration(path: Path, grams: Mapping[str, Tensor], transposed: list[str]) -> Calibration:
-    """Write statistics, whole or not at all. ``grams``: G by the weight's shared name, float32."""
-    with CheckpointWriter(path, grams, {"transposed": json.dumps(transposed)}) as writer:
+def write_calibration(
+    path: Path, grams: Mapping[str, Tensor], same: Mapping[str, str], transposed: Sequence[str]
+) -> Calibration:
+    """Write statistics, whole or not at all.
+
+    Args:
+        path: the file.
+        grams: G, or its diagonal, by the weight's shared name, float32.
+        same: layers that see the same inputs as one of these, by name.
+        transposed: weights that are stored as [in, out].
+
+    """
+    metadata = {"transposed": json.dumps(list(transposed)), "same": json.dumps(dict(same))}
+    with CheckpointWriter(path, grams, metadata) as writer:
         for name, gram in grams.items():
             writer.add(name, gram)
     return Calibration(path)
@@ -62,7 +78,8 @@ def write_calibration(path: Path, grams: Mapping[str, Tensor], transposed: list[
 
 def wanda_scores(tau: Tensor, gram: Tensor) -> Tensor:
     """|τ| · ‖x‖₂ of each input feature: what a weight's change does to its output. [out, in], float32."""
-    return tau.float().abs() * gram.diagonal().float().sqrt()
+    squares = gram if gram.dim() == 1 else gram.diagonal()
+    return tau.float().abs() * squares.float().sqrt()
 
 
 def sparsegpt(tau: Tensor, gram: Tensor, density: float) -> tuple[Tensor, Tensor]:

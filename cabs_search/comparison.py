@@ -7,7 +7,6 @@ nothing is scored twice.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 import yaml
 
 from cabs_search import report
-from cabs_search.baselines import dimensions, holds, ranked, singles
+from cabs_search.baselines import holds, methods_of, ranked, singles
 from cabs_search.outcomes import Outcomes, Scored
-from cabs_search.recipe import METHOD_NAMES, split_name
+from cabs_search.recipe import METHOD_NAMES, Method, split_name
 from cabs_search.sparsify import MASKS, check_density, parse_nm, settings
 from cabs_search.spec import Baseline, Spec, parse
 
@@ -26,6 +25,8 @@ AXES = ("method", "order", "nm", "density")
 FILE = "comparison.yaml"
 DENSITIES = (0.1, 0.25, 0.5, 0.75)
 """What is compared where a spec names no densities."""
+MOST_METHODS = 5000
+"""Methods of a row that are held against those of others."""
 MOST_SHARED = 8
 """Values of λ, shared by all experts, that each study begins with where the spec gives none."""
 REFERENCE = "task-arithmetic"
@@ -61,16 +62,20 @@ def values(spec: Spec, over: Sequence[str]) -> list[Value]:
 
     """
     axes = [_axis(spec, text) for text in over]
-    if not 1 <= len(axes) <= 2 or len({name for name, _ in axes}) < len(axes):
+    names = {name for name, _ in axes}
+    if not 1 <= len(axes) <= 2 or len(names) < len(axes) or {"nm", "density"} == names:  # which are one thing
         raise ValueError(f"--over: one axis or two different ones are needed, but got {', '.join(over)}")
     found: list[Value] = []
-    known: dict[str, str] = {}
+    known: dict[frozenset[Method], str] = {}
     for chosen in itertools.product(*(texts for _, texts in axes)):
         label = " ".join(chosen)
         own = _with(spec, label, dict(zip((name for name, _ in axes), chosen, strict=True)))
-        same = repr([own.space.lambda_, *((name, dimensions(own, name)) for name in own.space.method)])
-        found.append(Value(label=label, spec=own, same_as=known.get(same)))
-        known.setdefault(same, label)
+        methods = frozenset(itertools.islice(methods_of(own), MOST_METHODS))
+        found.append(Value(label=label, spec=own, same_as=known.get(methods)))
+        for other, theirs in known.items():
+            if methods & other and methods != other:
+                raise ValueError(f"--over: {theirs} and {label} are partly the same: {min(map(str, methods & other))}")
+        known.setdefault(methods, label)
     if len(known) < 2:
         raise ValueError(
             f"--over: two values at the least are needed, but {', '.join(over)} gives {', '.join(known.values())}"
@@ -123,9 +128,8 @@ def _with(spec: Spec, label: str, chosen: Mapping[str, str]) -> Spec:
         if not fitting:
             raise ValueError(f"--over {' '.join(chosen)}: makes no difference to {', '.join(space.method)}")
         space = space.but(method=fitting)
-    return replace(
-        spec, name=f"{spec.name} {label}", space=space, baselines={m: _shared(spec, m) for m in space.method}
-    )
+    baselines = {m: _shared(spec, m, chosen) for m in space.method}
+    return replace(spec, name=f"{spec.name} {label}", space=space, baselines=baselines)
 
 
 def _order(spec: Spec, text: str) -> tuple[str, ...]:
@@ -144,11 +148,13 @@ def _density(text: str) -> float:
     return density
 
 
-def _shared(spec: Spec, method: str) -> Baseline:
+def _shared(spec: Spec, method: str, chosen: Mapping[str, str]) -> Baseline:
     """The shared λ that a row begins with: the spec's own, else spread over the method's range."""
     given = spec.baselines.get(method)
     if given is not None:
-        return Baseline(**{"lambda": given.lambda_})  # type: ignore[arg-type]
+        amounts = {} if {"nm", "density"} & chosen.keys() else {"nm": given.nm, "density": given.density}
+        order = {} if "order" in chosen else {"order": given.order}
+        return Baseline(**{"lambda": given.lambda_}, **amounts, **order)  # type: ignore[arg-type]
     most = max(2, min(MOST_SHARED, spec.search.trials // 2))
     return Baseline(**{"lambda": spec.space.range_of(method).grid(most)})  # type: ignore[arg-type]
 
@@ -187,7 +193,8 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return json.loads(json.dumps(asdict(self)).replace("Infinity", "null"))  # type: ignore[no-any-return]
+        values: dict[str, Any] = report.finite(asdict(self))
+        return values
 
 
 def write(folder: Path, spec: Spec, over: Sequence[str], failures: Mapping[str, str], notes: Sequence[str]) -> None:
@@ -224,6 +231,8 @@ def build(
     own = {v.label: _own(v.spec, scores) for v in rows}
     reference = _best(scores, (s for s in scores.searched.values() if s.recipe.method.name == REFERENCE), shared=True)
     lines = tuple(_line(value, own[value.label], scores, reference, failures) for value in rows)
+    notes = [*notes, *_ends(rows, own)]
+    notes += [f"{line.label}: {line.failure}; its row is of before." for line in lines if line.row and line.failure]
     labels = scores.labels["confirm"]
     alone = [
         report.row_of(spec, label, scores.confirmed[recipe.key], None, labels)
@@ -240,6 +249,19 @@ def build(
         lines=lines,
         notes=tuple(notes),
     )
+
+
+def _ends(rows: Sequence[Value], own: Mapping[str, list[Scored]]) -> list[str]:
+    """Rows whose best shared λ is the smallest or largest that was tried: they may be better than they look."""
+    found = []
+    for value in rows:
+        shared = {s.recipe.lambdas[0][1]: s.score for s in own[value.label] if s.recipe.is_shared}
+        best = max(shared, key=lambda x: shared[x]) if len(shared) > 2 else None
+        if value.same_as is None and best is not None and best in (min(shared), max(shared)):
+            found.append(f"{value.label} (λ={best:g})")
+    if not found:
+        return []
+    return [f"At an end of what was tried, so widen space.lambda.methods or baselines: {', '.join(found)}."]
 
 
 def _own(spec: Spec, scores: report.Scores) -> list[Scored]:
@@ -346,12 +368,20 @@ def _verdict(found: Comparison) -> str:
     return text + f"{len(done) - len(above) - len(below)} of {len(done)} cannot be told from it."
 
 
-def check_folder(folder: Path, over: Sequence[str] | None) -> None:
+def check_folder(folder: Path, spec: Spec, over: Sequence[str] | None) -> None:
     """Raises ValueError where a folder holds something else: ``over`` of a comparison, None for a single study."""
     if is_comparison(folder):
         known = axes_of(folder)
         if known != (None if over is None else list(over)):
             raise ValueError(f"{folder}: holds a comparison over {' and '.join(known)}; choose another --output")
+        plain = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))["spec"]
+        before = parse(plain, str(folder / FILE), locations=False).space.identity()
+        for field, value in spec.space.identity().items():
+            if before[field] != value:
+                raise ValueError(
+                    f"space.{field}: must stay as it was when the comparison in {folder} began ({before[field]}), but "
+                    f"got {value}; choose another --output"
+                )
     elif over is not None and (folder / "study.db").is_file():
         raise ValueError(f"{folder}: holds a study, not a comparison; choose another --output")
 

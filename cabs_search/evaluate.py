@@ -21,6 +21,7 @@ from cabs_search.kinds import Outcome, head_of, outcome
 from cabs_search.materialize import Resident
 from cabs_search.metrics import Values
 from cabs_search.recipe import Recipe
+from cabs_search.sparsify import CALIBRATED
 from cabs_search.spec import Kind, Spec
 from cabs_search.store import Family, Store
 from cabs_search.tasks import Ints, Items
@@ -29,12 +30,20 @@ BATCH_TOKENS = 1024
 """Tokens a batch holds, padding counted."""
 
 
-def batches(lengths: Ints, tokens: int = BATCH_TOKENS) -> Iterator[Ints]:
-    """Rows for each batch: similar lengths together, at most ``tokens`` a batch once padded (one row at the least)."""
+def batches(lengths: Ints, counts: Ints, tokens: int = BATCH_TOKENS) -> Iterator[Ints]:
+    """Rows for each batch: similar lengths together, at most ``tokens`` a batch once padded (one row at the least).
+
+    Args:
+        lengths: tokens of each item's longest sequence, [items].
+        counts: sequences of each item, [items].
+        tokens: that a batch may hold, padding counted.
+
+    """
     order = np.argsort(lengths, kind="stable")[::-1]
     start = 0
     while start < len(order):
-        count = max(1, tokens // int(lengths[order[start]]))
+        held = counts[order[start:]].cumsum() * lengths[order[start]]
+        count = max(1, int(np.searchsorted(held, tokens, side="right")))
         yield order[start : start + count]
         start += count
 
@@ -45,7 +54,7 @@ def evaluate(model: Any, items: Items, rows: Ints, device: torch.device) -> Outc
     model.config.pad_token_id = items.pad["input_ids"]  # by which a decoder finds an item's last token
     scores, losses = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
     predictions: Values = np.empty_like(items.labels[rows])
-    for batch in batches(items.lengths[rows]):
+    for batch in batches(items.lengths[rows], items.counts[rows]):
         inputs = {k: v.to(device) for k, v in collate(items, rows[batch]).items()}
         found = outcome(items.task, model(**inputs), [items.rows[i] for i in rows[batch]])
         scores[batch], losses[batch], predictions[batch] = found.scores, found.losses, found.predictions
@@ -82,8 +91,8 @@ class Workbench:
         """
         self.spec, self.store = spec, store
         self.device = torch.device(pick_device(spec.device))
-        known = {expert: Calibration(path) for expert, path in (calibrations or {}).items()}
-        self.family = replace(Family.open(spec.base, spec.experts), calibrations=known)
+        self._calibrations = dict(calibrations or {})
+        self.family = Family.open(spec.base, spec.experts)
         dtype: torch.dtype = getattr(torch, spec.dtype)
         shared: dict[str, Tensor] = {
             name: torch.empty(shape, dtype=dtype, device=self.device)
@@ -97,7 +106,11 @@ class Workbench:
 
     def materialize(self, recipe: Recipe) -> None:
         """Become a candidate; vectors that the cache lacks are built."""
-        vectors = self.store.open(self.store.ensure(self.family, recipe.method.mask))
+        mask = recipe.method.mask
+        if isinstance(mask, CALIBRATED) and not self.family.calibrations:
+            known = {expert: Calibration(path) for expert, path in self._calibrations.items()}
+            self.family = replace(self.family, calibrations=known)
+        vectors = self.store.open(self.store.ensure(self.family, mask))
         self.resident.materialize(vectors, recipe)
 
     def score(self, task: str, items: Items, rows: Ints) -> Outcome:

@@ -77,12 +77,12 @@ def run(
     """
     opened = _Opened(spec, output, address, say)
     spec, folder = opened.spec, opened.folder
-    calibrations = opened.prune_calibrated(spec)
     with _only_driver(folder) as is_new:
         from cabs_search.search.driver import search
 
         try:
             study = _open_study(spec, folder, opened.items, opened.weights)
+            calibrations = opened.prune_calibrated(spec)
         except ValueError:
             if is_new:  # refused before anything was done
                 shutil.rmtree(folder)
@@ -100,7 +100,7 @@ def run(
         board = report.board_of(spec, scores)
         tracked.end(board, scores)
     if study.exhausted:
-        say(f"the space holds no more than the {study.done} candidates that were scored")
+        say(f"nothing new was proposed after {study.done} candidates: the space is, or nearly is, searched through")
     if study.best is None:
         raise RuntimeError("no candidate was scored")
     return SearchResult(
@@ -141,11 +141,6 @@ def compare(
     folder = opened.folder
     failures: dict[str, str] = {}
     calibrations: dict[str, Path] = {}
-    for value in rows:
-        try:
-            calibrations |= opened.prune_calibrated(value.spec)
-        except (ValueError, RuntimeError) as error:
-            failures[value.label] = first_line(error)
     with _only_driver(folder) as is_new:
         from cabs_search.search.driver import search
         from cabs_search.search.studies import Studies
@@ -158,12 +153,25 @@ def compare(
             if is_new:
                 shutil.rmtree(folder)
             raise
+        for value in rows:
+            try:
+                calibrations |= opened.prune_calibrated(value.spec)
+            except (ValueError, RuntimeError) as error:
+                failures[value.label] = first_line(error)
         _write_spec(spec, folder)
         trackers = {v.label: _Tracked(v.spec, folder, tracking_uri, say, name) for v in rows}
 
         def opener(value: comparison.Value, alone: bool) -> Callable[[], Study]:
             def make() -> Study:
-                study = Study(value.spec, folder, opened.items, outcomes, part=value.label, alone=alone)
+                study = Study(
+                    value.spec,
+                    folder,
+                    opened.items,
+                    outcomes,
+                    part=value.label,
+                    alone=alone,
+                    is_busy=lambda recipe: studies.is_confirming(recipe),
+                )
                 trackers[value.label].open(study.id)
                 study.take_up(trackers[value.label].candidate)
                 return study
@@ -175,7 +183,7 @@ def compare(
                 failures[label] = study.failure
                 trackers[label].close()
             else:
-                scores = report.Scores.read(spec, outcomes).only(lambda r: holds(study.spec, r.method))
+                scores = report.Scores.read(spec, outcomes, lambda recipe: holds(study.spec, recipe.method))
                 trackers[label].end(report.board_of(study.spec, scores), scores)
             comparison.write(folder, spec, over, failures, opened.notes)
 
@@ -203,6 +211,7 @@ class _Opened:
         say: Say,
         over: Sequence[str] | None = None,
     ) -> None:
+        self._say = say
         self.spec = spec = spec if isinstance(spec, Spec) else load(spec)
         self.folder = folder = Path(output) if output else Path("results") / spec.name
         if set("?%") & set(str(folder.absolute())):
@@ -211,7 +220,7 @@ class _Opened:
             _check_reachable(address)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: must be a folder")
-        comparison.check_folder(folder, over)
+        comparison.check_folder(folder, spec, over)
         say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
         self.family = Family.open(spec.base, spec.experts)
         check_heads(spec, self.family)
@@ -250,6 +259,7 @@ class _Opened:
         )
         if note not in self.notes:
             self.notes.append(note)
+            self._say(note)
 
 
 def calibrated(spec: Spec, family: Family, items: Mapping[str, Items], masks: Iterable[Mask]) -> Family:

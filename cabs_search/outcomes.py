@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,31 +167,29 @@ class Outcomes:
         with self._connect() as db:
             return {row[0] for row in db.execute(query, (recipe.key, split))}
 
-    def scored(self, spec: Spec, split: SplitName) -> dict[str, Scored]:
-        """Every recipe of which all items of a split are scored, by key, in the order they were first recorded."""
+    def scored(
+        self, spec: Spec, split: SplitName, wanted: Callable[[Recipe], bool] = lambda _: True
+    ) -> dict[str, Scored]:
+        """Recipes of which all items of a split are scored, by key, in the order they were first recorded."""
         with self._connect() as db:
             recipes = {k: Recipe.from_dict(json.loads(r)) for k, r in db.execute("SELECT key, recipe FROM recipes")}
-            order = [
-                row[0]
-                for row in db.execute(
-                    "SELECT recipe FROM blocks WHERE split = ? GROUP BY recipe ORDER BY min(rowid)", (split,)
-                )
-            ]
-        found = {}
-        for key in order:
-            if (scored := self.scored_one(spec, split, recipes[key])) is not None:
-                found[key] = scored
-        return found
+            query = "SELECT recipe FROM blocks WHERE split = ? GROUP BY recipe ORDER BY min(rowid)"
+            order = [recipes[row[0]] for row in db.execute(query, (split,))]
+        labels = self.labels(spec, split)
+        found = (self.scored_one(spec, split, recipe, labels) for recipe in order if wanted(recipe))
+        return {scored.recipe.key: scored for scored in found if scored is not None}
 
-    def scored_one(self, spec: Spec, split: SplitName, recipe: Recipe) -> Scored | None:
-        """One recipe's outcomes on a split; None unless all items are scored."""
+    def scored_one(
+        self, spec: Spec, split: SplitName, recipe: Recipe, labels: Mapping[str, Values] | None = None
+    ) -> Scored | None:
+        """One recipe's outcomes on a split; None unless all items are scored. ``labels``: where they are known."""
         query = (
             "SELECT task, scores, losses, predictions, evaluate_seconds FROM blocks "
             "WHERE recipe = ? AND split = ? ORDER BY block"
         )
         with self._connect() as db:
             rows: Sequence[tuple[str, bytes, bytes, str, float]] = list(db.execute(query, (recipe.key, split)))
-        labels = self.labels(spec, split)
+        labels = self.labels(spec, split) if labels is None else labels
         tasks, scores = {}, {}
         for task in spec.tasks:
             mine = [row for row in rows if row[0] == task]

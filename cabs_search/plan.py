@@ -13,13 +13,13 @@ import torch
 import yaml
 
 from cabs_search.baselines import baselines, methods_of, singles
-from cabs_search.evaluate import BATCH_TOKENS, Workbench, batches, check_heads
+from cabs_search.evaluate import Workbench, batches, check_heads
 from cabs_search.launch import check_groups, load_study_items
 from cabs_search.locations import UnreachableError, cache_folder
 from cabs_search.materialize import PLAN_BYTES
-from cabs_search.recipe import Method
+from cabs_search.recipe import SUM, Method
 from cabs_search.report import table
-from cabs_search.sparsify import CALIBRATED, Mask, Whole, density_of
+from cabs_search.sparsify import CALIBRATED, Mask, Whole, density_of, settings
 from cabs_search.spec import Spec, load
 from cabs_search.store import Family, Store
 from cabs_search.tasks import Items, SplitName
@@ -160,8 +160,11 @@ def _ready_bytes(family: Family, methods: Iterable[Method]) -> int:
     weights = family.alignment.weights
     sizes = []
     for method in methods:
-        kept = min(1.0, sum(density_of(method.mask, expert) for expert in family.experts))
-        sizes.append(int(4 * weights if isinstance(method.mask, Whole) else weights * kept * (POSITION_BYTES + 4)))
+        total = sum(density_of(method.mask, expert) for expert in family.experts)
+        apart = total <= 1 and "order" in settings(method.mask)
+        each = (0 if apart else POSITION_BYTES) + (0 if method.combine == SUM else 4)
+        pruned = min(1.0, total) * (POSITION_BYTES + 4) + total * each
+        sizes.append(int(4 * weights if isinstance(method.mask, Whole) else weights * pruned))
     return max(sizes) + min(PLAN_BYTES, sum(sizes) - max(sizes))
 
 
@@ -188,7 +191,7 @@ def _items_per_second(spec: Spec, store: Store, items: Mapping[SplitName, Mappin
         bench = Workbench(spec, store)
         seconds = 0.0
         for task, mine in items["search"].items():
-            chosen = list(batches(mine.lengths, BATCH_TOKENS))
+            chosen = list(batches(mine.lengths, mine.counts))
             rows = chosen[len(chosen) // 2]
             bench.score(task, mine, rows)
             start = time.perf_counter()

@@ -21,6 +21,7 @@ from cabs_search.sparsify import (
     Mask,
     PerExpert,
     VectorMagnitude,
+    check_choice,
     check_density,
     check_nm,
     order_of,
@@ -99,7 +100,7 @@ class Recipe:
         """Plain JSON values, from which ``from_dict`` makes an equal recipe."""
         mask = self.method.mask
         values = {name: _plain(getattr(mask, name)) for name in settings(mask)}
-        groups = {"groups": dict(self.groups)} if self.groups else {}
+        groups = {"groups": [list(group) for group in self.groups]} if self.groups else {}  # their order counts
         return {"method": self.method.name, **values, **groups, "lambda": self.lambda_}
 
     @classmethod
@@ -116,7 +117,7 @@ class Recipe:
         return cls(
             method=Method(mask=MASKS[mask](**rest), combine=COMBINES[combine]()),
             lambdas=tuple((str(k), float(v)) for k, v in values["lambda"].items()),
-            groups=tuple(values.get("groups", {}).items()),
+            groups=tuple((str(name), str(pattern)) for name, pattern in values.get("groups", ())),
         )
 
     @cached_property
@@ -205,9 +206,9 @@ def make_method(
         check_density(value)
     if sorted(order or experts) != sorted(experts):
         raise ValueError(f"order must name every expert once ({', '.join(experts)}), but got {', '.join(order or ())}")
-    _check_choice("overlap", overlap, ("fill", "drop"))
-    _check_choice("overlap_merge", overlap_merge, ("sum", "ties"))
-    _check_choice("tail", tail, ("keep", "drop"))
+    check_choice("overlap", overlap, ("fill", "drop"))
+    check_choice("overlap_merge", overlap_merge, ("sum", "ties"))
+    check_choice("tail", tail, ("keep", "drop"))
     values: dict[str, Any] = {
         "nm": collapsed(nms),
         "density": collapsed(densities),
@@ -220,11 +221,6 @@ def make_method(
     if "overlap" in settings(rule) and overlap_merge == "ties" and combine == SUM.name:
         combine = "ties"
     return Method(mask=rule(**{name: values[name] for name in settings(rule)}), combine=COMBINES[combine]())
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be {' or '.join(choices)}, but got {value!r}")
 
 
 def collapsed(values: Mapping[str, Any]) -> PerExpert[Any]:

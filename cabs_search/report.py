@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,21 @@ class Leaderboard:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, which knows no infinity."""
-        values = asdict(self)
-        for found in values["comparisons"].values():
-            found["statistic"] = found["statistic"] if math.isfinite(found["statistic"]) else None
+        values: dict[str, Any] = finite(asdict(self))
         return values
 
     def row(self, label: str) -> Row:
         """A row by its label."""
         return next(row for row in self.rows if row.label == label)
+
+
+def finite(value: Any) -> Any:
+    """Plain values with None for numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def leaderboard(folder: str | Path) -> Leaderboard:
@@ -103,17 +110,14 @@ class Scores:
     """The items' truth by split and task."""
 
     @classmethod
-    def read(cls, spec: Spec, outcomes: Outcomes) -> Scores:
-        """All of a record."""
+    def read(cls, spec: Spec, outcomes: Outcomes, wanted: Callable[[Recipe], bool] = lambda _: True) -> Scores:
+        """All of a record; ``wanted``: or just these recipes, with base and experts."""
+        alone = {recipe.key for recipe in singles(spec).values()}
         return cls(
-            searched=outcomes.scored(spec, "search"),
-            confirmed=outcomes.scored(spec, "confirm"),
+            searched=outcomes.scored(spec, "search", wanted),
+            confirmed=outcomes.scored(spec, "confirm", lambda recipe: recipe.key in alone or wanted(recipe)),
             labels={split: outcomes.labels(spec, split) for split in SPLITS},
         )
-
-    def only(self, wanted: Callable[[Recipe], bool]) -> Scores:
-        """Those of one study among several: others are not in its search."""
-        return replace(self, searched={key: s for key, s in self.searched.items() if wanted(s.recipe)})
 
 
 def board_of(spec: Spec, scores: Scores) -> Leaderboard:

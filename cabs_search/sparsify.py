@@ -433,7 +433,7 @@ def nm_mask(
 
     """
     check_nm(n, m)
-    _check_choice("tail", tail, ("keep", "drop"))
+    check_choice("tail", tail, ("keep", "drop"))
     free = None if eligible is None else _flat_bools(eligible, delta)
     mask = _nm_mask(_magnitudes(delta), n, m, free, tail)
     return torch.from_numpy(mask).reshape(delta.shape).to(delta.device)
@@ -465,8 +465,8 @@ def conflict_aware(
 
     """
     check_nm(n, m)
-    _check_choice("tail", tail, ("keep", "drop"))
-    _check_choice("overlap", overlap, ("fill", "drop"))
+    check_choice("tail", tail, ("keep", "drop"))
+    check_choice("overlap", overlap, ("fill", "drop"))
     if len({tuple(d.shape) for d in deltas}) > 1:
         raise ValueError(f"task vectors must have one shape, but got {[tuple(d.shape) for d in deltas]}")
     masks: list[Bools] = []
@@ -565,7 +565,8 @@ def check_density(density: float) -> None:
         raise ValueError(f"0 < density <= 1 must hold, but got {density:g}")
 
 
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError unless a value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(choices)}, but got {value!r}")
 

@@ -291,6 +291,12 @@ class Space:
     """How vectors add up where masks that should be disjoint meet."""
     tail: Literal["keep", "drop"] = "keep"
 
+    def identity(self) -> dict[str, str]:
+        """What a study may not change while it goes on: all but the ranges of λ, as text by field."""
+        found = {f.name: _as_text(getattr(self, f.name)) for f in fields(self) if f.name != "lambda_"}
+        lambda_ = {"lambda.shared": str(self.lambda_.shared), "lambda.groups": _as_text(self.groups)}
+        return found | {"density": _as_text(self.densities)} | lambda_
+
     def but(self, **changes: Any) -> Space:
         """A copy with some fields changed."""
         values = {f.name: getattr(self, f.name) for f in fields(self)} | changes
@@ -309,6 +315,14 @@ class Space:
     def groups(self) -> Groups:
         """Groups of tensors with λ of their own."""
         return tuple(self.lambda_.groups.items())
+
+
+def _as_text(value: Any) -> str:
+    """A setting for people: a list with commas, n:m and orders as they are written."""
+    if not isinstance(value, tuple):
+        return str(value)
+    marks = {int: ":", str: ">"}
+    return ", ".join(marks[type(v[0])].join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -69,8 +69,13 @@ class Items:
 
     @cached_property
     def lengths(self) -> Ints:
-        """Tokens of each item, all its sequences as long as its longest, [items]."""
-        return np.array([len(row.sequences) * row.longest for row in self.rows], dtype=np.int64)
+        """Tokens of each item's longest sequence, [items]."""
+        return np.array([row.longest for row in self.rows], dtype=np.int64)
+
+    @cached_property
+    def counts(self) -> Ints:
+        """Sequences of each item, [items]."""
+        return np.array([len(row.sequences) for row in self.rows], dtype=np.int64)
 
 
 def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:

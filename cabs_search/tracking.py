@@ -111,7 +111,10 @@ class Tracker:
         if known is None:
             tags = {PARENT_TAG: self.parent_id, TRIAL_TAG: str(finished.number), "recipe": finished.recipe.key}
             name = " ".join(
-                [str(finished.number), *(v for k, v in _params(finished).items() if k in ("method", "nm", "density"))]
+                [
+                    str(finished.number),
+                    *(str(v) for k, v in _params(finished).items() if k in ("method", "nm", "density")),
+                ]
             )
             known = self._client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=name)
             self._written[finished.number] = known

@@ -90,14 +90,6 @@ def _lambda_params(spec: Spec, method: str, recipe: Recipe) -> dict[str, float] 
     return params
 
 
-def choices(spec: Spec) -> dict[str, tuple[str, ...]]:
-    """The values of the dimensions that are no ranges, as the study knows them, by their parameter's first word."""
-    found = {"method": spec.space.method}
-    for setting, values in (("nm", spec.space.nm), ("density", spec.space.densities), ("order", spec.orders)):
-        found[setting] = tuple(_text(setting, value) for value in values)
-    return found
-
-
 def size(spec: Spec) -> int:
     """How many distinct candidates the space holds."""
     total = 0

@@ -8,6 +8,7 @@ from typing import Literal
 from cabs_search.baselines import ranked
 from cabs_search.evaluate import blocks
 from cabs_search.outcomes import Scored
+from cabs_search.recipe import Recipe
 from cabs_search.search.study import BlockResult, Job, Study
 from cabs_search.spec import Spec
 from cabs_search.tasks import Items, SplitName
@@ -23,11 +24,14 @@ class Studies:
         makers: Mapping[str, tuple[int, Callable[[], Study]]],
         on_end: Callable[[str, Study], object],
     ) -> None:
-        """Args:
-        spec: what the studies have in common: models, tasks, workers.
-        items: by split and task.
-        makers: each study's budget, and what opens it and takes it up, by its name.
-        on_end: told a study's name when it has ended.
+        """Take over studies that are not opened yet.
+
+        Args:
+            spec: what the studies have in common: models, tasks, workers.
+            items: by split and task.
+            makers: each study's budget, and what opens it and takes it up, by its name.
+            on_end: told a study's name when it has ended.
+
         """
         self.spec = spec
         self.blocks = {split: blocks(by_task, spec.search.block) for split, by_task in items.items()}
@@ -84,7 +88,14 @@ class Studies:
             if job == "finished":
                 self._ended.add(name)
                 self._on_end(name, study)
+                if study.singles and (left := [n for n in self._makers if n not in self._ended]):
+                    self._study(left[0]).singles.extend(study.singles)  # it failed before they were confirmed
+                    study.singles.clear()
         return "finished" if self.complete else None
+
+    def is_confirming(self, recipe: Recipe) -> bool:
+        """Whether some study is confirming a recipe now."""
+        return any(study.is_confirming(recipe) for study in self._studies.values())
 
     def record(self, job_id: str, result: BlockResult) -> None:
         """Keep one block's outcomes."""

@@ -87,6 +87,7 @@ class Study:
         *,
         part: str = "",
         alone: bool = True,
+        is_busy: Callable[[Recipe], bool] = lambda _: False,
     ) -> None:
         """Open or create the study in ``folder``; ``take_up`` makes it ready.
 
@@ -97,6 +98,7 @@ class Study:
             outcomes: the record.
             part: the study's name among several of one record.
             alone: whether to confirm base and experts as well.
+            is_busy: whether another study of the record is confirming a recipe now.
 
         Raises:
             ValueError: the database cannot be had, or its study is another folder's or of another space.
@@ -116,7 +118,8 @@ class Study:
         self.failure: str | None = None
         self.exhausted = False
         self.scored_items = 0
-        self._singles = deque(singles(spec).values() if alone else ())
+        self.singles = deque(singles(spec).values() if alone else ())
+        self._is_busy = is_busy
         self._confirm: deque[Recipe] | None = None
 
     def _claim(self) -> None:
@@ -129,16 +132,15 @@ class Study:
                 "another --output"
             )
         self._study.set_user_attr("id", ours)
-        now = space.choices(self.spec)
-        for trial in self._study.get_trials(deepcopy=False):
-            for name, distribution in trial.distributions.items():
-                before = getattr(distribution, "choices", None)
-                field = name.split(".")[0]
-                if before is not None and field in now and tuple(before) != now[field]:
-                    raise ValueError(
-                        f"space.{field}: must stay as it was when the study in {source} began "
-                        f"({', '.join(before)}), but got {', '.join(now[field])}; choose another --output"
-                    )
+        now = self.spec.space.identity() | {"order": ", ".join(map(space.ORDER_MARK.join, self.spec.orders))}
+        before = self._study.user_attrs.get("space", now)
+        for field, value in now.items():
+            if before.get(field) != value:
+                raise ValueError(
+                    f"space.{field}: must stay as it was when the study in {source} began ({before.get(field)}), but "
+                    f"got {value}; choose another --output"
+                )
+        self._study.set_user_attr("space", now)
 
     @property
     def id(self) -> str:
@@ -148,7 +150,7 @@ class Study:
     @property
     def complete(self) -> bool:
         """Whether the budget is spent and every row confirmed."""
-        return self._confirm is not None and not (self._confirm or self._singles or self._open)
+        return self._confirm is not None and not (self._confirm or self.singles or self._open)
 
     @property
     def budget(self) -> int:
@@ -160,7 +162,7 @@ class Study:
         """What is being done, for people."""
         if self._confirm is None:
             return "search"
-        return f"confirm ({len(self._confirm) + len(self._singles) + len(self._open)} rows left)"
+        return f"confirm ({len(self._confirm) + len(self.singles) + len(self._open)} rows left)"
 
     @property
     def done(self) -> int:
@@ -256,8 +258,8 @@ class Study:
     def _next_row(self, job_id: str) -> Job | None:
         """A row of the leaderboard to score on the confirm split."""
         while True:
-            if self._singles:
-                recipe = self._singles.popleft()
+            if self.singles:
+                recipe = self.singles.popleft()
             else:
                 if self._confirm is None:
                     if any(trial is not None for _, trial, _ in self._open.values()):
@@ -267,10 +269,17 @@ class Study:
                     return None
                 recipe = self._confirm.popleft()
             job = self._job(recipe, "confirm")
+            if job.todo and self._is_busy(recipe):
+                (self.singles if self._confirm is None else self._confirm).append(recipe)
+                return None
             in_work = {j.recipe.key for j, trial, _ in self._open.values() if trial is None}
             if job.todo and recipe.key not in in_work:
                 self._open[job_id] = (job, None, 0.0)
                 return job
+
+    def is_confirming(self, recipe: Recipe) -> bool:
+        """Whether a recipe is being scored on the confirm split."""
+        return any(job.recipe.key == recipe.key for job, trial, _ in self._open.values() if trial is None)
 
     def rows_to_confirm(self) -> list[Recipe]:
         """The best shared-λ candidate of each baseline method, and the best candidates of all."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cabs_search import comparison, diagnose
+from cabs_search import comparison, diagnose, report
 from cabs_search.calibrate import ITEMS, calibrate
 from cabs_search.cli import main
 from cabs_search.launch import compare, load_study_items, run
@@ -128,6 +128,9 @@ def test_a_row_whose_candidates_fail_says_why(
     assert lines["dare"].row is None
     assert lines["dare"].failure is not None
     assert "3 candidates in a row failed" in lines["dare"].failure
+    assert [row.label for row in found.alone] == ["base", *(f"expert {e}" for e in EXPERTS), "ideal"], (
+        "not lost with it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,6 +199,7 @@ def test_a_study_that_is_the_same_at_every_density_is_run_once(pico: Path) -> No
         (["density=0.01,0.5"], "--over: density * m >= 1/2 must hold, but got 0.01 with 2:8"),
         (["order=mood>pair,pair>mood"], "--over: an order must name every expert once (mood, animal, pair)"),
         (["nm=9:8,2:8"], "n <= m must hold, but got 9:8"),
+        (["nm", "density"], "--over: one axis or two different ones are needed, but got nm, density"),
     ],
 )
 def test_wrong_axes_meet_one_line(
@@ -208,6 +212,45 @@ def test_wrong_axes_meet_one_line(
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_are_partly_one_are_refused(pico: Path) -> None:
+    values = small(pico)
+    values["space"]["method"] = ["cabs", "magnitude"]
+    with pytest.raises(ValueError, match="--over: 0.25 and 0.26 are partly the same: cabs 2:8"):
+        comparison.values(parse(values), ["density=0.25,0.26"])
+
+
+def test_methods_that_are_one_are_run_once(pico: Path) -> None:
+    values = small(pico)
+    values["space"]["overlap_merge"] = "ties"
+    rows = comparison.values(parse(values), ["method"])
+    assert {v.label: v.same_as for v in rows if v.same_as} == {"ties-cabs": "cabs"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("nm", ["4:16"], "space.nm: must stay as it was when the comparison in .* began .2:8, 8:32., but got 4:16"),
+        ("tail", "drop", "space.tail: must stay as it was when the comparison in .* began .keep., but got drop"),
+    ],
+)
+def test_a_comparison_of_another_space_is_refused(
+    methods: Path, pico: Path, field: str, value: Any, message: str
+) -> None:
+    values = small(pico)
+    values["space"][field] = value
+    before = (methods / "comparison.yaml").read_text()
+    with pytest.raises(ValueError, match=message):
+        compare(parse(values), ["method"], methods)
+    assert (methods / "comparison.yaml").read_text() == before
+
+
+def test_numbers_that_json_does_not_know_are_none() -> None:
+    assert report.finite({"a": [float("-inf"), (1.5, float("nan"))], "Infinity": 2}) == {
+        "a": [None, [1.5, None]],
+        "Infinity": 2,
+    }
 
 
 def test_an_axis_that_makes_no_difference_is_refused(pico: Path) -> None:
@@ -330,7 +373,17 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
         assert torch.allclose(gram, inputs.T @ inputs, rtol=1e-4, atol=1e-3), tensor
     assert found["pair"].gram("embeddings.word_embeddings.weight") is None
     again = calibrate(spec, family, items, tmp_path, [make_method("wanda", EXPERTS).mask])
-    assert again["pair"].path == found["pair"].path
+    diagonal = again["pair"].gram("pooler.dense.weight")
+    assert diagonal is not None
+    assert torch.allclose(diagonal, torch.diagonal(found["pair"].gram("pooler.dense.weight")), rtol=1e-5)  # type: ignore[arg-type]
+    key, value = (found["pair"].gram(f"encoder.layer.0.attention.self.{name}.weight") for name in ("key", "value"))
+    assert key is not None
+    assert value is not None
+    assert torch.equal(key, value), "they see the same inputs"
+    assert (
+        calibrate(spec, family, items, tmp_path, [make_method("sparsegpt", EXPERTS).mask])["pair"].path
+        == found["pair"].path
+    )
     assert calibrate(spec, family, items, tmp_path, [make_method("dare", EXPERTS).mask]) == {}
 
 

@@ -12,6 +12,7 @@ import pytest
 import ray
 import yaml
 
+from cabs_search import comparison
 from cabs_search.baselines import method_of
 from cabs_search.cli import main
 from cabs_search.launch import compare, run
@@ -74,7 +75,7 @@ def stand_in(root: Path, values: dict[str, Any]) -> dict[str, Any]:
 def in_columns_of(task: dict[str, Any], row: dict[str, Any], number: int) -> dict[str, Any]:
     """A stand-in's row under the columns that the study reads."""
     if task.get("kind"):
-        return row | {task["group"]: f"title {number}"} if "group" in task else row
+        return {task["group"]: f"title {number}"} | row if "group" in task else row
     columns = task["text"] if isinstance(task["text"], list) else [task["text"]]
     return dict(zip([*columns, task.get("label", "label")], row.values(), strict=True))
 
@@ -95,6 +96,19 @@ def test_a_study_runs_on_stand_ins(study: str, root: Path, monkeypatch: pytest.M
     scores = {row.label: row.score for row in board.rows}
     assert scores["ideal"] > scores["base"], "the experts have learned their tasks"
     assert set(board.row("best found").tasks) == set(spec.tasks)
+
+
+def test_wanda_and_sparsegpt_know_gpt2s_layers(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are stored as [in, out], and its config may name no pad token."""
+    monkeypatch.setenv("CABS_SEARCH_CACHE", str(root / "cache"))
+    with one_thread():
+        values = stand_in(root, yaml.safe_load((FOLDER / "gpt2-cola-mrpc.yaml").read_text()))
+    for expert in values["experts"].values():
+        config = Path(expert) / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token_id": None}))
+    found = compare(parse(values), ["method=wanda,sparsegpt"], root / "out-gpt2", say=lambda _: None)
+    assert all(line.row is not None for line in found.lines), [line.failure for line in found.lines]
+    assert "wanda: 20 of 28 tensors" in comparison.as_text(found)
 
 
 @pytest.mark.parametrize("study", STUDIES)

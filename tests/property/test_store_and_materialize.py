@@ -69,7 +69,9 @@ def family(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Family:
     inputs = {t: torch.randn(200, shape[1]) for t, shape in opened.alignment.shapes.items() if len(shape) == 2}
     grams = {t: x.T @ x for t, x in inputs.items() if "embeddings" not in t}
     folder = tmp_path_factory.mktemp("calibration")
-    return replace(opened, calibrations={e: write_calibration(folder / f"{e}.safetensors", grams, []) for e in EXPERTS})
+    return replace(
+        opened, calibrations={e: write_calibration(folder / f"{e}.safetensors", grams, {}, []) for e in EXPERTS}
+    )
 
 
 @pytest.fixture(scope="module")

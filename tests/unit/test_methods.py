@@ -233,7 +233,7 @@ def test_random_masks_never_change() -> None:
 
 def calibration_for(tmp_path: Path, inputs: Tensor, *, transposed: bool = False) -> dict[str, Calibration]:
     gram = (inputs.double().T @ inputs.double()).float()
-    return {"a": write_calibration(tmp_path / "a.safetensors", {"w": gram}, ["w"] if transposed else [])}
+    return {"a": write_calibration(tmp_path / "a.safetensors", {"w": gram}, {}, ["w"] if transposed else [])}
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -350,6 +350,15 @@ def test_groups_with_one_lambda_are_the_recipe_without_groups() -> None:
     groups = (("lower", "layer.0"), ("rest", "."))
     same = make_recipe(method, {f"{e}.{g}": LAMBDAS[e] for e in NAMES for g, _ in groups}, groups)
     assert same == make_recipe(method, LAMBDAS)
+
+
+def test_the_order_of_groups_names_another_recipe() -> None:
+    """A tensor is in the first group that fits, so that the same groups in another order are another model."""
+    method, values = make_method("task-arithmetic", ("a",)), {"a.x": 1.0, "a.y": 2.0}
+    one = make_recipe(method, values, (("x", "layer"), ("y", ".")))
+    other = make_recipe(method, values, (("y", "."), ("x", "layer")))
+    assert one.lambda_of("a", "layer.0") != other.lambda_of("a", "layer.0")
+    assert one.key != other.key
 
 
 def test_names_of_methods_are_unique_and_parse() -> None:
