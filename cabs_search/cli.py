@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.act(options)
     except ValueError as error:
-        return _fail(error, 2)
+        return _fail(_named(options, error), 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -47,6 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         return _fail(error, 1)
     return 0
+
+
+FIELDS = re.compile(r"(space|tasks|experts|baselines|search|base|device|dtype|seed)\b[^ ]*:")
+
+
+def _named(options: argparse.Namespace, error: ValueError) -> ValueError:
+    """An error in a spec's field, found after the spec was read, with the spec's name."""
+    spec = getattr(options, "spec", None)
+    return ValueError(f"{spec}: {error}") if spec and FIELDS.match(str(error)) else error
 
 
 def _fail(error: BaseException, status: int) -> int:
@@ -303,7 +312,7 @@ def _ui(options: argparse.Namespace) -> None:
     else:
         print(f"candidates, best first: {runs}\nas charts: {charts}\nstop it with Ctrl-C", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    if subprocess.run([*command, "--port", str(options.port)], check=False).returncode:
+    if subprocess.run([*command, "--port", str(options.port)], check=False, stdout=sys.stderr).returncode:
         raise RuntimeError(f"MLflow's UI did not start; is port {options.port} taken? Choose another with --port")
 
 

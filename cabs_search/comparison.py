@@ -69,7 +69,10 @@ def values(spec: Spec, over: Sequence[str]) -> list[Value]:
     known: dict[frozenset[Method], str] = {}
     for chosen in itertools.product(*(texts for _, texts in axes)):
         label = " ".join(chosen)
-        own = _with(spec, label, dict(zip((name for name, _ in axes), chosen, strict=True)))
+        try:
+            own = _with(spec, label, dict(zip((name for name, _ in axes), chosen, strict=True)))
+        except ValueError as error:
+            raise ValueError(f"--over: {str(error).removeprefix('--over: ')}") from None
         methods = frozenset(itertools.islice(methods_of(own), MOST_METHODS))
         found.append(Value(label=label, spec=own, same_as=known.get(methods)))
         for other, theirs in known.items():
@@ -126,7 +129,7 @@ def _with(spec: Spec, label: str, chosen: Mapping[str, str]) -> Spec:
         of_all = set.intersection(*(fields[axis] for axis in chosen))
         fitting = tuple(m for m in space.method if of_all & set(settings(MASKS[split_name(m)[1]])))
         if not fitting:
-            raise ValueError(f"--over {' '.join(chosen)}: makes no difference to {', '.join(space.method)}")
+            raise ValueError(f"{' and '.join(chosen)} makes no difference to {', '.join(space.method)}")
         space = space.but(method=fitting)
     baselines = {m: _shared(spec, m, chosen) for m in space.method}
     return replace(spec, name=f"{spec.name} {label}", space=space, baselines=baselines)
@@ -207,7 +210,7 @@ def write(folder: Path, spec: Spec, over: Sequence[str], failures: Mapping[str, 
 
 def read(folder: Path) -> Comparison:
     """The comparison that a folder holds, from what was recorded. Raises ValueError where it holds none."""
-    plain = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
+    plain = _stored(folder)
     spec = parse(plain["spec"], str(folder / FILE), locations=False)
     outcomes = Outcomes(folder / "outcomes")
     return build(spec, plain["over"], report.Scores.read(spec, outcomes), plain["failures"], plain["notes"])
@@ -374,8 +377,7 @@ def check_folder(folder: Path, spec: Spec, over: Sequence[str] | None) -> None:
         known = axes_of(folder)
         if known != (None if over is None else list(over)):
             raise ValueError(f"{folder}: holds a comparison over {' and '.join(known)}; choose another --output")
-        plain = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))["spec"]
-        before = parse(plain, str(folder / FILE), locations=False).space.identity()
+        before = parse(_stored(folder)["spec"], str(folder / FILE), locations=False).space.identity()
         for field, value in spec.space.identity().items():
             if before[field] != value:
                 raise ValueError(
@@ -388,8 +390,19 @@ def check_folder(folder: Path, spec: Spec, over: Sequence[str] | None) -> None:
 
 def axes_of(folder: Path) -> list[str]:
     """What a folder's comparison is over, as it was asked for."""
-    found: list[str] = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))["over"]
+    found: list[str] = _stored(folder)["over"]
     return found
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """What ``write`` kept. Raises ValueError where it is damaged."""
+    try:
+        plain = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{folder / FILE}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict) or not {"spec", "over", "failures", "notes"} <= plain.keys():
+        raise ValueError(f"{folder / FILE}: spec, over, failures and notes must be in it")
+    return plain
 
 
 def is_comparison(folder: str | Path) -> bool:

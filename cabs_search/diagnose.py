@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from cabs_search.baselines import baselines, methods_of
-from cabs_search.launch import calibrated, load_study_items
+from cabs_search.launch import calibrated, check_calibration, load_study_items
 from cabs_search.locations import cache_folder
 from cabs_search.plan import show_bytes
 from cabs_search.recipe import Method, split_name
@@ -102,16 +102,17 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
     for name in only:
         split_name(name)
     if only:
-        spec = replace(spec, space=spec.space.but(method=tuple(only)), baselines={})
+        spec = replace(spec, space=spec.space.but(method=tuple(dict.fromkeys(only))), baselines={})
     spec = replace(spec, space=spec.space.but(density_shared=True))
     family, store = Family.open(spec.base, spec.experts), Store(cache_folder())
     methods: dict[Mask, Method] = {}
     for method in (*methods_of(spec), *(r.method for r in baselines(spec))):
         methods.setdefault(method.mask, method)
     if any(isinstance(mask, CALIBRATED) for mask in methods):
+        check_calibration(spec)
         family = calibrated(spec, family, load_study_items(spec)["search"], methods)
-    bar = tqdm(methods.values(), desc="vectors", unit="method", file=sys.stderr)
-    return [inspect(family, store, method) for method in bar]
+    with tqdm(methods.values(), desc="vectors", unit="method", file=sys.stderr) as bar:
+        return [inspect(family, store, method) for method in bar]
 
 
 def inspect(family: Family, store: Store, method: Method) -> Vectors:

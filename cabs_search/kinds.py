@@ -6,7 +6,6 @@ it becomes one score, one loss and one prediction.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,10 @@ from cabs_search.spec import Kind, Task
 
 OWN_PREFIX_SPACE = ("roberta", "gpt2", "deberta", "bloom")
 """Models whose tokenizers must be told that a word of a list has a space before it."""
+
+
+MOST = 1e9
+"""The largest label of a regression, so that squared errors are finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +156,10 @@ def label_of(where: str, task: Task, config: Any, texts: Sequence[str], label: A
         case "classification":
             return _class(where, task, config, label)
         case "regression":
-            if not isinstance(label, (int, float)) or not math.isfinite(label):
-                raise ValueError(f"{where}.label: a label must be a number, but column {task.label} has {label!r}")
+            if not isinstance(label, (int, float)) or not abs(label) <= MOST:
+                raise ValueError(
+                    f"{where}.label: a label must be a number, at most {MOST:g}, but column {task.label} has {label!r}"
+                )
             return float(label)
         case "multiple-choice":
             return _choice(where, task, label, len(texts) - len(_text(task)))
@@ -202,12 +207,13 @@ def _accepted(where: str, task: Task, context: str, label: Any) -> tuple[tuple[s
         )
     if not texts:
         raise ValueError(f"{where}.label: every question must have an answer, but column {task.label} has {label!r}")
-    found = tuple((str(text), int(start)) for text, start in zip(texts, starts, strict=True))
+    found = tuple(zip(texts, starts, strict=True))
     for text, start in found:
-        if not text or start < 0 or not context.startswith(text, start):
+        whole = isinstance(text, str) and isinstance(start, int) and start >= 0
+        if not whole or not text or not context.startswith(text, start):
             raise ValueError(
                 f"{where}.label: an answer must stand in its context at answer_start, but column {task.label} has "
-                f"{text!r} at {start}"
+                f"{text!r} at {start!r}"
             )
     return found
 

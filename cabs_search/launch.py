@@ -23,8 +23,8 @@ from cabs_search.evaluate import check_heads, pick_device
 from cabs_search.export import export
 from cabs_search.locations import cache_folder
 from cabs_search.outcomes import Outcomes, Scored
-from cabs_search.recipe import Recipe, group_of
-from cabs_search.sparsify import CALIBRATED, Mask
+from cabs_search.recipe import Recipe, group_of, split_name
+from cabs_search.sparsify import CALIBRATED, MASKS, Mask
 from cabs_search.spec import Spec, load
 from cabs_search.store import Family, Store, StoredVector
 from cabs_search.tasks import SPLITS, Items, SplitName, load_items
@@ -37,7 +37,7 @@ Say = Callable[[str], object]
 
 def to_stderr(text: str) -> None:
     """Say something to the person who waits."""
-    print(text, file=sys.stderr, flush=True)
+    tqdm.write(text, file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +237,7 @@ class _Opened:
         needing = list(dict.fromkeys(m.mask for m in methods if isinstance(m.mask, CALIBRATED)))
         if not needing:
             return {}
+        check_calibration(spec)
         family = calibrated(self.spec, self.family, self.items["search"], needing)
         for mask in needing:
             with tqdm(
@@ -267,6 +268,16 @@ def calibrated(spec: Spec, family: Family, items: Mapping[str, Items], masks: It
     from cabs_search.calibrate import calibrate
 
     return replace(family, calibrations=calibrate(spec, family, items, cache_folder(), masks))
+
+
+def check_calibration(spec: Spec) -> None:
+    """Raises ValueError where a rule needs calibration items of an expert that has no task."""
+    for name in (*spec.space.method, *spec.baselines):
+        idle = set(spec.experts) - {spec.expert_of(task) for task in spec.tasks}
+        if idle and issubclass(MASKS[split_name(name)[1]], CALIBRATED):
+            raise ValueError(
+                f"space.method: {name} takes calibration items from a task of each expert, but {min(idle)} has none"
+            )
 
 
 def check_groups(spec: Spec, family: Family) -> None:

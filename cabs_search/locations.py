@@ -68,7 +68,8 @@ def locate(text: str, relative_to: Path | None = None) -> Path:
 
 def _existing(path: Path, text: str) -> Path:
     if not path.is_dir():
-        raise ValueError(f"{text}: no such folder" + (f" ({path})" if str(path) != text else ""))
+        hint = "; `cabs-search quickstart` makes it" if text.startswith("cache:quickstart/") else ""
+        raise ValueError(f"{text}: no such folder" + (f" ({path})" if str(path) != text else "") + hint)
     return path.resolve()
 
 

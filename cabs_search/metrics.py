@@ -10,12 +10,10 @@ import numpy.typing as npt
 
 from cabs_search import answers
 from cabs_search.checkpoint import first_line
-from cabs_search.spec import Task
+from cabs_search.spec import CORRELATIONS, OF_CLASSES, Task
 
 Values = npt.NDArray[Any]
 """One value an item, [items]: int64, float64, or objects (texts, lists)."""
-OF_CLASSES = ("accuracy", "exact_match", "f1", "matthews_correlation")
-"""Metrics of classes that are computed here, and so need no network."""
 
 
 def metric(task: Task, predictions: Values, labels: Values) -> float:
@@ -27,7 +25,7 @@ def metric(task: Task, predictions: Values, labels: Values) -> float:
             return float(np.mean([answers.score(name, p, a) for p, a in zip(predictions, labels, strict=True)]))
         case "token-classification" if name in OF_CLASSES:
             return _of_classes(name, _flat(predictions), _flat(labels), arguments)
-        case "regression" if name in ("pearsonr", "spearmanr"):
+        case "regression" if name in CORRELATIONS:
             _no_arguments(arguments)
             return _correlation(name, predictions, labels)
         case "classification" | "multiple-choice" if name in OF_CLASSES:

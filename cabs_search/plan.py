@@ -14,7 +14,7 @@ import yaml
 
 from cabs_search.baselines import baselines, methods_of, singles
 from cabs_search.evaluate import Workbench, batches, check_heads
-from cabs_search.launch import check_groups, load_study_items
+from cabs_search.launch import check_calibration, check_groups, load_study_items
 from cabs_search.locations import UnreachableError, cache_folder
 from cabs_search.materialize import PLAN_BYTES
 from cabs_search.recipe import SUM, Method
@@ -122,6 +122,7 @@ def plan(path: str | Path) -> Plan:
 def _plan(spec: Spec, unreachable: str | None = None) -> Plan:
     from cabs_search.search.space import size
 
+    check_calibration(spec)
     methods = {*itertools.islice(methods_of(spec), MOST_METHODS), *(r.method for r in baselines(spec))}
     candidates = min(spec.search.trials, size(spec) + len(baselines(spec)))
     rows = len(singles(spec)) + len(spec.baselines) + min(spec.search.confirm, candidates)

@@ -56,6 +56,12 @@ LESS_IS_BETTER = ("mse", "mae", "mape", "mase", "smape", "wer", "cer", "ter", "p
 """Metrics that a search, which maximizes, would make worse."""
 
 
+OF_CLASSES = ("accuracy", "exact_match", "f1", "matthews_correlation")
+"""Metrics of classes that are computed here, and so need no network."""
+CORRELATIONS = ("pearsonr", "spearmanr")
+"""Those of regression."""
+
+
 def _nm(value: Any) -> tuple[int, int]:
     if not isinstance(value, str) and not (isinstance(value, (list, tuple)) and len(value) == 2):
         raise ValueError(f"n:m must be written as n:m, such as 64:256, but got {value!r}")
@@ -160,6 +166,9 @@ def _own_metric(value: Any, info: ValidationInfo) -> Any:
 def _metric_fits(value: str, info: ValidationInfo) -> str:
     if value in LESS_IS_BETTER:
         raise ValueError(f"more must be better, as a search maximizes it, but got {value}")
+    home = CORRELATIONS if _kind(info) == "regression" else OF_CLASSES
+    if value in {*CORRELATIONS, *OF_CLASSES} - {*home}:
+        raise ValueError(f"{_kind(info)} must have another metric, such as {METRICS[_kind(info)]}, but got {value}")
     if _kind(info) == "question-answering" and value not in ("exact_match", "f1"):
         raise ValueError(f"question-answering must have exact_match or f1, but got {value}")
     return value
@@ -517,7 +526,8 @@ def _located(spec: Spec, folder: Path, *, download: bool) -> Spec:
 
 def _one_line(error: ValidationError) -> str:
     """The first error of a spec as ``field: rule and value``."""
-    first = error.errors()[0]
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "value_error"), errors[0])  # of a union the branch that says why
     where = ""
     for part in first["loc"]:
         if isinstance(part, int):

@@ -161,7 +161,7 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "merge wanda": (merge_with("--method", "ties-wanda"), "ties-wanda needs calibration items, which only a study has"),
     "no task to calibrate on": (
         wrong(lambda v: (v["space"].update(method="wanda"), v["tasks"].pop("pair"))),
-        "wanda: every expert must have a task to take calibration items from, as it has in a study, but pair has none",
+        "x.yaml: space.method: wanda takes calibration items from a task of each expert, but pair has none",
     ),
     "tensors in no group": (
         wrong(lambda v: v["space"]["lambda"].update(groups={"lower": r"layer\.0"})),
@@ -170,6 +170,18 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "a group of none": (
         wrong(lambda v: v["space"]["lambda"].update(groups={"all": ".", "lower": "layer"})),
         "space.lambda.groups.lower: a group must have tensors of its own, but got 'layer'",
+    ),
+    "order twice": (
+        wrong(lambda v: v["space"].update(order=[list(EXPERTS)] * 2)),
+        "x.yaml: space.order: each value must stand once, but got ('mood', 'animal', 'pair') twice",
+    ),
+    "metric of another kind": (
+        wrong(lambda v: v["tasks"]["mood"].update(metric="pearsonr")),
+        "x.yaml: tasks.mood.metric: classification must have another metric, such as accuracy, but got pearsonr",
+    ),
+    "no column": (
+        wrong(lambda v: v["tasks"]["mood"].update(label="nope")),
+        "x.yaml: tasks.mood.label: no column nope; the data has text, label",
     ),
     "compare over nothing": (lambda _p, _t: ["compare", "quickstart"], "--over"),
     "picture": (

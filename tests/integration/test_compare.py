@@ -107,7 +107,7 @@ def test_a_row_that_cannot_run_says_why(
     assert lines["wanda"].row is None
     assert lines["wanda"].failure is not None
     assert "but animal has none" in lines["wanda"].failure
-    assert "not run: wanda: every expert must have a task" in comparison.as_text(found)
+    assert "not run: space.method: wanda takes calibration items" in comparison.as_text(found)
 
 
 def test_a_row_whose_candidates_fail_says_why(
@@ -256,7 +256,7 @@ def test_numbers_that_json_does_not_know_are_none() -> None:
 def test_an_axis_that_makes_no_difference_is_refused(pico: Path) -> None:
     values = small(pico)
     values["space"]["method"] = "dare"
-    with pytest.raises(ValueError, match="--over order: makes no difference to dare"):
+    with pytest.raises(ValueError, match="--over: order makes no difference to dare"):
         comparison.values(parse(values), ["order"])
 
 

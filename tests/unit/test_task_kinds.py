@@ -364,7 +364,16 @@ def test_defaults_go_with_the_kind_and_survive_writing() -> None:
 
 SQUAD = {"question": "who", "context": "the cat and doctor smith"}
 BAD_ROWS: list[tuple[Kind, dict[str, Any], str]] = [
-    ("regression", {"sentence1": "a", "sentence2": "b", "score": "x"}, "t.label: a label must be a number, but column"),
+    ("regression", {"sentence1": "a", "sentence2": "b", "score": "x"}, "t.label: a label must be a number, at most"),
+    ("regression", {"sentence1": "a", "sentence2": "b", "score": 1e300}, "t.label: a label must be a number, at most"),
+    *(
+        (
+            "question-answering",
+            SQUAD | {"answers": {"text": [text], "answer_start": [start]}},
+            "t.label: an answer must",
+        )
+        for text, start in (("a", None), ("a", "x"), ("a", 0.5), (5, 0), (None, 0), ("", 0))
+    ),
     ("regression", {"sentence1": "a", "sentence2": None, "score": 1.0}, "t.text: every text must be a string"),
     ("multiple-choice", {"article": "a", "question": "b", "options": "cd", "answer": 0}, "t.choices: two choices at"),
     ("multiple-choice", {"article": "a", "question": "b", "options": ["c"], "answer": 0}, "t.choices: two choices at"),
