@@ -30,6 +30,7 @@ from cabs_search.store import Family, Store, StoredVector
 from cabs_search.tasks import SPLITS, Items, SplitName, load_items
 
 if TYPE_CHECKING:
+    from cabs_search.search.studies import Studies
     from cabs_search.search.study import Finished, Study
 
 Say = Callable[[str], object]
@@ -138,66 +139,101 @@ def compare(
     rows = [value for value in comparison.values(spec, over) if value.same_as is None]
     name = comparison.experiment_name(spec, over)
     opened = _Opened(spec, output or Path("results") / name, address, say, over)
-    folder = opened.folder
-    failures: dict[str, str] = {}
-    calibrations: dict[str, Path] = {}
-    with _only_driver(folder) as is_new:
+    with _only_driver(opened.folder) as is_new:
         from cabs_search.search.driver import search
-        from cabs_search.search.studies import Studies
-        from cabs_search.search.study import Study
 
         try:
-            outcomes = Outcomes(folder / "outcomes")
+            outcomes = Outcomes(opened.folder / "outcomes")
             outcomes.bind(spec, opened.items, opened.weights)
         except ValueError:
             if is_new:
-                shutil.rmtree(folder)
+                shutil.rmtree(opened.folder)
             raise
-        for value in rows:
-            try:
-                calibrations |= opened.prune_calibrated(value.spec)
-            except (ValueError, RuntimeError) as error:
-                failures[value.label] = first_line(error)
-        _write_spec(spec, folder)
-        trackers = {v.label: _Tracked(v.spec, folder, tracking_uri, say, name) for v in rows}
-
-        def opener(value: comparison.Value, alone: bool) -> Callable[[], Study]:
-            def make() -> Study:
-                study = Study(
-                    value.spec,
-                    folder,
-                    opened.items,
-                    outcomes,
-                    part=value.label,
-                    alone=alone,
-                    is_busy=lambda recipe: studies.is_confirming(recipe),
-                )
-                trackers[value.label].open(study.id)
-                study.take_up(trackers[value.label].candidate)
-                return study
-
-            return make
-
-        def ended(label: str, study: Study) -> None:
-            if study.failure:
-                failures[label] = study.failure
-                trackers[label].close()
-            else:
-                scores = report.Scores.read(spec, outcomes, lambda recipe: holds(study.spec, recipe.method))
-                trackers[label].end(report.board_of(study.spec, scores), scores)
-            comparison.write(folder, spec, over, failures, opened.notes)
-
-        comparison.write(folder, spec, over, failures, opened.notes)
-        runnable = [value for value in rows if value.label not in failures]
-        makers = {v.label: (v.spec.search.trials, opener(v, v is runnable[0])) for v in runnable}
-        studies = Studies(spec, opened.items, makers, ended)
-        say(f"starting workers for {len(rows)} studies; they are kept in {folder}")
+        trackers = {v.label: _Tracked(v.spec, opened.folder, tracking_uri, say, name) for v in rows}
+        compared = _Compared(opened, over, rows, outcomes, trackers)
+        calibrations = compared.prune_calibrated()
+        _write_spec(spec, opened.folder)
+        compared.write()
+        say(f"starting workers for {len(rows)} studies; they are kept in {opened.folder}")
         try:
-            search(studies, opened.items, cache_folder(), calibrations=calibrations, address=address)
+            search(compared.studies(), opened.items, cache_folder(), calibrations=calibrations, address=address)
         finally:
             for tracked in trackers.values():
                 tracked.close()
-    return comparison.read(folder)
+    return comparison.read(opened.folder)
+
+
+class _Compared:
+    """The studies of a comparison: opened when workers reach them, written down when they end."""
+
+    def __init__(
+        self,
+        opened: _Opened,
+        over: Sequence[str],
+        rows: Sequence[comparison.Value],
+        outcomes: Outcomes,
+        trackers: Mapping[str, _Tracked],
+    ) -> None:
+        self._opened, self._over, self._rows = opened, over, rows
+        self._outcomes, self._trackers = outcomes, trackers
+        self._failures: dict[str, str] = {}
+
+    def prune_calibrated(self) -> dict[str, Path]:
+        """As ``_Opened.prune_calibrated`` for all rows; a row for which it cannot be done fails by itself."""
+        wanting: dict[str, Spec] = {}
+        for value in self._rows:
+            try:
+                check_calibration(value.spec)
+                wanting |= {value.label: value.spec} if calibrated_methods(value.spec) else {}
+            except ValueError as error:
+                self._failures[value.label] = first_line(error)
+        try:
+            return self._opened.prune_calibrated(*wanting.values())
+        except (ValueError, RuntimeError) as error:
+            self._failures |= dict.fromkeys(wanting, first_line(error))
+            return {}
+
+    def studies(self) -> Studies:
+        """All rows that can run, as what the driver runs; the first one confirms base and experts."""
+        from cabs_search.search.studies import Studies
+
+        runnable = [value for value in self._rows if value.label not in self._failures]
+        makers = {v.label: (v.spec.search.trials, self._opener(v, v is runnable[0])) for v in runnable}
+        self._studies = Studies(self._opened.spec, self._opened.items, makers, self._ended)
+        return self._studies
+
+    def _opener(self, value: comparison.Value, alone: bool) -> Callable[[], Study]:
+        def make() -> Study:
+            from cabs_search.search.study import Study
+
+            study = Study(
+                value.spec,
+                self._opened.folder,
+                self._opened.items,
+                self._outcomes,
+                part=value.label,
+                alone=alone,
+                is_busy=self._studies.is_confirming,
+            )
+            self._trackers[value.label].open(study.id)
+            study.take_up(self._trackers[value.label].candidate)
+            return study
+
+        return make
+
+    def _ended(self, label: str, study: Study) -> None:
+        if study.failure:
+            self._failures[label] = study.failure
+            self._trackers[label].close()
+        else:
+            scores = report.Scores.read(study.spec, self._outcomes, lambda recipe: holds(study.spec, recipe.method))
+            self._trackers[label].end(report.board_of(study.spec, scores), scores)
+        self.write()
+
+    def write(self) -> None:
+        """Keep what the record does not say."""
+        opened = self._opened
+        comparison.write(opened.folder, opened.spec, self._over, self._failures, opened.notes)
 
 
 class _Opened:
@@ -230,19 +266,20 @@ class _Opened:
         self.weights = {"base": self.family.base.fingerprint} | self.family.fingerprints
         self.notes: list[str] = []
 
-    def prune_calibrated(self, spec: Spec) -> dict[str, Path]:
+    def prune_calibrated(self, *specs: Spec) -> dict[str, Path]:
         """Build the vectors of rules that need calibration items, which workers could not; files of the statistics."""
-        alike = replace(spec, space=spec.space.but(density_shared=True))  # has every vector, as each is pruned alone
-        methods = (*methods_of(alike), *(recipe.method for recipe in baselines(spec)))
-        needing = list(dict.fromkeys(m.mask for m in methods if isinstance(m.mask, CALIBRATED)))
+        needing: dict[Mask, None] = {}
+        for spec in specs:
+            alike = replace(spec, space=spec.space.but(density_shared=True))  # has every vector, as each is alone
+            methods = (*methods_of(alike), *(recipe.method for recipe in baselines(spec)))
+            needing |= dict.fromkeys(m.mask for m in methods if isinstance(m.mask, CALIBRATED))
+            check_calibration(spec)
         if not needing:
             return {}
-        check_calibration(spec)
         family = calibrated(self.spec, self.family, self.items["search"], needing)
         for mask in needing:
-            with tqdm(
-                total=family.alignment.weights, unit="weight", unit_scale=True, desc=mask.name, file=sys.stderr
-            ) as bar:
+            total = family.alignment.weights
+            with tqdm(total=total, unit="weight", unit_scale=True, desc=mask.name, file=sys.stderr) as bar:
                 Store(cache_folder()).ensure(family, mask, bar.update)
             self._note(family, mask)
         return {expert: statistics.path for expert, statistics in family.calibrations.items()}
@@ -272,12 +309,17 @@ def calibrated(spec: Spec, family: Family, items: Mapping[str, Items], masks: It
 
 def check_calibration(spec: Spec) -> None:
     """Raises ValueError where a rule needs calibration items of an expert that has no task."""
-    for name in (*spec.space.method, *spec.baselines):
-        idle = set(spec.experts) - {spec.expert_of(task) for task in spec.tasks}
-        if idle and issubclass(MASKS[split_name(name)[1]], CALIBRATED):
-            raise ValueError(
-                f"space.method: {name} takes calibration items from a task of each expert, but {min(idle)} has none"
-            )
+    idle = set(spec.experts) - {spec.expert_of(task) for task in spec.tasks}
+    if idle and (names := calibrated_methods(spec)):
+        raise ValueError(
+            f"space.method: {names[0]} takes calibration items from a task of each expert, but {min(idle)} has none"
+        )
+
+
+def calibrated_methods(spec: Spec) -> list[str]:
+    """The methods of a spec that need a calibration pass."""
+    names = (*spec.space.method, *spec.baselines)
+    return [name for name in names if issubclass(MASKS[split_name(name)[1]], CALIBRATED)]
 
 
 def check_groups(spec: Spec, family: Family) -> None:
