@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from cabs_search import comparison, diagnose, report
 from cabs_search.calibrate import ITEMS, calibrate
 from cabs_search.cli import main
-from cabs_search.launch import compare, load_study_items, run
+from cabs_search.launch import compare, export_trial, load_study_items, run
 from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import METHOD_NAMES, make_method
 from cabs_search.spec import Spec, parse
@@ -31,6 +34,15 @@ def small(pico: Path, **changes: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[None]:
+    """One Ray for the comparisons that run in this process, which they join."""
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=256 << 20, **quiet)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +97,7 @@ def test_each_value_is_a_run_of_its_own_in_mlflow(methods: Path) -> None:
         assert len(mine) == 4
 
 
+@pytest.mark.usefixtures("workers")
 def test_run_again_scores_nothing(methods: Path, pico: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CABS_SEARCH_CACHE", str(cache))
     before = (methods / "outcomes" / "outcomes.sqlite").read_bytes()
@@ -93,6 +106,7 @@ def test_run_again_scores_nothing(methods: Path, pico: Path, cache: Path, monkey
     assert (methods / "outcomes" / "outcomes.sqlite").read_bytes() == before
 
 
+@pytest.mark.usefixtures("workers")
 def test_a_row_that_cannot_run_says_why(
     pico: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +124,7 @@ def test_a_row_that_cannot_run_says_why(
     assert "not run: space.method: wanda takes calibration items" in comparison.as_text(found)
 
 
+@pytest.mark.usefixtures("workers")
 def test_a_row_whose_candidates_fail_says_why(
     pico: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,9 +148,8 @@ def test_a_row_whose_candidates_fail_says_why(
     )
 
 
-@pytest.mark.parametrize(
-    "over", [["order"], ["nm"], ["density=0.25,0.5"], ["method=magnitude,cabs", "density=0.25,0.5"]]
-)
+@pytest.mark.parametrize("over", [["density=0.25,0.5"], ["method=magnitude,cabs", "density=0.25,0.5"]])
+@pytest.mark.usefixtures("workers")
 def test_the_other_axes(
     pico: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: list[str]
 ) -> None:
@@ -145,8 +159,6 @@ def test_the_other_axes(
     labels = [line.label for line in found.lines]
     assert all(line.row is not None for line in found.lines), comparison.as_text(found)
     expected = {
-        "order": ["mood>animal>pair", "pair>animal>mood"],
-        "nm": ["2:8", "8:32"],
         "density=0.25,0.5": ["0.25", "0.5"],
         "method=magnitude,cabs": ["magnitude 0.25", "magnitude 0.5", "cabs 0.25", "cabs 0.5"],
     }[over[0]]
@@ -176,6 +188,15 @@ def test_a_rows_best_can_be_exported(methods: Path, cache: Path, tmp_path: Path)
     assert recipe == found["ties-dare"].row.recipe
     error = call("export", methods, "--trial", "magic", "--to", tmp_path / "other", cache=cache, status=2).stderr
     assert "--trial: a row of the comparison must be named (task-arithmetic, magnitude," in error
+
+
+@pytest.mark.parametrize(
+    ("axis", "labels"), [("order", ["mood>animal>pair", "pair>animal>mood"]), ("nm", ["2:8", "8:32"])]
+)
+def test_an_axis_has_the_specs_values(pico: Path, axis: str, labels: list[str]) -> None:
+    rows = comparison.values(parse(small(pico)), [axis])
+    assert [v.label for v in rows] == [*labels, "task-arithmetic"], "what all are held against is a row as well"
+    assert all(len(v.spec.orders if axis == "order" else v.spec.space.nm) == 1 for v in rows[:2])
 
 
 def test_a_study_that_is_the_same_at_every_density_is_run_once(pico: Path) -> None:
@@ -274,17 +295,22 @@ def dare_values(pico: Path, workers: int) -> dict[str, Any]:
     return values
 
 
-def test_dare_is_the_same_with_other_workers_in_other_processes_and_after_a_resume(pico: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("workers")
+def test_dare_is_the_same_with_other_workers_in_other_processes_and_after_a_resume(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each run draws its masks itself: no cache is shared. The resumed one draws them again for its second half."""
     found = {}
-    for workers in (1, 4):
-        spec = write_spec(tmp_path / f"{workers}.yaml", dare_values(pico, workers))
-        call("run", spec, "--output", tmp_path / f"out{workers}", cache=tmp_path / f"cache{workers}")
-        found[workers] = dare_scores(tmp_path / f"out{workers}", parse(dare_values(pico, workers)))
-    spec = write_spec(tmp_path / "resumed.yaml", dare_values(pico, 2))
-    call("run", spec, "--trials", 2, "--output", tmp_path / "resumed", cache=tmp_path / "cacheR")
+    spec = write_spec(tmp_path / "1.yaml", dare_values(pico, 1))
+    call("run", spec, "--output", tmp_path / "out1", cache=tmp_path / "cache1")
+    found[1] = dare_scores(tmp_path / "out1", parse(dare_values(pico, 1)))
+    monkeypatch.setenv("CABS_SEARCH_CACHE", str(tmp_path / "cache4"))
+    run(parse(dare_values(pico, 4)), tmp_path / "out4", say=lambda _: None)
+    found[4] = dare_scores(tmp_path / "out4", parse(dare_values(pico, 4)))
+    monkeypatch.setenv("CABS_SEARCH_CACHE", str(tmp_path / "cacheR"))
+    run(parse(dare_values(pico, 2)).override(trials=2), tmp_path / "resumed", say=lambda _: None)
     shutil.rmtree(tmp_path / "cacheR")
-    call("run", spec, "--output", tmp_path / "resumed", cache=tmp_path / "cacheR")
+    run(parse(dare_values(pico, 2)), tmp_path / "resumed", say=lambda _: None)
     found[2] = dare_scores(tmp_path / "resumed", parse(dare_values(pico, 2)))
     assert found[1].keys() == found[4].keys() == found[2].keys()
     assert len(found[1]) == 5
@@ -387,6 +413,7 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
     assert calibrate(spec, family, items, tmp_path, [make_method("dare", EXPERTS).mask]) == {}
 
 
+@pytest.mark.usefixtures("workers")
 def test_an_export_of_a_calibrated_method_is_what_was_scored(
     methods: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,9 +426,8 @@ def test_an_export_of_a_calibrated_method_is_what_was_scored(
     values["space"] |= {"method": ["wanda"]}
     values["baselines"], values["name"] = {"wanda": {"lambda": [0.5, 1.0]}}, "w"
     values["search"]["trials"] = 2
-    spec = write_spec(tmp_path / "w.yaml", values)
-    call("run", spec, "--output", tmp_path / "out", cache=cache)
-    call("export", tmp_path / "out", "--to", tmp_path / "best", cache=cache)
+    run(parse(values), tmp_path / "out", say=lambda _: None)
+    export_trial(tmp_path / "out", "best", tmp_path / "best")
     import torch
     from transformers import AutoModelForSequenceClassification
 
