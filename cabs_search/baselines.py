@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from cabs_search.outcomes import Scored
@@ -71,6 +71,12 @@ def baselines(spec: Spec) -> list[Recipe]:
         method = method_of(spec, name, **{k: v for k, v in given.items() if v is not None})
         found += [make_recipe(method, dict.fromkeys(spec.experts, value)) for value in baseline.lambda_]
     return found
+
+
+def candidate_of(spec: Spec) -> Callable[[Recipe], bool]:
+    """Tells a study's candidates from others: those of its space, and its baselines, which may lie outside."""
+    asked_for = {recipe.key for recipe in baselines(spec)}
+    return lambda recipe: recipe.key in asked_for or holds(spec, recipe.method)
 
 
 def singles(spec: Spec) -> dict[str, Recipe]:

@@ -48,9 +48,12 @@ class Calibration:
 
         None where it is no linear layer's weight.
         """
-        name = self._same.get(tensor, tensor)
-        found: Tensor | None = self._file.get_tensor(name) if name in self._names else None
+        found: Tensor | None = self._file.get_tensor(self._same.get(tensor, tensor)) if self.knows(tensor) else None
         return found
+
+    def knows(self, tensor: str) -> bool:
+        """Whether it is a linear layer's weight; nothing is read."""
+        return self._same.get(tensor, tensor) in self._names
 
     def is_transposed(self, tensor: str) -> bool:
         """Whether the weight is stored as [in, out], as GPT-2's are."""

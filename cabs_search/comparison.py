@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from cabs_search import report
-from cabs_search.baselines import holds, methods_of, ranked, singles
+from cabs_search.baselines import candidate_of, methods_of, ranked, singles
 from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import METHOD_NAMES, Method, split_name
 from cabs_search.sparsify import MASKS, check_density, parse_nm, settings
@@ -269,7 +269,8 @@ def _ends(rows: Sequence[Value], own: Mapping[str, list[Scored]]) -> list[str]:
 
 def _own(spec: Spec, scores: report.Scores) -> list[Scored]:
     """The candidates of one row."""
-    return [s for s in scores.searched.values() if holds(spec, s.recipe.method)]
+    is_candidate = candidate_of(spec)
+    return [s for s in scores.searched.values() if is_candidate(s.recipe)]
 
 
 def _best(scores: report.Scores, candidates: Any, *, shared: bool = False) -> Scored | None:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from cabs_search import comparison, report
-from cabs_search.baselines import baselines, holds, methods_of, ranked
+from cabs_search.baselines import baselines, candidate_of, methods_of, ranked
 from cabs_search.checkpoint import first_line
 from cabs_search.comparison import Comparison
 from cabs_search.evaluate import check_heads, pick_device
@@ -226,7 +226,7 @@ class _Compared:
             self._failures[label] = study.failure
             self._trackers[label].close()
         else:
-            scores = report.Scores.read(study.spec, self._outcomes, lambda recipe: holds(study.spec, recipe.method))
+            scores = report.Scores.read(study.spec, self._outcomes, candidate_of(study.spec))
             self._trackers[label].end(report.board_of(study.spec, scores), scores)
         self.write()
 
@@ -288,7 +288,7 @@ class _Opened:
         other = {
             tensor
             for tensor in family.alignment.shared
-            if any(s.gram(tensor) is None for s in family.calibrations.values())
+            if not all(s.knows(tensor) for s in family.calibrations.values())
         }
         part = sum(family.numel(tensor) for tensor in other) / family.alignment.weights
         note = (

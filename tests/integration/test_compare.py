@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from cabs_search import comparison, diagnose, report
+from cabs_search.baselines import baselines, candidate_of, holds
 from cabs_search.calibrate import ITEMS, calibrate
 from cabs_search.cli import main
 from cabs_search.launch import compare, export_trial, load_study_items, run
@@ -240,6 +241,16 @@ def test_rows_that_are_partly_one_are_refused(pico: Path) -> None:
     values["space"]["method"] = ["cabs", "magnitude"]
     with pytest.raises(ValueError, match="--over: 0.25 and 0.26 are partly the same: cabs 2:8"):
         comparison.values(parse(values), ["density=0.25,0.26"])
+
+
+def test_a_baseline_outside_the_space_is_a_candidate_of_its_row(pico: Path) -> None:
+    values = small(pico)
+    values["baselines"] = {"cabs": {"lambda": [1.0], "nm": "1:4"}}
+    row = {v.label: v for v in comparison.values(parse(values), ["method=cabs,bs"])}
+    (outside,) = baselines(row["cabs"].spec)
+    assert not holds(row["cabs"].spec, outside.method)
+    assert candidate_of(row["cabs"].spec)(outside)
+    assert not candidate_of(row["bs"].spec)(outside)
 
 
 def test_methods_that_are_one_are_run_once(pico: Path) -> None:
