@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ DTYPE_NAMES = {
     torch.int32: "I32",
     torch.int16: "I16",
     torch.uint8: "U8",
+    torch.uint16: "U16",
     torch.bool: "BOOL",
 }
 """The dtypes that are written, by their name in a safetensors header."""
@@ -194,7 +196,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
     """Writes one safetensors file, tensor after tensor, in constant memory.
 
     The file appears under its name only when all of it is on disk; before that, and after an error, nothing is
-    there. ``metadata["blake2b"]`` holds a checksum of the data.
+    there. ``metadata["crc32"]`` holds a checksum of the data.
     """
 
     def __init__(self, path: Path, names: Iterable[str], metadata: Mapping[str, str] | None = None) -> None:
@@ -207,7 +209,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
         self._metadata = dict(metadata or {})
         self._header: dict[str, Any] = {}
-        self._digest = hashlib.blake2b(digest_size=16)
+        self._checksum = 0
         self._end = 0
         room = len(json.dumps(self._metadata)) + sum(len(json.dumps(n)) + 256 for n in names) + 256
         self._room = (room + 7) // 8 * 8
@@ -222,7 +224,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         """Append one tensor. Its bytes should be a multiple of 8, so that its neighbours stay aligned."""
         data = as_bytes(tensor.detach().cpu().contiguous())
         self._file.write(data)
-        self._digest.update(data)
+        self._checksum = zlib.crc32(data, self._checksum)
         start, self._end = self._end, self._end + data.nbytes
         self._header[name] = {
             "dtype": DTYPE_NAMES[tensor.dtype],
@@ -234,7 +236,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            metadata = self._metadata | {"blake2b": self._digest.hexdigest()}
+            metadata = self._metadata | {"crc32": f"{self._checksum:08x}"}
             header = json.dumps({"__metadata__": metadata} | self._header).encode()
             assert len(header) <= self._room, "more was added than was announced"
             self._file.seek(0)
@@ -253,10 +255,10 @@ def checksum_holds(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            digest = hashlib.blake2b(digest_size=16)
+            checksum = 0
             while chunk := file.read(1 << 22):
-                digest.update(chunk)
-        return bool(header["__metadata__"]["blake2b"] == digest.hexdigest())
+                checksum = zlib.crc32(chunk, checksum)
+        return bool(header["__metadata__"]["crc32"] == f"{checksum:08x}")
     except (OSError, ValueError, KeyError, OverflowError, MemoryError):
         return False
 

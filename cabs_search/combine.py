@@ -1,18 +1,21 @@
 """How pruned task vectors add up on one tensor: merged = base + Σ λᵢ·maskᵢ⊙τᵢ, in float32.
 
-A resident model and a fresh merge run this same code, product then sum, vector after vector, so that both give the
-same bits.
+A resident model and a fresh merge run this same code and have the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from functools import cache, cached_property
+from typing import Any, ClassVar, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from cabs_search.chunks import chunks, each
+from cabs_search.packed import STRIDE, Packed
 from cabs_search.sparsify import Kept
 
 
@@ -62,109 +65,163 @@ def combined(combine: Combine, vectors: Sequence[Kept | None], numel: int) -> li
 
 def _elected(vectors: Sequence[Kept | None], numel: int, *, mean: bool) -> list[Kept | None]:
     """Of each vector the weights whose sign is that of the vectors' sum (0 counts as +), shared out where ``mean``."""
-    parts = [_sparse(v) for v in vectors]
+    parts = [None if v is None else _sparse(v) for v in vectors]
     total, count = torch.zeros(numel), torch.zeros(numel)
-    for kept in parts:
-        if kept is not None:
-            total[kept.positions] += kept.values
-    left: list[Kept | None] = []
-    for kept in parts:
-        if kept is None:
+    for part in parts:
+        if part is not None:
+            positions, values = part
+            total[positions] += values
+    left: list[tuple[Tensor, Tensor] | None] = []
+    for part in parts:
+        if part is None:
             left.append(None)
             continue
-        agrees = (kept.values > 0) == (total[kept.positions] >= 0)
-        positions = kept.positions[agrees]  # type: ignore[index]
-        count[positions] += 1
-        left.append(Kept(kept.values[agrees], positions) if len(positions) else None)
-    if not mean:
-        return left
-    return [None if kept is None else Kept(kept.values / count[kept.positions], kept.positions) for kept in left]
+        positions, values = part
+        agrees = (values > 0) == (total[positions] >= 0)
+        left.append((positions[agrees], values[agrees]))
+        count[positions[agrees]] += 1
+    return [None if p is None else Kept.at(p[0], p[1] / count[p[0]] if mean else p[1], numel) for p in left]
 
 
-def _sparse(kept: Kept | None) -> Kept | None:
-    """With positions, and without weights that are 0."""
-    if kept is None or kept.positions is not None:
-        return kept
-    positions = kept.values.nonzero().reshape(-1)
-    return Kept(kept.values[positions], positions)
+def _sparse(kept: Kept) -> tuple[Tensor, Tensor]:
+    """Positions and values, without weights that are 0."""
+    positions = kept.values.nonzero().reshape(-1) if kept.positions is None else kept.positions
+    return positions, kept.values[positions] if kept.positions is None else kept.values
+
+
+JOB = 1 << 20
+"""Weights that a thread is given at a time, about; a multiple of STRIDE."""
+
+
+@cache
+def kernels() -> Any:
+    """``cabs_search.kernels``, None where numba is not installed."""
+    try:
+        from cabs_search import kernels
+    except (ImportError, RuntimeError):  # not there; or it has nowhere to keep what it compiles
+        return None
+    return kernels
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """What a vector keeps of one tensor, as torch adds it up."""
+
+    values: Tensor
+    """Float32, [kept]."""
+    positions: Tensor | None
+    """Int32 or, in tensors of 2³¹ weights and more, int64, [kept]; None: everywhere."""
+
+    @classmethod
+    def of(cls, packed: Packed, device: torch.device) -> Placed:
+        """Unpacked on a device."""
+        kept, narrow = packed.kept(), packed.numel < 1 << 31
+        positions = None if kept.positions is None else kept.positions.to(torch.int32 if narrow else torch.int64)
+        return cls(kept.values.to(device), None if positions is None else positions.to(device))
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return self.values.nbytes + (0 if self.positions is None else self.positions.nbytes)
 
 
 @dataclass(frozen=True, eq=False)
 class TensorSum:
-    """One tensor's sum, made ready for any λ."""
+    """A tensor that becomes the base's plus Σ λᵢ times what the i-th vector keeps of it.
 
-    positions: Tensor | None
-    """Int64, [p]: the weights that some vector keeps; None: all of them."""
+    The sum is float32: product and sum, vector after vector, then the base's value. It has the same bits in a resident
+    model and in a fresh merge, by numba and by torch.
+    """
+
+    out: Tensor
+    """The tensor, flat, any floating dtype."""
     base: Tensor
-    """The base's values at ``positions``, float32, [p]."""
-    parts: tuple[tuple[Tensor | slice, Tensor] | None, ...]
-    """For each vector, where its values stand in ``base`` and the values; None where it keeps nothing."""
+    """The base's values, flat, any floating dtype."""
+    vectors: tuple[Packed | Placed, ...]
+    """Those that keep something, one at the least: ``Placed`` on a GPU."""
 
-    def write(self, out: Tensor, lambdas: Sequence[float]) -> None:
-        """Write the sum into ``out`` (any dtype, the tensor's shape, contiguous) at the positions, and only there."""
-        total = self.base.clone()
-        for part, lambda_ in zip(self.parts, lambdas, strict=True):
-            if part is not None:
-                where, values = part
-                total[where] += values * lambda_
-        self._put(out, total)
-
-    def undo(self, out: Tensor) -> None:
-        """Write the base's values back."""
-        self._put(out, self.base)
-
-    def _put(self, out: Tensor, values: Tensor) -> None:
-        if self.positions is None:
-            out.view(-1).copy_(values)
-        else:
-            out.view(-1)[self.positions] = values.to(out.dtype)
+    @cached_property
+    def _packed(self) -> _Arguments | None:
+        packed = [v for v in self.vectors if isinstance(v, Packed)]
+        return _Arguments(packed) if len(packed) == len(self.vectors) and kernels() else None
 
     @property
-    def bytes(self) -> int:
-        """Memory it holds."""
-        tensors = [self.positions, self.base]
-        for part in self.parts:
-            tensors += [t for t in part or () if isinstance(t, Tensor)]
-        return sum(t.nbytes for t in tensors if t is not None)
+    def parts(self) -> list[slice]:
+        """Of the tensor, that can be written one by one."""
+        return chunks(len(self.out), JOB) if self._packed else [slice(0, len(self.out))]
+
+    def write(self, lambdas: Sequence[float], part: slice) -> None:
+        """Write a part. ``lambdas``: one for each vector."""
+        if self._packed is None:
+            total = torch.full_like(self.out, -0.0, dtype=torch.float32)  # -0.0 + x is x, whatever x is
+            for vector, lambda_ in zip(self.vectors, lambdas, strict=True):
+                placed = Placed.of(vector, self.out.device) if isinstance(vector, Packed) else vector
+                scaled = placed.values * lambda_
+                if placed.positions is None:
+                    total += scaled
+                else:
+                    total.index_add_(0, placed.positions, scaled)
+            self.out.copy_(total.add_(self.base.float()))
+        elif self.out.dtype == self.base.dtype == torch.float32:
+            self._packed.write(self.out, self.base, lambdas, part)
+        else:
+            total = torch.empty(part.stop - part.start)
+            self._packed.write(total, None, lambdas, part, first=part.start)
+            self.out[part] = total.add_(self.base[part].float())
 
 
-def tensor_sum(base: Tensor, vectors: Sequence[Kept | None], device: torch.device | str = "cpu") -> TensorSum | None:
-    """Make ready the sum of ``vectors`` on one tensor; None where none of them keeps anything.
+class _Arguments:
+    """Packed vectors as ``kernels.write`` takes them."""
 
-    Args:
-        base: the base's tensor, any floating dtype.
-        vectors: what each vector keeps of it, in the order they are added.
-        device: where the sum is to be computed.
-
-    """
-    kept = [v for v in vectors if v is not None]
-    if not kept:
-        return None
-    flat = base.reshape(-1)
-    sparse = [v.positions for v in kept if v.positions is not None]
-    if len(sparse) < len(kept):  # some vector is whole
-        where: list[Tensor | slice] = [
-            slice(None) if v is None or v.positions is None else v.positions for v in vectors
+    def __init__(self, vectors: Sequence[Packed]) -> None:
+        self._vectors = vectors  # whose memory the addresses are of
+        index = [v.offsets if v.bits is None else v.bits for v in vectors]
+        code = kernels()
+        kinds = [
+            code.WHOLE if i is None else code.OFFSETS if v.bits is None else code.BITS
+            for v, i in zip(vectors, index, strict=True)
         ]
-        return TensorSum(None, flat.to(device, torch.float32), _parts(where, vectors, device))
-    used = torch.zeros(len(flat), dtype=torch.bool)
-    for part in sparse:
-        used[part] = True
-    positions = torch.cat(sparse)
-    if int(used.sum()) == len(positions):  # disjoint: one vector's values behind the other's
-        ends = torch.tensor([0 if v is None else len(v.values) for v in vectors]).cumsum(0).tolist()
-        where = [slice(0 if v is None else end - len(v.values), end) for v, end in zip(vectors, ends, strict=True)]
+        self._kinds = np.array(kinds, np.int8)
+        self._values, self._index, self._counts = (
+            np.array([0 if t is None else t.data_ptr() for t in tensors], np.int64)
+            for tensors in ([v.values for v in vectors], index, [v.counts for v in vectors])
+        )
+
+    def write(self, out: Tensor, base: Tensor | None, lambdas: Sequence[float], part: slice, *, first: int = 0) -> None:
+        """Write a part, of the sum alone where there is no base; ``first``: the weight that ``out`` begins with."""
+        kernels().write(
+            out.data_ptr() - 4 * first,
+            0 if base is None else base.data_ptr(),
+            self._kinds,
+            self._values,
+            self._index,
+            self._counts,
+            np.array([v.starts[part.start // STRIDE] for v in self._vectors], np.int64),
+            np.array(lambdas, np.float32),
+            part.start,
+            part.stop,
+            self._vectors[0].numel,
+        )
+
+
+def write_sums(sums: Sequence[tuple[TensorSum, Sequence[float]]]) -> None:
+    """Write whole tensors, each with its λ for each vector, over torch's number of threads."""
+    jobs: list[list[tuple[TensorSum, Sequence[float], slice]]] = [[]]
+    room = JOB
+    for one, lambdas in sums:
+        for part in one.parts:
+            jobs[-1].append((one, lambdas, part))
+            room -= part.stop - part.start
+            if room <= 0:
+                jobs.append([])
+                room = JOB
+    if all(one.out.device.type == "cpu" for one, _ in sums):
+        each(_write, jobs)
     else:
-        positions = used.nonzero().reshape(-1)
-        rank = used.cumsum(0) - 1
-        where = [slice(0) if v is None or v.positions is None else rank[v.positions] for v in vectors]
-    return TensorSum(positions.to(device), flat[positions].to(device, torch.float32), _parts(where, vectors, device))
+        for job in jobs:
+            _write(job)
 
 
-def _parts(
-    where: Sequence[Tensor | slice], vectors: Sequence[Kept | None], device: torch.device | str
-) -> tuple[tuple[Tensor | slice, Tensor] | None, ...]:
-    return tuple(
-        None if v is None else (w.to(device) if isinstance(w, Tensor) else w, v.values.to(device))
-        for w, v in zip(where, vectors, strict=True)
-    )
+def _write(job: Sequence[tuple[TensorSum, Sequence[float], slice]]) -> None:
+    for one, lambdas, part in job:
+        one.write(lambdas, part)

@@ -117,7 +117,7 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
 
 def inspect(family: Family, store: Store, method: Method) -> Vectors:
     """Look at one method's vectors, tensor by tensor."""
-    opened = store.open(store.ensure(family, method.mask))
+    opened = store.open(store.ensure(family, Method(mask=method.mask)))
     names = tuple(opened)
     common, before, after = (np.zeros((len(names), len(names))) for _ in range(3))
     for tensor in family.alignment.shared:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from cabs_search.checkpoint import first_line
 from cabs_search.kinds import Outcome, head_of, outcome
 from cabs_search.materialize import Resident
 from cabs_search.metrics import Values
-from cabs_search.recipe import Recipe
+from cabs_search.recipe import Method, Recipe
 from cabs_search.sparsify import CALIBRATED
 from cabs_search.spec import Kind, Spec
-from cabs_search.store import Family, Store
+from cabs_search.store import Family, Store, StoredVector
 from cabs_search.tasks import Ints, Items
 
+METHODS_OPEN = 64
+"""Methods whose vectors a worker keeps open."""
 BATCH_TOKENS = 1024
 """Tokens a batch holds, padding counted."""
 
@@ -92,6 +95,7 @@ class Workbench:
         self.spec, self.store = spec, store
         self.device = torch.device(pick_device(spec.device))
         self._calibrations = dict(calibrations or {})
+        self._vectors = lru_cache(METHODS_OPEN)(self._opened)
         self.family = Family.open(spec.base, spec.experts)
         dtype: torch.dtype = getattr(torch, spec.dtype)
         shared: dict[str, Tensor] = {
@@ -106,12 +110,13 @@ class Workbench:
 
     def materialize(self, recipe: Recipe) -> None:
         """Become a candidate; vectors that the cache lacks are built."""
-        mask = recipe.method.mask
-        if isinstance(mask, CALIBRATED) and not self.family.calibrations:
+        self.resident.materialize(self._vectors(recipe.method), recipe)
+
+    def _opened(self, method: Method) -> dict[str, StoredVector]:
+        if isinstance(method.mask, CALIBRATED) and not self.family.calibrations:
             known = {expert: Calibration(path) for expert, path in self._calibrations.items()}
             self.family = replace(self.family, calibrations=known)
-        vectors = self.store.open(self.store.ensure(self.family, mask))
-        self.resident.materialize(vectors, recipe)
+        return self.store.open(self.store.ensure(self.family, method))
 
     def score(self, task: str, items: Items, rows: Ints) -> Outcome:
         """Score the present candidate on some items of a task."""

@@ -23,7 +23,7 @@ from cabs_search.evaluate import check_heads, pick_device
 from cabs_search.export import export
 from cabs_search.locations import cache_folder
 from cabs_search.outcomes import Outcomes, Scored
-from cabs_search.recipe import Recipe, group_of, split_name
+from cabs_search.recipe import Method, Recipe, group_of, split_name
 from cabs_search.sparsify import CALIBRATED, MASKS, Mask
 from cabs_search.spec import Spec, load
 from cabs_search.store import Family, Store, StoredVector
@@ -280,7 +280,7 @@ class _Opened:
         for mask in needing:
             total = family.alignment.weights
             with tqdm(total=total, unit="weight", unit_scale=True, desc=mask.name, file=sys.stderr) as bar:
-                Store(cache_folder()).ensure(family, mask, bar.update)
+                Store(cache_folder()).ensure(family, Method(mask=mask), bar.update)
             self._note(family, mask)
         return {expert: statistics.path for expert, statistics in family.calibrations.items()}
 
@@ -427,8 +427,8 @@ def _calibrated_vectors(spec: Spec, family: Family, recipe: Recipe) -> dict[str,
     mask = recipe.method.mask
     if not isinstance(mask, CALIBRATED):
         return None
-    store = Store(cache_folder())
-    return store.open(store.ensure(calibrated(spec, family, load_study_items(spec)["search"], [mask]), mask))
+    store, family = Store(cache_folder()), calibrated(spec, family, load_study_items(spec)["search"], [mask])
+    return store.open(store.ensure(family, recipe.method))
 
 
 def _facts(board: report.Leaderboard, chosen: Scored) -> list[str]:

@@ -1,82 +1,98 @@
 """Merged models: in place in a resident model, or fresh from checkpoints.
 
 A resident model is rewritten only where vectors keep something, each time from the base's values, never from the last
-candidate's: its thousandth candidate has the bits of a fresh merge.
+candidate's: its thousandth candidate has the bits of a fresh merge. Base and vectors are mapped files, so that a worker
+holds in memory of its own no more than the model.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cabs_search.checkpoint import Checkpoint
-from cabs_search.combine import Combine, TensorSum, combined, tensor_sum
+from cabs_search.combine import Placed, TensorSum, combined, write_sums
+from cabs_search.packed import Packed
 from cabs_search.recipe import Recipe, make_method, make_recipe
 from cabs_search.sparsify import Kept, parse_nm
 from cabs_search.store import Family, StoredVector
 
-PLAN_BYTES = 1 << 30
-"""Memory for vectors made ready, beyond those in use."""
+VECTOR_BYTES = 1 << 30
+"""What vectors may take (on a GPU) or map (from the cache) beyond those in use."""
 
 
 class Resident:
     """A model's tensors that become base + Σ λᵢ·τ̃ᵢ in place, one candidate after another."""
 
-    def __init__(self, base: Checkpoint, tensors: Mapping[str, Tensor], *, plan_bytes: int = PLAN_BYTES) -> None:
+    def __init__(self, base: Checkpoint, tensors: Mapping[str, Tensor], *, vector_bytes: int = VECTOR_BYTES) -> None:
         """Take over ``tensors`` and make them the base's.
 
         Args:
             base: the base checkpoint.
-            tensors: the model's own tensors by shared name, contiguous, on any device, in any floating dtype.
-            plan_bytes: memory for vectors made ready, beyond those in use; the least recently used go first.
+            tensors: the model's own tensors by shared name, contiguous, on one device, in any floating dtype.
+            vector_bytes: what vectors may take beyond those in use; the least recently used go first.
 
         """
-        self._base = base
-        self._tensors = dict(tensors)
-        self._plan_bytes = plan_bytes
-        self._plans: OrderedDict[tuple[Combine, tuple[Path, ...]], dict[str, TensorSum]] = OrderedDict()
-        self._written: dict[str, TensorSum] = {}
+        self._tensors = {name: tensor.view(-1) for name, tensor in tensors.items()}
+        self._base = {name: base.read(name).reshape(-1).to(tensor.device) for name, tensor in self._tensors.items()}
+        self._vector_bytes = vector_bytes
+        self._vectors: OrderedDict[Path, dict[str, Packed | Placed]] = OrderedDict()
+        self._paths: tuple[Path, ...] | None = None
+        self._sums: dict[str, tuple[TensorSum, list[str]]] = {}
+        self._reset()
+
+    def _reset(self) -> None:
         for name, tensor in self._tensors.items():
-            tensor.copy_(base.read(name))
+            tensor.copy_(self._base[name])
 
     @torch.no_grad()
     def materialize(self, vectors: Mapping[str, StoredVector], recipe: Recipe) -> None:
         """Become a recipe's model: the base plus Σ λᵢ times the i-th vector, added in the vectors' order.
 
         Args:
-            vectors: by expert, those of the recipe's mask rule.
+            vectors: by expert, those of the recipe's method.
             recipe: the candidate.
 
         """
-        plan = self._plan(vectors, recipe.method.combine)
-        if plan is not self._written:
-            for name, written in self._written.items():
-                written.undo(self._tensors[name])
-            self._written = plan
-        for name, ready in plan.items():
-            ready.write(self._tensors[name], [recipe.lambda_of(expert, name) for expert in vectors])
+        paths, last = tuple(vector.path for vector in vectors.values()), self._paths
+        self._paths = None  # until the model is whole again
+        if last != paths:
+            self._turn_to(vectors, whole=last is not None)
+        write_sums([(one, [recipe.lambda_of(e, name) for e in experts]) for name, (one, experts) in self._sums.items()])
+        self._paths = paths
 
-    def _plan(self, vectors: Mapping[str, StoredVector], combine: Combine) -> dict[str, TensorSum]:
-        key = (combine, tuple(v.path for v in vectors.values()))
-        if key in self._plans:
-            self._plans.move_to_end(key)
-            return self._plans[key]
-        plan = {}
-        for name, tensor in self._tensors.items():
-            kept = [v.kept(name, tensor.numel()) for v in vectors.values()]
-            left = combined(combine, kept, tensor.numel())
-            if (ready := tensor_sum(self._base.read(name), left, tensor.device)) is not None:
-                plan[name] = ready
-        self._plans[key] = plan
-        sizes = {k: sum(t.bytes for t in p.values()) for k, p in self._plans.items()}
-        for old in list(self._plans)[:-1]:
-            if sum(sizes.values()) > self._plan_bytes:
-                del self._plans[old], sizes[old]
-        return plan
+    def _turn_to(self, vectors: Mapping[str, StoredVector], *, whole: bool) -> None:
+        """Make other vectors ready, and tensors of which they keep nothing the base's."""
+        ready = {expert: self._ready(vector) for expert, vector in vectors.items()}
+        self._forget({vector.path for vector in vectors.values()})
+        old, self._sums = self._sums, {}
+        for name, out in self._tensors.items():
+            parts = {expert: tensors[name] for expert, tensors in ready.items() if name in tensors}
+            if parts:
+                self._sums[name] = TensorSum(out, self._base[name], tuple(parts.values())), list(parts)
+            elif name in old or not whole:
+                out.copy_(self._base[name])
+
+    def _ready(self, vector: StoredVector) -> dict[str, Packed | Placed]:
+        """What a vector keeps by tensor, as the device adds it up."""
+        if vector.path not in self._vectors:
+            ready: dict[str, Packed | Placed] = {}
+            for name, out in self._tensors.items():
+                if (packed := vector.packed(name, out.numel())) is not None:
+                    ready[name] = packed if out.device.type == "cpu" else Placed.of(packed, out.device)
+            self._vectors[vector.path] = ready
+        self._vectors.move_to_end(vector.path)
+        return self._vectors[vector.path]
+
+    def _forget(self, used: Collection[Path]) -> None:
+        sizes = {p: sum(t.bytes for t in ready.values()) for p, ready in self._vectors.items() if p not in used}
+        for path in list(sizes):
+            if sum(sizes.values()) > self._vector_bytes:
+                del self._vectors[path], sizes[path]
 
 
 def merged_tensors(
@@ -89,7 +105,7 @@ def merged_tensors(
 
     Args:
         dtype: of the result; None: the base's own. The arithmetic is float32 in any case.
-        vectors: pruned vectors by expert, in pruning order; None: pruned here.
+        vectors: the method's vectors by expert, in pruning order; None: pruned and combined here.
 
     Yields:
         (name, merged tensor).
@@ -99,15 +115,18 @@ def merged_tensors(
     survey = family.survey(method.mask) if vectors is None else None
     for name in family.alignment.shared:
         base = family.base.read(name)
-        out = base.to(dtype or base.dtype, copy=True)
+        out = base.to(dtype or base.dtype, copy=True).contiguous()
         kept: dict[str, Kept | None]
         if survey is None:
             kept = {expert: v.kept(name, base.numel()) for expert, v in (vectors or {}).items()}
         else:
             kept = dict(family.prune(method.mask, name, survey))
-        ready = tensor_sum(base, combined(method.combine, list(kept.values()), base.numel()))
-        if ready is not None:
-            ready.write(out, [recipe.lambda_of(expert, name) for expert in kept])
+        if vectors is None:
+            kept = dict(zip(kept, combined(method.combine, list(kept.values()), base.numel()), strict=True))
+        parts = {expert: Packed.of(one) for expert, one in kept.items() if one is not None}
+        if parts:
+            one = TensorSum(out.view(-1), base.reshape(-1), tuple(parts.values()))
+            write_sums([(one, [recipe.lambda_of(expert, name) for expert in parts])])
         yield name, out
 
 

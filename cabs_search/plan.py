@@ -13,22 +13,19 @@ import torch
 import yaml
 
 from cabs_search.baselines import baselines, methods_of, singles
-from cabs_search.evaluate import Workbench, batches, check_heads
+from cabs_search.evaluate import Workbench, batches, check_heads, pick_device
 from cabs_search.launch import check_calibration, check_groups, load_study_items
 from cabs_search.locations import UnreachableError, cache_folder
-from cabs_search.materialize import PLAN_BYTES
+from cabs_search.materialize import VECTOR_BYTES
 from cabs_search.recipe import SUM, Method
 from cabs_search.report import table
-from cabs_search.sparsify import CALIBRATED, Mask, Whole, density_of, settings
+from cabs_search.sparsify import CALIBRATED, Whole, density_of
 from cabs_search.spec import Spec, load
 from cabs_search.store import Family, Store
 from cabs_search.tasks import Items, SplitName
 
 ENTRY_BYTES_KEPT = 4 + 1
 """A kept weight on disk: float32 and, unless a bit a weight is less, one byte for its position."""
-
-POSITION_BYTES = 8
-"""A kept weight's position in memory."""
 MOST_METHODS = 5000
 """Methods that are looked at one by one."""
 LIBRARY_BYTES = 700 << 20
@@ -45,7 +42,8 @@ class Needs:
     cache_bytes: int
     """Of all vectors, about."""
     worker_bytes: int
-    """Memory of one worker beyond what all share, about: the model, vectors made ready and the libraries."""
+    """Memory of one worker, about: the model and the libraries; on a GPU also the base and vectors, which are mapped
+    files, and shared, on the CPU."""
     items_per_second: float
     """Measured just now with one worker's threads."""
     seconds: float
@@ -126,14 +124,14 @@ def _plan(spec: Spec, unreachable: str | None = None) -> Plan:
     methods = {*itertools.islice(methods_of(spec), MOST_METHODS), *(r.method for r in baselines(spec))}
     candidates = min(spec.search.trials, size(spec) + len(baselines(spec)))
     rows = len(singles(spec)) + len(spec.baselines) + min(spec.search.confirm, candidates)
-    entries: dict[Any, int] = dict.fromkeys(((m.mask, e) for m in methods for e in spec.experts), 0)
+    entries: dict[Any, int] = dict.fromkeys(((m, e) for one in methods for m in _steps(one) for e in spec.experts), 0)
     needs = None
     if unreachable is None:
         items, store = load_study_items(spec), Store(cache_folder())
         family = Family.open(spec.base, spec.experts)
         check_heads(spec, family)
         check_groups(spec, family)
-        entries = _entries(family, store, {m.mask for m in methods})
+        entries = _entries(family, store, {step for method in methods for step in _steps(method)})
         searched, confirmed = (sum(len(i) for i in items[split].values()) for split in ("search", "confirm"))
         total, speed = candidates * searched + rows * confirmed, _items_per_second(spec, store, items)
         model_bytes = family.alignment.weights * getattr(torch, spec.dtype).itemsize
@@ -141,7 +139,7 @@ def _plan(spec: Spec, unreachable: str | None = None) -> Plan:
             items=total,
             vectors_cached=sum(isinstance(entry, Path) and entry.exists() for entry in entries),
             cache_bytes=sum(entries.values()),
-            worker_bytes=model_bytes + _ready_bytes(family, methods) + LIBRARY_BYTES,
+            worker_bytes=model_bytes + _device_bytes(spec, family, methods) + LIBRARY_BYTES,
             items_per_second=speed,
             seconds=total / speed / spec.workers,
         )
@@ -156,32 +154,42 @@ def _plan(spec: Spec, unreachable: str | None = None) -> Plan:
     )
 
 
-def _ready_bytes(family: Family, methods: Iterable[Method]) -> int:
-    """Memory of vectors made ready: the largest in use, and as many more as are kept beside it."""
-    weights = family.alignment.weights
-    sizes = []
-    for method in methods:
-        total = sum(density_of(method.mask, expert) for expert in family.experts)
-        apart = total <= 1 and "order" in settings(method.mask)
-        each = (0 if apart else POSITION_BYTES) + (0 if method.combine == SUM else 4)
-        pruned = min(1.0, total) * (POSITION_BYTES + 4) + total * each
-        sizes.append(int(4 * weights if isinstance(method.mask, Whole) else weights * pruned))
-    return max(sizes) + min(PLAN_BYTES, sum(sizes) - max(sizes))
+def _steps(method: Method) -> set[Method]:
+    """The method, and what its combine rule begins with: each is an entry of every vector."""
+    return {method, Method(mask=method.mask)}
 
 
-def _entries(family: Family, store: Store, masks: Iterable[Mask]) -> dict[Path | tuple[Mask, str], int]:
+def _device_bytes(spec: Spec, family: Family, methods: Iterable[Method]) -> int:
+    """Of a GPU: the base and the vectors of a candidate, and as many more as are kept beside them."""
+    if pick_device(spec.device) == "cpu":
+        return 0
+    base = sum(family.base.read(tensor).nbytes for tensor in family.alignment.shared)
+    sizes = [_vector_bytes(family, m, e) for m in methods for e in family.experts]
+    largest = max(sum(_vector_bytes(family, m, e) for e in family.experts) for m in methods)
+    return base + largest + min(VECTOR_BYTES, sum(sizes) - largest)
+
+
+def _entries(family: Family, store: Store, methods: Iterable[Method]) -> dict[Path | tuple[Method, str], int]:
     """About how many bytes each entry takes; its path, unless that is known only after a calibration pass."""
-    found: dict[Path | tuple[Mask, str], int] = {}
-    for mask in masks:
-        paths = {} if isinstance(mask, CALIBRATED) else store.paths(family, mask)
+    found: dict[Path | tuple[Method, str], int] = {}
+    for method in methods:
+        paths = {} if isinstance(method.mask, CALIBRATED) else store.paths(family, method)
         for expert in family.experts:
-            found[paths.get(expert, (mask, expert))] = _entry_bytes(family, mask, expert)
+            found[paths.get(expert, (method, expert))] = _entry_bytes(family, method, expert)
     return found
 
 
-def _entry_bytes(family: Family, mask: Mask, expert: str) -> int:
-    weights, kept = family.alignment.weights, family.alignment.weights * density_of(mask, expert)
-    return int(4 * weights if isinstance(mask, Whole) else min(ENTRY_BYTES_KEPT * kept, 4 * kept + weights / 8))
+def _entry_bytes(family: Family, method: Method, expert: str) -> int:
+    weights, kept = family.alignment.weights, family.alignment.weights * density_of(method.mask, expert)
+    if isinstance(method.mask, Whole) and method.combine == SUM:
+        return 4 * weights
+    return int(min(ENTRY_BYTES_KEPT * kept, 4 * kept + weights / 8))
+
+
+def _vector_bytes(family: Family, method: Method, expert: str) -> int:
+    """On a GPU: values, and where each stands."""
+    dense = isinstance(method.mask, Whole) and method.combine == SUM
+    return int(family.alignment.weights * density_of(method.mask, expert) * (4 if dense else 4 + 4))
 
 
 def _items_per_second(spec: Spec, store: Store, items: Mapping[SplitName, Mapping[str, Items]]) -> float:

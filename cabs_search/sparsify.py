@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, cast, get_args
 
 import numpy as np
@@ -27,15 +28,16 @@ import torch
 from torch import Tensor
 
 from cabs_search.calibration import Calibration, share, sparsegpt, wanda_scores
+from cabs_search.chunks import CHUNK, chunks, each
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+Sizes = npt.NDArray[np.uint32]
+"""Magnitudes as their bits, which are ordered alike; comparing whole numbers is much faster."""
 T = TypeVar("T")
 NM = tuple[int, int]
 PerExpert: TypeAlias = T | tuple[tuple[str, T], ...]
 """One value for all experts, or (expert, value) pairs."""
-CHUNK = 1 << 18
-"""Weights handled at a time, so that the work stays in cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,17 +200,29 @@ class Kept:
     """What one vector keeps of one tensor."""
 
     values: Tensor
-    """Float32, [kept]; every weight of the tensor, flat, where ``positions`` is None."""
-    positions: Tensor | None
-    """Int64, [kept], ascending, into the flattened tensor."""
+    """Float32, [kept]; every weight of the tensor, flat, where ``mask`` is None."""
+    mask: Tensor | None
+    """Bool, [weights], of the flattened tensor."""
+
+    @cached_property
+    def positions(self) -> Tensor | None:
+        """Int64, [kept], ascending, into the flattened tensor; None: all."""
+        return None if self.mask is None else torch.from_numpy(np.flatnonzero(self.mask.numpy()))
+
+    @classmethod
+    def at(cls, positions: Tensor, values: Tensor, numel: int) -> Kept | None:
+        """Of a tensor of ``numel`` weights the values at some positions; None for none."""
+        mask = torch.zeros(numel, dtype=torch.bool)
+        mask[positions] = True
+        return cls(values, mask) if len(values) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
     """Where a whole vector's largest |τ| end."""
 
-    bound: float
-    """What is larger is kept."""
+    bound: int
+    """What is larger is kept; the bits of a float32."""
     ties: Mapping[str, int]
     """By tensor, how many that equal the bound are kept, the first ones."""
 
@@ -226,7 +240,6 @@ def keep(
     tensor: str,
     delta: Callable[[str], Tensor],
     experts: Sequence[str],
-    numel: int,
     *,
     known: Mapping[str, Kept | None] | None = None,
     survey: Survey | None = None,
@@ -238,7 +251,6 @@ def keep(
         tensor: the tensor's name.
         delta: gives τ of the tensor by expert, all of one shape; asked only for vectors that are not known.
         experts: the experts' names, in the family's order.
-        numel: the tensor's number of weights.
         known: what some vectors keep of the tensor already.
         survey: what the rule must know of the vectors that are not known.
 
@@ -252,43 +264,40 @@ def keep(
         if expert not in found:
             found[expert] = _prune(mask, tensor, expert, delta(expert), taken, survey or Survey())
         kept = found[expert]
-        if "order" in settings(mask) and kept is not None and kept.positions is not None:
-            taken = np.zeros(numel, dtype=np.bool_) if taken is None else taken
-            taken[kept.positions.numpy()] = True
+        if "order" in settings(mask) and kept is not None and kept.mask is not None:
+            taken = kept.mask.numpy() if taken is None else taken | kept.mask.numpy()
         yield expert, kept
 
 
 def _prune(mask: Mask, tensor: str, expert: str, tau: Tensor, taken: Bools | None, survey: Survey) -> Kept | None:
     """What a rule keeps of one tensor of one vector."""
-    if not tau.any():
+    weights, density = _flat(tau), density_of(mask, expert)
+    if not any(weights[part].any() for part in chunks(len(weights))):  # most often the first one says it
         return None
-    sizes, width, density = _magnitudes(tau), tau.numel(), density_of(mask, expert)
     match mask:
         case Whole():
             return Kept(tau.reshape(-1), None)
         case Magnitude():
-            chosen = _top(sizes, width, density)
+            chosen = _top(weights, len(weights), density)
         case RowMagnitude():
-            chosen = _top(sizes, width if tau.dim() < 2 else width // tau.shape[0], density)
+            chosen = _top(weights, len(weights) if tau.dim() < 2 else len(weights) // tau.shape[0], density)
         case VectorMagnitude():
-            chosen = _above(sizes, survey.cuts[expert], tensor)
+            chosen = _above(_sizes(weights), survey.cuts[expert], tensor)
         case Random(seed=seed):
-            chosen = _drawn("random", seed, tensor, expert, sizes, density)
+            chosen = _drawn("random", seed, tensor, expert, weights, density)
         case RandomRescaled(seed=seed):
-            chosen, tau = _drawn("random", seed, tensor, expert, sizes, density), tau / density
+            chosen, tau = _drawn("random", seed, tensor, expert, weights, density), tau / density
         case Dare(seed=seed):
-            chosen, tau = _drawn("dare", seed, tensor, expert, sizes, density), tau / density
+            chosen, tau = _drawn("dare", seed, tensor, expert, weights, density), tau / density
         case Balanced(nm=nm, tail=tail):
-            chosen = _nm_mask(sizes, *value_for(nm, expert), None, tail)
+            chosen = _nm_mask(weights, *value_for(nm, expert), None, tail)
         case ConflictAware(overlap=overlap):
-            count = share(density, width)
-            chosen = _next_mask(sizes, count, width, taken, overlap, "keep") if count else np.zeros(width, np.bool_)
+            count = share(density, len(weights))
+            chosen = _next_mask(weights, count, len(weights), taken, overlap, "keep")
         case Cabs(nm=nm, overlap=overlap, tail=tail):
-            chosen = _next_mask(sizes, *value_for(nm, expert), taken, overlap, tail)
+            chosen = _next_mask(weights, *value_for(nm, expert), taken, overlap, tail)
         case Wanda() | SparseGpt():
-            chosen, tau = _calibrated(
-                mask, tau, sizes, density, calibration_of(survey.calibrations, mask, expert), tensor
-            )
+            chosen, tau = _calibrated(mask, tau, density, calibration_of(survey.calibrations, mask, expert), tensor)
     return kept_by(tau, torch.from_numpy(chosen))
 
 
@@ -312,41 +321,36 @@ def survey_of(
     if isinstance(mask, VectorMagnitude):
         for expert in experts:
 
-            def sizes(tensor: str, expert: str = expert) -> Floats:
-                return _magnitudes(delta(tensor, expert))
+            def sizes(tensor: str, expert: str = expert) -> Sizes:
+                return _sizes(_flat(delta(tensor, expert)))
 
             cuts[expert] = _cut(sizes, tensors, value_for(mask.density, expert))
     return Survey(cuts=cuts, calibrations=calibrations)
 
 
-def _cut(sizes: Callable[[str], Floats], tensors: Mapping[str, int], density: float) -> Cut:
+def _cut(sizes: Callable[[str], Sizes], tensors: Mapping[str, int], density: float) -> Cut:
     """The bound above which share(density) of all weights lie, exactly, in a few passes and constant memory.
 
     Tensors that the expert never changed do not count, as no other rule keeps anything of them.
 
-    Magnitudes are ordered as their bits are: one pass counts them by their upper 16 bits, one those of the bound's
-    group by their lower 16.
+    One pass counts magnitudes by their upper 16 bits, one those of the bound's group by their lower 16.
     """
-
-    def bits(tensor: str) -> npt.NDArray[np.uint32]:
-        return sizes(tensor).view(np.uint32)
-
     upper, weights = np.zeros(1 << 16, np.int64), 0
-    for found in map(bits, tensors):
+    for found in map(sizes, tensors):
         upper += np.bincount(found >> 16, minlength=1 << 16)
         weights += len(found) if found.any() else 0
     wanted = share(density, weights)
     group, above = _reached(upper, wanted)
     lower = np.zeros(1 << 16, np.int64)
-    for found in map(bits, tensors):
+    for found in map(sizes, tensors):
         lower += np.bincount(found[found >> 16 == group] & 0xFFFF, minlength=1 << 16)
     last, more = _reached(lower, wanted - above)
-    bound = float(np.array([group << 16 | last], np.uint32).view(np.float32)[0])
+    bound = group << 16 | last
     room, ties = wanted - above - more, {}
     for tensor in tensors if bound > 0 else ():
         if room == 0:
             break
-        ties[tensor] = min(room, int(np.count_nonzero(sizes(tensor) == np.float32(bound))))
+        ties[tensor] = min(room, int(np.count_nonzero(sizes(tensor) == bound)))
         room -= ties[tensor]
     return Cut(bound=bound, ties=ties)
 
@@ -358,24 +362,25 @@ def _reached(counts: npt.NDArray[np.int64], wanted: int) -> tuple[int, int]:
     return len(counts) - 1 - place, int(from_top[place] - counts[::-1][place])
 
 
-def _above(sizes: Floats, cut: Cut, tensor: str) -> Bools:
-    mask: Bools = sizes > np.float32(cut.bound)
+def _above(sizes: Sizes, cut: Cut, tensor: str) -> Bools:
+    mask: Bools = sizes > cut.bound
     if room := cut.ties.get(tensor, 0):
-        mask[np.flatnonzero(sizes == np.float32(cut.bound))[:room]] = True
+        mask[np.flatnonzero(sizes == cut.bound)[:room]] = True
     return mask
 
 
-def _top(sizes: Floats, width: int, density: float) -> Bools:
+def _top(weights: Floats, width: int, density: float) -> Bools:
     """The largest of every ``width`` weights."""
-    return largest(sizes.reshape(-1, width), share(density, width)).reshape(-1)
+    return largest(weights.reshape(-1, width), share(density, width)).reshape(-1)
 
 
-def _drawn(stream: str, seed: int, tensor: str, expert: str, sizes: Floats, density: float) -> Bools:
+def _drawn(stream: str, seed: int, tensor: str, expert: str, weights: Floats, density: float) -> Bools:
     """Bernoulli draws that depend on what is named here and on no order; a weight that is exactly 0 is never kept."""
     digest = hashlib.blake2b(f"{stream} {seed} {tensor} {expert}".encode(), digest_size=16).digest()
-    raw = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw((len(sizes) + 1) // 2)
-    found: Bools = raw.view(np.uint32)[: len(sizes)] < np.float64(density) * 2.0**32
-    return found & (sizes > 0)
+    raw = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw((len(weights) + 1) // 2)
+    found: Bools = raw.view(np.uint32)[: len(weights)] < np.float64(density) * 2.0**32
+    found &= weights != 0
+    return found
 
 
 def calibration_of(calibrations: Mapping[str, Calibration], mask: Mask, expert: str) -> Calibration:
@@ -389,12 +394,12 @@ def calibration_of(calibrations: Mapping[str, Calibration], mask: Mask, expert: 
 
 
 def _calibrated(
-    mask: Wanda | SparseGpt, tau: Tensor, sizes: Floats, density: float, calibration: Calibration, tensor: str
+    mask: Wanda | SparseGpt, tau: Tensor, density: float, calibration: Calibration, tensor: str
 ) -> tuple[Bools, Tensor]:
     """Mask and values by a rule that knows the layer's inputs; plain magnitude where the tensor has none."""
     gram = calibration.gram(tensor)
     if gram is None:
-        return _top(sizes, len(sizes), density), tau
+        return _top(_flat(tau), tau.numel(), density), tau
     turned = calibration.is_transposed(tensor)
     layer = tau.T.contiguous() if turned else tau
     if isinstance(mask, SparseGpt):
@@ -409,8 +414,9 @@ def _calibrated(
 
 def kept_by(delta: Tensor, mask: Tensor) -> Kept | None:
     """The weights of ``delta`` that ``mask`` keeps; None where it keeps none."""
-    positions = mask.reshape(-1).nonzero().reshape(-1)
-    return Kept(delta.reshape(-1)[positions], positions) if len(positions) else None
+    weights, chosen = delta.reshape(-1).numpy(), mask.reshape(-1).numpy()
+    values = np.concatenate(each(lambda part: weights[part].take(np.flatnonzero(chosen[part])), chunks(len(weights))))
+    return Kept(torch.from_numpy(values), mask.reshape(-1)) if len(values) else None
 
 
 def nm_mask(
@@ -435,7 +441,7 @@ def nm_mask(
     check_nm(n, m)
     check_choice("tail", tail, ("keep", "drop"))
     free = None if eligible is None else _flat_bools(eligible, delta)
-    mask = _nm_mask(_magnitudes(delta), n, m, free, tail)
+    mask = _nm_mask(_flat(delta), n, m, free, tail)
     return torch.from_numpy(mask).reshape(delta.shape).to(delta.device)
 
 
@@ -472,73 +478,102 @@ def conflict_aware(
     masks: list[Bools] = []
     taken: Bools | None = None
     for delta in deltas:
-        masks.append(_next_mask(_magnitudes(delta), n, m, taken, overlap, tail))
+        masks.append(_next_mask(_flat(delta), n, m, taken, overlap, tail))
         taken = masks[-1] if taken is None else taken | masks[-1]
     return [torch.from_numpy(mask).reshape(d.shape).to(d.device) for mask, d in zip(masks, deltas, strict=True)]
 
 
-def _next_mask(magnitudes: Floats, n: int, m: int, taken: Bools | None, overlap: str, tail: str) -> Bools:
+def _next_mask(weights: Floats, n: int, m: int, taken: Bools | None, overlap: str, tail: str) -> Bools:
     """The mask of a vector that is pruned after those whose positions are taken."""
-    if not magnitudes.any():
-        return np.zeros(magnitudes.size, dtype=np.bool_)
-    if taken is None:
-        return _nm_mask(magnitudes, n, m, None, tail)
-    mask = _nm_mask(magnitudes, n, m, ~taken, tail)
-    if overlap == "fill":
-        mask |= _fill(magnitudes, n, m, taken, tail)
+    mask = _nm_mask(weights, n, m, None if taken is None else ~taken, tail)
+    if taken is not None and overlap == "fill" and np.count_nonzero(mask) < _wanted(weights.size, n, m, tail):
+        mask |= _fill(weights, n, m, taken, tail)
     return mask
 
 
-def _nm_mask(magnitudes: Floats, n: int, m: int, free: Bools | None, tail: str) -> Bools:
-    if free is not None:
-        magnitudes = np.where(free, magnitudes, np.float32(0))
-    mask = np.zeros(magnitudes.size, dtype=np.bool_)
-    for rows, count in _blocks(magnitudes.size, n, m, tail):
-        mask[rows] = largest(magnitudes[rows].reshape(-1, min(m, rows.stop - rows.start)), count).reshape(-1)
+def _wanted(size: int, n: int, m: int, tail: str) -> int:
+    """How many of ``size`` weights n:m keeps where none is 0."""
+    return sum(count * -(-(rows.stop - rows.start) // m) for rows, count in _blocks(size, n, m, tail))
+
+
+def _nm_mask(weights: Floats, n: int, m: int, free: Bools | None, tail: str) -> Bools:
+    mask = np.zeros(weights.size, dtype=np.bool_)
+    for rows, count in _blocks(weights.size, n, m, tail):
+        shape = (-1, min(m, rows.stop - rows.start))
+        largest(
+            weights[rows].reshape(shape),
+            count,
+            None if free is None else free[rows].reshape(shape),
+            out=mask[rows].reshape(shape),
+        )
     return mask
 
 
-def _fill(magnitudes: Floats, n: int, m: int, taken: Bools, tail: str) -> Bools:
+def _fill(weights: Floats, n: int, m: int, taken: Bools, tail: str) -> Bools:
     """In blocks with u < n free positions, the n - u largest of the taken ones."""
-    mask = np.zeros(magnitudes.size, dtype=np.bool_)
-    for rows, count in _blocks(magnitudes.size, n, m, tail):
+    mask = np.zeros(weights.size, dtype=np.bool_)
+    for rows, count in _blocks(weights.size, n, m, tail):
         width = min(m, rows.stop - rows.start)
-        blocks, used = magnitudes[rows].reshape(-1, width), taken[rows].reshape(-1, width)
+        blocks, used = weights[rows].reshape(-1, width), taken[rows].reshape(-1, width)
         missing = count - (width - used.sum(axis=1))
         out = mask[rows].reshape(-1, width)
         for k in np.unique(missing[missing > 0]):
             short = missing == k
-            out[short] = largest(np.where(used[short], blocks[short], np.float32(0)), int(k))
+            out[short] = largest(blocks[short], int(k), used[short])
     return mask
 
 
 def _blocks(size: int, n: int, m: int, tail: str) -> Iterator[tuple[slice, int]]:
-    """Runs of whole blocks of some CHUNK weights, then the tail; with how many weights each block keeps."""
+    """The whole blocks, then the tail; with how many weights each block keeps."""
     whole = size - size % m
-    step = max(1, CHUNK // m) * m
-    for start in range(0, whole, step):
-        yield slice(start, min(start + step, whole)), n
+    if whole:
+        yield slice(0, whole), n
     if whole < size and tail == "keep":
         yield slice(whole, size), (2 * n * (size - whole) + m) // (2 * m)
 
 
-def largest(magnitudes: Floats, k: int) -> Bools:
-    """The k largest of every row, [rows, width]: ties keep the lower index, zeros are never kept."""
-    width = magnitudes.shape[1]
+def largest(weights: Floats, k: int, free: Bools | None = None, out: Bools | None = None) -> Bools:
+    """The k largest magnitudes of every row: ties keep the lower index, zeros are never kept.
+
+    Args:
+        weights: [rows, width].
+        k: how many of each row.
+        free: those that may be kept, [rows, width]; None: all.
+        out: where to write the mask, [rows, width].
+
+    """
+    mask = np.zeros(weights.shape, dtype=np.bool_) if out is None else out
     if k == 0:
-        return np.zeros(magnitudes.shape, dtype=np.bool_)
+        mask[:] = False
+        return mask
+
+    def some(rows: slice) -> None:
+        sizes = _sizes(weights[rows])
+        if free is not None:
+            sizes *= free[rows]
+        _largest(sizes, k, mask[rows])
+
+    each(some, chunks(len(weights), max(1, CHUNK // weights.shape[1])))
+    return mask
+
+
+def _largest(sizes: Sizes, k: int, mask: Bools) -> None:
+    """``largest`` of rows that fit in cache."""
+    width = sizes.shape[1]
     if k >= width:
-        return magnitudes > 0
-    threshold = np.partition(magnitudes, width - k, axis=1)[:, width - k, None]
-    mask = magnitudes >= threshold
-    mask &= magnitudes > 0
+        np.greater(sizes, 0, out=mask)
+        return
+    bound = np.partition(sizes, width - k, axis=1)[:, width - k].copy()
+    some = np.maximum(bound, 1)  # a weight that is 0 is never kept
+    np.greater_equal(sizes, some[:, None], out=mask)
+    if np.count_nonzero(mask) == k * len(mask) and bound.all():
+        return
     surplus = mask.sum(axis=1) > k
     if surplus.any():
-        rows, bound = magnitudes[surplus], threshold[surplus]
+        rows, bound = sizes[surplus], some[surplus, None]
         above, ties = rows > bound, rows == bound
         room = k - above.sum(axis=1, keepdims=True)
         mask[surplus] = above | (ties & (ties.cumsum(axis=1) <= room))
-    return mask
 
 
 def parse_nm(text: str | Sequence[int]) -> NM:
@@ -571,8 +606,13 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be {' or '.join(choices)}, but got {value!r}")
 
 
-def _magnitudes(delta: Tensor) -> Floats:
-    found: Floats = delta.detach().reshape(-1).to("cpu", torch.float32).abs().numpy()
+def _flat(delta: Tensor) -> Floats:
+    found: Floats = delta.detach().reshape(-1).to("cpu", torch.float32).numpy()
+    return found
+
+
+def _sizes(weights: Floats) -> Sizes:
+    found: Sizes = weights.view(np.uint32) & np.uint32(0x7FFFFFFF)
     return found
 
 

@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -22,9 +23,11 @@ from safetensors.torch import save_file
 import cabs_search
 from cabs_search.calibration import write_calibration
 from cabs_search.checkpoint import Checkpoint
+from cabs_search.combine import Placed, TensorSum, combined, write_sums
 from cabs_search.materialize import Resident, merged_tensors
+from cabs_search.packed import Packed
 from cabs_search.recipe import METHOD_NAMES, Method, Recipe, make_method, make_recipe
-from cabs_search.sparsify import Kept, Whole, conflict_aware
+from cabs_search.sparsify import Kept, conflict_aware
 from cabs_search.store import Family, Store
 from tests.conftest import EXPERTS
 
@@ -90,9 +93,9 @@ def test_the_nth_candidate_has_the_bits_of_a_fresh_merge(
 ) -> None:
     shapes = family.alignment.shapes
     tensors = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
-    resident = Resident(family.base, tensors, plan_bytes=200_000)  # room for a few plans, so that some are dropped
+    resident = Resident(family.base, tensors, vector_bytes=200_000)  # some are dropped on the way
     for recipe in candidates:
-        vectors = store.open(store.ensure(family, recipe.method.mask))
+        vectors = store.open(store.ensure(family, recipe.method))
         resident.materialize(vectors, recipe)
     for name, fresh in merged_tensors(family, candidates[-1], dtype):
         assert torch.equal(bits(tensors[name]), bits(fresh)), name
@@ -101,20 +104,21 @@ def test_the_nth_candidate_has_the_bits_of_a_fresh_merge(
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(method=METHODS)
 def test_entries_give_back_what_was_kept(family: Family, store: Store, method: Method) -> None:
-    vectors = store.open(store.ensure(family, method.mask))
+    vectors = store.open(store.ensure(family, method))
     survey = family.survey(method.mask)
     for tensor in family.alignment.shared:
-        for expert, kept in family.prune(method.mask, tensor, survey):
-            found = vectors[expert].kept(tensor, family.numel(tensor))
-            assert same(found, kept)
+        numel = family.numel(tensor)
+        pruned = dict(family.prune(method.mask, tensor, survey))
+        for expert, kept in zip(pruned, combined(method.combine, list(pruned.values()), numel), strict=True):
+            assert same(vectors[expert].kept(tensor, numel), kept)
 
 
 def same(a: Kept | None, b: Kept | None) -> bool:
     if a is None or b is None:
         return a is b
-    if (a.positions is None) != (b.positions is None):
+    if (a.mask is None) != (b.mask is None):
         return False
-    where = a.positions is None or b.positions is None or torch.equal(a.positions, b.positions)
+    where = a.mask is None or b.mask is None or torch.equal(a.mask, b.mask)
     return where and torch.equal(a.values, b.values)
 
 
@@ -134,12 +138,12 @@ def test_any_mask_survives_either_encoding(numel: int, density: float, seed: int
 
     torch.manual_seed(seed)
     positions = (torch.rand(numel) < density).nonzero().reshape(-1)
-    kept = Kept(torch.rand(len(positions)), positions) if len(positions) else None
+    kept = Kept.at(positions, torch.rand(len(positions)), numel)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "m").mkdir()
         save_file({"w": torch.zeros(numel)}, Path(folder) / "m" / "model.safetensors")
         family = Family.open(Path(folder) / "m", {"e": Path(folder) / "m"})
-        with _EntryWriter(Path(folder) / "x.safetensors", family, "e", Whole()) as writer:
+        with _EntryWriter(Path(folder) / "x.safetensors", family, "e") as writer:
             writer.add_kept("w", kept)
         assert same(StoredVector(Path(folder) / "x.safetensors").kept("w", numel), kept)
 
@@ -170,11 +174,11 @@ def test_cabs_is_base_plus_lambda_mask_tau(pico: Path) -> None:
 
 def test_orders_with_a_common_prefix_share_entries(family: Family, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    first = store.ensure(family, make_method("cabs", EXPERTS, nm=(2, 8), order=["mood", "animal", "pair"]).mask)
-    second = store.ensure(family, make_method("cabs", EXPERTS, nm=(2, 8), order=["mood", "pair", "animal"]).mask)
+    first = store.ensure(family, make_method("cabs", EXPERTS, nm=(2, 8), order=["mood", "animal", "pair"]))
+    second = store.ensure(family, make_method("cabs", EXPERTS, nm=(2, 8), order=["mood", "pair", "animal"]))
     assert first["mood"] == second["mood"]
     assert first["pair"] != second["pair"]
-    assert len(list(store.root.iterdir())) == 5
+    assert len(list(store.root.glob("*.safetensors"))) == 5
 
 
 def test_entries_do_not_depend_on_where_the_weights_lie(pico: Path, family: Family, tmp_path: Path) -> None:
@@ -182,12 +186,12 @@ def test_entries_do_not_depend_on_where_the_weights_lie(pico: Path, family: Fami
 
     shutil.copytree(pico, tmp_path / "moved")
     moved = Family.open(tmp_path / "moved" / "base", {n: tmp_path / "moved" / n for n in EXPERTS})
-    method = make_method("cabs", EXPERTS, nm=(2, 8)).mask
+    method = make_method("cabs", EXPERTS, nm=(2, 8))
     assert Store(tmp_path).paths(moved, method) == Store(tmp_path).paths(family, method)
 
 
 def test_a_damaged_entry_is_built_again_with_a_warning(family: Family, tmp_path: Path) -> None:
-    store, method = Store(tmp_path), make_method("cabs", EXPERTS, nm=(2, 8)).mask
+    store, method = Store(tmp_path), make_method("cabs", EXPERTS, nm=(2, 8))
     paths = store.ensure(family, method)
     good = paths["animal"].read_bytes()
     for damaged in (good[:-3], good[:200] + b"\xff" + good[201:], b""):
@@ -203,7 +207,7 @@ def test_a_damaged_entry_is_built_again_with_a_warning(family: Family, tmp_path:
 def build(arguments: tuple[Path, Path]) -> dict[str, bytes]:
     pico, root = arguments
     family = Family.open(pico / "base", {name: pico / name for name in EXPERTS})
-    paths = Store(root).ensure(family, make_method("cabs", EXPERTS, nm=(2, 8)).mask)
+    paths = Store(root).ensure(family, make_method("cabs", EXPERTS, nm=(2, 8)))
     return {name: path.read_bytes() for name, path in paths.items()}
 
 
@@ -211,7 +215,8 @@ def test_processes_may_build_one_entry_at_once(pico: Path, tmp_path: Path) -> No
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
         found = list(pool.map(build, [(pico, tmp_path)] * 3))
     assert found[0] == found[1] == found[2]
-    assert len(list(Store(tmp_path).root.iterdir())) == 3, "no temporary file is left"
+    left = sorted(path.suffix for path in Store(tmp_path).root.rglob("*") if path.is_file())
+    assert left == [".safetensors"] * 3, "no temporary file is left"
 
 
 def test_a_failed_build_leaves_no_entry(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,5 +225,54 @@ def test_a_failed_build_leaves_no_entry(family: Family, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Family, "prune", broken)
     with pytest.raises(RuntimeError, match="no space"):
-        Store(tmp_path).ensure(family, Whole())
+        Store(tmp_path).ensure(family, make_method("task-arithmetic", EXPERTS))
     assert list(Store(tmp_path).root.iterdir()) == []
+
+
+def some_kept(numel: int, density: float) -> Kept | None:
+    """Random values at random positions; all of them, without positions, at density 1."""
+    if density == 1:
+        return Kept(torch.randn(numel), None)
+    positions = (torch.rand(numel) < density).nonzero().reshape(-1)
+    return Kept.at(positions, torch.randn(len(positions)), numel)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    numel=st.one_of(st.integers(1, 700), st.sampled_from([4096, 65_536, 65_537, 200_001])),
+    densities=st.lists(st.sampled_from([0.001, 0.05, 0.25, 0.6, 1.0]), min_size=1, max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 2**16),
+)
+def test_machine_code_and_torch_add_up_alike(numel: int, densities: list[float], dtype: torch.dtype, seed: int) -> None:
+    """Product and sum in float32, one vector after another, then the base: the bits of all three ways are equal."""
+    pytest.importorskip("numba")
+    torch.manual_seed(seed)
+    kept = [k for k in (some_kept(numel, d) for d in densities) if k is not None]
+    if not kept:
+        return
+    base, lambdas = torch.randn(numel).to(dtype), [0.3, -1.7, 2.0, 0.9][: len(kept)]
+    total = np.full(numel, -0.0, np.float32)
+    for one, lambda_ in zip(kept, lambdas, strict=True):
+        where = slice(None) if one.positions is None else one.positions.numpy()
+        total[where] += one.values.numpy() * np.float32(lambda_)
+    expected = (base.float() + torch.from_numpy(total)).to(dtype)
+    for vectors in ([Packed.of(k) for k in kept], [Placed.of(Packed.of(k), torch.device("cpu")) for k in kept]):
+        out = torch.empty(numel, dtype=dtype)
+        write_sums([(TensorSum(out, base, tuple(vectors)), lambdas)])
+        assert torch.equal(bits(out), bits(expected))
+
+
+@settings(max_examples=60, deadline=None)
+@given(words=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=64), seed=st.integers(0, 2**16))
+def test_values_are_spread_out_alike_on_every_processor(words: list[int], seed: int) -> None:
+    kernels = pytest.importorskip("cabs_search.kernels")
+    bitmap = np.array(words, np.uint64)
+    values = np.random.default_rng(seed).standard_normal(int(np.bitwise_count(bitmap).sum()) + 1, dtype=np.float32)
+    found = []
+    for add in (kernels.add_words_by_lanes, kernels.add_words_by_bits):
+        total = np.zeros(64 * len(words), np.float32)
+        assert add(total, bitmap, values, np.float32(0.7)) == len(values) - 1
+        found.append(total)
+    assert np.array_equal(found[0], found[1])
+    assert np.count_nonzero(found[0]) == len(values) - 1

@@ -16,7 +16,8 @@ from torch import Tensor
 import cabs_search
 from cabs_search.calibration import DAMPING, Calibration, share, sparsegpt, wanda_scores, write_calibration
 from cabs_search.checkpoint import Checkpoint
-from cabs_search.combine import combined, tensor_sum
+from cabs_search.combine import TensorSum, combined, write_sums
+from cabs_search.packed import Packed
 from cabs_search.recipe import METHOD_NAMES, Method, make_method, make_recipe
 from cabs_search.sparsify import Survey, keep, survey_of
 from cabs_search.task_vector import task_vector
@@ -41,7 +42,7 @@ def pruned(
     shape = next(iter(deltas.values())).shape
     survey = survey_of(method.mask, tuple(deltas), {tensor: shape.numel()}, lambda _, e: deltas[e], calibrations or {})
     found = {}
-    for name, kept in keep(method.mask, tensor, deltas.__getitem__, tuple(deltas), shape.numel(), survey=survey):
+    for name, kept in keep(method.mask, tensor, deltas.__getitem__, tuple(deltas), survey=survey):
         dense = torch.zeros(shape.numel())
         if kept is not None:
             dense[slice(None) if kept.positions is None else kept.positions] = kept.values
@@ -53,11 +54,13 @@ def change(method: Method, deltas: Mapping[str, Tensor], lambdas: Mapping[str, f
     """A merged tensor of which the base is 0."""
     numel = next(iter(deltas.values())).numel()
     survey = survey_of(method.mask, tuple(deltas), {"w": numel}, lambda _, e: deltas[e], {})
-    kept = dict(keep(method.mask, "w", deltas.__getitem__, tuple(deltas), numel, survey=survey))
+    kept = dict(keep(method.mask, "w", deltas.__getitem__, tuple(deltas), survey=survey))
     out = torch.zeros_like(next(iter(deltas.values())))
-    ready = tensor_sum(out, combined(method.combine, list(kept.values()), numel))
-    if ready is not None:
-        ready.write(out, [lambdas[name] for name in kept])
+    left = zip(kept, combined(method.combine, list(kept.values()), numel), strict=True)
+    parts = {name: Packed.of(one) for name, one in left if one is not None}
+    if parts:
+        one = TensorSum(out.view(-1), torch.zeros(numel), tuple(parts.values()))
+        write_sums([(one, [lambdas[name] for name in parts])])
     return out
 
 
@@ -177,10 +180,10 @@ def test_a_whole_vector_is_cut_exactly(sizes: list[int], density: float, seed: i
     survey = survey_of(method.mask, ("a",), {t: v.numel() for t, v in tensors.items()}, lambda t, _: tensors[t], {})
     found = []
     for name, tau in tensors.items():
-        kept = dict(keep(method.mask, name, lambda _, tau=tau: tau, ("a",), tau.numel(), survey=survey))["a"]
+        kept = dict(keep(method.mask, name, lambda _, tau=tau: tau, ("a",), survey=survey))["a"]
         mask = np.zeros(tau.numel(), dtype=bool)
         if kept is not None:
-            mask[kept.positions.numpy()] = True
+            mask = kept.mask.numpy()
         found.append(mask)
     whole = torch.cat(list(tensors.values())).numpy()
     changed = sum(tau.numel() for tau in tensors.values() if tau.any())
@@ -192,7 +195,7 @@ def test_frozen_tensors_are_no_part_of_a_vector() -> None:
     tensors = {"frozen": torch.zeros(900), "w": torch.randn(100)}
     mask = make_method("magnitude-vector", ("a",), density=0.25).mask
     survey = survey_of(mask, ("a",), {t: v.numel() for t, v in tensors.items()}, lambda t, _: tensors[t], {})
-    kept = dict(keep(mask, "w", lambda _: tensors["w"], ("a",), 100, survey=survey))["a"]
+    kept = dict(keep(mask, "w", lambda _: tensors["w"], ("a",), survey=survey))["a"]
     assert kept is not None
     assert len(kept.values) == 25
 
