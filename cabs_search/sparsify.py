@@ -29,6 +29,7 @@ from torch import Tensor
 
 from cabs_search.calibration import Calibration, share, sparsegpt, wanda_scores
 from cabs_search.chunks import CHUNK, chunks, each
+from cabs_search.task_vector import Delta
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -238,7 +239,7 @@ class Survey:
 def keep(
     mask: Mask,
     tensor: str,
-    delta: Callable[[str], Tensor],
+    delta: Callable[[str], Delta],
     experts: Sequence[str],
     *,
     known: Mapping[str, Kept | None] | None = None,
@@ -249,7 +250,7 @@ def keep(
     Args:
         mask: the rule with its settings.
         tensor: the tensor's name.
-        delta: gives τ of the tensor by expert, all of one shape; asked only for vectors that are not known.
+        delta: gives τ of the tensor by expert, all of one shape; called only for vectors that are not known.
         experts: the experts' names, in the family's order.
         known: what some vectors keep of the tensor already.
         survey: what the rule must know of the vectors that are not known.
@@ -269,11 +270,15 @@ def keep(
         yield expert, kept
 
 
-def _prune(mask: Mask, tensor: str, expert: str, tau: Tensor, taken: Bools | None, survey: Survey) -> Kept | None:
+def _prune(mask: Mask, tensor: str, expert: str, delta: Delta, taken: Bools | None, survey: Survey) -> Kept | None:
     """What a rule keeps of one tensor of one vector."""
-    weights, density = _flat(tau), density_of(mask, expert)
-    if not any(weights[part].any() for part in chunks(len(weights))):  # most often the first one says it
+    if delta.is_zero():
         return None
+    if isinstance(mask, (Balanced, Cabs)):
+        overlap = mask.overlap if isinstance(mask, Cabs) else "fill"
+        return _kept_of_blocks(delta, *value_for(mask.nm, expert), taken, overlap, mask.tail)
+    tau, density = delta.whole(), density_of(mask, expert)
+    weights = _flat(tau)
     match mask:
         case Whole():
             return Kept(tau.reshape(-1), None)
@@ -289,13 +294,9 @@ def _prune(mask: Mask, tensor: str, expert: str, tau: Tensor, taken: Bools | Non
             chosen, tau = _drawn("random", seed, tensor, expert, weights, density), tau / density
         case Dare(seed=seed):
             chosen, tau = _drawn("dare", seed, tensor, expert, weights, density), tau / density
-        case Balanced(nm=nm, tail=tail):
-            chosen = _nm_mask(weights, *value_for(nm, expert), None, tail)
         case ConflictAware(overlap=overlap):
             count = share(density, len(weights))
             chosen = _next_mask(weights, count, len(weights), taken, overlap, "keep")
-        case Cabs(nm=nm, overlap=overlap, tail=tail):
-            chosen = _next_mask(weights, *value_for(nm, expert), taken, overlap, tail)
         case Wanda() | SparseGpt():
             chosen, tau = _calibrated(mask, tau, density, calibration_of(survey.calibrations, mask, expert), tensor)
     return kept_by(tau, torch.from_numpy(chosen))
@@ -410,6 +411,20 @@ def _calibrated(
     if turned:
         values, chosen = values.T.contiguous(), chosen.T.contiguous()
     return chosen.reshape(-1).numpy(), values
+
+
+def _kept_of_blocks(delta: Delta, n: int, m: int, taken: Bools | None, overlap: str, tail: str) -> Kept | None:
+    """What n:m keeps, some whole blocks at a time: τ never leaves the cache."""
+    mask = np.zeros(delta.numel, dtype=np.bool_)
+
+    def some(part: slice) -> Floats:
+        weights = _flat(delta.part(part))
+        mask[part] = _next_mask(weights, n, m, None if taken is None else taken[part], overlap, tail)
+        kept: Floats = weights.take(np.flatnonzero(mask[part]))
+        return kept
+
+    values = np.concatenate(each(some, chunks(delta.numel, max(1, CHUNK // m) * m)))
+    return Kept(torch.from_numpy(values), torch.from_numpy(mask)) if len(values) else None
 
 
 def kept_by(delta: Tensor, mask: Tensor) -> Kept | None:

@@ -40,7 +40,7 @@ from cabs_search.sparsify import (
     settings,
     survey_of,
 )
-from cabs_search.task_vector import task_vector
+from cabs_search.task_vector import Delta, task_vector
 
 FORMAT = 2
 FIELDS = ("values", "bits", "offsets", "counts")
@@ -74,8 +74,8 @@ class Family:
     ) -> Iterator[tuple[str, Kept | None]]:
         """What a rule keeps of one tensor, by expert in pruning order; ``known`` vectors are not pruned again."""
 
-        def delta(expert: str) -> Tensor:
-            return self.delta(tensor, expert)
+        def delta(expert: str) -> Delta:
+            return task_vector(self.base, self.experts[expert], tensor)
 
         return keep(mask, tensor, delta, tuple(self.experts), known=known, survey=survey)
 
@@ -86,7 +86,7 @@ class Family:
 
     def delta(self, tensor: str, expert: str) -> Tensor:
         """One expert's task vector on one tensor."""
-        return task_vector(self.base, self.experts[expert], tensor)
+        return task_vector(self.base, self.experts[expert], tensor).whole()
 
     def numel(self, tensor: str) -> int:
         """A shared tensor's number of weights."""

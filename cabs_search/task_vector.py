@@ -6,18 +6,44 @@ import torch
 from torch import Tensor
 
 from cabs_search.checkpoint import Checkpoint
+from cabs_search.chunks import chunks, each
 
 
-def task_vector(base: Checkpoint, expert: Checkpoint, name: str) -> Tensor:
-    """τ of one tensor: float32, the tensor's shape.
+class Delta:
+    """τ of one tensor, computed where it is asked for, so that it need not be held in whole.
 
     Subtracting after the conversion matters: in half precision a small change would round to zero.
-
-    Raises:
-        ValueError: the expert or the base holds a value that is not finite.
-
     """
-    delta = expert.read(name).to(torch.float32) - base.read(name).to(torch.float32)
-    if not torch.isfinite(delta.sum()) and not torch.isfinite(delta).all():  # the sum first: no second pass, no copy
-        raise ValueError(f"{expert.folder}: every weight must be finite, but {name} minus the base's is not")
-    return delta
+
+    def __init__(self, tuned: Tensor, base: Tensor | None = None, error: str = "every weight must be finite") -> None:
+        """``tuned`` minus ``base``, of any floating dtypes; without a base, ``tuned`` itself.
+
+        ``error``: said where a weight is not finite.
+        """
+        self.shape, self.numel, self._error = tuned.shape, tuned.numel(), error
+        self._tuned, self._base = tuned.detach().reshape(-1), None if base is None else base.reshape(-1)
+
+    def part(self, part: slice) -> Tensor:
+        """Some weights in row-major order: float32, flat. Raises ValueError where one is not finite."""
+        found = self._tuned[part].to(torch.float32)
+        if self._base is not None:
+            found = found - self._base[part].to(torch.float32)
+        if not torch.isfinite(found.sum()) and not torch.isfinite(found).all():  # the sum first: it is one pass less
+            raise ValueError(self._error)
+        return found
+
+    def whole(self) -> Tensor:
+        """Every weight: float32, the tensor's shape."""
+        found = torch.empty(self.numel)
+        each(lambda part: found[part].copy_(self.part(part)), chunks(self.numel))
+        return found.reshape(self.shape)
+
+    def is_zero(self) -> bool:
+        """Whether the expert left the tensor as it was."""
+        return not any(self.part(part).any() for part in chunks(self.numel))  # most often the first part tells
+
+
+def task_vector(base: Checkpoint, expert: Checkpoint, name: str) -> Delta:
+    """τ of one tensor; reading it raises ValueError where the expert or the base is not finite."""
+    error = f"{expert.folder}: every weight must be finite, but {name} minus the base's is not"
+    return Delta(expert.read(name), base.read(name), error)

@@ -60,8 +60,8 @@ def test_experts_answer_to_the_bases_names(pico: Path) -> None:
     assert set(found.shared) == set(base.names)
     assert all(head == ("classifier.bias", "classifier.weight") for head in found.heads.values())
     assert experts["mood"].model_name("encoder.layer.0.output.dense.bias") == "bert.encoder.layer.0.output.dense.bias"
-    assert not task_vector(base, experts["mood"], "embeddings.word_embeddings.weight").any()
-    assert task_vector(base, experts["mood"], "pooler.dense.weight").all()
+    assert not task_vector(base, experts["mood"], "embeddings.word_embeddings.weight").whole().any()
+    assert task_vector(base, experts["mood"], "pooler.dense.weight").whole().all()
 
 
 def test_a_bare_expert_of_a_prefixed_base(pico: Path) -> None:
@@ -86,7 +86,7 @@ def test_half_precision_is_subtracted_in_float32(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         save_file({"w": torch.tensor([value], dtype=torch.bfloat16)}, tmp_path / name / "model.safetensors")
     base = Checkpoint(tmp_path / "base")
-    delta = task_vector(base, Checkpoint(tmp_path / "expert", base=base), "w")
+    delta = task_vector(base, Checkpoint(tmp_path / "expert", base=base), "w").whole()
     assert delta.dtype == torch.float32
     assert delta.item() == 0.0078125
 
@@ -128,7 +128,7 @@ def test_nan_is_refused(pico: Path, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     base = Checkpoint(pico / "base")
     with pytest.raises(ValueError, match="must be finite, but pooler.dense.bias"):
-        task_vector(base, Checkpoint(tmp_path, base=base), "pooler.dense.bias")
+        task_vector(base, Checkpoint(tmp_path, base=base), "pooler.dense.bias").whole()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"\xff" * 100])

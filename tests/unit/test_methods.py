@@ -20,7 +20,7 @@ from cabs_search.combine import TensorSum, combined, write_sums
 from cabs_search.packed import Packed
 from cabs_search.recipe import METHOD_NAMES, Method, make_method, make_recipe
 from cabs_search.sparsify import Survey, keep, survey_of
-from cabs_search.task_vector import task_vector
+from cabs_search.task_vector import Delta, task_vector
 from tests.conftest import EXPERTS
 
 NAMES = ("a", "b", "c")
@@ -42,7 +42,7 @@ def pruned(
     shape = next(iter(deltas.values())).shape
     survey = survey_of(method.mask, tuple(deltas), {tensor: shape.numel()}, lambda _, e: deltas[e], calibrations or {})
     found = {}
-    for name, kept in keep(method.mask, tensor, deltas.__getitem__, tuple(deltas), survey=survey):
+    for name, kept in keep(method.mask, tensor, lambda e: Delta(deltas[e]), tuple(deltas), survey=survey):
         dense = torch.zeros(shape.numel())
         if kept is not None:
             dense[slice(None) if kept.positions is None else kept.positions] = kept.values
@@ -54,7 +54,7 @@ def change(method: Method, deltas: Mapping[str, Tensor], lambdas: Mapping[str, f
     """A merged tensor of which the base is 0."""
     numel = next(iter(deltas.values())).numel()
     survey = survey_of(method.mask, tuple(deltas), {"w": numel}, lambda _, e: deltas[e], {})
-    kept = dict(keep(method.mask, "w", deltas.__getitem__, tuple(deltas), survey=survey))
+    kept = dict(keep(method.mask, "w", lambda e: Delta(deltas[e]), tuple(deltas), survey=survey))
     out = torch.zeros_like(next(iter(deltas.values())))
     left = zip(kept, combined(method.combine, list(kept.values()), numel), strict=True)
     parts = {name: Packed.of(one) for name, one in left if one is not None}
@@ -103,7 +103,7 @@ def test_whole_models_are_pefts(pico: Path) -> None:
     for method, oracle in (("magnitude", merge_utils.magnitude_prune), ("ties-magnitude", merge_utils.ties)):
         found = cabs_search.merge(pico / "base", {n: pico / n for n in EXPERTS}, lambdas, method, density=0.3251)
         for name, merged in found.items():
-            deltas = [task_vector(base, expert, name) for expert in experts.values()]
+            deltas = [task_vector(base, expert, name).whole() for expert in experts.values()]
             assert int(0.3251 * merged.numel()) == share(0.3251, merged.numel()), "peft and ours keep as many"
             expected = base.read(name) + oracle(deltas, torch.tensor(list(lambdas.values())), 0.3251)
             assert torch.allclose(merged, expected, atol=1e-6), (method, name)
@@ -180,7 +180,7 @@ def test_a_whole_vector_is_cut_exactly(sizes: list[int], density: float, seed: i
     survey = survey_of(method.mask, ("a",), {t: v.numel() for t, v in tensors.items()}, lambda t, _: tensors[t], {})
     found = []
     for name, tau in tensors.items():
-        kept = dict(keep(method.mask, name, lambda _, tau=tau: tau, ("a",), survey=survey))["a"]
+        kept = dict(keep(method.mask, name, lambda _, tau=tau: Delta(tau), ("a",), survey=survey))["a"]
         mask = np.zeros(tau.numel(), dtype=bool)
         if kept is not None:
             mask = kept.mask.numpy()
@@ -195,7 +195,7 @@ def test_frozen_tensors_are_no_part_of_a_vector() -> None:
     tensors = {"frozen": torch.zeros(900), "w": torch.randn(100)}
     mask = make_method("magnitude-vector", ("a",), density=0.25).mask
     survey = survey_of(mask, ("a",), {t: v.numel() for t, v in tensors.items()}, lambda t, _: tensors[t], {})
-    kept = dict(keep(mask, "w", lambda _: tensors["w"], ("a",), survey=survey))["a"]
+    kept = dict(keep(mask, "w", lambda _: Delta(tensors["w"]), ("a",), survey=survey))["a"]
     assert kept is not None
     assert len(kept.values) == 25
 
