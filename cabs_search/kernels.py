@@ -71,6 +71,35 @@ def _add_lanes(_: Any, total: Any, values: Any, bits: Any, scale: Any) -> Any:
     return types.void(types.intp, types.intp, types.uint64, types.float32), code
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _stream_lanes(_: Any, out: Any, first: Any, second: Any) -> Any:
+    """Write LANES sums of float32 past the cache: a model is larger than it, and would be read to be overwritten.
+
+    Addresses; that of ``out`` a multiple of 64.
+    """
+    lanes = ir.VectorType(ir.FloatType(), LANES)
+
+    def code(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        to, one, other = (builder.inttoptr(address, lanes.as_pointer()) for address in arguments)
+        sums = builder.fadd(builder.load(one, align=4), builder.load(other, align=4))
+        stored = builder.store(sums, to, align=64)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _fence(_: Any) -> Any:
+    """What was streamed is there for every thread."""
+
+    def code(context: Any, builder: Any, _: Any, __: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def add_words_by_lanes(total: Any, words: Any, values: Any, scale: Any) -> Any:
     """Add what a vector keeps at set bits of ``words`` to ``total``; returns how much that was."""
@@ -162,6 +191,10 @@ def write(
         if base == 0:
             target[low : low + size] = total[:size]
         else:
-            here, start = target[low : low + size], source[low : low + size]
-            for i in range(size):
-                here[i] = start[i] + total[i]
+            whole = size - size % LANES if out % 64 == 0 else 0
+            added = np.int64(total.ctypes.data)
+            for i in range(0, whole, LANES):
+                _stream_lanes(out + 4 * (low + i), base + 4 * (low + i), added + 4 * i)
+            for i in range(whole, size):
+                target[low + i] = source[low + i] + total[i]
+    _fence()
