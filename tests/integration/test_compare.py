@@ -330,9 +330,9 @@ def test_dare_is_the_same_with_other_workers_in_other_processes_and_after_a_resu
             for task, outcome in scored.tasks.items():
                 assert np.array_equal(outcome.predictions, found[other][key].tasks[task].predictions)
                 assert np.allclose(outcome.losses, found[other][key].tasks[task].losses, atol=1e-6)
-    drawn = {p.name: p.read_bytes() for p in (tmp_path / "cache1" / "vectors-v1").iterdir()}
+    drawn = {p.name: p.read_bytes() for p in (tmp_path / "cache1" / "vectors-v2").iterdir()}
     for other in ("cache4", "cacheR"):
-        again = {p.name: p.read_bytes() for p in (tmp_path / other / "vectors-v1").iterdir()}
+        again = {p.name: p.read_bytes() for p in (tmp_path / other / "vectors-v2").iterdir()}
         assert len(again) >= 3
         assert all(drawn[name] == content for name, content in again.items())
 
