@@ -9,10 +9,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from tests.bench.figures import Ledger
-
-PARTS = ("limits", "masks", "materialize", "evaluate", "search", "memory", "size")
-"""Modules beside this one, each with ``measure``, in the order they run."""
+from tests.bench.figures import PARTS, Ledger
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -27,13 +27,13 @@ def quickstart(tasks: Iterable[str], items: int, **changes: Any) -> Spec:
     """The quickstart's spec with some of its experts, each with its task; ``changes`` are made to the tasks."""
     make()
     spec, chosen = load("quickstart"), tuple(tasks)
-    sides = {"search": Split(items=items), "confirm": Split(items=8)}
+    search, confirm = Split(items=items), Split(items=8)
     orders = tuple(dict.fromkeys(tuple(e for e in order if e in chosen) for order in spec.orders))
     return replace(
         spec,
         name="bench",
         experts={name: spec.experts[name] for name in chosen},
-        tasks={name: replace(spec.tasks[name], **sides, **changes) for name in chosen},
+        tasks={name: replace(spec.tasks[name], search=search, confirm=confirm, **changes) for name in chosen},
         space=spec.space.but(order=orders),
         baselines={},
     )

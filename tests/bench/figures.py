@@ -29,6 +29,10 @@ from cabs_search.report import table
 
 RATES = ("/s", "/h")
 """How the units end of which more is better."""
+PARTS = ("limits", "masks", "materialize", "evaluate", "search", "memory", "size")
+"""Modules beside this one, each with ``measure``, in the order they run."""
+ORDER = (*PARTS, "large", "gpu")
+"""Parts as tables show them."""
 CORES = os.cpu_count() or 1
 MERGEKIT = Path(__file__).parents[2] / ".venv-mergekit"
 
@@ -64,6 +68,7 @@ class Figure:
     target: Target | None = None
     note: str = ""
     when: str = ""
+    commit: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -223,7 +228,7 @@ class Ledger:
         self.figures = [Figure.from_dict(f) for f in past.get("figures", ())] if same else []
         self.series: dict[str, Any] = past.get("series", {}) if same else {}
         self.rivals: dict[str, Any] = past.get("rivals", {}) if same and not fresh else {}
-        self._start = time.perf_counter()
+        self._start, self._commit = time.perf_counter(), revision()
 
     def begin(self, part: str) -> None:
         """Measure a part anew."""
@@ -232,8 +237,9 @@ class Ledger:
 
     def add(self, **values: Any) -> Figure:
         """Keep a figure and show it."""
-        figure = Figure(**values, when=str(date.today()))
+        figure = Figure(**values, when=str(date.today()), commit=self._commit)
         self.figures.append(figure)
+        self.figures.sort(key=lambda f: ORDER.index(f.part))
         self.write()
         cells = dict(zip(HEAD, figure.cells(), strict=True))
         said = [f"{cells['cabs-search']}"]
@@ -258,7 +264,6 @@ class Ledger:
         """Keep all of it."""
         found = {
             "machine": self.machine,
-            "revision": revision(),
             "figures": [f.as_dict() for f in self.figures],
             "series": self.series,
             "rivals": self.rivals,
@@ -266,21 +271,22 @@ class Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
+    @property
+    def facts(self) -> str:
+        """Machine, versions, commits and days, in a line."""
+        measured = dict.fromkeys(f"commit {f.commit}, {f.when}" for f in self.figures)
+        return "; ".join([", ".join(f"{k} {v}" for k, v in self.machine.items()), *measured])
+
     def as_text(self) -> str:
         """For a terminal."""
         notes = dict.fromkeys(f"  {f.what}: {f.note}" for f in self.figures if f.note)
-        facts = ", ".join(f"{k} {v}" for k, v in self.machine.items())
         counted = [f.met for f in self.figures if f.met is not None]
-        end = f"{sum(counted)} of {len(counted)} targets met; {facts}; commit {revision()}"
+        end = f"{sum(counted)} of {len(counted)} targets met; {self.facts}"
         return "\n".join([*table([HEAD, *(f.cells() for f in self.figures)]), "", *notes, "", end])
 
     def as_markdown(self) -> str:
         """For a page."""
         rows = [HEAD, ["---"] * len(HEAD), *(f.cells() for f in self.figures)]
-        facts = ", ".join(f"{k} {v}" for k, v in self.machine.items())
-        days = sorted({f.when for f in self.figures})
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         notes = dict.fromkeys(f"- {f.what}: {f.note}" for f in self.figures if f.note)
-        return "\n".join(
-            [f"{facts}; commit {revision()}; {' to '.join(days[:1] + days[1:][-1:])}", "", *lines, "", *notes]
-        )
+        return "\n".join([f"{self.facts}.", "", *lines, "", *notes])

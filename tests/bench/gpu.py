@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def next_lambda(ledger: Ledger, layers: int, nms: tuple[tuple[int, int], ...]) -
             torch.cuda.empty_cache()
 
 
-def items(ledger: Ledger, dtype: str, count: int = 600) -> None:
+def items(ledger: Ledger, dtype: Literal["float32", "bfloat16"], count: int = 600) -> None:
     """The quickstart's tasks, every item scored after a λ → λ′, as a worker does for each candidate."""
     spec = replace(families.quickstart(("topic", "headline", "tweets"), count), device="cuda", dtype=dtype)
     bench = program.workbench(spec, cache_folder())
@@ -100,7 +101,8 @@ def main() -> int:
     ledger.machine["gpu"] = torch.cuda.get_device_name()
     ledger.begin("gpu")
     next_lambda(ledger, chosen.layers, ((64, 256), (3, 32)))
-    for dtype in ("float32", "bfloat16"):
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    for dtype in dtypes:
         try:
             items(ledger, dtype)
         except (ImportError, ValueError) as error:

@@ -1,8 +1,8 @@
 """Build and merge of 7-billion-weight shapes as a stream, in bounded memory: ``make bench-large`` (points 8 and 9).
 
-The limit is enforced: each step runs in a process whose private memory (RLIMIT_DATA) may be --memory GiB above the files
-that it maps, which count in it as torch maps them copy-on-write. What is reported is the peak of memory that is no file's
-(RssAnon), looked at 20 times a second; pages of mapped files are page cache, which the kernel takes back.
+The limit is enforced: each step runs in a process whose private memory (RLIMIT_DATA) may be --memory GiB above the
+files that it maps, which count in it as torch maps them copy-on-write. What is reported is the peak of memory that is
+no file's (RssAnon), looked at 20 times a second; pages of mapped files are page cache, which the kernel takes back.
 """
 
 from __future__ import annotations
@@ -115,9 +115,8 @@ def measure(ledger: Ledger, layers: int, experts: int, nm: tuple[int, int], memo
     while experts > 1 and needed(weights, experts, nm) > free:
         experts -= 1
     wanted = needed(weights, experts, nm)
-    said = (
-        f"{weights / 1e9:.2f} G weights with {experts} expert{'s' * (experts > 1)} need {wanted / 1e9:.0f} GB of disk"
-    )
+    counted = f"{experts} expert{'s' * (experts > 1)}"
+    said = f"{weights / 1e9:.2f} G weights with {counted} need {wanted / 1e9:.0f} GB of disk"
     if wanted > free:
         raise ValueError(f"{said}, but {free / 1e9:.0f} GB are free in {cache_folder()}; --layers makes it smaller")
     ledger.say(f"{said}; {free / 1e9:.0f} GB are free")
@@ -125,7 +124,7 @@ def measure(ledger: Ledger, layers: int, experts: int, nm: tuple[int, int], memo
         with _bar(weights, "making checkpoints") as bar:
             _, made = families.write(root / "models", shapes, experts, DTYPE, bar.update)
         limit = {"limit": f"{memory >> 30} GiB", "limit_value": memory / 1e6, "target": Target(of="over", most=1)}
-        what = f"{weights / 1e9:.2f} G weights, bfloat16, {experts} expert{'s' * (experts > 1)}, cabs {nm[0]}:{nm[1]}"
+        what = f"{weights / 1e9:.2f} G weights, bfloat16, {counted}, cabs {nm[0]}:{nm[1]}"
         hashed, seconds, peak = in_fresh_process(build, root, made, nm, memory)
         copied = interleaved({"copy": copier(1 << 30)}, rounds=3)["copy"] / (1 << 30)
         entries = _bytes(root / "cache")
@@ -149,7 +148,7 @@ def main() -> int:
     parser.add_argument("--nm", default="64:256")
     parser.add_argument("--memory", type=int, default=16, help="GiB that a process may take, page cache apart")
     parser.add_argument(
-        "--size", type=int, default=size.LARGE, help="weights of the point on cost against size; 0: none"
+        "--size", type=int, default=size.LARGE, help="weights of the last point of cost by size; 0: none"
     )
     parser.add_argument("--json", type=Path, default=Path("bench.json"))
     chosen = parser.parse_args()

@@ -98,6 +98,6 @@ def _entry(ledger: Ledger, family: Family, folder: os.PathLike[str], n: int, m: 
         target=Target(of="over", most=1.5),
         note=(
             f"checkpoints mapped and hashed before; {len(payload) / 1e6:.0f} MB, "
-            f"{8 * len(payload) / WEIGHTS:.2f} bits a weight; written and synced plainly they take {times['write']:.3f} s"
+            f"{8 * len(payload) / WEIGHTS:.2f} bits a weight; to write and sync them takes {times['write']:.3f} s"
         ),
     )

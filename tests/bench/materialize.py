@@ -32,7 +32,7 @@ def measure(ledger: Ledger) -> None:
     with threads(CORES):
         spec = families.quickstart(("topic", "headline", "tweets", "lead"), 8)
         family = Family.open(spec.base, spec.experts)
-        orders = (tuple(family.experts), tuple(reversed(family.experts)))
+        orders = (tuple(family.experts), tuple(family.experts)[::-1])
         cabs = {nm: make_method("cabs", orders[0], nm=nm) for nm in ((3, 32), (32, 256))}
         for (n, m), method in cabs.items():
             _next_lambda(ledger, family, method, f"λ → λ′, quickstart's 4 experts, cabs {n}:{m}")
@@ -41,7 +41,7 @@ def measure(ledger: Ledger) -> None:
         _switch(ledger, family, cabs[3, 32], cabs[32, 256], "another n:m, quickstart's 4 experts, 3:32 and 32:256")
         base, experts = families.bert_base()
         family = Family.open(base, experts)
-        orders = (tuple(experts), tuple(reversed(experts)))
+        orders = (tuple(experts), tuple(experts)[::-1])
         method = make_method("cabs", orders[0], nm=(64, 256))
         _next_lambda(ledger, family, method, "λ → λ′, BERT-base, 3 experts, cabs 64:256")
         other = make_method("cabs", orders[0], nm=(64, 256), order=orders[1])

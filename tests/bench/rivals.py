@@ -60,7 +60,7 @@ def predict(model: Any, rows: list[dict[str, list[int]]], scratch: Path) -> np.n
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    return Trainer(model=model, args=arguments).predict(rows).predictions.argmax(-1)
+    return np.asarray(Trainer(model=model, args=arguments).predict(rows).predictions.argmax(-1))
 
 
 class Authors:
@@ -102,11 +102,11 @@ class Authors:
 
 
 class Mergekit:
-    """mergekit in a process of its own environment, which times itself; None of it where it is not installed."""
+    """mergekit in a process of its own environment, which times itself."""
 
     def __init__(self, base: Path, experts: Mapping[str, Path], out: Path, threads: int) -> None:
         self._settings = {"base": str(base), "experts": [str(e) for e in experts.values()], "out": str(out)}
-        command = [MERGEKIT / "bin" / "python", Path(__file__).with_name("mergekit_jobs.py"), str(threads)]
+        command = [str(MERGEKIT / "bin" / "python"), str(Path(__file__).with_name("mergekit_jobs.py")), str(threads)]
         self._log = (out.parent / "mergekit.log").open("w")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
