@@ -59,7 +59,10 @@ def measure(ledger: Ledger) -> None:
     """A search by one worker, one by two, and the authors' workflow on the same items."""
     spec = study()
     with tempfile.TemporaryDirectory() as folder:
-        runs = {workers: in_fresh_process(searched, spec, workers, Path(folder)) for workers in (1, 2)}
+        runs = {
+            workers: in_fresh_process(searched, spec, workers, count, Path(folder))
+            for workers, count in CANDIDATES.items()
+        }
     whole, merge = in_fresh_process(by_authors, spec)
     two = runs[2]
     what = f"{len(TASKS)} tasks of {ITEMS} items, {CORES} cores"
@@ -108,11 +111,11 @@ def study() -> Spec:
     return replace(spec, space=space, search=replace(spec.search, confirm=1))
 
 
-def searched(spec: Spec, workers: int, root: Path) -> Run:
+def searched(spec: Spec, workers: int, candidates: int, root: Path) -> Run:
     """One search in an empty cache. A lone worker gets a Ray of one core, as it would take both for threads."""
     os.environ["CABS_SEARCH_CACHE"] = str(root / f"cache{workers}")
     folder = root / f"study{workers}"
-    spec = spec.override(trials=CANDIDATES[workers], workers=workers)
+    spec = spec.override(trials=candidates, workers=workers)
     if workers == 1:
         import ray
         from ray._private import ray_constants
