@@ -17,11 +17,13 @@ def write(ledger: Ledger) -> None:
     page = DOCS / "performance.md"
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{ledger.as_markdown()}\n{END}{after}")
+    figures = ledger.as_markdown()
     if len(points := ledger.series.get("cost", [])) > 1:
         text = json.dumps({"machine": ledger.machine, "points": points}, indent=2)
         (DOCS / "results" / "cost.json").write_text(text + "\n")
         draw(points, DOCS / "cost.png")
+        figures += "\n\n![seconds against weights](cost.png)"
+    page.write_text(f"{before}{BEGIN}\n{figures}\n{END}{after}")
 
 
 def draw(points: list[dict[str, float]], to: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,12 @@ def measure(ledger: Ledger) -> None:
         _next_lambda(ledger, family, method, "λ → λ′, BERT-base, 3 experts, cabs 64:256")
         other = make_method("cabs", orders[0], nm=(64, 256), order=orders[1])
         _switch(ledger, family, method, other, "another order, BERT-base, 3 experts, cabs 64:256")
-        with families.scratch() as folder:
-            _against_mergekit(ledger, family, base, experts, folder)
+        why = Mergekit.missing()
+        with (
+            families.scratch() as folder,
+            nullcontext() if why else Mergekit(base, experts, folder / "merged", CORES) as mergekit,
+        ):
+            _against_mergekit(ledger, family, experts, folder, mergekit, why)
 
 
 def alternating(resident: Any, vectors: Mapping[str, StoredVector], method: Method) -> Act:
@@ -104,9 +109,9 @@ def _switch(ledger: Ledger, family: Family, one: Method, two: Method, what: str)
         )
 
 
-def _against_mergekit(ledger: Ledger, family: Family, base: Path, experts: Mapping[str, Path], folder: Path) -> None:
-    why = Mergekit.missing()
-    mergekit = None if why else Mergekit(base, experts, folder / "merged", CORES)
+def _against_mergekit(
+    ledger: Ledger, family: Family, experts: Mapping[str, Path], folder: Path, mergekit: Mergekit | None, why: str
+) -> None:
     store = Store(cache_folder())
     for name, (theirs, parameters, least) in RIVALS.items():
         method = make_method(name, tuple(experts), density=DENSITY)
@@ -136,8 +141,6 @@ def _against_mergekit(ledger: Ledger, family: Family, base: Path, experts: Mappi
             rival |= {"rival": f"{rival['rival']}, reload"} if act == "run_merge" else {}
             own = {"part": "materialize", "what": f"{what}, {act}", "value": times["ours"], "unit": "s"}
             ledger.add(**own, **rival, target=target, note=note if act == "run_merge" else "")
-    if mergekit is not None:
-        mergekit.__exit__()
 
 
 def _job(mergekit: Mergekit, act: str, method: str, parameters: Mapping[str, float | bool]) -> Callable[[], float]:
