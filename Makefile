@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
 MERGEKIT_PIP := $(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup quickstart test test-all check bench clean .venv-mergekit
+.PHONY: setup quickstart test test-all check bench bench-large bench-gpu bench-docs clean .venv-mergekit
 
 setup: $(STAMP)
 
@@ -45,8 +45,19 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# ONLY="masks size" measures those parts alone; ARGS goes on to the command (see --help of each).
 bench: setup
-	$(BIN)/python tests/bench/bench.py
+	@$(MAKE) $(MERGEKIT) || echo 'mergekit cannot be installed: its rows say so'
+	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+bench-large: setup
+	$(BIN)/python -m tests.bench.large $(ARGS)
+
+bench-gpu: setup
+	$(BIN)/python -m tests.bench.gpu $(ARGS)
+
+bench-docs: setup
+	$(BIN)/python -m tests.bench --docs
 
 clean:
 	rm -rf $(VENV) $(MERGEKIT) build dist results .mypy_cache .ruff_cache .pytest_cache .hypothesis
