@@ -95,7 +95,7 @@ def _switch(ledger: Ledger, family: Family, one: Method, two: Method, what: str)
         return act
 
     acts = {"λ": alternating(program.resident(family), vectors[one], one)}
-    acts |= {"cached": to(program.resident(family, plan_bytes=0)), "held": to(program.resident(family))}
+    acts |= {"cached": to(program.resident(family, vector_bytes=0)), "held": to(program.resident(family))}
     times = interleaved(acts, rounds=6, warm=2)
     for how, where in (("cached", "read from the cache"), ("held", "seen before")):
         ledger.add(
@@ -173,6 +173,6 @@ def _agreement(
     resident = program.resident(family)
     resident.materialize(vectors, make_recipe(method, dict.fromkeys(vectors, value)))
     with safe_open(merged / "model.safetensors", framework="pt") as file:
-        far = {n: float((t - file.get_tensor(n)).abs().max()) for n, t in program.tensors(resident).items()}
+        far = {n: float((t - file.get_tensor(n).reshape(-1)).abs().max()) for n, t in program.tensors(resident).items()}
     name = max(far, key=lambda n: far[n])
     return f"merged tensors differ from mergekit's by {far[name]:.1g} at the most"

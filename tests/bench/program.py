@@ -17,11 +17,15 @@ from cabs_search.store import Family, Store, StoredVector
 from cabs_search.tasks import Ints, Items
 
 
+LINE = 64
+"""Bytes of a cache line: memory moves in no smaller pieces."""
+
+
 def ensure(
     store: Store, family: Family, method: Method, progress: Callable[[int], Any] | None = None
 ) -> dict[str, Path]:
     """Build what the cache lacks of a method's entries."""
-    return store.ensure(family, method.mask, progress)
+    return store.ensure(family, method, progress)
 
 
 def vectors(store: Store, family: Family, method: Method) -> dict[str, StoredVector]:
@@ -39,7 +43,7 @@ def resident(family: Family, device: str = "cpu", dtype: torch.dtype | None = No
 
 
 def tensors(held: Resident) -> Mapping[str, torch.Tensor]:
-    """A resident model's tensors."""
+    """A resident model's tensors, flat."""
     return held._tensors
 
 
@@ -59,20 +63,14 @@ def entry_bytes(path: Path) -> int:
         return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
-def kept_weights(family: Family, opened: Mapping[str, StoredVector]) -> int:
-    """Weights that at least one vector keeps."""
-    total = 0
+def moved_bytes(family: Family, opened: Mapping[str, StoredVector]) -> int:
+    """What λ → λ′ must move: every entry's data; and each cache line of the base and of the model that changes."""
+    lines = 0
     for tensor in family.alignment.shared:
-        numel = family.numel(tensor)
-        used = torch.zeros(numel, dtype=torch.bool)
+        numel, width = family.numel(tensor), LINE // family.base.read(tensor).element_size()
+        used = torch.zeros(-(-numel // width) * width, dtype=torch.bool)
         for vector in opened.values():
             if (kept := vector.kept(tensor, numel)) is not None:
-                used[slice(None) if kept.positions is None else kept.positions] = True
-        total += int(used.sum())
-    return total
-
-
-def moved_bytes(family: Family, opened: Mapping[str, StoredVector]) -> int:
-    """What λ → λ′ must move: every entry's data and, where a weight is kept, the base read and the model written."""
-    size = family.base.read(family.alignment.shared[0]).element_size()
-    return sum(entry_bytes(v.path) for v in opened.values()) + 2 * size * kept_weights(family, opened)
+                used[:numel] |= torch.ones(numel, dtype=torch.bool) if kept.mask is None else kept.mask
+        lines += int(used.reshape(-1, width).any(dim=1).sum())
+    return sum(entry_bytes(v.path) for v in opened.values()) + 2 * LINE * lines
