@@ -16,7 +16,6 @@ from cabs_search.spec import Spec
 from cabs_search.store import Family, Store, StoredVector
 from cabs_search.tasks import Ints, Items
 
-
 LINE = 64
 """Bytes of a cache line: memory moves in no smaller pieces."""
 

@@ -82,12 +82,10 @@ def test_bytes_that_must_move(tmp_path: Path) -> None:
     family = Family.open(base, experts)
     weights = 65 * 256
     whole = program.vectors(Store(tmp_path), family, make_method("task-arithmetic", tuple(experts)))
-    assert program.kept_weights(family, whole) == weights
     assert program.moved_bytes(family, whole) == 4 * weights * 4  # two vectors, the base read, the model written
     pruned = program.vectors(Store(tmp_path), family, make_method("cabs", tuple(experts), nm=(64, 256)))
-    assert program.kept_weights(family, pruned) == weights // 2
-    values = weights // 2 * 4
-    assert 3 * values < program.moved_bytes(family, pruned) <= 3 * values + 2 * (weights // 8 + 64)
+    values, lines = weights // 2 * 4, weights * 4  # half of the weights: hardly a line of 16 has none
+    assert values + 1.99 * lines < program.moved_bytes(family, pruned) <= values + 2 * (weights // 8 + 64) + 2 * lines
 
 
 def test_llama_has_its_weights() -> None:
