@@ -77,6 +77,23 @@ class Items:
         """Sequences of each item, [items]."""
         return np.array([len(row.sequences) for row in self.rows], dtype=np.int64)
 
+    @cached_property
+    def firsts(self) -> Ints:
+        """Each item's first sequence among all, and behind the last item their number, [items + 1]."""
+        return np.concatenate([[0], self.counts.cumsum()])
+
+    @cached_property
+    def starts(self) -> Ints:
+        """Each sequence's first token among all, and behind the last sequence their number, [sequences + 1]."""
+        sizes = [len(sequence["input_ids"]) for row in self.rows for sequence in row.sequences]
+        return np.concatenate([[0], np.array(sizes, dtype=np.int64).cumsum()])
+
+    @cached_property
+    def tokens(self) -> dict[str, Ints]:
+        """All sequences one behind another, by field of a sequence, [tokens]."""
+        sequences = [sequence for row in self.rows for sequence in row.sequences]
+        return {f: np.concatenate([np.array(s[f], dtype=np.int64) for s in sequences]) for f in self.pad}
+
 
 def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
     """Read, divide and tokenize one task's rows.
