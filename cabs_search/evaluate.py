@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +130,39 @@ def one_pass(models: Iterable[Any]) -> Iterator[None]:
 
 @contextmanager
 def first_token_only(model: Any, task: Task) -> Iterator[None]:
-    """While it lasts the last layer, behind its attention, computes just the token that the head reads."""
-    if model.config.model_type not in FIRST_TOKEN_ONLY or head_of(task.kind) not in READS_ONE_TOKEN:
+    """While it lasts the last layer computes just the token that the head reads, where that is the first one.
+
+    Of a layer it saves all but keys and values.
+    """
+    config = model.config
+    is_known = config.model_type in FIRST_TOKEN_ONLY and config._attn_implementation == "sdpa" and not config.is_decoder
+    if not is_known or head_of(task.kind) not in READS_ONE_TOKEN:
         yield
         return
-    last = model.base_model.encoder.layer[-1].attention.output
-    handle = last.register_forward_pre_hook(lambda _, inputs: tuple(tensor[:, :1] for tensor in inputs))
+    last = model.base_model.encoder.layer[-1].attention
+    handle = last.output.register_forward_pre_hook(lambda _, inputs: tuple(tensor[:, :1] for tensor in inputs))
+    last.self.forward = partial(_first_attends, last.self)
     try:
         yield
     finally:
+        del last.self.forward
         handle.remove()
+
+
+def _first_attends(layer: Any, hidden: Tensor, attention_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
+    """BERT's self-attention of each sequence's first token, [sequences, 1, hidden]."""
+
+    def heads(projection: Any, states: Tensor) -> Tensor:
+        found: Tensor = projection(states).unflatten(-1, (layer.num_attention_heads, -1)).transpose(1, 2)
+        return found
+
+    found = torch.nn.functional.scaled_dot_product_attention(
+        heads(layer.query, hidden[:, :1]),
+        heads(layer.key, hidden),
+        heads(layer.value, hidden),
+        attn_mask=None if attention_mask is None else attention_mask[:, :, :1],
+    )
+    return found.transpose(1, 2).flatten(2), None
 
 
 def same_trunk(one: Any, other: Any) -> bool:
