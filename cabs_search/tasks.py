@@ -124,10 +124,11 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
     else:
         parts = {split: _rows(where, task, name, config) for split, name in names.items()}
     parts = _without_leaks(where, parts)
+    has_twin = any(other is not task and _reads(other) == _reads(task) for other in spec.tasks.values())
     found = {}
     for split in SPLITS:
         wanted: Split = getattr(task, split)
-        chosen = sorted(parts[split], key=lambda row: _digest(f"{spec.seed} {row.key}"))
+        chosen = sorted(parts[split], key=lambda r: (_digest(f"{spec.seed} {r.texts if has_twin else r.key}"), r.key))
         if len(chosen) < (wanted.items or 2):
             raise ValueError(
                 f"{where}.{split}.items: at most the rows at hand must be asked for, but got {wanted.items or 2} of "
@@ -141,6 +142,11 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
                 f"{longest} tokens"
             )
     return found
+
+
+def _reads(task: Task) -> tuple[Any, ...]:
+    """What tasks have in common whose items are ordered by their texts alone, to be scored in one pass."""
+    return task.dataset, task.text, task.choices
 
 
 def _positions(config: Any) -> float:

@@ -15,7 +15,7 @@ from cabs_search.evaluate import FIRST_TOKEN_ONLY, PASS_TOKENS, Workbench, batch
 from cabs_search.kinds import Item, outcome
 from cabs_search.spec import Kind, parse
 from cabs_search.store import Store
-from cabs_search.tasks import Items, load_items
+from cabs_search.tasks import SPLITS, Items, load_items
 from tests.conftest import pico_values
 from tests.standins import task_of
 from tests.unit.test_architectures import ARCHITECTURES, SMALL
@@ -168,6 +168,28 @@ def test_tasks_on_the_same_items_share_a_pass(pico: Path, tmp_path: Path) -> Non
     other = bench.score(items, rows | {"animal": np.arange(8)[::-1]})
     assert passes == {"mood": 3, "animal": 2, "pair": 3}, "other rows, another pass"
     assert other["animal"].losses[::-1] == pytest.approx(together["animal"].losses, abs=1e-5)
+
+
+def test_other_labels_of_the_same_texts_are_scored_in_the_same_pass(pico: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    lines = (pico / "mood.csv").read_text().splitlines()
+    texts = dict.fromkeys(line.rsplit(",", 1)[0] for line in lines[1:])
+    path.write_text("text,label,other\n" + "".join(f"{t},{i % 2},{i % 3}\n" for i, t in enumerate(texts)))
+    values = pico_values(pico)
+    task = values["tasks"]["mood"] | {"dataset": {"csv": str(path)}}
+    values["tasks"] = {"mood": task, "animal": task | {"label": "other"}}
+    spec = parse(values)
+    bench = Workbench(spec, Store(tmp_path / "cache"))
+    passes: list[str] = []
+    for name in spec.tasks:
+        first = bench.models[name].base_model.encoder.layer[0]
+        first.register_forward_hook(lambda *_, n=name: passes.append(n))
+    found = {name: load_items(spec, name) for name in spec.tasks}
+    for split in SPLITS:
+        items = {name: found[name][split] for name in spec.tasks}
+        assert items["mood"].keys != items["animal"].keys
+        bench.score(items, dict.fromkeys(spec.tasks, np.arange(12)))
+    assert set(passes) == {"mood"}
 
 
 def test_trunks_are_the_same_where_all_but_the_head_is() -> None:
