@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import pytest
 import torch
 import transformers
 
-from cabs_search.evaluate import FIRST_TOKEN_ONLY, PASS_TOKENS, Workbench, batches, collate, evaluate, same_trunk
+from cabs_search.evaluate import (
+    FIRST_TOKEN_ONLY,
+    PASS_TOKENS,
+    Workbench,
+    batches,
+    collate,
+    evaluate,
+    keep_memory,
+    same_trunk,
+)
 from cabs_search.kinds import Item, outcome
 from cabs_search.spec import Kind, parse
 from cabs_search.store import Store
@@ -217,3 +227,19 @@ def test_tasks_of_one_expert_share_a_pass(pico: Path, tmp_path: Path) -> None:
     found = bench.score(items, dict.fromkeys(spec.tasks, np.arange(8)))
     assert len(passes) == 1
     assert np.array_equal(found["a"].losses, found["b"].losses)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_buffers_of_one_batch_serve_the_next() -> None:
+    import resource
+
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    keep_memory()
+    torch.ones(2, 1 << 20), torch.ones(2, 1 << 20)
+    before = faults()
+    for _ in range(10):
+        torch.ones(2, 1 << 20), torch.ones(2, 1 << 20)
+    touched = 10 * 2 * (8 << 20) // resource.getpagesize()
+    assert faults() - before < touched / 4
