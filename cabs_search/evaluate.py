@@ -6,9 +6,12 @@ rewritten in place by ``materialize``; all heads see the same trunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import ctypes
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +23,38 @@ from cabs_search.calibration import Calibration
 from cabs_search.checkpoint import first_line
 from cabs_search.kinds import Outcome, head_of, outcome
 from cabs_search.materialize import Resident
-from cabs_search.metrics import Values
 from cabs_search.recipe import Method, Recipe
 from cabs_search.sparsify import CALIBRATED
-from cabs_search.spec import Kind, Spec
+from cabs_search.spec import Kind, Spec, Task
 from cabs_search.store import Family, Store, StoredVector
 from cabs_search.tasks import Ints, Items
 
 METHODS_OPEN = 64
 """Methods whose vectors a worker keeps open."""
 BATCH_TOKENS = 1024
-"""Tokens a batch holds, padding counted."""
+"""Tokens a batch holds at the most, padding counted: what activations take then stays in cache."""
+GPU_BATCH_TOKENS = 16 * BATCH_TOKENS
+"""On a GPU, which must be kept busy; not measured."""
+PASS_TOKENS = 24
+"""Tokens that take about as long as what a forward does beside its tokens."""
+FIRST_TOKEN_ONLY = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+"""Model types whose heads for a sequence read its first token alone, and whose layers are built as BERT's are."""
+READS_ONE_TOKEN = ("ForSequenceClassification", "ForMultipleChoice")
+HEAD_FIELDS = (
+    "_name_or_path", "architectures", "id2label", "label2id", "problem_type", "classifier_dropout", "pad_token_id",
+    "transformers_version",
+)  # fmt: skip
+"""Fields of a configuration on which no trunk depends; the pad token's comes with the items."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
+KEPT_BYTES, MAPPED_BYTES = 256 << 20, 32 << 20
+"""Freed memory that a process keeps; a buffer so large goes back in any case."""
 
 
 def batches(lengths: Ints, counts: Ints, tokens: int = BATCH_TOKENS) -> Iterator[Ints]:
     """Rows for each batch: similar lengths together, at most ``tokens`` a batch once padded (one row at the least).
+
+    Of all ways to cut the rows, longest first, the one with the fewest tokens, padding and ``PASS_TOKENS`` a batch
+    counted.
 
     Args:
         lengths: tokens of each item's longest sequence, [items].
@@ -43,25 +63,134 @@ def batches(lengths: Ints, counts: Ints, tokens: int = BATCH_TOKENS) -> Iterator
 
     """
     order = np.argsort(lengths, kind="stable")[::-1]
-    start = 0
-    while start < len(order):
-        held = counts[order[start:]].cumsum() * lengths[order[start]]
-        count = max(1, int(np.searchsorted(held, tokens, side="right")))
-        yield order[start : start + count]
-        start += count
+    held = np.concatenate([[0], counts[order].cumsum()])
+    costs, begins = np.full(len(order) + 1, np.inf), np.zeros(len(order) + 1, np.int64)
+    costs[0] = 0
+    for start, longest in enumerate(lengths[order]):
+        most = int(np.searchsorted(held, held[start] + tokens // longest, side="right")) - 1
+        ends = slice(start + 1, max(start + 1, most) + 1)
+        found = costs[start] + PASS_TOKENS + longest * (held[ends] - held[start])
+        better = found < costs[ends]
+        costs[ends][better], begins[ends][better] = found[better], start
+    cuts = [len(order)]
+    while cuts[-1]:
+        cuts.append(int(begins[cuts[-1]]))
+    for start, end in itertools.pairwise(reversed(cuts)):
+        yield order[start:end]
+
+
+def evaluate(model: Any, items: Items, rows: Ints, device: torch.device) -> Outcome:
+    """Score ``model`` on the given rows of ``items``, in the rows' order."""
+    return evaluate_together([(model, items, rows)], device)[0]
 
 
 @torch.inference_mode()
-def evaluate(model: Any, items: Items, rows: Ints, device: torch.device) -> Outcome:
-    """Score ``model`` on the given rows of ``items``, in the rows' order."""
-    model.config.pad_token_id = items.pad["input_ids"]  # by which a decoder finds an item's last token
-    scores, losses = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
-    predictions: Values = np.empty_like(items.labels[rows])
-    for batch in batches(items.lengths[rows], items.counts[rows]):
-        inputs = {k: v.to(device) for k, v in collate(items, rows[batch]).items()}
-        found = outcome(items.task, model(**inputs), [items.rows[i] for i in rows[batch]])
-        scores[batch], losses[batch], predictions[batch] = found.scores, found.losses, found.predictions
-    return Outcome(scores, losses, predictions)
+def evaluate_together(scored: Sequence[tuple[Any, Items, Ints]], device: torch.device) -> list[Outcome]:
+    """Score models that have one trunk on items that have the same sequences: each batch goes through it once.
+
+    Args:
+        scored: models, each with its items and the rows of them to score; see ``same_trunk`` and ``same_sequences``.
+        device: the models'.
+
+    """
+    outcomes = [
+        Outcome(np.empty(len(rows), np.float32), np.empty(len(rows), np.float32), np.empty_like(items.labels[rows]))
+        for _, items, rows in scored
+    ]
+    first, items, rows = scored[0]
+    models = {id(model): model for model, _, _ in scored}
+    for model in models.values():
+        model.config.pad_token_id = items.pad["input_ids"]  # by which a decoder finds an item's last token
+    with one_pass(models.values()), first_token_only(first, items.task):
+        tokens = BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
+        for batch in batches(items.lengths[rows], items.counts[rows], tokens):
+            inputs = {k: v.to(device) for k, v in collate(items, rows[batch]).items()}
+            outputs = {key: model(**inputs) for key, model in models.items()}
+            for (model, mine, places), whole in zip(scored, outcomes, strict=True):
+                found = outcome(mine.task, outputs[id(model)], [mine.rows[i] for i in places[batch]])
+                whole.scores[batch], whole.losses[batch] = found.scores, found.losses
+                whole.predictions[batch] = found.predictions
+    return outcomes
+
+
+@contextmanager
+def one_pass(models: Iterable[Any]) -> Iterator[None]:
+    """While it lasts the first model's trunk computes, and the others' give what it last gave."""
+    first, *others = [model.base_model for model in models]
+    kept: list[Any] = [None]
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        kept[0] = output
+
+    handle = first.register_forward_hook(keep)
+    try:
+        for trunk in others:
+            trunk.forward = lambda *_, **__: kept[0]
+        yield
+    finally:
+        handle.remove()
+        for trunk in others:
+            vars(trunk).pop("forward", None)
+
+
+@contextmanager
+def first_token_only(model: Any, task: Task) -> Iterator[None]:
+    """While it lasts the last layer computes just the token that the head reads, where that is the first one.
+
+    Of a layer it saves all but keys and values.
+    """
+    config = model.config
+    is_known = config.model_type in FIRST_TOKEN_ONLY and config._attn_implementation == "sdpa" and not config.is_decoder
+    if not is_known or head_of(task.kind) not in READS_ONE_TOKEN:
+        yield
+        return
+    last = model.base_model.encoder.layer[-1].attention
+    handle = last.output.register_forward_pre_hook(lambda _, inputs: tuple(tensor[:, :1] for tensor in inputs))
+    last.self.forward = partial(_first_attends, last.self)
+    try:
+        yield
+    finally:
+        del last.self.forward
+        handle.remove()
+
+
+def _first_attends(layer: Any, hidden: Tensor, attention_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
+    """BERT's self-attention of each sequence's first token, [sequences, 1, hidden]."""
+
+    def heads(projection: Any, states: Tensor) -> Tensor:
+        found: Tensor = projection(states).unflatten(-1, (layer.num_attention_heads, -1)).transpose(1, 2)
+        return found
+
+    found = torch.nn.functional.scaled_dot_product_attention(
+        heads(layer.query, hidden[:, :1]),
+        heads(layer.key, hidden),
+        heads(layer.value, hidden),
+        attn_mask=None if attention_mask is None else attention_mask[:, :, :1],
+    )
+    return found.transpose(1, 2).flatten(2), None
+
+
+def same_trunk(one: Any, other: Any) -> bool:
+    """Whether two models are alike but for their heads: one class, one configuration, the same values in the trunk."""
+    if type(one) is not type(other) or one.base_model is one:
+        return False
+    configs = [{k: v for k, v in m.config.to_dict().items() if k not in HEAD_FIELDS} for m in (one, other)]
+    ours, theirs = (m.base_model.state_dict() for m in (one, other))
+    return (
+        configs[0] == configs[1]
+        and ours.keys() == theirs.keys()
+        and all(t.data_ptr() == theirs[n].data_ptr() or torch.equal(t, theirs[n]) for n, t in ours.items())
+    )
+
+
+def same_sequences(one: tuple[Items, Ints], other: tuple[Items, Ints]) -> bool:
+    """Whether rows of two tasks are the same to a trunk."""
+    (ours, rows), (theirs, others) = one, other
+    return (
+        ours.pad == theirs.pad
+        and len(rows) == len(others)
+        and all(ours.rows[i].sequences == theirs.rows[j].sequences for i, j in zip(rows, others, strict=True))
+    )
 
 
 def collate(items: Items, rows: Ints) -> dict[str, Tensor]:
@@ -70,15 +199,16 @@ def collate(items: Items, rows: Ints) -> dict[str, Tensor]:
     For multiple choice [1, sequences, longest]: all are choices of one item to the model, as items may have more or
     fewer of them.
     """
-    chosen = [sequence for i in rows for sequence in items.rows[i].sequences]
-    width = max(len(e["input_ids"]) for e in chosen)
-    batch = {
-        field: torch.tensor([e[field] + [pad] * (width - len(e[field])) for e in chosen])
-        for field, pad in items.pad.items()
-    }
-    batch["attention_mask"] = torch.tensor(
-        [[1] * len(e["input_ids"]) + [0] * (width - len(e["input_ids"])) for e in chosen]
-    )
+    chosen = np.concatenate([np.arange(items.firsts[i], items.firsts[i + 1]) for i in rows])
+    starts, sizes = items.starts[chosen], np.diff(items.starts)[chosen]
+    steps = np.arange(sizes.max())
+    inside = steps < sizes[:, None]
+    places = (starts[:, None] + steps)[inside]
+    batch = {"attention_mask": torch.from_numpy(inside.astype(np.int64))}
+    for field, pad in items.pad.items():
+        filled = np.full(inside.shape, pad, np.int64)
+        filled[inside] = items.tokens[field][places]
+        batch[field] = torch.from_numpy(filled)
     return {f: tensor[None] for f, tensor in batch.items()} if items.task.kind == "multiple-choice" else batch
 
 
@@ -92,6 +222,7 @@ class Workbench:
             calibrations: files of what experts' layers saw, for mask rules that need it.
 
         """
+        keep_memory()
         self.spec, self.store = spec, store
         self.device = torch.device(pick_device(spec.device))
         self._calibrations = dict(calibrations or {})
@@ -107,6 +238,10 @@ class Workbench:
             expert: load_model(self.family, expert, kind, shared, dtype, self.device)
             for expert, kind in {spec.expert_of(name): task.kind for name, task in spec.tasks.items()}.items()
         }
+        self._trunks = {
+            expert: next(name for name, first in self.models.items() if first is model or same_trunk(first, model))
+            for expert, model in self.models.items()
+        }
 
     def materialize(self, recipe: Recipe) -> None:
         """Become a candidate; vectors that the cache lacks are built."""
@@ -118,9 +253,37 @@ class Workbench:
             self.family = replace(self.family, calibrations=known)
         return self.store.open(self.store.ensure(self.family, method))
 
-    def score(self, task: str, items: Items, rows: Ints) -> Outcome:
-        """Score the present candidate on some items of a task."""
-        return evaluate(self.models[self.spec.expert_of(task)], items, rows, self.device)
+    def score(self, items: Mapping[str, Items], rows: Mapping[str, Ints]) -> dict[str, Outcome]:
+        """Score the present candidate on some items of each task; tasks on the same items share a pass of the trunk."""
+        groups: list[list[str]] = []
+        for task, mine in rows.items():
+            for group in groups:
+                if self._alike(task, group[0]) and same_sequences(
+                    (items[task], mine), (items[group[0]], rows[group[0]])
+                ):
+                    group.append(task)
+                    break
+            else:
+                groups.append([task])
+        found: dict[str, Outcome] = {}
+        for group in groups:
+            scored = [(self.models[self.spec.expert_of(task)], items[task], rows[task]) for task in group]
+            found |= zip(group, evaluate_together(scored, self.device), strict=True)
+        return {task: found[task] for task in rows}
+
+    def _alike(self, *tasks: str) -> bool:
+        return len({self._trunks[self.spec.expert_of(task)] for task in tasks}) == 1
+
+
+def keep_memory() -> None:
+    """Let the process keep what it frees: else glibc gives a batch's buffers back, and the next batch's are faulted in.
+
+    That takes a tenth of a forward on a CPU. Elsewhere than in glibc nothing changes.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def load_model(

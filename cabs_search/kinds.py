@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cabs_search import answers
 from cabs_search.metrics import Values, values_of
@@ -289,12 +290,12 @@ def outcome(task: Task, output: Any, items: Sequence[Item]) -> Outcome:
     """
     match task.kind:
         case "classification":
-            found = [_score_class(row, item.label) for row, item in zip(_host(output.logits), items, strict=True)]
+            return _of_classes(_host(output.logits), items)
         case "regression":
-            found = [_score_number(row, item.label) for row, item in zip(_host(output.logits), items, strict=True)]
+            return _of_numbers(_host(output.logits)[:, 0].double().numpy(), items)
         case "multiple-choice":
             choices = _host(output.logits)[0].split([len(item.sequences) for item in items])
-            found = [_score_class(row, item.label) for row, item in zip(choices, items, strict=True)]
+            return _of_classes(pad_sequence(list(choices), batch_first=True, padding_value=-torch.inf), items)
         case "question-answering":
             parts = zip(_own(output.start_logits, items), _own(output.end_logits, items), items, strict=True)
             found = [_score_answer(task.metric, starts, ends, item) for starts, ends, item in parts]
@@ -308,6 +309,18 @@ def _host(logits: Tensor) -> Tensor:
     return logits.float().cpu()
 
 
+def _of_classes(logits: Tensor, items: Sequence[Item]) -> Outcome:
+    """One class an item; ``logits`` is [items, classes], -inf where an item has fewer."""
+    labels, predictions = torch.tensor([item.label for item in items]), logits.argmax(-1)
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return Outcome((predictions == labels).float().numpy(), losses.numpy(), predictions.numpy())
+
+
+def _of_numbers(predictions: Values, items: Sequence[Item]) -> Outcome:
+    squared = (predictions - np.array([item.label for item in items])) ** 2
+    return Outcome((-squared).astype(np.float32), squared.astype(np.float32), predictions)
+
+
 def _own(logits: Tensor, items: Sequence[Item]) -> Iterator[list[Tensor]]:
     """Each item's sequences, [tokens, ...], without what they were padded with."""
     rows = iter(_host(logits))
@@ -317,17 +330,6 @@ def _own(logits: Tensor, items: Sequence[Item]) -> Iterator[list[Tensor]]:
 
 Scored = tuple[float, float, Any]
 """An item's score, loss and prediction."""
-
-
-def _score_class(logits: Tensor, label: int) -> Scored:
-    prediction = int(logits.argmax())
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(label))
-    return float(prediction == label), float(loss), prediction
-
-
-def _score_number(logits: Tensor, label: float) -> Scored:
-    prediction = float(logits[0])
-    return -((prediction - label) ** 2), (prediction - label) ** 2, prediction
 
 
 def _score_answer(metric: str, starts: list[Tensor], ends: list[Tensor], item: Item) -> Scored:

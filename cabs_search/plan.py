@@ -202,9 +202,9 @@ def _items_per_second(spec: Spec, store: Store, items: Mapping[SplitName, Mappin
         for task, mine in items["search"].items():
             chosen = list(batches(mine.lengths, mine.counts))
             rows = chosen[len(chosen) // 2]
-            bench.score(task, mine, rows)
+            bench.score({task: mine}, {task: rows})
             start = time.perf_counter()
-            bench.score(task, mine, rows)
+            bench.score({task: mine}, {task: rows})
             seconds += (time.perf_counter() - start) / len(rows) * len(mine)
         return sum(len(i) for i in items["search"].values()) / seconds
     finally:

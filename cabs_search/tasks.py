@@ -77,6 +77,23 @@ class Items:
         """Sequences of each item, [items]."""
         return np.array([len(row.sequences) for row in self.rows], dtype=np.int64)
 
+    @cached_property
+    def firsts(self) -> Ints:
+        """Each item's first sequence among all, and behind the last item their number, [items + 1]."""
+        return np.concatenate([[0], self.counts.cumsum()])
+
+    @cached_property
+    def starts(self) -> Ints:
+        """Each sequence's first token among all, and behind the last sequence their number, [sequences + 1]."""
+        sizes = [len(sequence["input_ids"]) for row in self.rows for sequence in row.sequences]
+        return np.concatenate([[0], np.array(sizes, dtype=np.int64).cumsum()])
+
+    @cached_property
+    def tokens(self) -> dict[str, Ints]:
+        """All sequences one behind another, by field of a sequence, [tokens]."""
+        sequences = [sequence for row in self.rows for sequence in row.sequences]
+        return {f: np.concatenate([np.array(s[f], dtype=np.int64) for s in sequences]) for f in self.pad}
+
 
 def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
     """Read, divide and tokenize one task's rows.
@@ -107,10 +124,11 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
     else:
         parts = {split: _rows(where, task, name, config) for split, name in names.items()}
     parts = _without_leaks(where, parts)
+    has_twin = any(other is not task and _reads(other) == _reads(task) for other in spec.tasks.values())
     found = {}
     for split in SPLITS:
         wanted: Split = getattr(task, split)
-        chosen = sorted(parts[split], key=lambda row: _digest(f"{spec.seed} {row.key}"))
+        chosen = sorted(parts[split], key=lambda r: (_digest(f"{spec.seed} {r.texts if has_twin else r.key}"), r.key))
         if len(chosen) < (wanted.items or 2):
             raise ValueError(
                 f"{where}.{split}.items: at most the rows at hand must be asked for, but got {wanted.items or 2} of "
@@ -124,6 +142,11 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
                 f"{longest} tokens"
             )
     return found
+
+
+def _reads(task: Task) -> tuple[Any, ...]:
+    """What tasks have in common whose items are ordered by their texts alone, to be scored in one pass."""
+    return task.dataset, task.text, task.choices
 
 
 def _positions(config: Any) -> float:

@@ -79,10 +79,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             self._ready = True
         ready = time.perf_counter()
         split = self._job.split
-        outcomes = {
-            task: self._bench.score(task, self._context.items[split][task], rows)
-            for task, rows in self._context.blocks[split][block].items()
-        }
+        outcomes = self._bench.score(self._context.items[split], self._context.blocks[split][block])
         for task, outcome in outcomes.items():
             if not np.isfinite(outcome.losses).all():
                 raise ValueError(f"the loss on {task} is not finite")

@@ -53,7 +53,7 @@ def workbench(spec: Spec, cache: Path) -> Workbench:
 
 def score(bench: Workbench, items: Mapping[str, Items], rows: Mapping[str, Ints]) -> dict[str, Outcome]:
     """One step of a worker: some items of every task."""
-    return {task: bench.score(task, items[task], rows[task]) for task in rows}
+    return bench.score(items, rows)
 
 
 def entry_bytes(path: Path) -> int:

@@ -68,8 +68,8 @@ def test_an_architecture_goes_the_whole_way(tmp_path: Path, config: str, model: 
             assert torch.equal(state[bench.family.experts[name].model_name(tensor)], value), tensor
         rows = tuple(Item(sequences=({"input_ids": torch.randint(3, 60, (n,)).tolist()},), label=0) for n in (7, 3, 5))
         items = Items(bench.spec.tasks[name], ("a", "b", "c"), rows, {"input_ids": 0})
-        together = bench.score(name, items, np.arange(3))
-        alone = [bench.score(name, items, np.array([i])).losses[0] for i in range(3)]
+        together = bench.score({name: items}, {name: np.arange(3)})[name]
+        alone = [bench.score({name: items}, {name: np.array([i])})[name].losses[0] for i in range(3)]
         assert together.losses == pytest.approx(alone, abs=1e-5), "padding changes nothing"
         assert np.isfinite(together.losses).all()
 
