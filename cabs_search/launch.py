@@ -199,7 +199,7 @@ class _Compared:
 
         runnable = [value for value in self._rows if value.label not in self._failures]
         makers = {v.label: (v.spec.search.trials, self._opener(v, v is runnable[0])) for v in runnable}
-        self._studies = Studies(self._opened.spec, self._opened.items, makers, self._ended)
+        self._studies = Studies(self._opened.spec, self._opened.items, self._outcomes, makers, self._ended)
         return self._studies
 
     def _opener(self, value: comparison.Value, alone: bool) -> Callable[[], Study]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from ray import tune
 
 from cabs_search.evaluate import Workbench
+from cabs_search.search.desk import BATCH_SECONDS, Batch, Part
 from cabs_search.search.study import BlockResult, Job
 from cabs_search.spec import Spec
 from cabs_search.store import Store
@@ -35,7 +37,7 @@ class Context:
 
 
 class Worker(tune.Trainable):  # type: ignore[misc]
-    """One step materializes a candidate where needed and scores one block. Reused from candidate to candidate."""
+    """One step scores blocks of its batch's jobs for about a second. Reused from batch to batch."""
 
     _broken: str | None = None
 
@@ -50,35 +52,44 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             self._broken = f"{type(error).__name__}: {error}"
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Turn to another job, keeping the model."""
+        """Turn to another batch, keeping the model."""
         self._take(new_config)
         return True
 
     def _take(self, config: dict[str, Any]) -> None:
-        self._job: Job = config["job"].value
-        self._step, self._ready = 0, False
+        batch: Batch = config["batch"].value
+        self._todo = deque((job_id, job, block) for job_id, job in batch.items() for block in job.todo)
+        self._present: str | None = None
 
     def step(self) -> dict[str, Any]:
-        """Score the next block. A candidate's own error ends its job; it does not end the worker."""
+        """Score the next blocks. A candidate's own error ends its job, neither the batch nor the worker."""
         if self._broken:
             return {"broken": self._broken, "done": True}
-        try:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.filterwarnings("always", module="cabs_search")
-                result = self._score(self._job.todo[self._step])
-        except Exception as error:
-            return {"failed": f"{type(error).__name__}: {error}", "done": True}
-        self._step += 1
-        result = replace(result, warnings=tuple(str(w.message) for w in said if "cabs_search" in w.filename))
-        return {"result": Opaque(result), "done": self._step == len(self._job.todo)}
+        parts: list[Part] = []
+        end = time.perf_counter() + BATCH_SECONDS
+        while self._todo and (not parts or time.perf_counter() < end):
+            job_id, job, block = self._todo.popleft()
+            try:
+                with warnings.catch_warnings(record=True) as said:
+                    warnings.filterwarnings("always", module="cabs_search")
+                    result = self._score(job_id, job, block)
+            except Exception as error:
+                parts.append(Part(job_id=job_id, error=f"{type(error).__name__}: {error}"))
+                self._present = None
+                while self._todo and self._todo[0][0] == job_id:
+                    self._todo.popleft()
+                continue
+            told = tuple(str(w.message) for w in said if "cabs_search" in w.filename)
+            parts.append(Part(job_id=job_id, result=replace(result, warnings=told)))
+        return {"parts": Opaque(parts), "done": not self._todo}
 
-    def _score(self, block: int) -> BlockResult:
+    def _score(self, job_id: str, job: Job, block: int) -> BlockResult:
         start = time.perf_counter()
-        if not self._ready:
-            self._bench.materialize(self._job.recipe)
-            self._ready = True
+        if self._present != job_id:
+            self._bench.materialize(job.recipe)
+            self._present = job_id
         ready = time.perf_counter()
-        split = self._job.split
+        split = job.split
         outcomes = {
             task: self._bench.score(task, self._context.items[split][task], rows)
             for task, rows in self._context.blocks[split][block].items()
