@@ -64,8 +64,9 @@ class Desk:
             self._drop_ready()
         if not self._ready:
             self.write()
-            if (none := self._propose()) is not None:
-                return none if none == "finished" else None
+            is_finished = self._propose() == "finished"
+            if not self._ready:
+                return "finished" if is_finished else None
         batch = self._ready.popleft()
         self._out[batch_id] = {job_id: len(job.todo) for job_id, job in batch.items()}
         return batch
@@ -137,7 +138,7 @@ class Desk:
         self._ready.clear()
 
     def _propose(self) -> Literal["finished"] | None:
-        """Make a batch ready, of one job or of small ones; what the study says where it has no job."""
+        """Make a batch ready, of one job or of small ones; where there is no job, nothing, and whether none will be."""
         share = min(MOST_JOBS, max(1, self._study.left // self._workers))  # near the end all workers get some
         block = median(self._block_seconds) if self._block_seconds else SMALL_SECONDS
         batch: dict[str, Job] = {}

@@ -244,7 +244,7 @@ class Study:
                     queued[recipe.key] = (recipe, trial_id)
                     continue
                 self._storage.set_trial_state_values(trial_id, TrialState.FAIL)  # killed while it was told
-                trial = self._storage.get_trial(trial_id)  # noqa: PLW2901
+                trial = self._storage.get_trial(trial_id)
             self._sampled.add_trial(trial)
             if recipe and _counts(trial):
                 self._finish(trial, recipe, self.outcomes.scored_one(self.spec, "search", recipe, self._labels))
@@ -314,7 +314,7 @@ class Study:
             distributions=trial.distributions,
             user_attrs={"recipe": json.dumps(recipe.as_dict())},
         )
-        return self._storage.create_new_trial(self._study_id, template_trial=template)
+        return int(self._storage.create_new_trial(self._study_id, template_trial=template))
 
     def _is_duplicate(self, recipe: Recipe) -> bool:
         in_work = {found.job.recipe.key for found in self._open.values() if found.trial is not None}

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import optuna
@@ -283,7 +284,9 @@ def test_a_kill_between_an_error_and_its_end(spec: Spec, items: Any, tmp_path: P
     job = bench.study.next_job("a")
     assert isinstance(job, Job)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench.study._storage, "set_trial_state_values", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            bench.study._storage, "set_trial_state_values", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             bench.study.finish("a", "ValueError: no")
     again = Bench(spec, tmp_path, items)
