@@ -1,4 +1,4 @@
-"""Ray Tune runs a study's jobs: an own Searcher around ask and tell, reused workers, nothing of Tune's kept.
+"""Ray Tune runs a study's workers: each of them a trial that is fed with jobs; nothing of Tune's is kept.
 
 Optuna's own integration tells a stopped trial as complete with its partial score, and a restored Tuner crashes on a
 database study; the study here is the only state, and a Tuner is thrown away.
@@ -27,7 +27,7 @@ from cabs_search.evaluate import pick_device
 from cabs_search.search.desk import Desk
 from cabs_search.search.studies import Studies
 from cabs_search.search.study import Study
-from cabs_search.search.worker import Context, Opaque, Worker
+from cabs_search.search.worker import Context, Worker
 from cabs_search.spec import Spec
 from cabs_search.tasks import Items, SplitName
 
@@ -110,9 +110,9 @@ def _run(study: Study | Studies, context: Context, progress: Progress) -> None:
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(Worker, context=context), resources),
                 tune_config=tune.TuneConfig(
-                    search_alg=BatchSearcher(desk, progress),
+                    search_alg=WorkerSearcher(desk),
                     num_samples=-1,
-                    reuse_actors=True,
+                    max_concurrent_trials=workers,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
                 ),
                 run_config=tune.RunConfig(
@@ -121,11 +121,12 @@ def _run(study: Study | Studies, context: Context, progress: Progress) -> None:
                     verbose=0,
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                     failure_config=tune.FailureConfig(max_failures=0),  # the study tries again, not Tune
+                    stop=Ended(desk),
                     callbacks=[Recorder(desk, progress)],
                 ),
             ).fit()
     finally:
-        desk.close()
+        desk.write()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -154,29 +155,23 @@ class _Unsaved:
         return {}
 
 
-class BatchSearcher(_Unsaved, Searcher):  # type: ignore[misc]
-    """Tune's view of a study: each trial is a batch."""
+class WorkerSearcher(_Unsaved, Searcher):  # type: ignore[misc]
+    """Tune's view of a search: each trial is a worker, fed with jobs until there are no more."""
 
-    def __init__(self, desk: Desk, progress: Progress) -> None:
+    def __init__(self, desk: Desk) -> None:
         super().__init__(metric="done", mode="max")
-        self._desk, self._progress = desk, progress
+        self._desk = desk
 
-    def suggest(self, trial_id: str) -> Any:
-        """The next batch; None while there is none; FINISHED at the end."""
-        batch = self._desk.give(trial_id)
-        if batch is None:
-            return None
-        self._progress.refresh()
-        return Searcher.FINISHED if batch == "finished" else {"batch": Opaque(batch)}
+    def suggest(self, trial_id: str) -> Any:  # noqa: ARG002 (Tune's signature)
+        """A worker, also in the place of one that died; FINISHED at the end."""
+        return Searcher.FINISHED if self._desk.finished else {}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A batch has ended: every part of it taken, its worker died, or the run interrupted."""
+        """A worker died or could not start."""
         if error:
             self._desk.died(trial_id)
         elif result and "broken" in result:
-            self._desk.stop(trial_id, f"a worker could not start: {result['broken']}")
-        else:
-            self._desk.leave(trial_id)
+            self._desk.stop(f"a worker could not start: {result['broken']}")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Parts are taken by the Recorder, which sees the last ones too."""
@@ -189,14 +184,10 @@ class BatchSearcher(_Unsaved, Searcher):  # type: ignore[misc]
 
 
 class Recorder(_Unsaved, tune.Callback):  # type: ignore[misc]
-    """Takes every part in; a Searcher is not shown a trial's last result before its end. Tune's loop writes by it."""
+    """Takes in what workers did; Tune has them go on before the desk writes it down."""
 
     def __init__(self, desk: Desk, progress: Progress) -> None:
         self._desk, self._progress = desk, progress
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """A worker has a batch."""
-        self._desk.begin(trial.trial_id)
 
     def on_trial_result(
         self,
@@ -206,7 +197,9 @@ class Recorder(_Unsaved, tune.Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,  # noqa: ARG002
     ) -> None:
-        """Take in a step's parts."""
+        """Take in a worker's address, or a step's parts."""
+        if "worker" in result:
+            self._desk.join(trial.trial_id, result.pop("worker").value.feed.remote)
         if "parts" in result:
             parts = result.pop("parts").value
             self._desk.take(trial.trial_id, parts)
@@ -214,9 +207,24 @@ class Recorder(_Unsaved, tune.Callback):  # type: ignore[misc]
                 tqdm.write(f"warning: {warning}", file=sys.stderr)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002
-        """Tune has done what was to be done."""
+        """Tune has handled an event, or waited for one."""
         self._desk.rest()
         self._progress.refresh()
+
+
+class Ended(_Unsaved, tune.Stopper):  # type: ignore[misc]
+    """Ends workers when the desk has no more for them."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002 (Tune's signature)
+        """No worker ends before the others."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all is done."""
+        return self._desk.finished
 
 
 class Progress:

@@ -134,11 +134,6 @@ class Studies:
         """Take note that a job's worker died."""
         self._jobs.pop(job_id).died(job_id)
 
-    def leave(self, job_id: str) -> None:
-        """Give a job up without an end."""
-        self._jobs.pop(job_id).leave(job_id)
-
-    def stop(self, job_id: str, reason: str) -> None:
-        """End all studies for a reason that is no candidate's."""
-        self.leave(job_id)
+    def stop(self, reason: str) -> None:
+        """End the search for a reason that is no candidate's; the next run takes up what is at work."""
         self.failure = reason

@@ -415,13 +415,8 @@ class Study:
             self.finish(job_id)
         return None
 
-    def leave(self, job_id: str) -> None:
-        """Give a job up without an end: its candidate stays RUNNING, and the next run takes it up."""
-        self._open.pop(job_id)
-
-    def stop(self, job_id: str, reason: str) -> None:
-        """End the search for a reason that is no candidate's."""
-        self.leave(job_id)
+    def stop(self, reason: str) -> None:
+        """End the search for a reason that is no candidate's; the next run takes up what is at work."""
         self.failure = reason
 
     def _finish(self, trial: optuna.trial.FrozenTrial, recipe: Recipe, scored: Scored | None) -> None:

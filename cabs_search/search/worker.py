@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from ray import tune
 
 from cabs_search.evaluate import Workbench
-from cabs_search.search.desk import BATCH_SECONDS, Batch, Part
+from cabs_search.search.desk import STEP_SECONDS, Batch, Part
 from cabs_search.search.study import BlockResult, Job
 from cabs_search.spec import Spec
 from cabs_search.store import Store
 from cabs_search.tasks import Ints, Items, SplitName
+
+IDLE_SECONDS = 0.05
+"""What a worker without a job waits before it asks again."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,36 +41,35 @@ class Context:
 
 
 class Worker(tune.Trainable):  # type: ignore[misc]
-    """One step scores blocks of its batch's jobs for about a second. Reused from batch to batch."""
+    """Lives as long as the search: ``feed`` brings jobs, one step scores blocks of them for about a second."""
 
     _broken: str | None = None
 
-    def setup(self, config: dict[str, Any], context: Context) -> None:
+    def setup(self, config: dict[str, Any], context: Context) -> None:  # noqa: ARG002 (Tune's signature)
         """Load model and heads; the items come with the context."""
         torch.set_num_threads(context.threads)
         self._context = context
-        self._take(config)
+        self._todo: deque[tuple[str, Job, int]] = deque()
+        self._present: str | None = None
+        self._is_known = False
         try:
             self._bench = Workbench(context.spec, Store(context.cache), context.calibrations)
         except Exception as error:  # told at the first step: Tune would try again and then keep it to itself
             self._broken = f"{type(error).__name__}: {error}"
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Turn to another batch, keeping the model."""
-        self._take(new_config)
-        return True
-
-    def _take(self, config: dict[str, Any]) -> None:
-        batch: Batch = config["batch"].value
-        self._todo = deque((job_id, job, block) for job_id, job in batch.items() for block in job.todo)
-        self._present: str | None = None
+    def feed(self, batch: Batch) -> None:
+        """Take jobs on; called between two steps."""
+        self._todo.extend((job_id, job, block) for job_id, job in batch.items() for block in job.todo)
 
     def step(self) -> dict[str, Any]:
-        """Score the next blocks. A candidate's own error ends its job, neither the batch nor the worker."""
+        """Say where jobs may be sent, at first; then score blocks. A job's own error ends that job alone."""
         if self._broken:
             return {"broken": self._broken, "done": True}
+        if not self._is_known:
+            self._is_known = True
+            return {"worker": Opaque(ray.get_runtime_context().current_actor), "done": False}
         parts: list[Part] = []
-        end = time.perf_counter() + BATCH_SECONDS
+        end = time.perf_counter() + STEP_SECONDS
         while self._todo and (not parts or time.perf_counter() < end):
             job_id, job, block = self._todo.popleft()
             try:
@@ -81,7 +84,9 @@ class Worker(tune.Trainable):  # type: ignore[misc]
                 continue
             told = tuple(str(w.message) for w in said if "cabs_search" in w.filename)
             parts.append(Part(job_id=job_id, result=replace(result, warnings=told)))
-        return {"parts": Opaque(parts), "done": not self._todo}
+        if not parts:
+            time.sleep(IDLE_SECONDS)
+        return {"parts": Opaque(parts), "done": False}
 
     def _score(self, job_id: str, job: Job, block: int) -> BlockResult:
         start = time.perf_counter()

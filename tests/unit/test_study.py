@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import optuna
@@ -337,7 +336,7 @@ def test_a_kill_before_or_after_any_write(
 def test_a_worker_that_cannot_start_costs_no_candidate(spec: Spec, items: Any, tmp_path: Path) -> None:
     bench = Bench(spec, tmp_path, items)
     bench.study.next_job("a")
-    bench.study.stop("a", "a worker could not start: OutOfMemoryError: no room")
+    bench.study.stop("a worker could not start: OutOfMemoryError: no room")
     assert bench.study.next_job("b") == "finished"
     assert bench.study.failure is not None
     again = Bench(spec, tmp_path, items)
