@@ -13,7 +13,7 @@ from functools import partial
 from statistics import median
 
 from cabs_search.search.studies import Studies
-from cabs_search.search.study import BlockResult, Job, Study
+from cabs_search.search.study import WORKER_DEATHS, BlockResult, Job, Study
 
 STEP_SECONDS = 1.0
 """What a worker scores before it reports; it gets new jobs when it has no more left than that."""
@@ -57,11 +57,13 @@ class Desk:
         self._results: list[tuple[str, BlockResult]] = []
         self._ends: list[Callable[[], object]] = []
         self._block_seconds: deque[float] = deque(maxlen=64)
+        self._stillborn = 0
         self.finished = False
 
     def join(self, worker: str, send: Callable[[Batch], object]) -> None:
         """A worker is there, and is reached by ``send``."""
         self._workers[worker] = _Worker(send)
+        self._stillborn = 0
 
     def take(self, worker: str, parts: Iterable[Part]) -> None:
         """Take in what a worker did; ``rest`` writes it."""
@@ -79,6 +81,10 @@ class Desk:
         """A worker died: another one gets what it had left, each job alone."""
         if worker in self._workers:
             self._ends += [partial(self._study.died, job_id) for job_id in self._workers.pop(worker).left]
+            return
+        self._stillborn += 1
+        if self._stillborn > WORKER_DEATHS:
+            self.stop(f"a worker could not start: {self._stillborn} in a row died of it")
 
     def stop(self, reason: str) -> None:
         """End the search for a reason that is no candidate's."""
