@@ -15,8 +15,10 @@ from statistics import median
 from cabs_search.search.studies import Studies
 from cabs_search.search.study import WORKER_DEATHS, BlockResult, Job, Study
 
-STEP_SECONDS = 1.0
-"""What a worker scores before it reports; it gets new jobs when it has no more left than that."""
+STEP_SECONDS = 0.5
+"""How often a worker reports, and what a batch of small jobs holds."""
+AHEAD_SECONDS = 1.0
+"""A worker that has no more left, by its last report, gets new jobs."""
 SMALL_SECONDS = 0.3
 """A job that takes less goes out with others."""
 MOST_JOBS = 8
@@ -115,7 +117,7 @@ class Desk:
         if worker.is_alone or self._study.left <= self._count:  # the last jobs are for those who have none
             return False
         blocks = sum(worker.left.values())
-        return blocks == 1 or blocks * self._seconds <= STEP_SECONDS
+        return blocks == 1 or blocks * self._seconds <= AHEAD_SECONDS
 
     @property
     def _seconds(self) -> float:

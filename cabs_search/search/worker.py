@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Context:
 
 
 class Worker(tune.Trainable):  # type: ignore[misc]
-    """Lives as long as the search: ``feed`` brings jobs, one step scores blocks of them for about a second."""
+    """Lives as long as the search: ``feed`` brings jobs, a thread scores them, a step says what it has found."""
 
     _broken: str | None = None
 
@@ -49,50 +50,64 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         """Load model and heads; the items come with the context."""
         torch.set_num_threads(context.threads)
         self._context = context
-        self._todo: deque[tuple[str, Job, int]] = deque()
-        self._present: str | None = None
+        self._todo: SimpleQueue[tuple[str, Job]] = SimpleQueue()
+        self._found: SimpleQueue[Part] = SimpleQueue()
+        self._left: dict[str, int] = {}
         self._is_known = False
         try:
             self._bench = Workbench(context.spec, Store(context.cache), context.calibrations)
         except Exception as error:  # told at the first step: Tune would try again and then keep it to itself
             self._broken = f"{type(error).__name__}: {error}"
+        else:
+            Thread(target=self._work, daemon=True).start()
 
     def feed(self, batch: Batch) -> None:
         """Take jobs on; called between two steps."""
-        self._todo.extend((job_id, job, block) for job_id, job in batch.items() for block in job.todo)
+        for job_id, job in batch.items():
+            self._left[job_id] = len(job.todo)
+            self._todo.put((job_id, job))
 
     def step(self) -> dict[str, Any]:
-        """Say where jobs may be sent, at first; then score blocks. A job's own error ends that job alone."""
+        """Say where jobs may be sent, at first; then what was found, at the latest when ``STEP_SECONDS`` are over."""
         if self._broken:
             return {"broken": self._broken, "done": True}
         if not self._is_known:
             self._is_known = True
             return {"worker": Opaque(ray.get_runtime_context().current_actor), "done": False}
+        if not self._left:
+            time.sleep(IDLE_SECONDS)
         parts: list[Part] = []
         end = time.perf_counter() + STEP_SECONDS
-        while self._todo and (not parts or time.perf_counter() < end):
-            job_id, job, block = self._todo.popleft()
+        while self._left:
             try:
-                with warnings.catch_warnings(record=True) as said:
-                    warnings.filterwarnings("always", module="cabs_search")
-                    result = self._score(job_id, job, block)
-            except Exception as error:
-                parts.append(Part(job_id=job_id, error=f"{type(error).__name__}: {error}"))
-                self._present = None
-                while self._todo and self._todo[0][0] == job_id:
-                    self._todo.popleft()
-                continue
-            told = tuple(str(w.message) for w in said if "cabs_search" in w.filename)
-            parts.append(Part(job_id=job_id, result=replace(result, warnings=told)))
-        if not parts:
-            time.sleep(IDLE_SECONDS)
+                part = self._found.get(timeout=max(0.0, end - time.perf_counter()))
+            except Empty:
+                break
+            parts.append(part)
+            self._left[part.job_id] -= 1
+            if part.error is not None or not self._left[part.job_id]:
+                del self._left[part.job_id]
         return {"parts": Opaque(parts), "done": False}
 
-    def _score(self, job_id: str, job: Job, block: int) -> BlockResult:
+    def _work(self) -> None:
+        """Score one job after another. A job's own error ends that job alone."""
+        torch.set_num_threads(self._context.threads)  # of this thread
+        while True:
+            job_id, job = self._todo.get()
+            try:
+                for number, block in enumerate(job.todo):
+                    with warnings.catch_warnings(record=True) as said:
+                        warnings.filterwarnings("always", module="cabs_search")
+                        result = self._score(job, block, is_first=number == 0)
+                    told = tuple(str(w.message) for w in said if "cabs_search" in w.filename)
+                    self._found.put(Part(job_id=job_id, result=replace(result, warnings=told)))
+            except Exception as error:
+                self._found.put(Part(job_id=job_id, error=f"{type(error).__name__}: {error}"))
+
+    def _score(self, job: Job, block: int, *, is_first: bool) -> BlockResult:
         start = time.perf_counter()
-        if self._present != job_id:
+        if is_first:
             self._bench.materialize(job.recipe)
-            self._present = job_id
         ready = time.perf_counter()
         split = job.split
         outcomes = {
