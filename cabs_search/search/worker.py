@@ -25,6 +25,8 @@ from cabs_search.tasks import Ints, Items, SplitName
 
 IDLE_SECONDS = 0.05
 """What a worker without a job waits before it asks again."""
+PATIENCE_SECONDS = 2.0
+"""How long a step waits for a block."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +70,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             self._todo.put((job_id, job))
 
     def step(self) -> dict[str, Any]:
-        """Say where jobs may be sent, at first; then what was found, at the latest when ``STEP_SECONDS`` are over."""
+        """Say where jobs may be sent, at first; then what was found in ``STEP_SECONDS``, if anything."""
         if self._broken:
             return {"broken": self._broken, "done": True}
         if not self._is_known:
@@ -77,8 +79,9 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         if not self._left:
             time.sleep(IDLE_SECONDS)
         parts: list[Part] = []
-        end = time.perf_counter() + STEP_SECONDS
+        start = time.perf_counter()
         while self._left:
+            end = start + (STEP_SECONDS if parts else PATIENCE_SECONDS)
             try:
                 part = self._found.get(timeout=max(0.0, end - time.perf_counter()))
             except Empty:
