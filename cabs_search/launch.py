@@ -6,9 +6,11 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from cabs_search.search.study import Finished, Study
 
 Say = Callable[[str], object]
+UNTRACKED = 64
+"""Candidates that MLflow may lag behind, before a search waits for it."""
 
 
 def to_stderr(text: str) -> None:
@@ -78,7 +82,7 @@ def run(
     """
     opened = _Opened(spec, output, address, say)
     spec, folder = opened.spec, opened.folder
-    with _only_driver(folder) as is_new:
+    with _only_driver(folder) as is_new, _thread() as in_order:
         from cabs_search.search.driver import search
 
         try:
@@ -88,7 +92,7 @@ def run(
             if is_new:  # refused before anything was done
                 shutil.rmtree(folder)
             raise
-        tracked = _Tracked(spec, folder, tracking_uri, say)
+        tracked = _Tracked(spec, folder, tracking_uri, say, in_order)
         tracked.open(study.id)
         study.take_up(tracked.candidate)
         say(f"starting workers; the study is kept in {folder}")
@@ -139,7 +143,7 @@ def compare(
     rows = [value for value in comparison.values(spec, over) if value.same_as is None]
     name = comparison.experiment_name(spec, over)
     opened = _Opened(spec, output or Path("results") / name, address, say, over)
-    with _only_driver(opened.folder) as is_new:
+    with _only_driver(opened.folder) as is_new, _thread() as in_order:
         from cabs_search.search.driver import search
 
         try:
@@ -149,7 +153,7 @@ def compare(
             if is_new:
                 shutil.rmtree(opened.folder)
             raise
-        trackers = {v.label: _Tracked(v.spec, opened.folder, tracking_uri, say, name) for v in rows}
+        trackers = {v.label: _Tracked(v.spec, opened.folder, tracking_uri, say, in_order, name) for v in rows}
         compared = _Compared(opened, over, rows, outcomes, trackers)
         calibrations = compared.prune_calibrated()
         _write_spec(spec, opened.folder)
@@ -199,7 +203,7 @@ class _Compared:
 
         runnable = [value for value in self._rows if value.label not in self._failures]
         makers = {v.label: (v.spec.search.trials, self._opener(v, v is runnable[0])) for v in runnable}
-        self._studies = Studies(self._opened.spec, self._opened.items, makers, self._ended)
+        self._studies = Studies(self._opened.spec, self._opened.items, self._outcomes, makers, self._ended)
         return self._studies
 
     def _opener(self, value: comparison.Value, alone: bool) -> Callable[[], Study]:
@@ -441,17 +445,43 @@ def _facts(board: report.Leaderboard, chosen: Scored) -> list[str]:
     return facts
 
 
+@contextmanager
+def _thread() -> Iterator[Callable[[Callable[[], None]], Future[None]]]:
+    """A thread that does one thing after another, some of them later; all are done at the end."""
+    room = BoundedSemaphore(UNTRACKED)
+
+    def in_order(act: Callable[[], None]) -> Future[None]:
+        room.acquire()
+        done = thread.submit(act)
+        done.add_done_callback(lambda _: room.release())
+        return done
+
+    with ThreadPoolExecutor(1) as thread:
+        yield in_order
+
+
 class _Tracked:
     """MLflow beside a search: what cannot be written now is written by the next run, and costs no result."""
 
-    def __init__(self, spec: Spec, folder: Path, uri: str | None, say: Say, experiment: str | None = None) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        folder: Path,
+        uri: str | None,
+        say: Say,
+        in_order: Callable[[Callable[[], None]], Future[None]],
+        experiment: str | None = None,
+    ) -> None:
         from cabs_search.tracking import default_uri
 
         self._spec, self._folder, self._uri, self._say = spec, folder, uri, say
-        self._experiment = experiment
+        self._in_order, self._experiment = in_order, experiment
         self.uri = uri or default_uri(folder)
         self._tracker: Any = None
         self._failed = self._ended = False
+
+    def _later(self, act: Callable[[], object]) -> Future[None]:
+        return self._in_order(lambda: self._try(act))
 
     def _try(self, act: Callable[[], object]) -> None:
         if self._failed:
@@ -471,15 +501,19 @@ class _Tracked:
 
             self._tracker = Tracker(self._spec, self._folder, study_id, self._uri, self._experiment)
 
-        self._try(act)
+        self._later(act).result()
 
     def close(self) -> None:
         """Close the run of a study that did not end by itself."""
-        if self._tracker is not None and not self._ended:
-            self._try(lambda: self._tracker.close())
+
+        def act() -> None:
+            if self._tracker is not None and not self._ended:
+                self._tracker.close()
+
+        self._later(act)
 
     def candidate(self, finished: Finished) -> None:
-        self._try(lambda: self._tracker.candidate(finished))
+        self._later(lambda: self._tracker.candidate(finished))
 
     def end(self, board: report.Leaderboard, scores: report.Scores) -> None:
         import json
@@ -494,4 +528,4 @@ class _Tracked:
             self._tracker.end(metrics)
             self._ended = True
 
-        self._try(act)
+        self._later(act)

@@ -1,6 +1,6 @@
 """Per-item results of every candidate, on disk: the record that everything else is computed from.
 
-One SQLite file, written by the driver alone, a block of items at a time. A block's primary key is (recipe, split,
+One SQLite file, written by the driver alone, blocks of items at a time. A block's primary key is (recipe, split,
 block, task): nothing is recorded twice, and what is recorded is never scored again.
 """
 
@@ -38,6 +38,18 @@ CREATE TABLE IF NOT EXISTS blocks (
 """
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Block:
+    """A block of items scored for one recipe."""
+
+    recipe: Recipe
+    split: SplitName
+    number: int
+    outcomes: Mapping[str, Outcome]
+    """By task."""
+    evaluate_seconds: float
+
+
 @dataclass(frozen=True, eq=False)
 class Scored:
     """A candidate with every item of one split scored."""
@@ -72,6 +84,7 @@ class Outcomes:
         """Open, or make, the record in ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "outcomes.sqlite"
+        self._kept: sqlite3.Connection | None = None
         try:
             with self._connect() as db:
                 is_new = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
@@ -83,7 +96,21 @@ class Outcomes:
             raise ValueError(f"{self.path}: a record must have form {VERSION}, but got {version}; start a new folder")
 
     @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """One connection for all that is done within: closing the last one costs as much as a block's record."""
+        with closing(sqlite3.connect(self.path, timeout=60)) as self._kept:
+            try:
+                yield
+            finally:
+                self._kept = None
+
+    @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
+        """A connection and a transaction."""
+        if self._kept is not None:
+            with self._kept:
+                yield self._kept
+            return
         with closing(sqlite3.connect(self.path, timeout=60)) as db:
             db.execute("PRAGMA journal_mode=WAL")
             with db:
@@ -138,26 +165,26 @@ class Outcomes:
             db.execute("INSERT OR IGNORE INTO search VALUES ('id', ?)", (uuid.uuid4().hex,))
             return str(db.execute("SELECT value FROM search WHERE key = 'id'").fetchone()[0])
 
-    def record(
-        self, recipe: Recipe, split: SplitName, block: int, outcomes: Mapping[str, Outcome], evaluate_seconds: float
-    ) -> None:
-        """Add one scored block. Raises sqlite3.IntegrityError where it is there already: nothing is scored twice."""
+    def record(self, found: Sequence[Block]) -> None:
+        """Add scored blocks, all or none. Raises sqlite3.IntegrityError where one is there: nothing is scored twice."""
+        recipes = {block.recipe.key: json.dumps(block.recipe.as_dict()) for block in found}
         with self._connect() as db:
-            db.execute("INSERT OR IGNORE INTO recipes VALUES (?, ?)", (recipe.key, json.dumps(recipe.as_dict())))
+            db.executemany("INSERT OR IGNORE INTO recipes VALUES (?, ?)", recipes.items())
             db.executemany(
                 "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     (
-                        recipe.key,
-                        split,
-                        block,
+                        block.recipe.key,
+                        block.split,
+                        block.number,
                         task,
                         o.scores.astype("<f4").tobytes(),
                         o.losses.astype("<f4").tobytes(),
                         json.dumps(o.predictions.tolist()),
-                        evaluate_seconds / len(outcomes),
+                        block.evaluate_seconds / len(block.outcomes),
                     )
-                    for task, o in outcomes.items()
+                    for block in found
+                    for task, o in block.outcomes.items()
                 ),
             )
 

@@ -7,7 +7,10 @@ Metrics carry the candidate's own end as their time, so that writing one twice i
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +36,22 @@ def default_uri(folder: Path) -> str:
     return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 
 
+@dataclass
+class _Run:
+    """A candidate's run, as much of it as matters here."""
+
+    id: str
+    recipe: str | None
+    ended: int | None = None
+    """Its end in milliseconds; None where it is not written whole."""
+    is_confirmed: bool = False
+
+
+def _known(run: Any) -> _Run:
+    ended = run.info.end_time if run.info.status in ("FINISHED", "FAILED") else None
+    return _Run(str(run.info.run_id), run.data.tags.get("recipe"), ended, "confirm.score" in run.data.metrics)
+
+
 class Tracker:
     """Writes one study's runs."""
 
@@ -53,6 +72,9 @@ class Tracker:
         self._spec = spec
         self.uri = uri or default_uri(folder)
         self._client = MlflowClient(tracking_uri=self.uri)
+        if uri is None:
+            with closing(sqlite3.connect(folder / "mlflow.db", timeout=60)) as db:
+                db.execute("PRAGMA journal_mode=WAL")  # stays so; a transaction then waits for the disk once
         name = experiment or spec.name
         known = self._client.get_experiment_by_name(name)
         if known is None:
@@ -67,7 +89,7 @@ class Tracker:
         for key, value in views.tags(spec, self.parent_id).items():
             self._client.set_experiment_tag(self.experiment_id, key, value)
         children = self._search(f"tags.`{PARENT_TAG}` = '{self.parent_id}'")
-        self._written = {int(r.data.tags[TRIAL_TAG]): r for r in children if TRIAL_TAG in r.data.tags}
+        self._written = {int(r.data.tags[TRIAL_TAG]): _known(r) for r in children if TRIAL_TAG in r.data.tags}
 
     def _search(self, filter_string: str) -> list[Any]:
         found, token = [], None
@@ -104,43 +126,37 @@ class Tracker:
         """Write a finished candidate as a child; one that is there already stays as it is."""
         from mlflow.entities import Metric, Param, RunTag
 
-        known = self._written.get(finished.number)
-        if known is not None and known.info.status in ("FINISHED", "FAILED"):
+        run = self._written.get(finished.number)
+        if run is not None and run.ended is not None:
             return
         started, ended = (int(t.timestamp() * 1000) for t in (finished.started, finished.ended))
-        if known is None:
-            tags = {PARENT_TAG: self.parent_id, TRIAL_TAG: str(finished.number), "recipe": finished.recipe.key}
-            name = " ".join(
-                [
-                    str(finished.number),
-                    *(str(v) for k, v in _params(finished).items() if k in ("method", "nm", "density")),
-                ]
-            )
-            known = self._client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=name)
-            self._written[finished.number] = known
-        run_id = known.info.run_id
+        params = {k: str(v) for k, v in _params(finished).items()}
         tags = {STATE_TAG: finished.state} | ({"error": finished.error} if finished.error else {})
+        if run is None:
+            tags |= {PARENT_TAG: self.parent_id, TRIAL_TAG: str(finished.number), "recipe": finished.recipe.key}
+            name = " ".join([str(finished.number), *(v for k, v in params.items() if k in ("method", "nm", "density"))])
+            created = self._client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=name)
+            run = self._written[finished.number] = _Run(str(created.info.run_id), finished.recipe.key)
+            tags = {}
         self._client.log_batch(
-            run_id,
+            run.id,
             metrics=[Metric(k, v, ended, 0) for k, v in _metrics(finished).items()],
-            params=[Param(k, str(v)) for k, v in _params(finished).items()],
+            params=[Param(k, v) for k, v in params.items()],
             tags=[RunTag(k, v) for k, v in tags.items()],
         )
-        self._client.set_terminated(run_id, "FINISHED" if finished.scored else "FAILED", end_time=ended)
-        self._written[finished.number] = self._client.get_run(run_id)
+        self._client.set_terminated(run.id, "FINISHED" if finished.scored else "FAILED", end_time=ended)
+        run.ended = ended
 
     def confirmed(self, rows: Mapping[str, Scored], text: str, table: str) -> None:
         """Write the leaderboard to the parent, and its rows' confirm scores to their candidates' runs."""
         from mlflow.entities import Metric
 
-        by_recipe = {run.data.tags.get("recipe"): run for run in self._written.values()}
+        by_recipe = {run.recipe: run for run in self._written.values()}
         for key, scored in rows.items():
             run = by_recipe.get(key)
-            if run is not None and "confirm.score" not in run.data.metrics:
+            if run is not None and not run.is_confirmed:
                 values = {"confirm.score": scored.score} | {f"confirm.score.{t}": v for t, v in scored.scores.items()}
-                self._client.log_batch(
-                    run.info.run_id, metrics=[Metric(k, v, run.info.end_time, 0) for k, v in values.items()]
-                )
+                self._client.log_batch(run.id, metrics=[Metric(k, v, run.ended, 0) for k, v in values.items()])
         self._client.log_text(self.parent_id, text, "leaderboard.txt")
         self._client.log_text(self.parent_id, table, "leaderboard.json")
 
@@ -148,7 +164,7 @@ class Tracker:
         """Close the parent run of a search that is complete."""
         from mlflow.entities import Metric
 
-        now = max((run.info.end_time or 0 for run in self._written.values()), default=0)
+        now = max((run.ended or 0 for run in self._written.values()), default=0)
         self._client.log_batch(self.parent_id, metrics=[Metric(k, v, now, 0) for k, v in metrics.items()])
         self._client.set_terminated(self.parent_id, "FINISHED")
 

@@ -1,4 +1,4 @@
-"""Ray Tune runs a study's jobs: an own Searcher around ask and tell, reused workers, nothing of Tune's kept.
+"""Ray Tune runs a study's workers: each of them a trial that is fed with jobs; nothing of Tune's is kept.
 
 Optuna's own integration tells a stopped trial as complete with its partial score, and a restored Tuner crashes on a
 database study; the study here is the only state, and a Tuner is thrown away.
@@ -24,9 +24,10 @@ from ray.tune.search import Searcher
 from tqdm import tqdm
 
 from cabs_search.evaluate import pick_device
+from cabs_search.search.desk import Desk
 from cabs_search.search.studies import Studies
 from cabs_search.search.study import Study
-from cabs_search.search.worker import Context, Opaque, Worker
+from cabs_search.search.worker import Context, Worker
 from cabs_search.spec import Spec
 from cabs_search.tasks import Items, SplitName
 
@@ -73,7 +74,7 @@ def search(
     if not joined:
         _start_ray(study.spec, address)
     try:
-        with Progress(study) as progress:
+        with study.at_work(), Progress(study) as progress:
             context = Context(
                 spec=study.spec,
                 items=items,
@@ -101,6 +102,7 @@ def _run(study: Study | Studies, context: Context, progress: Progress) -> None:
     threads = max(1, min(cpus // workers, widest))
     context = replace(context, threads=threads)
     resources = {"cpu": float(threads)} | ({"gpu": min(1.0, gpus / workers)} if on_gpu else {})
+    desk = Desk(study, workers)
     scratch = Path(tempfile.mkdtemp(prefix="cabs-search-"))
     try:
         with warnings.catch_warnings():
@@ -108,9 +110,9 @@ def _run(study: Study | Studies, context: Context, progress: Progress) -> None:
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(Worker, context=context), resources),
                 tune_config=tune.TuneConfig(
-                    search_alg=JobSearcher(study, workers, progress),
+                    search_alg=WorkerSearcher(desk),
                     num_samples=-1,
-                    reuse_actors=True,
+                    max_concurrent_trials=workers,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
                 ),
                 run_config=tune.RunConfig(
@@ -119,10 +121,12 @@ def _run(study: Study | Studies, context: Context, progress: Progress) -> None:
                     verbose=0,
                     checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                     failure_config=tune.FailureConfig(max_failures=0),  # the study tries again, not Tune
-                    callbacks=[Recorder(study, progress)],
+                    stop=Ended(desk),
+                    callbacks=[Recorder(desk, progress)],
                 ),
             ).fit()
     finally:
+        desk.write()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -151,42 +155,26 @@ class _Unsaved:
         return {}
 
 
-class JobSearcher(_Unsaved, Searcher):  # type: ignore[misc]
-    """Tune's view of a study: each trial is a job."""
+class WorkerSearcher(_Unsaved, Searcher):  # type: ignore[misc]
+    """Tune's view of a search: each trial is a worker, fed with jobs until there are no more."""
 
-    def __init__(self, study: Study | Studies, workers: int, progress: Progress) -> None:
+    def __init__(self, desk: Desk) -> None:
         super().__init__(metric="done", mode="max")
-        self._study, self._workers, self._progress = study, workers, progress
-        self._live: set[str] = set()
+        self._desk = desk
 
-    def suggest(self, trial_id: str) -> Any:
-        """The next job; None while there is none; FINISHED at the end."""
-        if len(self._live) >= self._workers:
-            return None
-        job = self._study.next_job(trial_id)
-        self._progress.refresh()
-        if job == "finished":
-            return Searcher.FINISHED
-        if job is None:
-            return None
-        self._live.add(trial_id)
-        return {"job": Opaque(job)}
+    def suggest(self, trial_id: str) -> Any:  # noqa: ARG002 (Tune's signature)
+        """A worker, also in the place of one that died; FINISHED at the end."""
+        return Searcher.FINISHED if self._desk.finished else {}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A job has ended: every block recorded, its candidate failed, its worker died, or the run interrupted."""
-        self._live.discard(trial_id)
+        """A worker died or could not start."""
         if error:
-            self._study.died(trial_id)
+            self._desk.died(trial_id)
         elif result and "broken" in result:
-            self._study.stop(trial_id, f"a worker could not start: {result['broken']}")
-        elif result and result.get("done"):
-            self._study.finish(trial_id, result.get("failed"))
-        else:  # interrupted: the next run takes it up
-            self._study.leave(trial_id)
-        self._progress.refresh()
+            self._desk.stop(f"a worker could not start: {result['broken']}")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Blocks are taken by the Recorder, which sees the last one too."""
+        """Parts are taken by the Recorder, which sees the last ones too."""
 
     def save(self, checkpoint_path: str) -> None:
         """The Optuna study is the state; Tune keeps none."""
@@ -196,10 +184,10 @@ class JobSearcher(_Unsaved, Searcher):  # type: ignore[misc]
 
 
 class Recorder(_Unsaved, tune.Callback):  # type: ignore[misc]
-    """Keeps every block; a Searcher is not shown a trial's last result before its end."""
+    """Takes in what workers did; Tune has them go on before the desk writes it down."""
 
-    def __init__(self, study: Study | Studies, progress: Progress) -> None:
-        self._study, self._progress = study, progress
+    def __init__(self, desk: Desk, progress: Progress) -> None:
+        self._desk, self._progress = desk, progress
 
     def on_trial_result(
         self,
@@ -209,13 +197,34 @@ class Recorder(_Unsaved, tune.Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,  # noqa: ARG002
     ) -> None:
-        """Record a block."""
-        if "result" in result:
-            done = result.pop("result").value
-            self._study.record(trial.trial_id, done)
-            for warning in done.warnings:
+        """Take in a worker's address, or a step's parts."""
+        if "worker" in result:
+            self._desk.join(trial.trial_id, result.pop("worker").value.feed.remote)
+        if "parts" in result:
+            parts = result.pop("parts").value
+            self._desk.take(trial.trial_id, parts)
+            for warning in dict.fromkeys(w for part in parts if part.result for w in part.result.warnings):
                 tqdm.write(f"warning: {warning}", file=sys.stderr)
-            self._progress.refresh()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002
+        """Tune has handled an event, or waited for one."""
+        self._desk.rest()
+        self._progress.refresh()
+
+
+class Ended(_Unsaved, tune.Stopper):  # type: ignore[misc]
+    """Ends workers when the desk has no more for them."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002 (Tune's signature)
+        """No worker ends before the others."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all is done."""
+        return self._desk.finished
 
 
 class Progress:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 from cabs_search.baselines import ranked
 from cabs_search.evaluate import blocks
-from cabs_search.outcomes import Scored
+from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import Recipe
 from cabs_search.search.study import BlockResult, Job, Study
 from cabs_search.spec import Spec
@@ -21,6 +22,7 @@ class Studies:
         self,
         spec: Spec,
         items: Mapping[SplitName, Mapping[str, Items]],
+        outcomes: Outcomes,
         makers: Mapping[str, tuple[int, Callable[[], Study]]],
         on_end: Callable[[str, Study], object],
     ) -> None:
@@ -29,6 +31,7 @@ class Studies:
         Args:
             spec: what the studies have in common: models, tasks, workers.
             items: by split and task.
+            outcomes: the record they share.
             makers: each study's budget, and what opens it and takes it up, by its name.
             on_end: told a study's name when it has ended.
 
@@ -40,12 +43,14 @@ class Studies:
         self._makers = {name: make for name, (_, make) in makers.items()}
         self._studies: dict[str, Study] = {}
         self._ended: set[str] = set()
-        self._on_end = on_end
+        self._on_end, self._outcomes = on_end, outcomes
+        self._unopened = {name: budget for name, (budget, _) in makers.items()}
         self._jobs: dict[str, Study] = {}
 
     def _study(self, name: str) -> Study:
         if name not in self._studies:
             self._studies[name] = self._makers[name]()
+            del self._unopened[name]
         return self._studies[name]
 
     @property
@@ -73,6 +78,22 @@ class Studies:
         """Items scored in this run."""
         return sum(study.scored_items for study in self._studies.values())
 
+    @property
+    def left(self) -> int:
+        """Jobs that are not given yet, as far as they are known."""
+        at_work = sum(study.left for name, study in self._studies.items() if name not in self._ended)
+        return at_work + sum(self._unopened.values())
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Within this the databases stay open; they are closed behind it."""
+        with self._outcomes.kept_open():
+            try:
+                yield
+            finally:
+                for study in self._studies.values():
+                    study.close()
+
     def next_job(self, job_id: str) -> Job | Literal["finished"] | None:
         """The first study's next job, or the next one's while the first can only wait."""
         if self.failure:
@@ -97,9 +118,13 @@ class Studies:
         """Whether some study is confirming a recipe now."""
         return any(study.is_confirming(recipe) for study in self._studies.values())
 
-    def record(self, job_id: str, result: BlockResult) -> None:
-        """Keep one block's outcomes."""
-        self._jobs[job_id].record(job_id, result)
+    def record(self, results: Sequence[tuple[str, BlockResult]]) -> None:
+        """Keep blocks' outcomes, each by its job's id; those of a study in one transaction."""
+        by_study: dict[int, list[tuple[str, BlockResult]]] = {}
+        for job_id, result in results:
+            by_study.setdefault(id(self._jobs[job_id]), []).append((job_id, result))
+        for found in by_study.values():
+            self._jobs[found[0][0]].record(found)
 
     def finish(self, job_id: str, error: str | None = None) -> None:
         """End a job."""
@@ -109,11 +134,6 @@ class Studies:
         """Take note that a job's worker died."""
         self._jobs.pop(job_id).died(job_id)
 
-    def leave(self, job_id: str) -> None:
-        """Give a job up without an end."""
-        self._jobs.pop(job_id).leave(job_id)
-
-    def stop(self, job_id: str, reason: str) -> None:
-        """End all studies for a reason that is no candidate's."""
-        self.leave(job_id)
+    def stop(self, reason: str) -> None:
+        """End the search for a reason that is no candidate's; the next run takes up what is at work."""
         self.failure = reason

@@ -1,18 +1,24 @@
 """What a search does next, and what it keeps: all of it durable, none of it Ray's.
 
 The Optuna study is the only state of the search, the outcomes the only state of scoring. A driver may die at any
-moment: the next one tells trials that were running FAIL, queues their candidates again, and scores only blocks that
-are not recorded. A candidate is told COMPLETE when every item is scored, with the score computed from the record.
+moment: the next one takes up the trials that were running, and scores only blocks that are not recorded. A candidate
+is told COMPLETE when every item is scored, with the score computed from the record.
+
+What is sampled is sampled in memory, where a parameter costs no transaction; the database gets a trial when it is
+proposed and again when it ends.
 """
 
 from __future__ import annotations
 
 import json
+import sqlite3
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +29,8 @@ from cabs_search.baselines import baselines, best_shared, ranked, singles
 from cabs_search.checkpoint import first_line
 from cabs_search.evaluate import blocks
 from cabs_search.kinds import Outcome
-from cabs_search.outcomes import Outcomes, Scored
+from cabs_search.metrics import Values
+from cabs_search.outcomes import Block, Outcomes, Scored
 from cabs_search.recipe import Recipe
 from cabs_search.search import space
 from cabs_search.spec import Spec
@@ -45,11 +52,13 @@ class Job:
     split: SplitName
     todo: tuple[int, ...]
     """Blocks that are not recorded yet."""
+    alone: bool = False
+    """Whether no other may share its batch: a worker died over it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockResult:
-    """What a worker did in one step."""
+    """What a worker found for one block."""
 
     block: int
     outcomes: Mapping[str, Outcome]
@@ -73,6 +82,19 @@ class Finished:
     started: datetime
     ended: datetime
     error: str | None
+
+
+@dataclass
+class _Open:
+    """A job that was given and has not ended."""
+
+    job: Job
+    trial: optuna.Trial | None = None
+    """The sampler's; None of a row to confirm."""
+    trial_id: int = -1
+    """The database's."""
+    seconds: float = 0.0
+    """Spent on materializing."""
 
 
 class Study:
@@ -107,14 +129,19 @@ class Study:
         self.spec, self.outcomes, self._part = spec, outcomes, part
         self._on_finished: Callable[[Finished], object] = lambda _: None
         self.blocks = {split: blocks(by_task, spec.search.block) for split, by_task in items.items()}
-        self._study = _open(spec, folder)
+        self._storage = _storage(spec, folder)
+        self._study = _load(spec, self._storage)
+        self._study_id = self._storage.get_study_id_from_name(spec.name)
         self._claim()
-        self._open: dict[str, tuple[Job, optuna.Trial | None, float]] = {}
+        self._open: dict[str, _Open] = {}
+        self._queue: deque[tuple[Recipe, int | None]] = deque()
         self._known: dict[str, Scored] = {}
         self._failed: set[str] = set()
         self._failed_in_a_row = 0
         self._deaths: Counter[str] = Counter()
         self._orphans: deque[str] = deque()
+        self.best: Scored | None = None
+        """The best candidate so far, without its outcomes."""
         self.failure: str | None = None
         self.exhausted = False
         self.scored_items = 0
@@ -170,45 +197,64 @@ class Study:
         return len(self._known) + len(self._failed)
 
     @property
-    def best(self) -> Scored | None:
-        """The best candidate so far."""
-        return next(iter(ranked(self._known.values())), None)
+    def left(self) -> int:
+        """Jobs that are not given yet, as far as they are known."""
+        candidates = 0 if self.exhausted else max(0, self.budget - self.done - self._searching)
+        return candidates + len(self._orphans) + len(self.singles) + len(self._confirm or ())
+
+    @property
+    def _searching(self) -> int:
+        return sum(found.trial is not None for found in self._open.values())
+
+    @cached_property
+    def _labels(self) -> Mapping[str, Values]:
+        return self.outcomes.labels(self.spec, "search")
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Within this the databases stay open; they are closed behind it."""
+        with self.outcomes.kept_open():
+            try:
+                yield
+            finally:
+                self.close()
+
+    def close(self) -> None:
+        """Close the search's database."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def take_up(self, on_finished: Callable[[Finished], object] = lambda _: None) -> None:
-        """Take up what earlier runs left: finished candidates count, interrupted ones are queued again.
+        """Take up what earlier runs left: finished candidates count, interrupted ones are scored first.
 
         Args:
             on_finished: told every finished candidate, those of earlier runs first.
 
         """
         self._on_finished = on_finished
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.state == TrialState.RUNNING and "error" in trial.user_attrs:  # killed while it was told
-                self._study.tell(trial.number, state=TrialState.FAIL)
-        trials = self._study.get_trials(deepcopy=False)
-        wanted: dict[str, Recipe] = {}
+        trials = self._storage.get_all_trials(self._study_id)
+        self._sampled = optuna.create_study(direction="maximize", sampler=self._sampler(len(trials)))
+        queued: dict[str, tuple[Recipe, int | None]] = {}
         for trial in trials:
             recipe = _recipe_of(trial)
+            if not trial.state.is_finished():
+                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+                seen = queued.keys() | self._known.keys() | self._failed
+                if recipe and "error" not in trial.user_attrs and recipe.key not in seen:
+                    queued[recipe.key] = (recipe, trial_id)
+                    continue
+                self._storage.set_trial_state_values(trial_id, TrialState.FAIL)  # killed while it was told
+                trial = self._storage.get_trial(trial_id)
+            self._sampled.add_trial(trial)
             if recipe and _counts(trial):
-                self._finish(trial, recipe)
-            elif recipe and trial.state == TrialState.RUNNING:
-                wanted[recipe.key] = recipe
-        wanted |= {recipe.key: recipe for recipe in baselines(self.spec)}
-        waiting = {r.key for t in trials if t.state == TrialState.WAITING and (r := _recipe_of(t))}
-        for key, recipe in wanted.items():
-            if key not in waiting | self._known.keys() | self._failed:
-                self._enqueue(recipe)
-        for trial in trials:
-            if trial.state == TrialState.RUNNING:
-                self._study.tell(trial.number, state=TrialState.FAIL)
-        self._study.sampler = self._sampler()
+                self._finish(trial, recipe, self.outcomes.scored_one(self.spec, "search", recipe, self._labels))
+        for recipe in baselines(self.spec):
+            if recipe.key not in queued.keys() | self._known.keys() | self._failed:
+                queued[recipe.key] = (recipe, None)
+        self._queue.extend(queued.values())
 
-    def _enqueue(self, recipe: Recipe) -> None:
-        params = space.params_of(self.spec, recipe) or {}
-        self._study.enqueue_trial(params, user_attrs={"recipe": json.dumps(recipe.as_dict())})
-
-    def _sampler(self) -> optuna.samplers.BaseSampler:
-        seed = self.spec.seed + len(self._study.get_trials(deepcopy=False))
+    def _sampler(self, begun: int) -> optuna.samplers.BaseSampler:
+        seed = self.spec.seed + begun
         startup = len(baselines(self.spec)) + 4
         if self.spec.search.sampler == "random":
             return optuna.samplers.RandomSampler(seed=seed)
@@ -227,23 +273,20 @@ class Study:
         return "finished" if self.complete else None
 
     def _next_candidate(self, job_id: str) -> Job | None:
-        searching = sum(trial is not None for _, trial, _ in self._open.values())
         for _ in range(MAX_DUPLICATES):
-            if self.exhausted or self.done + searching >= self.spec.search.trials:
+            if self.exhausted or self.done + self._searching >= self.spec.search.trials:
                 return None
-            trial = self._study.ask()
-            recipe = _recipe_of(trial)
-            if recipe is None or space.params_of(self.spec, recipe) is not None:  # so that the sampler learns from it
-                recipe = space.suggest(self.spec, trial)
+            wanted, trial_id = self._queue.popleft() if self._queue else (None, None)
+            trial, recipe = self._ask(wanted)
             if self._is_duplicate(recipe):
-                trial.set_user_attr("duplicate", True)
                 known = self._known.get(recipe.key)
                 values = (known.score, TrialState.COMPLETE) if known else (None, TrialState.FAIL)
-                self._study.tell(trial, values[0], values[1])
+                self._sampled.tell(trial, values[0], values[1])
                 continue
-            trial.set_user_attr("recipe", json.dumps(recipe.as_dict()))
+            if trial_id is None:
+                trial_id = self._keep(trial, recipe)
             job = self._job(recipe, "search")
-            self._open[job_id] = (job, trial, 0.0)
+            self._open[job_id] = _Open(job, trial, trial_id)
             if not job.todo:
                 self.finish(job_id)
                 continue
@@ -251,8 +294,30 @@ class Study:
         self.exhausted = True
         return None
 
+    def _ask(self, wanted: Recipe | None) -> tuple[optuna.Trial, Recipe]:
+        """A proposal of the sampler's; or a recipe that is wanted, so that the sampler learns from it."""
+        if wanted is None:
+            trial = self._sampled.ask()
+            return trial, space.suggest(self.spec, trial)
+        params = space.params_of(self.spec, wanted)
+        self._sampled.enqueue_trial(params or {})
+        trial = self._sampled.ask()
+        if params is not None:
+            space.suggest(self.spec, trial)
+        return trial, wanted
+
+    def _keep(self, trial: optuna.Trial, recipe: Recipe) -> int:
+        """Write a proposal down, whole; its id in the database."""
+        template = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={"recipe": json.dumps(recipe.as_dict())},
+        )
+        return int(self._storage.create_new_trial(self._study_id, template_trial=template))
+
     def _is_duplicate(self, recipe: Recipe) -> bool:
-        in_work = {job.recipe.key for job, trial, _ in self._open.values() if trial is not None}
+        in_work = {found.job.recipe.key for found in self._open.values() if found.trial is not None}
         return recipe.key in self._known or recipe.key in in_work or recipe.key in self._failed
 
     def _next_row(self, job_id: str) -> Job | None:
@@ -262,7 +327,7 @@ class Study:
                 recipe = self.singles.popleft()
             else:
                 if self._confirm is None:
-                    if any(trial is not None for _, trial, _ in self._open.values()):
+                    if self._searching:
                         return None
                     self._confirm = deque(self.rows_to_confirm())
                 if not self._confirm:
@@ -272,14 +337,13 @@ class Study:
             if job.todo and self._is_busy(recipe):
                 (self.singles if self._confirm is None else self._confirm).append(recipe)
                 return None
-            in_work = {j.recipe.key for j, trial, _ in self._open.values() if trial is None}
-            if job.todo and recipe.key not in in_work:
-                self._open[job_id] = (job, None, 0.0)
+            if job.todo and not self.is_confirming(recipe):
+                self._open[job_id] = _Open(job)
                 return job
 
     def is_confirming(self, recipe: Recipe) -> bool:
         """Whether a recipe is being scored on the confirm split."""
-        return any(job.recipe.key == recipe.key for job, trial, _ in self._open.values() if trial is None)
+        return any(o.job.recipe.key == recipe.key for o in self._open.values() if o.trial is None)
 
     def rows_to_confirm(self) -> list[Recipe]:
         """The best shared-λ candidate of each baseline method, and the best candidates of all."""
@@ -291,35 +355,50 @@ class Study:
         done = self.outcomes.done_blocks(recipe, split)
         return Job(recipe=recipe, split=split, todo=tuple(b for b in range(len(self.blocks[split])) if b not in done))
 
-    def record(self, job_id: str, result: BlockResult) -> None:
-        """Keep one block's outcomes."""
-        job, trial, seconds = self._open[job_id]
-        self.outcomes.record(job.recipe, job.split, result.block, result.outcomes, result.evaluate_seconds)
-        self._open[job_id] = (job, trial, seconds + result.materialize_seconds)
-        self.scored_items += sum(len(o.scores) for o in result.outcomes.values())
+    def record(self, results: Sequence[tuple[str, BlockResult]]) -> None:
+        """Keep blocks' outcomes, each by its job's id, in one transaction."""
+        found = [(self._open[job_id], result) for job_id, result in results]
+        self.outcomes.record(
+            [
+                Block(
+                    recipe=of.job.recipe,
+                    split=of.job.split,
+                    number=result.block,
+                    outcomes=result.outcomes,
+                    evaluate_seconds=result.evaluate_seconds,
+                )
+                for of, result in found
+            ]
+        )
+        for of, result in found:
+            of.seconds += result.materialize_seconds
+            self.scored_items += sum(len(o.scores) for o in result.outcomes.values())
 
     def finish(self, job_id: str, error: str | None = None) -> None:
         """End a job: tell Optuna the score of what is recorded, or that it failed."""
-        job, trial, seconds = self._open.pop(job_id)
-        if trial is None:
+        ended = self._open.pop(job_id)
+        recipe, trial_id = ended.job.recipe, ended.trial_id
+        if ended.trial is None:
             if error:
-                self.failure = f"{job.recipe} could not be confirmed: {error}"
+                self.failure = f"{recipe} could not be confirmed: {error}"
             return
-        scored = None if error else self.outcomes.scored_one(self.spec, "search", job.recipe)
-        trial.set_user_attr("materialize_seconds", seconds)
+        scored = None if error else self.outcomes.scored_one(self.spec, "search", recipe, self._labels)
+        self._storage.set_trial_user_attr(trial_id, "materialize_seconds", ended.seconds)
         if scored is None:
-            trial.set_user_attr("error", error or "not every item was scored")
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._storage.set_trial_user_attr(trial_id, "error", error or "not every item was scored")
+            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            self._sampled.tell(ended.trial, state=TrialState.FAIL)
         else:
-            self._study.tell(trial, scored.score)
-        self._finish(self._study.get_trials(deepcopy=False)[trial.number], job.recipe)
+            self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [scored.score])
+            self._sampled.tell(ended.trial, scored.score)
+        self._finish(self._storage.get_trial(trial_id), recipe, scored)
         self._failed_in_a_row = self._failed_in_a_row + 1 if scored is None else 0
         if self._failed_in_a_row >= MAX_FAILED:
             self.failure = f"{MAX_FAILED} candidates in a row failed, the last one: {error}"
 
     def died(self, job_id: str) -> None:
         """Take note that a job's worker died: another one gets what is left of it, some times."""
-        key = self._open[job_id][0].recipe.key
+        key = self._open[job_id].job.recipe.key
         self._deaths[key] += 1
         if self._deaths[key] > WORKER_DEATHS:
             self.finish(job_id, f"its worker died {self._deaths[key]} times")
@@ -328,27 +407,22 @@ class Study:
 
     def _next_orphan(self, job_id: str) -> Job | None:
         while self._orphans:
-            job, trial, seconds = self._open.pop(self._orphans.popleft())
-            job = self._job(job.recipe, job.split)
-            self._open[job_id] = (job, trial, seconds)
+            orphan = self._open.pop(self._orphans.popleft())
+            orphan.job = job = replace(self._job(orphan.job.recipe, orphan.job.split), alone=True)
+            self._open[job_id] = orphan
             if job.todo:
                 return job
             self.finish(job_id)
         return None
 
-    def leave(self, job_id: str) -> None:
-        """Give a job up without an end: its candidate stays RUNNING, and the next run takes it up."""
-        self._open.pop(job_id)
-
-    def stop(self, job_id: str, reason: str) -> None:
-        """End the search for a reason that is no candidate's."""
-        self.leave(job_id)
+    def stop(self, reason: str) -> None:
+        """End the search for a reason that is no candidate's; the next run takes up what is at work."""
         self.failure = reason
 
-    def _finish(self, trial: optuna.trial.FrozenTrial, recipe: Recipe) -> None:
-        scored = self.outcomes.scored_one(self.spec, "search", recipe)
+    def _finish(self, trial: optuna.trial.FrozenTrial, recipe: Recipe, scored: Scored | None) -> None:
         if trial.state == TrialState.COMPLETE and scored is not None:
-            self._known[recipe.key] = scored
+            self._known[recipe.key] = known = replace(scored, tasks={})  # its outcomes are on record
+            self.best = ranked([known] if self.best is None else [known, self.best])[0]
             self._failed.discard(recipe.key)
         elif recipe.key not in self._known:
             self._failed.add(recipe.key)
@@ -372,18 +446,30 @@ def recipe_of_trial(spec: Spec, folder: Path, number: str) -> str | None:
     """The key of a candidate's recipe, by its number; None where there is no such candidate."""
     if not spec.search.storage and not (folder / "study.db").is_file():
         return None
-    trials = _open(spec, folder).get_trials(deepcopy=False)
+    trials = _load(spec, _storage(spec, folder)).get_trials(deepcopy=False)
     recipe = _recipe_of(trials[int(number)]) if number.isdecimal() and int(number) < len(trials) else None
     return recipe.key if recipe else None
 
 
-def _open(spec: Spec, folder: Path) -> optuna.Study:
+def _storage(spec: Spec, folder: Path) -> optuna.storages.RDBStorage:
+    """The search's database: in the folder, unless the spec names one."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = spec.search.storage or f"sqlite:///{folder / 'study.db'}"
+    path = folder / "study.db"
+    url = spec.search.storage or f"sqlite:///{path}"
+    try:
+        if not spec.search.storage:
+            with closing(sqlite3.connect(path, timeout=60)) as db:
+                db.execute("PRAGMA journal_mode=WAL")  # stays so; a transaction then waits for the disk once
+        return optuna.storages.RDBStorage(url)
+    except Exception as error:
+        raise ValueError(f"{url}: the study cannot be opened: {first_line(error)}") from error
+
+
+def _load(spec: Spec, storage: optuna.storages.RDBStorage) -> optuna.Study:
     try:
         return optuna.create_study(storage=storage, study_name=spec.name, direction="maximize", load_if_exists=True)
     except Exception as error:
-        raise ValueError(f"{storage}: the study cannot be opened: {first_line(error)}") from error
+        raise ValueError(f"{storage.url}: the study cannot be opened: {first_line(error)}") from error
 
 
 def _recipe_of(trial: optuna.Trial | optuna.trial.FrozenTrial) -> Recipe | None:

@@ -7,17 +7,26 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from ray import tune
 
 from cabs_search.evaluate import Workbench
+from cabs_search.search.desk import STEP_SECONDS, Batch, Part
 from cabs_search.search.study import BlockResult, Job
 from cabs_search.spec import Spec
 from cabs_search.store import Store
 from cabs_search.tasks import Ints, Items, SplitName
+
+IDLE_SECONDS = 0.05
+"""What a worker without a job waits before it asks again."""
+PATIENCE_SECONDS = 2.0
+"""How long a step waits for a block."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,51 +44,75 @@ class Context:
 
 
 class Worker(tune.Trainable):  # type: ignore[misc]
-    """One step materializes a candidate where needed and scores one block. Reused from candidate to candidate."""
+    """Lives as long as the search: ``feed`` brings jobs, a thread scores them, a step says what it has found."""
 
     _broken: str | None = None
 
-    def setup(self, config: dict[str, Any], context: Context) -> None:
+    def setup(self, config: dict[str, Any], context: Context) -> None:  # noqa: ARG002 (Tune's signature)
         """Load model and heads; the items come with the context."""
         torch.set_num_threads(context.threads)
         self._context = context
-        self._take(config)
+        self._todo: SimpleQueue[tuple[str, Job]] = SimpleQueue()
+        self._found: SimpleQueue[Part] = SimpleQueue()
+        self._left: dict[str, int] = {}
+        self._is_known = False
         try:
             self._bench = Workbench(context.spec, Store(context.cache), context.calibrations)
         except Exception as error:  # told at the first step: Tune would try again and then keep it to itself
             self._broken = f"{type(error).__name__}: {error}"
+        else:
+            Thread(target=self._work, daemon=True).start()
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Turn to another job, keeping the model."""
-        self._take(new_config)
-        return True
-
-    def _take(self, config: dict[str, Any]) -> None:
-        self._job: Job = config["job"].value
-        self._step, self._ready = 0, False
+    def feed(self, batch: Batch) -> None:
+        """Take jobs on; called between two steps."""
+        for job_id, job in batch.items():
+            self._left[job_id] = len(job.todo)
+            self._todo.put((job_id, job))
 
     def step(self) -> dict[str, Any]:
-        """Score the next block. A candidate's own error ends its job; it does not end the worker."""
+        """Say where jobs may be sent, at first; then what was found in ``STEP_SECONDS``, if anything."""
         if self._broken:
             return {"broken": self._broken, "done": True}
-        try:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.filterwarnings("always", module="cabs_search")
-                result = self._score(self._job.todo[self._step])
-        except Exception as error:
-            return {"failed": f"{type(error).__name__}: {error}", "done": True}
-        self._step += 1
-        result = replace(result, warnings=tuple(str(w.message) for w in said if "cabs_search" in w.filename))
-        return {"result": Opaque(result), "done": self._step == len(self._job.todo)}
-
-    def _score(self, block: int) -> BlockResult:
+        if not self._is_known:
+            self._is_known = True
+            return {"worker": Opaque(ray.get_runtime_context().current_actor), "done": False}
+        if not self._left:
+            time.sleep(IDLE_SECONDS)
+        parts: list[Part] = []
         start = time.perf_counter()
-        if not self._ready:
-            self._bench.materialize(self._job.recipe)
-            self._ready = True
+        while self._left:
+            end = start + (STEP_SECONDS if parts else PATIENCE_SECONDS)
+            try:
+                part = self._found.get(timeout=max(0.0, end - time.perf_counter()))
+            except Empty:
+                break
+            parts.append(part)
+            self._left[part.job_id] -= 1
+            if part.error is not None or not self._left[part.job_id]:
+                del self._left[part.job_id]
+        return {"parts": Opaque(parts), "done": False}
+
+    def _work(self) -> None:
+        """Score one job after another. A job's own error ends that job alone."""
+        torch.set_num_threads(self._context.threads)  # of this thread
+        while True:
+            job_id, job = self._todo.get()
+            try:
+                for number, block in enumerate(job.todo):
+                    with warnings.catch_warnings(record=True) as said:
+                        warnings.filterwarnings("always", module="cabs_search")
+                        result = self._score(job, block, is_first=number == 0)
+                    told = tuple(str(w.message) for w in said if "cabs_search" in w.filename)
+                    self._found.put(Part(job_id=job_id, result=replace(result, warnings=told)))
+            except Exception as error:
+                self._found.put(Part(job_id=job_id, error=f"{type(error).__name__}: {error}"))
+
+    def _score(self, job: Job, block: int, *, is_first: bool) -> BlockResult:
+        start = time.perf_counter()
+        if is_first:
+            self._bench.materialize(job.recipe)
         ready = time.perf_counter()
-        split = self._job.split
-        outcomes = self._bench.score(self._context.items[split], self._context.blocks[split][block])
+        outcomes = self._bench.score(self._context.items[job.split], self._context.blocks[job.split][block])
         for task, outcome in outcomes.items():
             if not np.isfinite(outcome.losses).all():
                 raise ValueError(f"the loss on {task} is not finite")

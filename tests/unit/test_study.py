@@ -64,7 +64,7 @@ class Bench:
                 del live[name]
                 self.study.finish(name, fail)
                 continue
-            self.study.record(name, self.result(job, todo.pop(0)))
+            self.study.record([(name, self.result(job, todo.pop(0)))])
             left -= 1
             if not todo:
                 del live[name]
@@ -136,7 +136,7 @@ def test_a_candidate_interrupted_between_its_last_block_and_its_end(spec: Spec, 
     job = bench.study.next_job("a")
     assert isinstance(job, Job)
     for block in job.todo:
-        bench.study.record("a", bench.result(job, block))
+        bench.study.record([("a", bench.result(job, block))])
     again = Bench(spec, tmp_path, items)
     again.run()
     assert (job.recipe.key, "search", 0) not in again.scored
@@ -174,12 +174,12 @@ def test_a_dead_workers_job_goes_to_another_behind_what_is_recorded(spec: Spec, 
     bench = Bench(spec, tmp_path, items)
     job = bench.study.next_job("a")
     assert isinstance(job, Job)
-    bench.study.record("a", bench.result(job, job.todo[0]))
+    bench.study.record([("a", bench.result(job, job.todo[0]))])
     bench.study.died("a")
     again = bench.study.next_job("b")
-    assert again == Job(recipe=job.recipe, split="search", todo=job.todo[1:])
+    assert again == Job(recipe=job.recipe, split="search", todo=job.todo[1:], alone=True)
     for block in again.todo:
-        bench.study.record("b", bench.result(again, block))
+        bench.study.record([("b", bench.result(again, block))])
     bench.study.died("b")  # after its last block
     bench.run()
     assert len(bench.scored) == len(set(bench.scored))
@@ -283,7 +283,9 @@ def test_a_kill_between_an_error_and_its_end(spec: Spec, items: Any, tmp_path: P
     job = bench.study.next_job("a")
     assert isinstance(job, Job)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench.study._study, "tell", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            bench.study._storage, "set_trial_state_values", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             bench.study.finish("a", "ValueError: no")
     again = Bench(spec, tmp_path, items)
@@ -293,7 +295,7 @@ def test_a_kill_between_an_error_and_its_end(spec: Spec, items: Any, tmp_path: P
     assert len(again.outcomes.scored(spec, "search")) == 11
 
 
-@pytest.mark.parametrize("at", ["ask", "set_user_attr", "tell", "enqueue_trial", "record"])
+@pytest.mark.parametrize("at", ["create_new_trial", "set_trial_user_attr", "set_trial_state_values", "record"])
 @pytest.mark.parametrize("after", [True, False])
 @pytest.mark.parametrize("count", [1, 4])
 def test_a_kill_before_or_after_any_write(
@@ -315,7 +317,7 @@ def test_a_kill_before_or_after_any_write(
 
     scored: list[tuple[str, str, int]] = []
     with pytest.MonkeyPatch.context() as patch:
-        home = {"record": Outcomes, "set_user_attr": optuna.Trial}.get(at, optuna.Study)
+        home = Outcomes if at == "record" else optuna.storages.RDBStorage
         patch.setattr(home, at, dying(getattr(home, at)))
         with pytest.raises(KeyboardInterrupt):
             bench = None
@@ -334,7 +336,7 @@ def test_a_kill_before_or_after_any_write(
 def test_a_worker_that_cannot_start_costs_no_candidate(spec: Spec, items: Any, tmp_path: Path) -> None:
     bench = Bench(spec, tmp_path, items)
     bench.study.next_job("a")
-    bench.study.stop("a", "a worker could not start: OutOfMemoryError: no room")
+    bench.study.stop("a worker could not start: OutOfMemoryError: no room")
     assert bench.study.next_job("b") == "finished"
     assert bench.study.failure is not None
     again = Bench(spec, tmp_path, items)
