@@ -44,7 +44,6 @@ DTYPE_NAMES = {
     torch.int32: "I32",
     torch.int16: "I16",
     torch.uint8: "U8",
-    torch.uint16: "U16",
     torch.bool: "BOOL",
 }
 """The dtypes that are written, by their name in a safetensors header."""

@@ -5,6 +5,7 @@ A resident model and a fresh merge run this same code and have the same bits.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cabs_search.checkpoint import first_line
 from cabs_search.chunks import chunks, each
 from cabs_search.packed import STRIDE, Packed
 from cabs_search.sparsify import Kept
@@ -95,10 +97,15 @@ JOB = 1 << 20
 
 @cache
 def kernels() -> Any:
-    """``cabs_search.kernels``, None where numba is not installed."""
+    """``cabs_search.kernels``, None where numba is not installed or does not work."""
     try:
         from cabs_search import kernels
-    except (ImportError, RuntimeError):  # not there; or it has nowhere to keep what it compiles
+
+        kernels.check()
+    except ImportError:
+        return None
+    except Exception as error:  # such as a damaged file among those in which it keeps what it compiled
+        warnings.warn(f"numba does not work here, torch adds up instead: {first_line(error)}", stacklevel=2)
         return None
     return kernels
 

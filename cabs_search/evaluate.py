@@ -79,6 +79,11 @@ def batches(lengths: Ints, counts: Ints, tokens: int = BATCH_TOKENS) -> Iterator
         yield order[start:end]
 
 
+def batch_tokens(device: torch.device) -> int:
+    """Tokens that a batch may hold."""
+    return BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
+
+
 def evaluate(model: Any, items: Items, rows: Ints, device: torch.device) -> Outcome:
     """Score ``model`` on the given rows of ``items``, in the rows' order."""
     return evaluate_together([(model, items, rows)], device)[0]
@@ -102,8 +107,7 @@ def evaluate_together(scored: Sequence[tuple[Any, Items, Ints]], device: torch.d
     for model in models.values():
         model.config.pad_token_id = items.pad["input_ids"]  # by which a decoder finds an item's last token
     with one_pass(models.values()), first_token_only(first, items.task):
-        tokens = BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
-        for batch in batches(items.lengths[rows], items.counts[rows], tokens):
+        for batch in batches(items.lengths[rows], items.counts[rows], batch_tokens(device)):
             inputs = {k: v.to(device) for k, v in collate(items, rows[batch]).items()}
             outputs = {key: model(**inputs) for key, model in models.items()}
             for (model, mine, places), whole in zip(scored, outcomes, strict=True):
@@ -141,7 +145,7 @@ def first_token_only(model: Any, task: Task) -> Iterator[None]:
     """
     config = model.config
     is_known = config.model_type in FIRST_TOKEN_ONLY and config._attn_implementation == "sdpa" and not config.is_decoder
-    if not is_known or head_of(task.kind) not in READS_ONE_TOKEN:
+    if not is_known or config.chunk_size_feed_forward or head_of(task.kind) not in READS_ONE_TOKEN:
         yield
         return
     last = model.base_model.encoder.layer[-1].attention

@@ -47,7 +47,7 @@ def export(
         heads: the expert whose head to use, by the name of the folder under ``heads/``; None: every expert's own.
         facts: lines for the model card, such as scores.
         dtype: of the merged weights; None: the base's own.
-        vectors: pruned vectors by expert, in pruning order; None: pruned here.
+        vectors: the method's vectors by expert, in pruning order; None: pruned and combined here.
         progress: told the number of weights done.
 
     Raises:

@@ -198,3 +198,22 @@ def write(
             for i in range(whole, size):
                 target[low + i] = source[low + i] + total[i]
     _fence()
+
+
+def check() -> None:
+    """Add one vector up, of each kind; what numba raises says that it does not work here."""
+    out, base, values = (np.zeros(ROOM, np.float32) for _ in range(3))
+    words, counts = np.zeros(ROOM // 64, np.uint64), np.zeros(ROOM // 256, np.int16)
+    write(
+        out.ctypes.data,
+        base.ctypes.data,
+        np.array([WHOLE, BITS, OFFSETS], np.int8),
+        np.array([values.ctypes.data] * 3, np.int64),
+        np.array([0, words.ctypes.data, words.ctypes.data], np.int64),
+        np.array([0, 0, counts.ctypes.data], np.int64),
+        np.zeros(3, np.int64),
+        np.ones(3, np.float32),
+        0,
+        ROOM,
+        ROOM,
+    )

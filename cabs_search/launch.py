@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -446,15 +446,13 @@ def _facts(board: report.Leaderboard, chosen: Scored) -> list[str]:
 
 
 @contextmanager
-def _thread() -> Iterator[Callable[[Callable[[], None]], Future[None]]]:
+def _thread() -> Iterator[Callable[[Callable[[], None]], None]]:
     """A thread that does one thing after another, some of them later; all are done at the end."""
     room = BoundedSemaphore(UNTRACKED)
 
-    def in_order(act: Callable[[], None]) -> Future[None]:
+    def in_order(act: Callable[[], None]) -> None:
         room.acquire()
-        done = thread.submit(act)
-        done.add_done_callback(lambda _: room.release())
-        return done
+        thread.submit(act).add_done_callback(lambda _: room.release())
 
     with ThreadPoolExecutor(1) as thread:
         yield in_order
@@ -469,7 +467,7 @@ class _Tracked:
         folder: Path,
         uri: str | None,
         say: Say,
-        in_order: Callable[[Callable[[], None]], Future[None]],
+        in_order: Callable[[Callable[[], None]], None],
         experiment: str | None = None,
     ) -> None:
         from cabs_search.tracking import default_uri
@@ -480,8 +478,8 @@ class _Tracked:
         self._tracker: Any = None
         self._failed = self._ended = False
 
-    def _later(self, act: Callable[[], object]) -> Future[None]:
-        return self._in_order(lambda: self._try(act))
+    def _later(self, act: Callable[[], object]) -> None:
+        self._in_order(lambda: self._try(act))
 
     def _try(self, act: Callable[[], object]) -> None:
         if self._failed:
@@ -501,7 +499,7 @@ class _Tracked:
 
             self._tracker = Tracker(self._spec, self._folder, study_id, self._uri, self._experiment)
 
-        self._later(act).result()
+        self._later(act)
 
     def close(self) -> None:
         """Close the run of a study that did not end by itself."""

@@ -1,8 +1,9 @@
 """Merged models: in place in a resident model, or fresh from checkpoints.
 
-A resident model is rewritten only where vectors keep something, each time from the base's values, never from the last
-candidate's: its thousandth candidate has the bits of a fresh merge. Base and vectors are mapped files, so that a worker
-holds in memory of its own no more than the model.
+A resident model's tensors of which vectors keep something are rewritten, each time from the base's values, never from
+the last candidate's: its thousandth candidate has the bits of a fresh merge. They are rewritten in whole: where a tenth
+is kept, hardly a cache line has none. Base and vectors are mapped files, so that a worker holds in memory of its own no
+more than the model.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cabs_search.sparsify import Kept, parse_nm
 from cabs_search.store import Family, StoredVector
 
 VECTOR_BYTES = 1 << 30
-"""What vectors may take (on a GPU) or map (from the cache) beyond those in use."""
+"""What vectors that are not in use may take on a GPU; on the CPU, where they are mapped, how much stays laid out."""
 
 
 class Resident:
@@ -41,7 +42,7 @@ class Resident:
         self._base = {name: base.read(name).reshape(-1).to(tensor.device) for name, tensor in self._tensors.items()}
         self._vector_bytes = vector_bytes
         self._vectors: OrderedDict[Path, dict[str, Packed | Placed]] = OrderedDict()
-        self._paths: tuple[Path, ...] | None = None
+        self._paths: tuple[tuple[str, Path], ...] | None = None
         self._sums: dict[str, tuple[TensorSum, list[str]]] = {}
         self._reset()
 
@@ -58,7 +59,7 @@ class Resident:
             recipe: the candidate.
 
         """
-        paths, last = tuple(vector.path for vector in vectors.values()), self._paths
+        paths, last = tuple((expert, vector.path) for expert, vector in vectors.items()), self._paths
         self._paths = None  # until the model is whole again
         if last != paths:
             self._turn_to(vectors, whole=last is not None)

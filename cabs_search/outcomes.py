@@ -22,7 +22,7 @@ from cabs_search.recipe import Recipe
 from cabs_search.spec import Spec
 from cabs_search.tasks import Items, SplitName
 
-VERSION = 1
+VERSION = 2
 """Of the record's form; a record of another is refused."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS study (key TEXT PRIMARY KEY, value TEXT NOT NULL);

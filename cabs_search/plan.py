@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from cabs_search.baselines import baselines, methods_of, singles
-from cabs_search.evaluate import Workbench, batches, check_heads, pick_device
+from cabs_search.evaluate import Workbench, batch_tokens, batches, check_heads, pick_device
 from cabs_search.launch import check_calibration, check_groups, load_study_items
 from cabs_search.locations import UnreachableError, cache_folder
 from cabs_search.materialize import VECTOR_BYTES
@@ -200,7 +200,7 @@ def _items_per_second(spec: Spec, store: Store, items: Mapping[SplitName, Mappin
         bench = Workbench(spec, store)
         seconds = 0.0
         for task, mine in items["search"].items():
-            chosen = list(batches(mine.lengths, mine.counts))
+            chosen = list(batches(mine.lengths, mine.counts, batch_tokens(bench.device)))
             rows = chosen[len(chosen) // 2]
             bench.score({task: mine}, {task: rows})
             start = time.perf_counter()

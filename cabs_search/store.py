@@ -252,13 +252,14 @@ class Store:
 
     def _is_whole(self, path: Path) -> bool:
         """Whether an entry is there and undamaged; its bytes are read once, and again when the file changes."""
-        if not path.exists():
+        try:
+            if self._checked.get(path) == _state(path):
+                return True
+            if checksum_holds(path):
+                self._know(path)
+                return True
+        except FileNotFoundError:
             return False
-        if self._checked.get(path) == _state(path):
-            return True
-        if checksum_holds(path):
-            self._know(path)
-            return True
         warnings.warn(f"{path}: the entry is damaged and is built again", stacklevel=3)
         return False
 
@@ -284,11 +285,14 @@ class _EntryWriter(CheckpointWriter):
         if kept is None:
             return
         self._kept[tensor] = int(torch.count_nonzero(kept.values)) if kept.mask is None else len(kept.values)
-        self._metadata["kept"] = json.dumps(self._kept)
         packed = Packed.of(kept)
         for name in FIELDS:
             if (part := getattr(packed, name)) is not None:
                 self.add(f"{tensor}|{name}", _padded(part))
+
+    def __exit__(self, *error: Any) -> None:
+        self._metadata["kept"] = json.dumps(self._kept)
+        super().__exit__(*error)
 
 
 def _padded(tensor: Tensor) -> Tensor:

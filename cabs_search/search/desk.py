@@ -23,6 +23,8 @@ SMALL_SECONDS = 0.3
 """A job that takes less goes out with others."""
 MOST_JOBS = 8
 """Jobs of a batch: the sampler proposes them without one another's scores."""
+AHEAD_SHARE = 1 / 8
+"""Of the budget, at the most so much is out at workers at a time, two jobs for each at the least."""
 
 Batch = Mapping[str, Job]
 """Jobs by id."""
@@ -116,8 +118,14 @@ class Desk:
             return True
         if worker.is_alone or self._study.left <= self._count:  # the last jobs are for those who have none
             return False
+        if len(worker.left) >= self._most_at_one:
+            return False
         blocks = sum(worker.left.values())
         return blocks == 1 or blocks * self._seconds <= AHEAD_SECONDS
+
+    @property
+    def _most_at_one(self) -> int:
+        return max(2, int(self._study.budget * AHEAD_SHARE) // self._count)
 
     @property
     def _seconds(self) -> float:
@@ -128,7 +136,8 @@ class Desk:
         """One job, or small ones; none where there is nothing to do now."""
         if self._held:
             return {} if worker.left else dict([self._held.popleft()])
-        most = min(MOST_JOBS, max(1, self._study.left // self._count))  # near the end each worker gets some
+        some = max(1, self._study.left // self._count)  # near the end each worker gets some
+        most = min(MOST_JOBS, some, self._most_at_one - len(worker.left))
         batch: dict[str, Job] = {}
         seconds = 0.0
         while len(batch) < most:

@@ -109,10 +109,14 @@ class Studies:
             if job == "finished":
                 self._ended.add(name)
                 self._on_end(name, study)
-                if study.singles and (left := [n for n in self._makers if n not in self._ended]):
-                    self._study(left[0]).singles.extend(study.singles)  # it failed before they were confirmed
-                    study.singles.clear()
+                self._hand_over(study)
         return "finished" if self.complete else None
+
+    def _hand_over(self, study: Study) -> None:
+        """Have another study confirm what is everybody's, where one failed before."""
+        rows = study.give_up()
+        if left := [name for name in self._makers if name not in self._ended]:
+            self._study(left[0]).singles.extend(rows)
 
     def is_confirming(self, recipe: Recipe) -> bool:
         """Whether some study is confirming a recipe now."""
@@ -132,7 +136,10 @@ class Studies:
 
     def died(self, job_id: str) -> None:
         """Take note that a job's worker died."""
-        self._jobs.pop(job_id).died(job_id)
+        study = self._jobs.pop(job_id)
+        study.died(job_id)
+        if any(self._studies.get(name) is study for name in self._ended):
+            self._hand_over(study)
 
     def stop(self, reason: str) -> None:
         """End the search for a reason that is no candidate's; the next run takes up what is at work."""

@@ -75,7 +75,7 @@ class Finished:
 
     number: int
     recipe: Recipe
-    state: Literal["complete", "pruned", "failed"]
+    state: Literal["complete", "failed"]
     scored: Scored | None
     """Where complete."""
     materialize_seconds: float
@@ -145,7 +145,8 @@ class Study:
         self.failure: str | None = None
         self.exhausted = False
         self.scored_items = 0
-        self.singles = deque(singles(spec).values() if alone else ())
+        self._singles = tuple(singles(spec).values() if alone else ())
+        self.singles = deque(self._singles)
         self._is_busy = is_busy
         self._confirm: deque[Recipe] | None = None
 
@@ -415,6 +416,15 @@ class Study:
             self.finish(job_id)
         return None
 
+    def give_up(self) -> list[Recipe]:
+        """Let go of jobs whose workers died; base and experts that are not confirmed, where this study was to."""
+        orphaned = [self._open.pop(job_id).job.recipe for job_id in self._orphans]
+        mine = {recipe.key for recipe in self._singles}
+        rows = [*self.singles, *(recipe for recipe in orphaned if recipe.key in mine)]
+        self._orphans.clear()
+        self.singles.clear()
+        return rows
+
     def stop(self, reason: str) -> None:
         """End the search for a reason that is no candidate's; the next run takes up what is at work."""
         self.failure = reason
@@ -479,6 +489,4 @@ def _recipe_of(trial: optuna.Trial | optuna.trial.FrozenTrial) -> Recipe | None:
 
 def _counts(trial: optuna.trial.FrozenTrial) -> bool:
     """Whether a trial is a candidate that ended by itself."""
-    if "duplicate" in trial.user_attrs:
-        return False
     return trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and "error" in trial.user_attrs)

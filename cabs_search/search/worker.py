@@ -56,12 +56,19 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         self._found: SimpleQueue[Part] = SimpleQueue()
         self._left: dict[str, int] = {}
         self._is_known = False
+        self._said: list[str] = []
+        warnings.filterwarnings("always", module="cabs_search")
+        warnings.showwarning = self._hear
         try:
             self._bench = Workbench(context.spec, Store(context.cache), context.calibrations)
         except Exception as error:  # told at the first step: Tune would try again and then keep it to itself
             self._broken = f"{type(error).__name__}: {error}"
         else:
             Thread(target=self._work, daemon=True).start()
+
+    def _hear(self, message: Any, category: Any, filename: str, *_: Any, **__: Any) -> None:  # noqa: ARG002
+        if "cabs_search" in filename:
+            self._said.append(str(message))
 
     def feed(self, batch: Batch) -> None:
         """Take jobs on; called between two steps."""
@@ -99,12 +106,10 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             job_id, job = self._todo.get()
             try:
                 for number, block in enumerate(job.todo):
-                    with warnings.catch_warnings(record=True) as said:
-                        warnings.filterwarnings("always", module="cabs_search")
-                        result = self._score(job, block, is_first=number == 0)
-                    told = tuple(str(w.message) for w in said if "cabs_search" in w.filename)
+                    result = self._score(job, block, is_first=number == 0)
+                    told, self._said = tuple(self._said), []
                     self._found.put(Part(job_id=job_id, result=replace(result, warnings=told)))
-            except Exception as error:
+            except BaseException as error:  # the thread goes on whatever comes: nobody else would tell
                 self._found.put(Part(job_id=job_id, error=f"{type(error).__name__}: {error}"))
 
     def _score(self, job: Job, block: int, *, is_first: bool) -> BlockResult:

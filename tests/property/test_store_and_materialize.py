@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 import cabs_search
 from cabs_search.calibration import write_calibration
 from cabs_search.checkpoint import Checkpoint
-from cabs_search.combine import Placed, TensorSum, combined, write_sums
+from cabs_search.combine import Placed, TensorSum, combined, kernels, write_sums
 from cabs_search.materialize import Resident, merged_tensors
 from cabs_search.packed import Packed
 from cabs_search.recipe import METHOD_NAMES, Method, Recipe, make_method, make_recipe
@@ -99,6 +99,18 @@ def test_the_nth_candidate_has_the_bits_of_a_fresh_merge(
         resident.materialize(vectors, recipe)
     for name, fresh in merged_tensors(family, candidates[-1], dtype):
         assert torch.equal(bits(tensors[name]), bits(fresh)), name
+
+
+def test_experts_with_equal_weights_keep_their_own_lambda(pico: Path, tmp_path: Path) -> None:
+    """Their entries are the same files, whichever comes first."""
+    twins = Family.open(pico / "base", {"one": pico / "mood", "two": pico / "mood"})
+    tensors = {name: torch.empty(shape) for name, shape in twins.alignment.shapes.items()}
+    resident, lambdas = Resident(twins.base, tensors), {"one": 0.5, "two": 2.0}
+    for order in (("one", "two"), ("two", "one")):
+        recipe = make_recipe(make_method("cabs", ("one", "two"), nm=(2, 8), order=order), lambdas)
+        resident.materialize((opened := Store(tmp_path)).open(opened.ensure(twins, recipe.method)), recipe)
+        for name, fresh in merged_tensors(twins, recipe):
+            assert torch.equal(bits(tensors[name]), bits(fresh)), name
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
@@ -266,13 +278,28 @@ def test_machine_code_and_torch_add_up_alike(numel: int, densities: list[float],
 @settings(max_examples=60, deadline=None)
 @given(words=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=64), seed=st.integers(0, 2**16))
 def test_values_are_spread_out_alike_on_every_processor(words: list[int], seed: int) -> None:
-    kernels = pytest.importorskip("cabs_search.kernels")
+    code = pytest.importorskip("cabs_search.kernels")
     bitmap = np.array(words, np.uint64)
     values = np.random.default_rng(seed).standard_normal(int(np.bitwise_count(bitmap).sum()) + 1, dtype=np.float32)
     found = []
-    for add in (kernels.add_words_by_lanes, kernels.add_words_by_bits):
+    for add in (code.add_words_by_lanes, code.add_words_by_bits):
         total = np.zeros(64 * len(words), np.float32)
         assert add(total, bitmap, values, np.float32(0.7)) == len(values) - 1
         found.append(total)
     assert np.array_equal(found[0], found[1])
     assert np.count_nonzero(found[0]) == len(values) - 1
+
+
+def test_where_numba_does_not_work_torch_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = pytest.importorskip("cabs_search.kernels")
+
+    def damaged(*_: object) -> None:
+        raise EOFError("the file ended")
+
+    monkeypatch.setattr(module, "write", damaged)
+    kernels.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="numba does not work here, torch adds up instead: the file ended"):
+            assert kernels() is None
+    finally:
+        kernels.cache_clear()

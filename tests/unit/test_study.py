@@ -252,7 +252,7 @@ def test_the_sampler_sees_baselines_and_resumed_candidates(spec: Spec, items: An
     bench = Bench(spec, tmp_path, items)
     bench.run()
     for trial in bench.trials():
-        if trial.state == TrialState.COMPLETE and "duplicate" not in trial.user_attrs:
+        if trial.state == TrialState.COMPLETE:
             recipe = Recipe.from_dict(json.loads(trial.user_attrs["recipe"]))
             assert trial.params == pytest.approx(space.params_of(spec, recipe) or {})
 
