@@ -12,7 +12,7 @@ import torch
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
-CHUNK = 1 << 16
+CHUNK = 1 << 18
 """Weights handled at a time."""
 
 

@@ -17,6 +17,8 @@ Symbols: n, m   weights kept per block, weights per block
 from __future__ import annotations
 
 import hashlib
+import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -563,22 +565,39 @@ def largest(weights: Floats, k: int, free: Bools | None = None, out: Bools | Non
         return mask
 
     def some(rows: slice) -> None:
-        sizes = _sizes(weights[rows])
+        sizes, room = _scratch(weights[rows].shape)
+        np.bitwise_and(weights[rows].view(np.uint32), np.uint32(0x7FFFFFFF), out=sizes)
         if free is not None:
             sizes *= free[rows]
-        _largest(sizes, k, mask[rows])
+        _largest(sizes, k, mask[rows], room)
 
     each(some, chunks(len(weights), max(1, CHUNK // weights.shape[1])))
     return mask
 
 
-def _largest(sizes: Sizes, k: int, mask: Bools) -> None:
-    """``largest`` of rows that fit in cache."""
+_own = threading.local()
+
+
+def _scratch(shape: tuple[int, ...]) -> tuple[Sizes, Sizes]:
+    """Two arrays of the thread's own: new ones each time would cost as much as what is done in them."""
+    size = math.prod(shape)
+    if size > CHUNK:  # one long row
+        return np.empty(shape, np.uint32), np.empty(shape, np.uint32)
+    if not hasattr(_own, "arrays"):
+        _own.arrays = np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint32)
+    first, second = _own.arrays
+    return first[:size].reshape(shape), second[:size].reshape(shape)
+
+
+def _largest(sizes: Sizes, k: int, mask: Bools, room: Sizes) -> None:
+    """``largest`` of rows that fit in cache; ``room`` is overwritten."""
     width = sizes.shape[1]
     if k >= width:
         np.greater(sizes, 0, out=mask)
         return
-    bound = np.partition(sizes, width - k, axis=1)[:, width - k].copy()
+    np.copyto(room, sizes)
+    room.partition(width - k, axis=1)
+    bound = room[:, width - k].copy()
     some = np.maximum(bound, 1)  # a weight that is 0 is never kept
     np.greater_equal(sizes, some[:, None], out=mask)
     if np.count_nonzero(mask) == k * len(mask) and bound.all():
