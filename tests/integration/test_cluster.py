@@ -42,7 +42,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with (temp / "log").open("w") as log:
         process = subprocess.Popen(
             ["ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2",
-             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"],
+             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+             f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"],
             env=env, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
