@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
 MERGEKIT_PIP := $(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup quickstart test test-all check bench bench-large bench-gpu bench-docs clean .venv-mergekit
+.PHONY: setup quickstart test test-browser test-all check bench bench-large bench-gpu bench-docs clean .venv-mergekit
 
 setup: $(STAMP)
 
@@ -33,7 +33,11 @@ quickstart: setup
 	$(BIN)/cabs-search quickstart
 
 test: setup
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -m 'not slow and not gpu and not browser'
+
+# In headless Chromium; CABS_SEARCH_STUDY=DIR looks at that finished study, CI_BROWSER=1 fails where there is no Chromium.
+test-browser: setup
+	$(BIN)/python -m pytest -m browser tests/browser
 
 test-all: setup check
 	@$(MAKE) $(MERGEKIT) || echo 'mergekit cannot be installed: its tests are skipped, and say why'
