@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -169,15 +170,20 @@ def _run(options: argparse.Namespace) -> None:
     print(f"\nSee the runs:      {PROGRAM} ui {folder}")
     print(f"Print this again:  {PROGRAM} report {folder}")
     print(f"Take the best:     {PROGRAM} export {folder} --to {folder}/best")
+    _print_server_links(folder, found.tracking_uri)
 
 
 def _compare(options: argparse.Namespace) -> None:
+    from cabs_search.comparison import experiment_name
     from cabs_search.launch import compare
     from cabs_search.spec import load
 
     spec = load(options.spec).override(trials=options.trials, workers=options.workers)
     found = compare(spec, options.over, options.output, address=options.address, tracking_uri=options.tracking_uri)
     _print_comparison(options, found)
+    if options.tracking_uri and not options.json:
+        folder = options.output or Path("results") / experiment_name(spec, options.over)
+        _print_server_links(folder, options.tracking_uri)
 
 
 def _print_comparison(options: argparse.Namespace, found: Any) -> None:
@@ -289,31 +295,61 @@ def _print_export(options: argparse.Namespace, recipe: Any, to: Path) -> None:
 def _ui(options: argparse.Namespace) -> None:
     import subprocess
 
-    from cabs_search import comparison, views
-    from cabs_search.spec import load
-    from cabs_search.tracking import default_uri, newest_parent
+    from cabs_search.tracking import is_server, uri_of
 
-    if not (options.folder / "mlflow.db").is_file():
-        raise ValueError(f"{options.folder}: holds no mlflow.db; a study with --tracking-uri is seen at that server")
-    uri = default_uri(options.folder)
-    spec = load(options.folder / "spec.yaml", locations=False)
-    over = comparison.axes_of(options.folder) if comparison.is_comparison(options.folder) else None
-    found = newest_parent(uri, comparison.experiment_name(spec, over) if over else spec.name)
-    if found is None:
+    uri = uri_of(options.folder)
+    if not is_server(uri) and not (options.folder / "mlflow.db").is_file():
+        raise ValueError(f"{options.folder}: holds no mlflow.db, and no address of a tracking server")
+    found = _links(options.folder, uri, uri if is_server(uri) else f"http://127.0.0.1:{options.port}")
+    if not found:
         raise ValueError(f"{options.folder}: no runs are recorded yet")
-    root = f"http://127.0.0.1:{options.port}"
-    runs, charts = (views.url(root, *found, charts=charts) for charts in (False, True))
-    if over:
-        runs = views.comparison_url(root, found[0])
     if options.json:
-        _print_json({"url": runs, "charts": charts, "tracking_uri": uri})
-    elif over:
-        print(f"one run for each value, best first: {runs}\nstop it with Ctrl-C", flush=True)
+        _print_json({"views": found, "tracking_uri": uri})
     else:
-        print(f"candidates, best first: {runs}\nas charts: {charts}\nstop it with Ctrl-C", flush=True)
+        _print_links(found)
+    if is_server(uri):
+        return
+    sys.stdout.flush()
+    print("stop it with Ctrl-C", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     if subprocess.run([*command, "--port", str(options.port)], check=False, stdout=sys.stderr).returncode:
         raise RuntimeError(f"MLflow's UI did not start; is port {options.port} taken? Choose another with --port")
+
+
+def _links(folder: Path, uri: str, root: str) -> dict[str, str]:
+    """Addresses of a folder's runs and saved views in the UI at ``root``, by name; empty where there are no runs."""
+    from cabs_search import comparison
+    from cabs_search.outcomes import Outcomes
+    from cabs_search.spec import load
+    from cabs_search.tracking import links
+
+    spec = load(folder / "spec.yaml", locations=False)
+    over = comparison.axes_of(folder) if comparison.is_comparison(folder) else None
+    name = comparison.experiment_name(spec, over) if over else spec.name
+    return links(uri, root.rstrip("/"), name, Outcomes(folder / "outcomes").study_id(), is_comparison=over is not None)
+
+
+def _print_links(found: Mapping[str, str]) -> None:
+    """A name and an address a line; addresses whole, so that a terminal opens them."""
+    width = max(map(len, found))
+    for name, url in found.items():
+        print(f"{name:<{width}}  {url}")
+
+
+def _print_server_links(folder: Path, uri: str) -> None:
+    """Where the runs are seen, of those kept at a server; one that is down costs no result."""
+    from cabs_search.tracking import is_server
+
+    if not is_server(uri):
+        return
+    try:
+        found = _links(folder, uri, uri)
+    except Exception as error:
+        print(f"MLflow at {uri} does not answer: {type(error).__name__}", file=sys.stderr)
+        return
+    if found:
+        print()
+        _print_links(found)
 
 
 def _count(text: str) -> int:

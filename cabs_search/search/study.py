@@ -229,11 +229,13 @@ class Study:
         """Take up what earlier runs left: finished candidates count, interrupted ones are scored first.
 
         Args:
-            on_finished: told every finished candidate, those of earlier runs first.
+            on_finished: told every finished candidate as they end, those of earlier runs first.
 
         """
         self._on_finished = on_finished
-        trials = self._storage.get_all_trials(self._study_id)
+        trials = sorted(
+            self._storage.get_all_trials(self._study_id), key=lambda trial: trial.datetime_complete or datetime.max
+        )
         self._sampled = optuna.create_study(direction="maximize", sampler=self._sampler(len(trials)))
         queued: dict[str, tuple[Recipe, int | None]] = {}
         for trial in trials:
