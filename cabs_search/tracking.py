@@ -352,5 +352,5 @@ def links(uri: str, root: str, experiment: str, study_id: str, *, is_comparison:
     if not runs:
         return {}
     saved = views.found_in(found.tags, study_id if is_comparison else str(runs[0].info.run_id))
-    every = {"all runs": f"{root}/#/experiments/{found.experiment_id}/runs"}
+    every = {"all runs": views.runs_url(root, str(found.experiment_id))}
     return every | {view.name: view.url(root, str(found.experiment_id)) for view in saved}

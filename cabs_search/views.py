@@ -55,8 +55,7 @@ class View:
     def url(self, root: str, experiment_id: str) -> str:
         """Its address in the UI at ``root``."""
         mode = {"compareRunsMode": "CHART"} if self.state["compareRunCharts"] else {}
-        query = {"viewStateShareKey": self.key} | mode
-        return f"{root}/#/experiments/{experiment_id}/runs?" + urlencode(query)
+        return runs_url(root, experiment_id) + "&" + urlencode({"viewStateShareKey": self.key} | mode)
 
     @property
     def tag(self) -> tuple[str, str]:
@@ -97,6 +96,11 @@ def found_in(tags: Mapping[str, str], of: str) -> list[View]:
             state = json.loads(zlib.decompress(base64.b64decode(plain["state"].removeprefix("deflate;"))))
             found.append(View(key=tag.removeprefix(TAG), name=plain["name"], state=state))
     return found
+
+
+def runs_url(root: str, experiment_id: str) -> str:
+    """The address of an experiment's runs in the UI at ``root``, which has another face for language models."""
+    return f"{root}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
 
 
 def _definitions() -> Iterator[str]:
