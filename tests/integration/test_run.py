@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-import zlib
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -33,6 +32,7 @@ from cabs_search.launch import load_study_items
 from cabs_search.metrics import metric
 from cabs_search.outcomes import Outcomes
 from cabs_search.spec import load
+from cabs_search.tracking import default_uri, links
 from tests.conftest import EXPERTS, pico_values, write_spec
 
 COMMAND = [sys.executable, "-m", "cabs_search.cli"]
@@ -103,9 +103,31 @@ def check_complete(folder: Path, budget: int) -> None:
     assert {r.data.tags["recipe"] for r in runs} == searched.keys()
     assert {(r.info.status, r.data.tags["state"]) for r in runs} == {("FINISHED", "complete")}
     best = max(s.score for s in searched.values())
+    check_progress(folder, [s.items for s in searched.values()], best)
     assert max(t.value for t in told if t.value is not None) == best
     assert report.leaderboard(folder).row("best found").search_score == best
     assert max(r.data.metrics["score"] for r in runs) == pytest.approx(best)
+
+
+def check_progress(folder: Path, items: list[int], best: float) -> None:
+    """The best score against items spent has each candidate once, in the order in which they ended."""
+    from mlflow import MlflowClient
+
+    runs = children(folder)
+    assert sorted(map(_spent, runs)) == list(itertools.accumulate(items))
+    ends = [run.info.end_time for run in sorted(runs, key=_spent)]
+    assert ends == sorted(ends)
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    parent = runs[0].data.tags["mlflow.parentRunId"]
+    points = sorted((m.step, m.value) for m in client.get_metric_history(parent, "best_score"))
+    assert [step for step, _ in points] == sorted(map(_spent, runs))
+    so_far = itertools.accumulate((r.data.metrics["score"] for r in sorted(runs, key=_spent)), max)
+    assert [value for _, value in points] == pytest.approx(list(so_far))
+    assert points[-1][1] == pytest.approx(best)
+
+
+def _spent(run: Any) -> float:
+    return float(run.data.metrics["items_spent"])
 
 
 def test_a_run_ends_with_a_leaderboard(study: Path) -> None:
@@ -158,16 +180,18 @@ def test_mlflow_children_hold_what_a_candidate_is_and_did(study: Path) -> None:
         assert metrics["materialize_seconds"] > 0
 
 
-def test_the_saved_view_covers_every_expert(study: Path) -> None:
-    from mlflow import MlflowClient
-
-    tags = MlflowClient(f"sqlite:///{study / 'mlflow.db'}").get_experiment_by_name("pico").tags
-    (view,) = [json.loads(v) for k, v in tags.items() if k.startswith("mlflow.sharedViewState.")]
-    state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
-    parallel, *scatter = state["compareRunCharts"]
-    assert set(parallel["selectedParams"]) == {f"{kind}.{e}" for kind in ("lambda", "rank") for e in EXPERTS}
-    assert [c["xaxis"]["key"] for c in scatter] == [f"lambda.{e}" for e in EXPERTS]
-    assert children(study)[0].data.tags["mlflow.parentRunId"] in state["searchFilter"]
+def test_ui_knows_every_saved_view(study: Path) -> None:
+    found = links(default_uri(study), "http://x", "pico", Outcomes(study / "outcomes").study_id(), is_comparison=False)
+    names = [name.removesuffix(" of pico") for name in found]
+    assert names == [
+        "all runs",
+        "Candidates",
+        "λ landscape, cabs",
+        "Orders compared",
+        "Parallel coordinates",
+        "Best score against items spent",
+        "Per-task trade-off",
+    ]
 
 
 def test_run_again_on_a_finished_study_scores_nothing(
