@@ -292,9 +292,11 @@ def test_ui_serves_the_studys_runs(study: Path, shared_cache: Path) -> None:
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        url, charts = (process.stdout.readline().strip().partition(": ")[2] for _ in range(2))
-        assert url.startswith(f"http://127.0.0.1:{port}/#/experiments/")
-        assert "viewStateShareKey=cabs-candidates-" in charts
+        runs, candidates = (process.stdout.readline().split("  ", 1) for _ in range(2))
+        assert runs[0] == "all runs"
+        assert runs[1].strip().startswith(f"http://127.0.0.1:{port}/#/experiments/")
+        assert candidates[0] == "Candidates of pico"
+        assert "viewStateShareKey=cabs-candidates-" in candidates[1]
         deadline = time.monotonic() + 120
         while True:
             try:
