@@ -105,7 +105,7 @@ def without_assistant(page: Any) -> None:
     """Close the panel that MLflow opens by itself for whoever comes first; it may come late, or not at all."""
     panel = page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]')
     with contextlib.suppress(Exception):
-        panel.wait_for(timeout=4000)
+        panel.wait_for(timeout=3000)
         panel.click()
 
 
@@ -247,8 +247,7 @@ def compared(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
     """The addresses printed at the end of a comparison that is kept at a tracking server, while that serves them."""
     folder, port = tmp_path_factory.mktemp("compared"), free_port()
     root = f"http://127.0.0.1:{port}"
-    values = pico_values(pico, trials=4, confirm=1)
-    values["space"]["order"] = values["space"]["order"][:1] if isinstance(values["space"]["order"], list) else "all"
+    values = pico_values(pico, trials=3, confirm=1)
     spec = write_spec(folder / "pico.yaml", values)
     server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     server += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -273,9 +272,9 @@ def compared(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
 def test_a_comparison_is_drawn_by_value(page: Any, compared: dict[str, str], screenshots: Path) -> None:
     bar, line = charts_of(page, named(compared, "Values compared"), screenshots / "comparison.png", 2)
     assert bar["layers"] == {"bar": 3}
-    assert line["layers"] == {"scatter": 4}
+    assert line["layers"] == {"scatter": 3}
     found = charts_of(page, named(compared, "Candidates by value"), screenshots / "comparison-candidates.png", 4)
-    assert [chart["layers"] for chart in found] == [{"scatter": 12}] * 4
+    assert [chart["layers"] for chart in found] == [{"scatter": 9}] * 4
 
 
 def candidates(study: Path, wanted: Callable[[Any], bool] = lambda _: True) -> int:
