@@ -366,7 +366,7 @@ def as_text(found: Comparison) -> str:
     )
     pivot = [] if len(found.over) < 2 else ["", *_pivot(found)]
     pairs = ["", *_pairs(found)] if found.matrix and len(found.matrix.labels) <= WIDEST else []
-    ends = [note for note in (*found.notes, found.finding, _verdict(found)) if note]
+    ends = [note for note in (*found.notes, found.finding, verdict(found)) if note]
     return "\n".join([title, "", *report.table(lines), *pivot, *pairs, "", *ends, *found.spent.text])
 
 
@@ -415,7 +415,8 @@ def _pivot(found: Comparison) -> list[str]:
     return report.table(rows)
 
 
-def _verdict(found: Comparison) -> str:
+def verdict(found: Comparison) -> str:
+    """The highest value, and which are told from the best shared-λ Task Arithmetic."""
     done = [line for line in found.lines if line.row is not None]
     if not done:
         return "No row is confirmed yet."

@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from cabs_search import comparison, report
+from cabs_search import comparison, page, report
 from cabs_search.baselines import baselines, candidate_of, methods_of, ranked
 from cabs_search.checkpoint import first_line
 from cabs_search.comparison import Comparison
@@ -105,6 +105,7 @@ def run(
             raise
         scores = report.Scores.read(spec, study.outcomes)
         board = report.board_of(spec, scores)
+        page.write(board, folder)
         tracked.end(board, scores)
     if study.exhausted:
         say(f"nothing new was proposed after {study.done} candidates: the space is, or nearly is, searched through")
@@ -167,7 +168,9 @@ def compare(
         finally:
             for tracked in trackers.values():
                 tracked.close()
-    return comparison.read(opened.folder)
+        found = comparison.read(opened.folder)
+        page.write(found, opened.folder)
+    return found
 
 
 class _Compared:
