@@ -198,20 +198,19 @@ def gains(rows: Sequence[tuple[str, Row]], reference: Row) -> Spec:
         x=_named("task", list(reference.tasks), orient="top", labelAngle=0, labelLimit=80),
         y=_named("label", [label for label, _ in rows]),
         hover=(*TASK_HOVER, ("baseline", "best baseline"), ("points", "points above it")),
+        noise=100 * max((high - low) / 2 for _, row in rows for low, high in row.task_intervals.values()),
     )
 
 
-def _heat(values: Sequence[Mapping[str, Any]], *, x: Spec, y: Spec, hover: Sequence[tuple[str, str]]) -> Spec:
-    """Gains in points as coloured cells with their numbers."""
+def _heat(
+    values: Sequence[Mapping[str, Any]], *, x: Spec, y: Spec, hover: Sequence[tuple[str, str]], noise: float
+) -> Spec:
+    """Gains in points as coloured cells with their numbers; what is within ``noise`` stays pale."""
     sizes = sorted(abs(value["gain"]) for value in values)
-    most = max(0.1, sizes[int(0.95 * (len(sizes) - 1))])  # so that one bad cell does not pale the rest
+    most = max(noise, sizes[int(0.95 * (len(sizes) - 1))], 0.1)  # so that one bad cell does not pale the rest
     ramp = {"domain": [-most, 0, most], "range": [colour(name) for name in ("worse", "surface", "accent")]}
-    fill = {
-        "field": "gain",
-        "type": "quantitative",
-        "legend": None,
-        "scale": ramp | {"clamp": True, "interpolate": "rgb"},
-    }
+    scale = ramp | {"clamp": True, "interpolate": "rgb"}
+    fill = {"field": "gain", "type": "quantitative", "legend": None, "scale": scale}
     deep = {"test": f"abs(datum.gain) > {0.6 * most}", "value": colour("surface")}
     text = {"text": {"field": "points"}, "color": {"condition": deep, "value": colour("ink")}}
     place = {"x": x, "y": y, "tooltip": _hover(hover)}
@@ -378,6 +377,27 @@ def compared_gains(found: Comparison) -> Spec | None:
     return gains(rows + [(OWN, row) for row in found.alone if row.role == "ideal"], found.reference)
 
 
+def crossed(found: Comparison) -> Spec | None:
+    """Two axes, one down and one across: points above the best shared-λ Task Arithmetic; None of one axis."""
+    rows = {tuple(line.label.split(" ")): line.row for line in found.lines if line.row is not None}
+    rows = {key: row for key, row in rows.items() if len(key) == 2}
+    if len(found.over) < 2 or found.reference is None or not rows:
+        return None
+    values = []
+    for (label, column), row in rows.items():
+        gain = row.score - found.reference.score
+        shown = {"label": label, "column": column, "gain": 100 * gain, "points": points(gain)}
+        values.append(_scores(row) | shown)
+    down, across = (list(dict.fromkeys(key[place] for key in rows)) for place in (0, 1))
+    return _heat(
+        values,
+        x=_named("column", across, orient="top", labelAngle=0, labelLimit=120),
+        y=_named("label", down),
+        hover=(("label", "row"), ("column", "column"), *SCORES_HOVER[1:]),
+        noise=100 * max((row.simultaneous[1] - row.simultaneous[0]) / 2 for row in rows.values()),
+    )
+
+
 def matrix(found: Comparison) -> Spec | None:
     """Every value against every other, paired: points of the row above the column; None with fewer than two."""
     if found.matrix is None:
@@ -404,6 +424,7 @@ def matrix(found: Comparison) -> Spec | None:
         x=_named("column", [str(place) for place in range(1, len(labels) + 1)], orient="top", labelAngle=0),
         y=_named("label", labels),
         hover=(*hover, ("p", "p (Holm)")),
+        noise=100 * max(abs(end) for ends in (*of.low, *of.high) for end in ends),
     )
 
 

@@ -217,6 +217,22 @@ class Comparison:
     notes: tuple[str, ...]
 
     @property
+    def headline(self) -> str:
+        """The finding in one sentence."""
+        if self.matrix is None or self.tie_set is None:
+            return "Nothing can be compared yet."
+        what, count, tied = _plural(self.over), len(self.matrix.labels), len(self.tie_set.labels)
+        if tied == count:
+            most = max(abs(end) for ends in (self.matrix.low, self.matrix.high) for row in ends for end in row)
+            return (
+                f"None of the {count} {what} can be told from the best of them: no two differ by more than "
+                f"{100 * most:.1f} points."
+            )
+        if tied == 1:
+            return f"{self.tie_set.labels[0]} beats all other {what}."
+        return f"{self.tie_set.labels[0]} is the highest of {count} {what}; {tied - 1} others cannot be told from it."
+
+    @property
     def finding(self) -> str:
         """Whether the axis makes a difference, with a number."""
         if self.matrix is None or self.tie_set is None:

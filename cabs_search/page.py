@@ -66,15 +66,21 @@ def study_page(board: Leaderboard, folder: Path) -> Page:
 def _figures(board: Leaderboard) -> tuple[Cell, ...]:
     figures = []
     if (found := _row(board, FOUND)) is not None:
-        figures.append((number(found.score), f"the best found, on fresh items; 95 % {between(found.simultaneous)}"))
+        figures.append(
+            (number(found.score), f"the best found, on fresh items; 95 % {_unbroken(between(found.simultaneous))}")
+        )
         if (contrast := found.against.get(BASELINE)) is not None:
             points, interval = distance(contrast)
-            figures.append((points, f"points to the best baseline; 95 % {interval}"))
+            figures.append((points, f"points to the best baseline; 95 % {_unbroken(interval)}"))
     if board.tie_set is not None:
         tied = f"{len(board.tie_set.labels)} of {board.tie_set.of}"
         figures.append((tied, "confirmed candidates cannot be told from the best of them"))
     figures.append((f"{board.candidates:,}", f"candidates searched, each on {_count(board, 'search'):,} items"))
     return tuple(figures)
+
+
+def _unbroken(interval: str) -> str:
+    return interval.replace(" ", "\u00a0")
 
 
 def _row(board: Leaderboard, label: str) -> Row | None:
@@ -247,8 +253,8 @@ def comparison_page(found: Comparison, folder: Path) -> Page:
     return Page(
         name=found.name,
         kind=f"compared over {axes}",
-        verdict=found.finding or comparison.verdict(found),
-        remarks=(*([comparison.verdict(found)] if found.finding else []), *found.notes),
+        verdict=found.headline,
+        remarks=(comparison.verdict(found),),
         figures=_value_figures(found),
         sections=(*(section for section in (make(found) for make in made) if section is not None), spent),
         facts=facts_of(folder, *found.over),
@@ -260,10 +266,12 @@ def _value_figures(found: Comparison) -> tuple[Cell, ...]:
     figures = []
     if rows:
         label, row = max(rows, key=lambda one: one[1].score)
-        figures.append((number(row.score), f"{label}, the highest on fresh items; 95 % {between(row.simultaneous)}"))
+        figures.append(
+            (number(row.score), f"{label}, the highest on fresh items; 95 % {_unbroken(between(row.simultaneous))}")
+        )
         if (contrast := row.against.get(BASELINE)) is not None:
             points, interval = distance(contrast)
-            figures.append((points, f"points to the best shared-λ Task Arithmetic; 95 % {interval}"))
+            figures.append((points, f"points to the best shared-λ Task Arithmetic; 95 % {_unbroken(interval)}"))
     if found.tie_set is not None:
         tied = f"{len(found.tie_set.labels)} of {found.tie_set.of}"
         figures.append((tied, "cannot be told from the best of them"))
@@ -289,13 +297,21 @@ def _values(found: Comparison) -> Section:
             "Each value had the same budget. Its row is the best of its candidates by their search scores, scored on "
             f"{_count(found, 'confirm'):,} confirm items that no proposal has seen.",
         ),
-        figures=() if drawn is None else (Figure(specs=(drawn,), says=says),),
-        notes=(INTERVALS,),
+        figures=(*(() if drawn is None else (Figure(specs=(drawn,), says=says),)), *_crossed(found)),
+        notes=(INTERVALS, *found.notes),
         tables=(
             Table(title="Row by row", head=head, lines=tuple(lines), is_open=True),
             *([replace(tests, title="Tests against the best shared-λ Task Arithmetic")] if tests else []),
         ),
     )
+
+
+def _crossed(found: Comparison) -> tuple[Figure, ...]:
+    drawn = charts.crossed(found)
+    if drawn is None or found.reference is None:
+        return ()
+    title = f"Points above the best shared-λ Task Arithmetic ({number(found.reference.score)})"
+    return (Figure(specs=(drawn,), title=title, says="One axis down, the other across"),)
 
 
 def _value_line(line: comparison.Line, names: Sequence[str]) -> Line:
@@ -312,7 +328,7 @@ def _value_ties(found: Comparison) -> Section | None:
     return Section(
         id="ties",
         title="What cannot be told apart",
-        texts=(found.tie_set.text,),
+        texts=(found.finding,),
         names=found.tie_set.labels,
         figures=(Figure(specs=(drawn,), title=title, says=says),),
     )
