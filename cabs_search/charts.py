@@ -5,13 +5,13 @@ Names that users chose are values of the data, never fields or expressions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cabs_search.comparison import Comparison
 from cabs_search.inference import Contrast
 from cabs_search.looks import BAR, CIRCLE, DIAMOND, HUES, SQUARE, TRIANGLE, Spec, colour
-from cabs_search.report import BASELINE, SIGNIFICANT, Leaderboard, Row, as_p
+from cabs_search.report import BASELINE, SIGNIFICANT, Leaderboard, Row, Tried, as_p
 
 ROLES = {
     "candidate": ("candidate", CIRCLE),
@@ -24,6 +24,8 @@ ROLES = {
 TIED, APART = "cannot be told from the best", "all others"
 OWN = "each task's own expert"
 SHARED_TA = "best shared TA"
+MOST, MOST_IN_ALL, MOST_NAMES, MOST_TEXT = 600, 4000, 40, 160
+"""Candidates that a chart draws at most, and the charts of each λ together; an axis's names; a recipe's letters."""
 STEP = 22
 """Height of a row in pixels."""
 SCORES_HOVER = (
@@ -225,10 +227,25 @@ def _heat(
     )
 
 
-def _tried(board: Leaderboard) -> list[dict[str, Any]]:
-    """Every candidate as a point of a chart."""
-    kept = ("place", "text", "method", "amount", "order", "lambdas", "shared", "score", "items")
-    return [{name: getattr(each, name) for name in kept} | {"shown": number(each.score)} for each in board.tried]
+def drawn(tried: Sequence[Tried], most: int = MOST) -> list[Tried]:
+    """At most so many candidates, in the order of their search: the best, for a half, and others evenly."""
+    if len(tried) <= most:
+        return list(tried)
+    half = most // 2
+    chosen = {each.place for each in sorted(tried, key=_rank)[:half]}
+    chosen |= {each.place for each in tried[:: -(-len(tried) // half)]}
+    return [each for each in tried if each.place in chosen]
+
+
+def _rank(each: Tried) -> tuple[float, str]:
+    return -each.score, each.key
+
+
+def _dot(each: Tried, **more: Any) -> dict[str, Any]:
+    """A candidate as a point of a chart."""
+    text = each.text if len(each.text) <= MOST_TEXT else f"{each.text[:MOST_TEXT]}…"
+    known = {"place": each.place, "text": text, "method": each.method, "score": each.score}
+    return known | {"shown": number(each.score)} | more
 
 
 def _by_method(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -240,11 +257,11 @@ def _by_method(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def shared_lambda(board: Leaderboard) -> Spec | None:
     """The papers' basin: the search score against one λ for all experts, a line for each method."""
-    values = [value for value in _tried(board) if value["shared"] is not None]
-    if len({value["shared"] for value in values}) < 2:
+    tried = [each for each in board.tried if each.shared is not None]
+    if len({each.shared for each in tried}) < 2:
         return None
-    for value in values:
-        value["line"] = " ".join(filter(None, (value["method"], value["amount"], value["order"])))
+    lines = (" ".join(filter(None, (each.method, each.amount, each.order))) for each in tried)
+    values = [_dot(each, shared=each.shared, line=line) for each, line in zip(tried, lines, strict=True)]
     encoding = {
         "x": _quantity("shared", "one λ for all experts", values) | {"axis": {"format": "~g", "tickCount": 8}},
         "y": _quantity("score", "search score", values),
@@ -253,58 +270,61 @@ def shared_lambda(board: Leaderboard) -> Spec | None:
         "tooltip": _hover((*TRIED_HOVER, ("shared", "λ"))),
     }
     mark = {"type": "line", "strokeWidth": 2, "point": {"size": 60, "filled": True, "opacity": 1}}
-    return _chart(_flat(values), 260, mark=mark, encoding=encoding)
+    return _chart(values, 260, mark=mark, encoding=encoding)
 
 
 def each_lambda(board: Leaderboard) -> list[Spec]:
-    """Every candidate's search score against each expert's λ: a chart for each expert with more than one λ."""
-    tried = _tried(board)
-    keys = dict.fromkeys(key for value in tried for key in value["lambdas"])
-    found = [[v | {"lambda": v["lambdas"][key]} for v in tried if key in v["lambdas"]] for key in keys]
-    varied = [(key, values) for key, values in zip(keys, found, strict=True) if len({v["lambda"] for v in values}) > 1]
-    return [_one_lambda(key, values, tried, place == 0) for place, (key, values) in enumerate(varied)]
+    """The candidates' search scores against each expert's λ: a chart for each expert with more than one λ."""
+    keys = dict.fromkeys(key for each in board.tried for key in each.lambdas)
+    known = {key: [each for each in board.tried if key in each.lambdas] for key in keys}
+    varied = [key for key, tried in known.items() if len({each.lambdas[key] for each in tried}) > 1]
+    if not varied:
+        return []
+    tried, best = drawn(board.tried, min(MOST, MOST_IN_ALL // len(varied))), min(board.tried, key=_rank)
+    return [_one_lambda(key, tried, best, key == varied[0]) for key in varied]
 
 
-def _one_lambda(key: str, values: Sequence[Mapping[str, Any]], tried: Sequence[Mapping[str, Any]], first: bool) -> Spec:
+def _one_lambda(key: str, tried: Sequence[Tried], best: Tried, first: bool) -> Spec:
+    values = [_dot(each, **{"lambda": each.lambdas[key]}) for each in tried if key in each.lambdas]
     place = {
         "x": _quantity("lambda", f"λ of {key}", values) | {"axis": {"format": "~g", "tickCount": 6}},
-        "y": _quantity("score", "search score", tried),
+        "y": _quantity("score", "search score", [_dot(each) for each in tried]),
         "tooltip": _hover((*TRIED_HOVER, ("lambda", f"λ of {key}"))),
     }
-    by_method = _by_method(tried) | ({} if first else {"legend": None})
-    best = max(value["score"] for value in tried)
+    by_method = _by_method([_dot(each) for each in tried]) | ({} if first else {"legend": None})
     ring = {"type": "point", "size": 190, "color": colour("ink"), "strokeWidth": 1.5, "filled": False}
     return _chart(
-        _flat(values),
+        values,
         200,
         layer=[
             {"mark": _point(50) | {"opacity": 0.75}, "encoding": place | {"color": by_method}},
-            {"transform": [{"filter": f"datum.score >= {best!r}"}], "mark": ring, "encoding": place},
+            {"transform": [{"filter": f"datum.place === {best.place}"}], "mark": ring, "encoding": place},
         ],
     )
 
 
-def _flat(values: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: each for name, each in value.items() if name != "lambdas"} for value in values]
-
-
 def orders(board: Leaderboard) -> Spec | None:
-    """The search score by pruning order; None where fewer than two were tried."""
-    values = _flat(value for value in _tried(board) if value["order"])
-    means = {o: [v["score"] for v in values if v["order"] == o] for o in dict.fromkeys(v["order"] for v in values)}
-    if len(means) < 2:
+    """The search score by pruning order, the orders best by their mean; None where fewer than two were tried."""
+    scores: dict[str, list[float]] = {}
+    for each in board.tried:
+        if each.order:
+            scores.setdefault(each.order, []).append(each.score)
+    if len(scores) < 2:
         return None
-    ranked = sorted(means, key=lambda order: -sum(means[order]) / len(means[order]))
-    for value in values:
-        scores = means[value["order"]]
-        value |= {"mean": sum(scores) / len(scores), "mean_shown": number(sum(scores) / len(scores)), "of": len(scores)}
+    means = {order: sum(found) / len(found) for order, found in scores.items()}
+    ranked = sorted(means, key=lambda order: (-means[order], order))[:MOST_NAMES]
+    values = [
+        _dot(each, order=each.order, mean=means[each.order], mean_shown=number(means[each.order]))
+        | {"of": len(scores[each.order])}
+        for each in drawn([each for each in board.tried if each.order in ranked])
+    ]
     y, x = _named("order", ranked), _quantity("score", "search score", values)
     mean_hover = _hover((("order", "order"), ("mean_shown", "mean"), ("of", "candidates")))
     by_method = {"color": _by_method(values), "tooltip": _hover((*TRIED_HOVER, ("order", "order")))}
     tick = {"type": "tick", "thickness": 2.5, "size": 22, "color": colour("ink")}
     return _chart(
         values,
-        34 * len(means),
+        34 * len(ranked),
         layer=[
             {"mark": _point(60) | {"opacity": 0.5}, "encoding": {"y": y, "x": x, **by_method}},
             {"mark": tick, "encoding": {"y": y, "x": x | {"field": "mean"}, "tooltip": mean_hover}},
@@ -314,12 +334,13 @@ def orders(board: Leaderboard) -> Spec | None:
 
 def progress(board: Leaderboard) -> Spec | None:
     """The best search score so far against the items spent; None with fewer than two candidates."""
-    values, best = _flat(_tried(board)), float("-inf")
-    if len(values) < 2:
+    if len(board.tried) < 2:
         return None
-    for value in values:
-        best = max(best, value["score"])
-        value |= {"best": best, "best_shown": number(best)}
+    best, values, some = float("-inf"), [], {each.place for each in drawn(board.tried)}
+    for each in board.tried:
+        is_better, best = each.score > best, max(best, each.score)
+        if is_better or each.place in some:
+            values.append(_dot(each, items=each.items, best=best, best_shown=number(best)))
     x = _quantity("items", "search items scored", values) | {"axis": {"format": ",d", "tickCount": 5}}
     y = _quantity("score", "search score", values)
     hover = _hover((*TRIED_HOVER, ("best_shown", "best so far"), ("items", "items so far")))
@@ -399,8 +420,8 @@ def crossed(found: Comparison) -> Spec | None:
 
 
 def matrix(found: Comparison) -> Spec | None:
-    """Every value against every other, paired: points of the row above the column; None with fewer than two."""
-    if found.matrix is None:
+    """Every value against every other, paired: points of the row above the column; None of one, or too many."""
+    if found.matrix is None or len(found.matrix.labels) > MOST_NAMES:
         return None
     of = found.matrix
     labels = [f"{place} · {label}" for place, label in enumerate(of.labels, 1)]

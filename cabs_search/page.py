@@ -187,6 +187,8 @@ def _lambdas(board: Leaderboard) -> Section | None:
         return None
     text = "A wide basin forgives a rough λ; a narrow one, or a best at its edge, asks for a finer or wider search."
     note = "Scores on the search split. The more a method prunes, the larger is the λ that makes up for it."
+    if len(board.tried) > charts.MOST:
+        note += f" Of {len(board.tried):,} candidates some are drawn: the best, for a half, and others evenly."
     return Section(id="lambda", title="How much λ matters", texts=(text,), figures=tuple(figures), notes=(note,))
 
 
@@ -322,7 +324,7 @@ def _value_line(line: comparison.Line, names: Sequence[str]) -> Line:
 
 def _value_ties(found: Comparison) -> Section | None:
     drawn = charts.matrix(found)
-    if drawn is None or found.tie_set is None:
+    if found.tie_set is None:
         return None
     title, says = "Points of the row above the column, paired; * told apart", "Every value against every other"
     return Section(
@@ -330,7 +332,7 @@ def _value_ties(found: Comparison) -> Section | None:
         title="What cannot be told apart",
         texts=(found.finding,),
         names=found.tie_set.labels,
-        figures=(Figure(specs=(drawn,), title=title, says=says),),
+        figures=() if drawn is None else (Figure(specs=(drawn,), title=title, says=says),),
     )
 
 

@@ -130,6 +130,8 @@ def test_a_run_ends_with_a_leaderboard(study: Path) -> None:
 def test_report_prints_the_same_again(study: Path, shared_cache: Path) -> None:
     text = call("report", study, cache=shared_cache).stdout
     assert text.strip() in (study / "stdout").read_text()
+    assert f"Open the report:   {study / 'report.html'}" in text
+    assert "<h1>" in (study / "report.html").read_text(encoding="utf-8")
     board = json.loads(call("report", study, "--json", cache=shared_cache).stdout)
     assert board["candidates"] == 10
     assert [row["label"] for row in board["rows"]][:5] == ["base", *(f"expert {e}" for e in EXPERTS), "ideal"]

@@ -297,6 +297,43 @@ def test_a_comparison_says_which_row_failed_and_why(folder: Path) -> None:
     assert read(alone, folder).specs() == []
 
 
+def test_a_long_search_stays_a_small_file(folder: Path) -> None:
+    names = tuple(f"expert-number-{n}" for n in range(12))
+    known = [tried(n, 0.5 + 0.4 * (n * 7919 % 5000) / 5000, names, None) for n in range(1, 5001)]
+    long = board(names, tried=tuple(replace(each, text=f"{each.order} {each.lambdas}") for each in known))
+    assert page.write(long, folder).stat().st_size < LARGEST
+    spent = charts.progress(long)
+    assert spent is not None
+    best = {value["items"]: value["best"] for value in spent["data"]["values"]}
+    so_far = 0.0
+    for each in known:
+        so_far = max(so_far, each.score)
+        assert best.get(each.items, so_far) == so_far
+    assert max(each.score for each in known) in best.values()
+    assert {each.score for each in charts.drawn(known)} >= set(
+        sorted(each.score for each in known)[-charts.MOST // 2 :]
+    )
+
+
+def test_two_axes_stand_one_down_and_one_across() -> None:
+    labels = ("cabs 2:8", "dare 2:8", "cabs 8:32", "dare 8:32")
+    rows = [row(label, "candidate", 0.80 + 0.01 * place) for place, label in enumerate(labels)]
+    lines = tuple(
+        Line(label=label, row=one, shared=None, candidates=1, failure=None)
+        for label, one in zip(labels, rows, strict=True)
+    )
+    drawn = charts.crossed(compared(over=("method", "nm"), lines=lines, reference=rows[0]))
+    assert drawn is not None
+    gains = {(value["label"], value["column"]): value["points"] for value in drawn["data"]["values"]}
+    assert gains == {
+        ("cabs", "2:8"): "0.0",
+        ("dare", "2:8"): "+1.0",
+        ("cabs", "8:32"): "+2.0",
+        ("dare", "8:32"): "+3.0",
+    }
+    assert charts.crossed(compared()) is None
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_charts_become_pictures(scheme: str) -> None:
     for specs in ([charts.intervals(board())], charts.each_lambda(board())):
