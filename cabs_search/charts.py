@@ -213,7 +213,7 @@ def _heat(
     ramp = {"domain": [-most, 0, most], "range": [colour(name) for name in ("worse", "surface", "accent")]}
     scale = ramp | {"clamp": True, "interpolate": "rgb"}
     fill = {"field": "gain", "type": "quantitative", "legend": None, "scale": scale}
-    deep = {"test": f"abs(datum.gain) > {0.6 * most}", "value": colour("surface")}
+    deep = {"test": f"abs(datum.gain) > deep * {most}", "value": colour("surface")}
     text = {"text": {"field": "points"}, "color": {"condition": deep, "value": colour("ink")}}
     place = {"x": x, "y": y, "tooltip": _hover(hover)}
     cell = {"type": "rect", "cornerRadius": 4, "stroke": colour("surface"), "strokeWidth": 3}

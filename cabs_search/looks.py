@@ -54,6 +54,8 @@ SCHEMES: Mapping[str, Mapping[str, str]] = {
     },
 }
 """The page's colours as well."""
+DEEP = {"light": 0.82, "dark": 0.6}
+"""How much of a cell's colour it takes for its number to be read better in the surface's colour than in ink."""
 CIRCLE = "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z"
 SQUARE = "M-.9,-.9H.9V.9H-.9Z"
 DIAMOND = "M0,-1.15L1,0L0,1.15L-1,0Z"
@@ -73,7 +75,7 @@ def config(scheme: str) -> dict[str, Any]:
     """Vega-Lite's config for ``light`` or ``dark``."""
     colours = SCHEMES[scheme]
     return {
-        "params": [{"name": name, "value": value} for name, value in colours.items()],
+        "params": [{"name": name, "value": value} for name, value in (*colours.items(), ("deep", DEEP[scheme]))],
         "background": "transparent",
         "font": FONT,
         "view": {"stroke": None},

@@ -88,14 +88,12 @@ def test_a_mark_tells_its_numbers(
     with opened(study / page.FILE, size, "light") as tab:
         best = max(finished.rows, key=lambda row: row.score)
         mark = tab.locator("#leaderboard .chart svg .mark-symbol.role-mark path").first  # rows stand best first
-        mark.scroll_into_view_if_needed()
         _point(tab, mark, size)
         said = tab.inner_text(TOOLTIP)
         assert best.label in said
         assert f"{best.score:.4f}" in said
         for section in ("tasks", "lambda", "spent"):
             mark = tab.locator(f"#{section} .chart svg .mark-symbol.role-mark path").first
-            mark.scroll_into_view_if_needed()
             _point(tab, mark, size)
             assert "score" in tab.inner_text(TOOLTIP) or "metric" in tab.inner_text(TOOLTIP)
             box = tab.locator(TOOLTIP).bounding_box()
@@ -105,7 +103,9 @@ def test_a_mark_tells_its_numbers(
 
 
 def _point(tab: Any, mark: Any, size: str) -> None:
-    """Hover with a mouse, or tap with a finger."""
+    """Hover with a mouse, or tap with a finger, once the page stands still."""
+    mark.scroll_into_view_if_needed()
+    tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     box = mark.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     if size == "phone":
@@ -132,7 +132,6 @@ def test_names_do_no_harm(make: Any, size: str, opened: Any, tmp_path: Path, scr
     with opened(path, size, "light") as tab:
         tab.screenshot(path=screenshots / f"names-{make.__name__}-{size}.png", full_page=True)
         mark = tab.locator("section:first-of-type .chart svg .mark-symbol.role-mark path").nth(2)
-        mark.scroll_into_view_if_needed()
         _point(tab, mark, size)
         assert tab.locator(f"{TOOLTIP} img, main img").count() == 0
         assert tab.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
