@@ -335,7 +335,7 @@ def _optimism(spec: Spec, scores: Scores, panel: Panel, key: str | None) -> Opti
     expected = on_search.selection_bias() if few else None
     low, high = before - after - margin, before - after + margin
     text = (
-        f"What the search items chose scored {100 * before:.2f} on them and {100 * after:.2f} on fresh ones: "
+        f"What the search items chose scored {before:.4f} on them and {after:.4f} on fresh ones: "
         f"{100 * (before - after):+.1f} points of optimism [{100 * low:+.1f}, {100 * high:+.1f}]"
     )
     if expected is not None:
@@ -416,19 +416,17 @@ def _verdict(rows: Sequence[Row], best: Mapping[str, str]) -> str:
         return "No candidate is confirmed yet."
     found, name = named[FOUND], best.get(BASELINE)
     if name is None:
-        return f"The best found scores {100 * found.score:.2f} on fresh items; the spec names no baseline."
+        return f"The best found scores {found.score:.4f} on fresh items; the spec names no baseline."
     baseline = named[name]
     if baseline.key == found.key:
-        return (
-            f"Nothing searched beats the {name} ({100 * found.score:.2f} on fresh items): it is the best found itself."
-        )
+        return f"Nothing searched beats the {name} ({found.score:.4f} on fresh items): it is the best found itself."
     contrast = found.against[BASELINE]
     if contrast.p_holm < SIGNIFICANT:
         verb = "beats" if contrast.estimate > 0 else "is worse than"
     else:
         verb = "cannot be told from"
     return (
-        f"The best found ({100 * found.score:.2f} on fresh items) {verb} the {name} ({100 * baseline.score:.2f}): "
+        f"The best found ({found.score:.4f} on fresh items) {verb} the {name} ({baseline.score:.4f}): "
         f"{in_points(contrast)}."
     )
 
