@@ -419,7 +419,7 @@ def _verdict(rows: Sequence[Row], best: Mapping[str, str]) -> str:
         return f"The best found scores {found.score:.4f} on fresh items; the spec names no baseline."
     baseline = named[name]
     if baseline.key == found.key:
-        return f"Nothing searched beats the {name} ({found.score:.4f} on fresh items): it is the best found itself."
+        return f"Nothing searched beats the {name}, which is the best found ({found.score:.4f} on fresh items)."
     contrast = found.against[BASELINE]
     if contrast.p_holm < SIGNIFICANT:
         verb = "beats" if contrast.estimate > 0 else "is worse than"
