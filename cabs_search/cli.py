@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("spec", metavar="SPEC")
     made.add_argument("--method", action="append", metavar="M", help="these methods only, of the space or not")
     made.add_argument("--picture", type=Path, metavar="FILE", help="draw them as well: a .png, .svg or .pdf")
-    made = command("report", _report, "print a study's leaderboard, or a comparison, from what was recorded")
+    made = command("report", _report, "print a study's leaderboard, or a comparison, and write report.html")
     made.add_argument("folder", type=Path, metavar="DIR")
 
     made = command("merge", _merge, "merge experts by one recipe, without a search")
@@ -167,7 +167,8 @@ def _run(options: argparse.Namespace) -> None:
         return
     folder = found.folder
     print(as_text(found.leaderboard))
-    print(f"\nSee the runs:      {PROGRAM} ui {folder}")
+    print(f"\nOpen the report:   {folder / 'report.html'}")
+    print(f"See the runs:      {PROGRAM} ui {folder}")
     print(f"Print this again:  {PROGRAM} report {folder}")
     print(f"Take the best:     {PROGRAM} export {folder} --to {folder}/best")
     _print_server_links(folder, found.tracking_uri)
@@ -180,19 +181,20 @@ def _compare(options: argparse.Namespace) -> None:
 
     spec = load(options.spec).override(trials=options.trials, workers=options.workers)
     found = compare(spec, options.over, options.output, address=options.address, tracking_uri=options.tracking_uri)
-    _print_comparison(options, found)
+    folder = options.output or Path("results") / experiment_name(spec, options.over)
+    _print_comparison(options, found, folder)
     if options.tracking_uri and not options.json:
-        folder = options.output or Path("results") / experiment_name(spec, options.over)
         _print_server_links(folder, options.tracking_uri)
 
 
-def _print_comparison(options: argparse.Namespace, found: Any) -> None:
+def _print_comparison(options: argparse.Namespace, found: Any, folder: Path) -> None:
     from cabs_search.comparison import as_text
 
     if options.json:
         _print_json(found.as_dict())
     else:
         print(as_text(found))
+        print(f"\nOpen the report:   {folder / 'report.html'}")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -221,17 +223,21 @@ def _vectors(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from cabs_search import comparison
+    from cabs_search import comparison, page
     from cabs_search.report import as_text, leaderboard
 
     if comparison.is_comparison(options.folder):
-        _print_comparison(options, comparison.read(options.folder))
+        found = comparison.read(options.folder)
+        page.write(found, options.folder)
+        _print_comparison(options, found, options.folder)
         return
     board = leaderboard(options.folder)
+    page.write(board, options.folder)
     if options.json:
         _print_json(board.as_dict())
     else:
         print(as_text(board))
+        print(f"\nOpen the report:   {options.folder / 'report.html'}")
 
 
 def _merge(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from cabs_search import comparison, report
+from cabs_search import comparison, page, report
 from cabs_search.baselines import baselines, candidate_of, methods_of, ranked
 from cabs_search.checkpoint import first_line
 from cabs_search.comparison import Comparison
@@ -97,12 +98,14 @@ def run(
         study.take_up(tracked.candidate)
         say(f"starting workers; the study is kept in {folder}")
         try:
-            search(study, opened.items, cache_folder(), calibrations=calibrations, address=address)
+            with _on_the_clock(study, study.outcomes):
+                search(study, opened.items, cache_folder(), calibrations=calibrations, address=address)
         except BaseException:
             tracked.close()
             raise
         scores = report.Scores.read(spec, study.outcomes)
         board = report.board_of(spec, scores)
+        page.write(board, folder)
         tracked.end(board, scores)
     if study.exhausted:
         say(f"nothing new was proposed after {study.done} candidates: the space is, or nearly is, searched through")
@@ -160,11 +163,15 @@ def compare(
         compared.write()
         say(f"starting workers for {len(rows)} studies; they are kept in {opened.folder}")
         try:
-            search(compared.studies(), opened.items, cache_folder(), calibrations=calibrations, address=address)
+            studies = compared.studies()
+            with _on_the_clock(studies, outcomes):
+                search(studies, opened.items, cache_folder(), calibrations=calibrations, address=address)
         finally:
             for tracked in trackers.values():
                 tracked.close()
-    return comparison.read(opened.folder)
+        found = comparison.read(opened.folder)
+        page.write(found, opened.folder)
+    return found
 
 
 class _Compared:
@@ -443,6 +450,17 @@ def _facts(board: report.Leaderboard, chosen: Scored) -> list[str]:
             tasks = ", ".join(f"{task} {value:.4f}" for task, value in row.tasks.items())
             return [*facts, f"- confirm split: {row.score:.4f} [{low:.4f}, {high:.4f}] ({tasks})"]
     return facts
+
+
+@contextmanager
+def _on_the_clock(study: Study | Studies, outcomes: Outcomes) -> Iterator[None]:
+    """Adds what passes within to the record's time, where anything was scored."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        if study.scored_items:
+            outcomes.spend("wall", time.monotonic() - start)
 
 
 @contextmanager
