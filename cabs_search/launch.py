@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import socket
 import sys
@@ -234,7 +235,7 @@ class _Compared:
             scores = report.Scores.read(study.spec, self._outcomes, candidate_of(study.spec))
             board = report.board_of(study.spec, scores)
             best = study.best if study.spec.tracking.model == "always" else None
-            self._trackers[label].end(scores.confirmed, *_findings(self._opened, study.spec, board, best))
+            self._trackers[label].end(scores.confirmed, *_findings(self._opened, study.spec, board, best, label))
         self.write()
 
     def write(self) -> None:
@@ -439,9 +440,15 @@ def _calibrated_vectors(spec: Spec, family: Family, recipe: Recipe) -> dict[str,
 
 
 def _findings(
-    opened: _Opened, spec: Spec, board: report.Leaderboard, best: Scored | None
+    opened: _Opened, spec: Spec, board: report.Leaderboard, best: Scored | None, row: str = ""
 ) -> tuple[Summary, Model | None]:
-    """What MLflow is given at the end; ``best``: what is logged as a model, where the spec wants one."""
+    """What MLflow is given at the end.
+
+    Args:
+        best: what is logged as a model, where the spec wants one.
+        row: of a comparison, the study's.
+
+    """
     import torch
 
     heads = [spec.expert_of(task) for task in spec.tasks]
@@ -452,7 +459,8 @@ def _findings(
         f"The best found takes {size / 1e9:.1f} GB and is not logged as a model unasked (`tracking: {{model: always}}` "
         "does); the export below writes it."
     )
-    summary = summary_of(board, opened.folder, {}, [hint] if is_wanted and is_large else [])
+    folder = shlex.quote(str(opened.folder)) + (f" --trial {shlex.quote(row)}" if row else "")
+    summary = summary_of(board, folder, {}, [hint] if is_wanted and is_large else [])
     return summary, _model(opened, spec, board, best) if best is not None and is_wanted and not is_large else None
 
 

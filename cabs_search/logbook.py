@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], object]
 Act = Callable[["Tracker"], object]
-UNWRITTEN = 256
-"""Candidates that MLflow may lag behind, before a search waits for it."""
+UNWRITTEN = 1000
+"""Candidates that MLflow may lag behind, before a search waits for it: more than end while a server is given up."""
 RETRY_SECONDS = 15.0
 """After which a server that did not answer is tried again, by the next candidate."""
 
@@ -40,11 +40,11 @@ class Logbook:
 
         self.folder, self.given_uri, self.say = folder, uri, say
         self.uri = uri or default_uri(folder)
-        self.busy_seconds = self.waited_seconds = 0.0
-        """How long its thread has worked, and how long others have waited for room."""
         self._room = BoundedSemaphore(UNWRITTEN)
         self._thread = ThreadPoolExecutor(1)
         self._is_away, self._again = False, 0.0
+        self.is_hurried = False
+        """Whether somebody waits for the end: candidates that are not written are left to the next run."""
 
     def __enter__(self) -> Self:
         return self
@@ -52,6 +52,7 @@ class Logbook:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.is_hurried = isinstance(error, KeyboardInterrupt)
         self._thread.shutdown()  # when all is done
 
     def study(self, spec: Spec, experiment: str | None = None) -> StudyLog:
@@ -60,15 +61,8 @@ class Logbook:
 
     def later(self, act: Callable[[], None]) -> None:
         """Have the thread do something, in order."""
-        start = time.monotonic()
         self._room.acquire()
-        self.waited_seconds += time.monotonic() - start
-        self._thread.submit(self._timed, act).add_done_callback(lambda _: self._room.release())
-
-    def _timed(self, act: Callable[[], None]) -> None:
-        start = time.monotonic()
-        act()
-        self.busy_seconds += time.monotonic() - start
+        self._thread.submit(act).add_done_callback(lambda _: self._room.release())
 
     @property
     def may_try(self) -> bool:
@@ -103,11 +97,12 @@ class StudyLog:
 
     def open(self, outcomes: Outcomes, study_id: str) -> None:
         """Find or make the study's run."""
+        items = outcomes.bound(self._spec)  # not in the thread, to which an open record does not belong
 
         def connect() -> Tracker:
             from cabs_search.tracking import Tracker
 
-            book, items = self._book, outcomes.bound(self._spec)
+            book = self._book
             return Tracker(self._spec, book.folder, study_id, book.given_uri, self._experiment, items)
 
         self._connect = connect
@@ -147,6 +142,10 @@ class StudyLog:
 
     def _write(self, act: Act, *, now: bool) -> None:
         """Do what was missed, in order, and this; a new connection sees what of it has been written all the same."""
+        if self._book.is_hurried:
+            if not now:
+                return
+            self._missed.clear()
         self._missed.append(act)
         if not (now or self._book.may_try):
             return
@@ -166,6 +165,6 @@ class StudyLog:
 
 def _cause(error: BaseException) -> str:
     """What lies behind an error, in a few words."""
-    while (deeper := error.__cause__ or error.__context__) is not None:
+    while (deeper := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
         error = deeper
     return first_line(error)[:120]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from cabs_search import report
@@ -15,11 +14,11 @@ MOST_ROWS = 12
 """Rows of the note's leaderboard: a note is a tag, which MLflow cuts at 8,000 characters."""
 
 
-def summary_of(board: Leaderboard, folder: Path, files: Mapping[str, bytes], hints: Sequence[str] = ()) -> Summary:
+def summary_of(board: Leaderboard, folder: str, files: Mapping[str, bytes], hints: Sequence[str] = ()) -> Summary:
     """Everything that the run of a study says once it has ended.
 
     Args:
-        folder: the study's, to say how to come back to it.
+        folder: as ``cabs-search export`` is told it: the study's; of a comparison, with the row.
         files: artifacts by path, such as pictures and the report.
         hints: lines for the note.
 
@@ -77,7 +76,7 @@ def significance_rows(board: Leaderboard) -> list[dict[str, Any]]:
     ]
 
 
-def note_of(board: Leaderboard, folder: Path, hints: Sequence[str] = ()) -> str:
+def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
     """The run's description: what was found, the first rows, how to come back to it; Markdown."""
     rows = [
         f"| {row.label} | {row.score:.4f} | {row.interval[0]:.3f} to {row.interval[1]:.3f} | {row.text} |"
@@ -89,7 +88,7 @@ def note_of(board: Leaderboard, folder: Path, hints: Sequence[str] = ()) -> str:
         f"{board.candidates} candidates were searched; these rows are scored on {count} items no proposal has seen:",
         "\n".join(["| | confirm | 95 % interval | recipe |", "|---|---|---|---|", *rows]),
         *hints,
-        f"To see it again: `cabs-search report {folder}`. To take the best: `cabs-search export {folder} --to PATH`. "
+        f"To take the best: `cabs-search export {folder} --to PATH`. "
         "To search again: `cabs-search run spec.yaml`, with the artifact `spec.yaml` and the versions in the tags.",
     ]
     return "\n\n".join(lines)

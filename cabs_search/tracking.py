@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 STUDY_TAG, TRIAL_TAG, STATE_TAG, PARENT_TAG = "cabs_search.study", "cabs_search.trial", "state", "mlflow.parentRunId"
 MODEL = "best-found"
 """What the best found is called among an experiment's models."""
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""By which MLflow's UI shows runs and models, and not what is made for chat."""
 SHOWN_VERSIONS = ("cabs-search", "torch", "transformers", "ray", "optuna", "mlflow")
 NEEDED_TO_SERVE = ("cabs-search", "torch", "transformers", "numpy", "pandas")
 """What a logged model asks for, in the versions that made it."""
@@ -54,7 +56,7 @@ class Summary:
     tables: Mapping[str, Sequence[Mapping[str, Any]]]
     """Rows by the table's name."""
     files: Mapping[str, bytes]
-    """Artifacts by their paths."""
+    """Artifacts by their paths, which MLflow finds again where they are ASCII."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,7 @@ class Tracker:
         known = self._client.get_experiment_by_name(name)
         if known is None:
             artifacts = (folder / "artifacts").resolve().as_uri() if uri is None else None
-            self.experiment_id = str(self._client.create_experiment(name, artifact_location=artifacts))
+            self.experiment_id = str(self._client.create_experiment(name, artifact_location=artifacts, tags=KIND))
         else:
             self.experiment_id = str(known.experiment_id)
         parents = self._search(f"tags.`{STUDY_TAG}` = '{study_id}'")
@@ -137,6 +139,7 @@ class Tracker:
         for key, value in views.tags(spec, self.parent_id).items():
             self._client.set_experiment_tag(self.experiment_id, key, value)
         children = self._search(f"tags.`{PARENT_TAG}` = '{self.parent_id}'")
+        self._told_at = 0
         self._written = {int(r.data.tags[TRIAL_TAG]): _known(r) for r in children if TRIAL_TAG in r.data.tags}
 
     def _search(self, filter_string: str) -> list[Any]:
@@ -221,9 +224,9 @@ class Tracker:
         """The parent's metrics, where they are not what it says already."""
         from mlflow.entities import Metric
 
-        known, now = self._client.get_run(self.parent_id).data.metrics, int(time.time() * 1000)
+        known, self._told_at = self._client.get_run(self.parent_id).data.metrics, int(time.time() * 1000)
         changed = {key: value for key, value in metrics.items() if known.get(key) != value}
-        self._client.log_batch(self.parent_id, metrics=[Metric(k, v, now, 0) for k, v in changed.items()])
+        self._client.log_batch(self.parent_id, metrics=[Metric(k, v, self._told_at, 0) for k, v in changed.items()])
 
     def _log_files(self, summary: Summary) -> None:
         """Tables as MLflow's UI reads them, files, and the note."""
@@ -261,8 +264,8 @@ class Tracker:
             self._client.log_model_artifacts(made.model_id, f"{folder}/model")
         self._client.log_outputs(self.parent_id, [LoggedModelOutput(made.model_id, step=0)])
         self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
-        now = int(time.time() * 1000)
-        of_model = [Metric(k, v, now, 0, model_id=made.model_id) for k, v in metrics.items()]
+        own = {key: value for key, value in metrics.items() if key.startswith(("score", "confirm"))}
+        of_model = [Metric(k, v, self._told_at, 0, model_id=made.model_id) for k, v in own.items()]
         self._client.log_batch(self.parent_id, metrics=of_model)
 
     def end(self) -> None:
