@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from cabs_search import report
-from cabs_search.baselines import candidate_of, methods_of, ranked, singles
+from cabs_search.baselines import candidate_of, methods_of, ranked
+from cabs_search.inference import Contrast, Matrix, Reported, TieSet, as_reported, matrix, tie_set
 from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import METHOD_NAMES, Method, split_name
 from cabs_search.sparsify import MASKS, check_density, parse_nm, settings
@@ -30,6 +31,11 @@ MOST_METHODS = 5000
 MOST_SHARED = 8
 """Values of λ, shared by all experts, that each study begins with where the spec gives none."""
 REFERENCE = "task-arithmetic"
+TOP = 20
+"""Candidates of each value that are reported as papers do."""
+WIDEST = 20
+"""Values of which a terminal shows every pair."""
+NOT_YET = "no candidate has been confirmed yet; run the same command to go on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +177,15 @@ class Line:
     """The candidate of it with the best search score; None where there is none."""
     shared: report.Row | None
     """The best with one λ for all experts; None where there is none."""
-    against: Mapping[str, Any] | None
-    """The paired comparison with the best shared-λ Task Arithmetic, on the confirm split."""
     candidates: int
     """Scored on the search split."""
     failure: str | None
     """Why there is no row."""
+
+    @property
+    def against(self) -> Contrast | None:
+        """Its row against the best shared-λ Task Arithmetic, on the confirm split; None where it is that one."""
+        return self.row.against.get(report.BASELINE) if self.row else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,12 +201,39 @@ class Comparison:
     reference: report.Row | None
     """The best shared-λ Task Arithmetic."""
     lines: tuple[Line, ...]
+    matrix: Matrix | None
+    """Every value's best candidate against every other's; values that are the same study stand once."""
+    tie_set: TieSet | None
+    """The values that cannot be told from the best."""
+    as_reported: tuple[Reported, ...]
+    """The top of each value's search as papers report it."""
+    spent: report.Spent
     notes: tuple[str, ...]
+
+    @property
+    def finding(self) -> str:
+        """Whether the axis makes a difference, with a number."""
+        if self.matrix is None or self.tie_set is None:
+            return ""
+        what, count = _plural(self.over), len(self.matrix.labels)
+        if len(self.tie_set.labels) < count:
+            return f"{self.tie_set.text} Not in that set: {', '.join(set_out(self))}."
+        most = max(abs(end) for ends in (self.matrix.low, self.matrix.high) for row in ends for end in row)
+        return (
+            f"{self.tie_set.text} No two of the {count} {what} differ by more than {100 * most:.1f} points (95 %, all "
+            "pairs together)."
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values: dict[str, Any] = report.finite(asdict(self))
         return values
+
+
+def set_out(found: Comparison) -> list[str]:
+    """The values that are told from the best."""
+    inside = found.tie_set.labels if found.tie_set else ()
+    return [label for label in (found.matrix.labels if found.matrix else ()) if label not in inside]
 
 
 def write(folder: Path, spec: Spec, over: Sequence[str], failures: Mapping[str, str], notes: Sequence[str]) -> None:
@@ -232,26 +268,53 @@ def build(
     """Compare what was recorded."""
     rows = values(spec, over)
     own = {v.label: _own(v.spec, scores) for v in rows}
+    best = {label: _best(scores, found) for label, found in own.items()}
+    shared = {label: _best(scores, found, shared=True) for label, found in own.items()}
     reference = _best(scores, (s for s in scores.searched.values() if s.recipe.method.name == REFERENCE), shared=True)
-    lines = tuple(_line(value, own[value.label], scores, reference, failures) for value in rows)
+    alone = report.lines_alone(spec, scores.confirmed)
+    merged = {s.recipe.key: _line_of(s, scores) for s in (reference, *best.values(), *shared.values()) if s}
+    panel = scores.panel(spec, {line.key: line.scored for line in (*alone, *merged.values())})
+    once = {v.label: s.recipe.key for v in rows if v.same_as is None and (s := best[v.label]) is not None}
+    ties = tie_set(panel, list(dict.fromkeys(once.values())), _plural(over)) if len(once) > 1 else None
+    tied = ties.labels if ties else ()
+    references = {report.BASELINE: reference.recipe.key} if reference else {}
+    together = {s.recipe.key: merged[s.recipe.key] for s in (reference, *best.values()) if s}
+    found = {row.key: row for row in report.rows_of([*together.values()], panel, tied, references)}
+    extra = [line for key, line in merged.items() if key not in together]
+    found |= {row.key: row for row in report.rows_of(extra, panel, tied, {})}
+    lines = tuple(
+        Line(
+            label=v.label,
+            row=found[s.recipe.key] if (s := best[v.label]) else None,
+            shared=found[s.recipe.key] if (s := shared[v.label]) else None,
+            candidates=len(own[v.label]),
+            failure=failures.get(v.same_as or v.label, None if best[v.label] else NOT_YET),
+        )
+        for v in rows
+    )
     notes = [*notes, *_ends(rows, own)]
     notes += [f"{line.label}: {line.failure}; its row is of before." for line in lines if line.row and line.failure]
-    labels = scores.labels["confirm"]
-    alone = [
-        report.row_of(spec, label, scores.confirmed[recipe.key], None, labels)
-        for label, recipe in singles(spec).items()
-        if recipe.key in scores.confirmed
-    ]
-    virtual = report.ideal(spec, singles(spec), scores.confirmed, labels)
     return Comparison(
         name=spec.name,
         over=tuple(over),
         items={split: {t: len(by_task[t]) for t in spec.tasks} for split, by_task in scores.labels.items()},
-        alone=(*alone, *([virtual] if virtual else [])),
-        reference=_row(spec, reference, scores),
+        alone=tuple(report.rows_of(alone, panel, (), {})),
+        reference=found[reference.recipe.key] if reference else None,
         lines=lines,
+        matrix=matrix(panel, list(once.values()), list(once)),
+        tie_set=replace(ties, labels=tuple(k for key in ties.labels for k, v in once.items() if v == key))
+        if ties
+        else None,
+        as_reported=as_reported({v.label: [s.score for s in own[v.label]] for v in rows if v.same_as is None}, TOP),
+        spent=report.spent_of(scores),
         notes=tuple(notes),
     )
+
+
+def _plural(over: Sequence[str]) -> str:
+    """What the rows are, for people."""
+    names = {"method": "methods", "order": "orders", "nm": "n:m", "density": "densities"}
+    return names[over[0].partition("=")[0]] if len(over) == 1 else "rows"
 
 
 def _ends(rows: Sequence[Value], own: Mapping[str, list[Scored]]) -> list[str]:
@@ -279,36 +342,15 @@ def _best(scores: report.Scores, candidates: Any, *, shared: bool = False) -> Sc
     return next(iter(ranked(chosen)), None)
 
 
-def _line(
-    value: Value, own: list[Scored], scores: report.Scores, reference: Scored | None, failures: Mapping[str, str]
-) -> Line:
-    best, shared = _best(scores, own), _best(scores, own, shared=True)
-    against = None
-    if best is not None and reference is not None:
-        a, b = (scores.confirmed[s.recipe.key] for s in (best, reference))
-        against = asdict(report.compare(value.spec, a, b, scores.labels["confirm"]))
-    missing = None if best is not None else "no candidate has been confirmed yet; run the same command to go on"
-    return Line(
-        label=value.label,
-        row=_row(value.spec, best, scores),
-        shared=_row(value.spec, shared, scores),
-        against=against,
-        candidates=len(own),
-        failure=failures.get(value.same_as or value.label, missing),
-    )
-
-
-def _row(spec: Spec, scored: Scored | None, scores: report.Scores) -> report.Row | None:
-    if scored is None:
-        return None
-    key = scored.recipe.key
-    return report.row_of(spec, str(scored.recipe), scores.confirmed[key], scored, scores.labels["confirm"])
+def _line_of(scored: Scored, scores: report.Scores) -> report.Line:
+    text, key = str(scored.recipe), scored.recipe.key
+    return report.Line(label=text, role="candidate", scored=scores.confirmed[key], searched=scored, text=text)
 
 
 def as_text(found: Comparison) -> str:
     """The comparison for a terminal: as the papers print it, with each value's best candidate."""
     tasks = list(found.items["confirm"])
-    head = ["", *tasks, "average", "95 % interval", "to best shared TA", "p", "search", "best recipe"]
+    head = ["", *tasks, "average", "95 % interval", "tied", "to best shared TA", "p", "search", "best recipe"]
     lines = [head, *(_cells(row.label, row, tasks) for row in found.alone)]
     if found.reference is not None:
         lines.append(_cells("best shared TA", found.reference, tasks))
@@ -323,20 +365,36 @@ def as_text(found: Comparison) -> str:
         f"search items, scored on {count['confirm']} confirm items that no proposal has seen; in points, paired"
     )
     pivot = [] if len(found.over) < 2 else ["", *_pivot(found)]
-    return "\n".join([title, "", *report.table(lines), *pivot, "", *found.notes, _verdict(found)])
+    pairs = ["", *_pairs(found)] if found.matrix and len(found.matrix.labels) <= WIDEST else []
+    ends = [note for note in (*found.notes, found.finding, _verdict(found)) if note]
+    return "\n".join([title, "", *report.table(lines), *pivot, *pairs, "", *ends, *found.spent.text])
 
 
-def _cells(label: str, row: report.Row, tasks: Sequence[str], against: Mapping[str, Any] | None = None) -> list[str]:
+def _pairs(found: Comparison) -> list[str]:
+    """Every pair of values: the row's score minus the column's, marked where they can be told apart."""
+    assert found.matrix is not None
+    of = found.matrix
+    rows = [["row - column, points", *(str(place) for place in range(1, len(of.labels) + 1))]]
+    for place, label in enumerate(of.labels):
+        cells = [
+            "." if place == other else f"{100 * of.estimate[place][other]:+.2f}{'*' if is_told else ''}"
+            for other, is_told in enumerate(p < report.SIGNIFICANT for p in of.p_holm[place])
+        ]
+        rows.append([f"{place + 1} {label}", *cells])
+    return [*report.table(rows), "*: told apart (paired permutation test, Holm's correction for all pairs)"]
+
+
+def _cells(label: str, row: report.Row, tasks: Sequence[str], against: Contrast | None = None) -> list[str]:
     distance = p_value = ""
     if against is not None:
-        low, high = (100 * value for value in against["interval"])
-        distance = f"{100 * against['estimate']:+.2f} [{low:+.1f}, {high:+.1f}]"
-        p_value = f"{against['p_value']:.2g}" if against["estimate"] or against["p_value"] < 1 else ""
+        low, high = (100 * value for value in against.interval)
+        distance, p_value = f"{100 * against.estimate:+.2f} [{low:+.1f}, {high:+.1f}]", report.as_p(against.p_holm)
     return [
         label,
         *(f"{100 * row.tasks[task]:.2f}" for task in tasks),
         f"{100 * row.score:.2f}",
-        f"[{100 * row.interval[0]:.1f}, {100 * row.interval[1]:.1f}]",
+        f"[{100 * row.simultaneous[0]:.1f}, {100 * row.simultaneous[1]:.1f}]",
+        "*" if row.tied else "",
         distance,
         p_value,
         "" if row.search_score is None else f"{100 * row.search_score:.2f}",
@@ -358,18 +416,19 @@ def _pivot(found: Comparison) -> list[str]:
 
 
 def _verdict(found: Comparison) -> str:
-    done = [line for line in found.lines if line.row is not None and line.against is not None]
+    done = [line for line in found.lines if line.row is not None]
     if not done:
         return "No row is confirmed yet."
-    above = [line.label for line in done if line.against and line.against["interval"][0] > 0]
-    below = [line.label for line in done if line.against and line.against["interval"][1] < 0]
+    told = {line.label: of for line in done if (of := line.against) is not None and of.p_holm < report.SIGNIFICANT}
+    above = [label for label, contrast in told.items() if contrast.estimate > 0]
+    below = [label for label, contrast in told.items() if contrast.estimate < 0]
     top = max(done, key=lambda line: line.row.score if line.row else 0.0)
     assert top.row is not None
-    text = (
-        f"Highest average: {top.label}, {100 * top.row.score:.2f}. Above the best shared-λ Task Arithmetic (each 95 % "
-    )
-    text += f"interval by itself): {', '.join(above) or 'none'}; below: {', '.join(below) or 'none'}; "
-    return text + f"{len(done) - len(above) - len(below)} of {len(done)} cannot be told from it."
+    text = f"Highest average: {top.label}, {100 * top.row.score:.2f}."
+    if found.reference is None:
+        return text
+    text += f" Above the best shared-λ Task Arithmetic (Holm's correction): {', '.join(above) or 'none'}; below: "
+    return text + f"{', '.join(below) or 'none'}; {len(done) - len(told)} of {len(done)} cannot be told from it."
 
 
 def check_folder(folder: Path, spec: Spec, over: Sequence[str] | None) -> None:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -99,7 +100,8 @@ def run(
         study.take_up(tracked.candidate)
         say(f"starting workers; the study is kept in {folder}")
         try:
-            search(study, opened.items, cache_folder(), calibrations=calibrations, address=address)
+            with _on_the_clock(study.outcomes):
+                search(study, opened.items, cache_folder(), calibrations=calibrations, address=address)
         except BaseException:
             tracked.close()
             raise
@@ -162,7 +164,8 @@ def compare(
         compared.write()
         say(f"starting workers for {len(rows)} studies; they are kept in {opened.folder}")
         try:
-            search(compared.studies(), opened.items, cache_folder(), calibrations=calibrations, address=address)
+            with _on_the_clock(outcomes):
+                search(compared.studies(), opened.items, cache_folder(), calibrations=calibrations, address=address)
         finally:
             for tracked in trackers.values():
                 tracked.close()
@@ -493,3 +496,13 @@ def _facts(board: report.Leaderboard, chosen: Scored) -> list[str]:
             tasks = ", ".join(f"{task} {value:.4f}" for task, value in row.tasks.items())
             return [*facts, f"- confirm split: {row.score:.4f} [{low:.4f}, {high:.4f}] ({tasks})"]
     return facts
+
+
+@contextmanager
+def _on_the_clock(outcomes: Outcomes) -> Iterator[None]:
+    """Adds what passes within to the record's time."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        outcomes.spend("wall", time.monotonic() - start)

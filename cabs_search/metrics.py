@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,13 @@ from cabs_search.spec import CORRELATIONS, OF_CLASSES, Task
 
 Values = npt.NDArray[Any]
 """One value an item, [items]: int64, float64, or objects (texts, lists)."""
+QUICK = (
+    ("classification", "matthews_correlation"),
+    ("classification", "f1"),
+    ("regression", "pearsonr"),
+    ("token-classification", "accuracy"),
+)
+"""Kinds and metrics that are no means of items' scores, and still a few sums over items."""
 
 
 def metric(task: Task, predictions: Values, labels: Values) -> float:
@@ -42,6 +50,63 @@ def is_mean(task: Task) -> bool:
             return task.metric in ("accuracy", "exact_match")
         case "regression" | "token-classification":
             return False
+
+
+def is_quick(task: Task) -> bool:
+    """Whether a metric on bootstrap samples is a few sums over items, see ``resampled``."""
+    return is_mean(task) or ((task.kind, task.metric) in QUICK and not task.metric_arguments)
+
+
+def resampled(
+    task: Task, scores: Sequence[Values], predictions: Sequence[Values], labels: Values, weights: Values
+) -> npt.NDArray[np.float64]:
+    """A task's metric of k candidates on bootstrap samples of its items, [B, k].
+
+    Args:
+        task: of which the metric is.
+        scores: of items by candidate, k times [n]; read where the metric is their mean.
+        predictions: by candidate, k times [n].
+        labels: [n].
+        weights: how often each item stands in each sample, [B, n].
+
+    """
+    if is_mean(task):
+        return np.asarray(weights @ np.stack(scores, axis=1) / weights.sum(axis=1, keepdims=True), dtype=np.float64)
+    if not is_quick(task):
+        places = np.arange(len(labels))
+        draws = [np.repeat(places, row.astype(np.int64)) for row in weights]
+        return np.array([[metric(task, p[draw], labels[draw]) for p in predictions] for draw in draws])
+    wide = weights.astype(np.float64)
+    return np.stack([_from_sums(task, found, labels, wide) for found in predictions], axis=1)
+
+
+def _from_sums(task: Task, predictions: Values, labels: Values, weights: Values) -> npt.NDArray[np.float64]:
+    """The metrics of QUICK on samples, [B]; as the libraries have them, 0 where they are undefined."""
+    if task.kind == "token-classification":
+        right = np.array(
+            [sum(p == t for p, t in zip(*pair, strict=True)) for pair in zip(predictions, labels, strict=True)]
+        )
+        return _ratio(weights @ right, weights @ np.array([len(words) for words in labels]))
+    if task.metric == "pearsonr":
+        x, y = predictions - predictions.mean(), labels - labels.mean()
+        count = weights.sum(axis=1)
+        mean_x, mean_y = weights @ x / count, weights @ y / count
+        var_x, var_y = weights @ x**2 / count - mean_x**2, weights @ y**2 / count - mean_y**2
+        return _ratio(
+            weights @ (x * y) / count - mean_x * mean_y, np.sqrt(np.clip(var_x, 0, None) * np.clip(var_y, 0, None))
+        )
+    if task.metric == "f1":
+        found, there = predictions == 1, labels == 1
+        return _ratio(2 * weights @ (found & there), weights @ found + weights @ there)
+    classes = np.unique(np.concatenate([predictions, labels]))
+    found, there = (weights @ (values[:, None] == classes) for values in (predictions, labels))
+    count = weights.sum(axis=1)  # Matthews' correlation of several classes: Gorodkin 2004
+    above = count * (weights @ (predictions == labels)) - (found * there).sum(axis=1)
+    return _ratio(above, np.sqrt((count**2 - (found**2).sum(axis=1)) * (count**2 - (there**2).sum(axis=1))))
+
+
+def _ratio(above: Values, below: Values) -> npt.NDArray[np.float64]:
+    return np.divide(above, below, out=np.zeros(len(above)), where=below > 1e-12)
 
 
 def check_metric(where: str, task: Task, names: tuple[str, ...]) -> None:

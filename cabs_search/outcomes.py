@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from cabs_search.kinds import Outcome
 from cabs_search.metrics import Values, metric, values_of
@@ -35,7 +36,9 @@ CREATE TABLE IF NOT EXISTS blocks (
     recipe TEXT, split TEXT, block INTEGER, task TEXT, scores BLOB NOT NULL, losses BLOB NOT NULL,
     predictions TEXT NOT NULL, evaluate_seconds REAL NOT NULL,
     PRIMARY KEY (recipe, split, block, task));
+CREATE TABLE IF NOT EXISTS spent (what TEXT PRIMARY KEY, amount REAL NOT NULL);
 """
+ADD = "INSERT INTO spent VALUES (?, ?) ON CONFLICT (what) DO UPDATE SET amount = amount + excluded.amount"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -169,6 +172,15 @@ class Outcomes:
                     for position, (key, row) in enumerate(zip(i.keys, i.rows, strict=True))
                 ),
             )
+            db.executemany(
+                "INSERT OR IGNORE INTO search VALUES (?, ?)",
+                (
+                    (f"{split} groups of {task}", json.dumps(np.unique(i.groups, return_inverse=True)[1].tolist()))
+                    for split, by_task in items.items()
+                    for task, i in by_task.items()
+                    if i.groups
+                ),
+            )
 
     def bound(self, spec: Spec) -> list[Bound]:
         """What items the record is of, by task and split."""
@@ -187,8 +199,11 @@ class Outcomes:
             db.execute("INSERT OR IGNORE INTO search VALUES ('id', ?)", (uuid.uuid4().hex,))
             return str(db.execute("SELECT value FROM search WHERE key = 'id'").fetchone()[0])
 
-    def record(self, found: Sequence[Block]) -> None:
-        """Add scored blocks, all or none. Raises sqlite3.IntegrityError where one is there: nothing is scored twice."""
+    def record(self, found: Sequence[Block], spent: Mapping[str, float] | None = None) -> None:
+        """Add scored blocks and what was spent, all or none.
+
+        Raises sqlite3.IntegrityError where a block is there: nothing is scored twice.
+        """
         recipes = {block.recipe.key: json.dumps(block.recipe.as_dict()) for block in found}
         with self._connect() as db:
             db.executemany("INSERT OR IGNORE INTO recipes VALUES (?, ?)", recipes.items())
@@ -209,6 +224,29 @@ class Outcomes:
                     for task, o in block.outcomes.items()
                 ),
             )
+            db.executemany(ADD, (spent or {}).items())
+
+    def spend(self, what: str, amount: float) -> None:
+        """Add to what was spent."""
+        with self._connect() as db:
+            db.execute(ADD, (what, amount))
+
+    def spent(self) -> dict[str, float]:
+        """Seconds and other amounts by what they were spent on, over all runs."""
+        with self._connect() as db:
+            seconds = db.execute("SELECT split, sum(evaluate_seconds) FROM blocks GROUP BY split")
+            return {f"evaluate {split}": s for split, s in seconds} | dict(db.execute("SELECT what, amount FROM spent"))
+
+    def clusters(self, spec: Spec, split: SplitName) -> dict[str, npt.NDArray[np.int64]]:
+        """By task which items stand or fall together, counted from 0, [n]."""
+        with self._connect() as db:
+            known = dict(db.execute("SELECT key, value FROM search"))
+            count = dict(db.execute("SELECT task, count(*) FROM items WHERE split = ? GROUP BY task", (split,)))
+        found = {task: known.get(f"{split} groups of {task}") for task in spec.tasks}
+        return {
+            task: np.array(json.loads(text) if text else range(count[task]), dtype=np.int64)
+            for task, text in found.items()
+        }
 
     def done_blocks(self, recipe: Recipe, split: SplitName) -> set[int]:
         """The blocks of a split that are scored for a recipe."""

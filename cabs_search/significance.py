@@ -1,12 +1,19 @@
-"""Whether a difference is real: paired tests on items, Welch's test on runs, bootstrap intervals.
+"""Whether a difference is real: tests of two candidates, and simultaneous inference on many.
 
-Symbols: a, b    two candidates' values, higher is better; estimate = mean(a) - mean(b)
-         S       number of strata (tasks), each with equal weight whatever its number of items
+Symbols: n, k, S   items, candidates, strata (tasks; each weighs the same, whatever its number of items)
+         a, b      two candidates' values of the same items, higher is better; estimate = mean(a) - mean(b)
+         θ, θ*     estimates [f] of scores, or of differences of scores, and their bootstrap replicates [B, f]
+         cluster   items that stand or fall together, such as one article's: drawn, or flipped, as one
+
+Two kinds of numbers must not be mixed. Values *of items* are paired: two candidates are tried on the same ones. Values
+*of runs*, such as the scores of the top 20 of a search, are what papers report; neighbours in λ are no independent
+draws, so an interval of theirs says how alike the top of a search is, not how well it would do on other items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +21,14 @@ import numpy.typing as npt
 from scipy import stats
 
 Values = npt.NDArray[np.floating] | Sequence[float]
+Floats = npt.NDArray[np.float64]
+Names = Sequence[str] | npt.NDArray[np.str_]
+REPLICATES = 10_000
+"""Bootstrap samples, and random flips of signs."""
+CHUNK = 1 << 22
+"""Weights of bootstrap samples that are held at a time."""
+MORE = 2.0
+"""Differing items that are added to those seen, half of them each way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +42,12 @@ class Comparison:
     interval: tuple[float, float]
     """Of the estimate, at the confidence asked for."""
     statistic: float
-    """Student's t; in standard errors for a bootstrap."""
+    """Student's t; in standard errors for a bootstrap; what the test is named for otherwise."""
     p_value: float
     """Of no difference, two-sided."""
+
+
+# ---- values of runs, as the papers report them
 
 
 def welch(a: Values, b: Values, confidence: float = 0.95) -> Comparison:
@@ -39,13 +57,24 @@ def welch(a: Values, b: Values, confidence: float = 0.95) -> Comparison:
         ValueError: fewer than two values on a side.
 
     """
+    return _of_runs("Welch t", a, b, confidence, equal_variances=False)
+
+
+def student(a: Values, b: Values, confidence: float = 0.95) -> Comparison:
+    """Student's t-test of two independent samples of runs with one variance; errors as in ``welch``."""
+    return _of_runs("Student t", a, b, confidence, equal_variances=True)
+
+
+def _of_runs(test: str, a: Values, b: Values, confidence: float, *, equal_variances: bool) -> Comparison:
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if min(x.size, y.size) < 2:
         raise ValueError(f"two values a side are needed, but got {x.size} and {y.size}")
-    found = stats.ttest_ind(x, y, equal_var=False)
+    if np.ptp(x) == np.ptp(y) == 0:
+        return _without_spread(test, float(x[0] - y[0]))
+    found = stats.ttest_ind(x, y, equal_var=equal_variances)
     low, high = found.confidence_interval(confidence)
     return Comparison(
-        test="Welch t",
+        test=test,
         estimate=float(x.mean() - y.mean()),
         interval=(float(low), float(high)),
         statistic=float(found.statistic),
@@ -53,9 +82,19 @@ def welch(a: Values, b: Values, confidence: float = 0.95) -> Comparison:
     )
 
 
-def paired(
-    a: Values, b: Values, strata: Sequence[str] | npt.NDArray[np.str_] | None = None, confidence: float = 0.95
-) -> Comparison:
+def mean_interval(runs: Values, confidence: float = 0.95) -> tuple[float, float]:
+    """The t-interval of a mean of independent runs. Raises ValueError for fewer than two."""
+    x = np.asarray(runs, dtype=np.float64)
+    if x.size < 2:
+        raise ValueError(f"two values are needed, but got {x.size}")
+    margin = float(stats.t.ppf(0.5 + confidence / 2, x.size - 1)) * float(x.std(ddof=1)) / math.sqrt(x.size)
+    return float(x.mean()) - margin, float(x.mean()) + margin
+
+
+# ---- two candidates on the same items
+
+
+def paired(a: Values, b: Values, strata: Names | None = None, confidence: float = 0.95) -> Comparison:
     """Paired t-test of two candidates on the same items, every stratum weighing the same.
 
     With one stratum it is the ordinary paired t-test; with several, the standard error of the mean of the strata's
@@ -64,26 +103,18 @@ def paired(
     Args:
         a, b: one value an item, in the same order.
         strata: the item's task; None: one stratum.
+        confidence: of the interval.
 
     Raises:
         ValueError: unequal lengths, or a stratum of fewer than two items.
 
     """
-    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if x.shape != y.shape:
-        raise ValueError(f"a and b must be of the same items, but got {x.size} and {y.size} values")
-    names = np.zeros(x.size, dtype=np.int64) if strata is None else np.asarray(strata)
-    parts = [(x - y)[names == name] for name in np.unique(names)]
-    if not parts or min(part.size for part in parts) < 2:
-        raise ValueError("two items a stratum are needed")
+    parts = _parts(a, b, strata)
     estimate = float(np.mean([part.mean() for part in parts]))
     variances = np.array([part.var(ddof=1) / part.size for part in parts]) / len(parts) ** 2
     error = float(np.sqrt(variances.sum()))
     if error == 0.0:
-        p_value, statistic = (1.0, 0.0) if estimate == 0.0 else (0.0, float(np.sign(estimate)) * float("inf"))
-        return Comparison(
-            test="paired t", estimate=estimate, interval=(estimate, estimate), statistic=statistic, p_value=p_value
-        )
+        return _without_spread("paired t", estimate)
     freedom = float(variances.sum() ** 2 / sum(v**2 / (p.size - 1) for v, p in zip(variances, parts, strict=True)))
     margin = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
     return Comparison(
@@ -95,26 +126,281 @@ def paired(
     )
 
 
-def from_replicates(estimate: float, differences: npt.NDArray[np.floating], confidence: float = 0.95) -> Comparison:
-    """A paired bootstrap: ``differences`` of a and b on the same draws of items, [replicates]."""
-    ties = float(np.mean(differences == 0)) / 2
-    below, above = float(np.mean(differences < 0)) + ties, float(np.mean(differences > 0)) + ties
-    spread = float(differences.std(ddof=1))
+def mcnemar(a: Values, b: Values, confidence: float = 0.95) -> Comparison:
+    """McNemar's exact test of two candidates' 0/1 scores; items of several tasks count alike.
+
+    Of the items on which they differ, each is as likely to be a's as b's if neither is better. The statistic is a's
+    number of them; the interval that of the paired bootstrap's closed form, see ``simultaneous``.
+
+    Raises:
+        ValueError: unequal lengths, no items, or a value that is neither 0 nor 1.
+
+    """
+    x, y = _same_items(a, b)
+    if not np.isin(np.concatenate([x, y]), (0.0, 1.0)).all():
+        raise ValueError("McNemar's test is of scores of 0 and 1; use permutation or wilcoxon for others")
+    wins, losses = int((x > y).sum()), int((x < y).sum())
+    estimate = (wins - losses) / x.size
+    error = math.sqrt(wins + losses + MORE - (wins - losses) ** 2 / x.size) / x.size  # Agresti and Min 2005
+    margin = float(stats.norm.ppf(0.5 + confidence / 2)) * error
     return Comparison(
-        test="paired bootstrap",
+        test="McNemar exact",
         estimate=estimate,
-        interval=percentile_interval(differences, confidence),
-        statistic=estimate / spread if spread else 0.0,
-        p_value=min(1.0, 2 * max(min(below, above), 0.5 / len(differences))),
+        interval=(estimate - margin, estimate + margin),
+        statistic=float(wins),
+        p_value=float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
     )
 
 
-def resamples(items: int, count: int, seed: int | Sequence[int]) -> npt.NDArray[np.int64]:
-    """Bootstrap draws of items with replacement, [count, items]."""
-    return np.random.default_rng(seed).integers(items, size=(count, items))
+def wilcoxon(a: Values, b: Values, confidence: float = 0.95) -> Comparison:
+    """Wilcoxon's signed-rank test of two candidates' graded scores or losses; items that are equal are left out.
+
+    The estimate is the mean difference, with its t-interval; the test is of ranks.
+
+    Raises:
+        ValueError: unequal lengths, or fewer than two items.
+
+    """
+    difference = _parts(a, b, None)[0]
+    plain = paired(a, b, None, confidence)
+    if not difference.any():
+        return Comparison(test="Wilcoxon", estimate=plain.estimate, interval=plain.interval, statistic=0.0, p_value=1.0)
+    found = stats.wilcoxon(difference)
+    return Comparison(
+        test="Wilcoxon",
+        estimate=plain.estimate,
+        interval=plain.interval,
+        statistic=float(found.statistic),
+        p_value=float(found.pvalue),
+    )
 
 
-def percentile_interval(replicates: npt.NDArray[np.floating], confidence: float = 0.95) -> tuple[float, float]:
-    """The middle of bootstrap replicates."""
-    low, high = np.quantile(replicates, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(low), float(high)
+def permutation(
+    a: Values, b: Values, strata: Names | None = None, *, seed: int = 0, confidence: float = 0.95
+) -> Comparison:
+    """Paired permutation test: which candidate an item's two values are whose is drawn at random; see ``sign_flips``.
+
+    Args, errors: as in ``paired``, of which the interval is.
+    """
+    plain, differences = paired(a, b, strata, confidence), _weighted(a, b, strata)
+    p_value = float(sign_flips(differences[:, None], seed=seed)[0])
+    return Comparison(
+        test="paired permutation",
+        estimate=plain.estimate,
+        interval=plain.interval,
+        statistic=float(differences.sum()),
+        p_value=p_value,
+    )
+
+
+def bootstrap(
+    a: Values, b: Values, strata: Names | None = None, *, seed: int = 0, confidence: float = 0.95
+) -> Comparison:
+    """Paired bootstrap over items, stratified; the statistic is in standard errors. Args, errors: as in ``paired``."""
+    parts = _parts(a, b, strata)
+    replicates = np.mean([_means(part, (seed, place)) for place, part in enumerate(parts)], axis=0)
+    estimate, items = float(np.mean([part.mean() for part in parts])), sum(part.size for part in parts)
+    low, high = simultaneous(np.array([estimate]), replicates[:, None], items, confidence)
+    error = float(standard_errors(replicates[:, None], items)[0])
+    return Comparison(
+        test="paired bootstrap",
+        estimate=estimate,
+        interval=(float(low[0]), float(high[0])),
+        statistic=estimate / error,
+        p_value=float(p_values(np.array([estimate]), replicates[:, None], items)[0]),
+    )
+
+
+def _means(values: Floats, seed: Sequence[int]) -> Floats:
+    parts = resample_weights(np.arange(values.size), REPLICATES, seed)
+    return np.concatenate([(w @ values) / w.sum(axis=1) for w in parts])
+
+
+def _same_items(a: Values, b: Values) -> tuple[Floats, Floats]:
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"a and b must be of the same items, but got {x.size} and {y.size} values")
+    if not x.size:
+        raise ValueError("items are needed, but got none")
+    return x, y
+
+
+def _parts(a: Values, b: Values, strata: Names | None) -> list[Floats]:
+    """The differences by stratum."""
+    x, y = _same_items(a, b)
+    names = np.zeros(x.size, dtype=np.int64) if strata is None else np.asarray(strata)
+    parts = [(x - y)[names == name] for name in np.unique(names)]
+    if min(part.size for part in parts) < 2:
+        raise ValueError("two items a stratum are needed")
+    return parts
+
+
+def _weighted(a: Values, b: Values, strata: Names | None) -> Floats:
+    """Differences by item, so weighted that their sum is the mean of the strata's means."""
+    parts = _parts(a, b, strata)
+    return np.concatenate([part / part.size / len(parts) for part in parts])
+
+
+def _without_spread(test: str, estimate: float) -> Comparison:
+    """All values differ by the same."""
+    p_value, statistic = (1.0, 0.0) if estimate == 0.0 else (0.0, math.copysign(math.inf, estimate))
+    return Comparison(test=test, estimate=estimate, interval=(estimate, estimate), statistic=statistic, p_value=p_value)
+
+
+# ---- many candidates on the same items
+
+
+def resample_weights(
+    clusters: npt.NDArray[np.int64], count: int, seed: int | Sequence[int]
+) -> Iterator[npt.NDArray[np.float32]]:
+    """How often each item stands in each bootstrap sample, some samples at a time, [samples, n].
+
+    One cluster fewer is drawn than there are: the variance over the samples is then that of n - 1 degrees of freedom
+    (Rao and Wu, JASA 1988), which matters for few items.
+
+    Args:
+        clusters: each item's, counted from 0, [n].
+        count: samples.
+        seed: the same one gives the same samples, whatever the candidates.
+
+    """
+    draw, number = np.random.default_rng(seed), int(clusters.max()) + 1
+    rows = max(1, CHUNK // max(number, clusters.size))
+    alone = number == clusters.size and bool((clusters == np.arange(number)).all())
+    for start in range(0, count, rows):
+        now = min(rows, count - start)
+        drawn = draw.integers(number, size=(now, max(1, number - 1))) + number * np.arange(now)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=now * number).reshape(now, number).astype(np.float32)
+        yield weights if alone else weights[:, clusters]
+
+
+def standard_errors(replicates: Floats, items: int) -> Floats:
+    """Of the estimates, [f]: the replicates', and as if ``MORE`` more items had differed, half of them each way.
+
+    Without these, candidates that differ on three items, all in one's favour, would be told apart with certainty, and a
+    score of 1 would have an interval of no width (Agresti and Min, Statistics in Medicine 2005).
+    """
+    errors: Floats = np.sqrt(replicates.var(axis=0) + MORE / items**2)
+    return errors
+
+
+def simultaneous(estimates: Floats, replicates: Floats, items: int, confidence: float = 0.95) -> tuple[Floats, Floats]:
+    """Intervals of which, in ``confidence`` of all studies, not one misses what it is of: max-|t| over the family.
+
+    Args:
+        estimates: [f]; scores, or differences of scores.
+        replicates: of all of them in the same bootstrap samples, [B, f].
+        items: all strata's.
+        confidence: of the family.
+
+    Returns:
+        Lower and upper ends, [f].
+
+    """
+    critical = np.quantile(np.abs(_standardized(estimates, replicates)).max(axis=1), confidence)
+    margin = _with_freedom(float(critical), items) * standard_errors(replicates, items)
+    return estimates - margin, estimates + margin
+
+
+def _standardized(estimates: Floats, replicates: Floats) -> Floats:
+    """Replicates in standard errors from the estimate; 0 where none differs."""
+    spread = replicates.std(axis=0)
+    return (replicates - estimates) / np.where(spread > 0, spread, math.inf)
+
+
+def _with_freedom(critical: float, items: int) -> float:
+    """A bound in standard errors as it must be where these are estimated from so many items: normal to Student's t."""
+    return float(stats.t.isf(stats.norm.sf(critical), max(1, items - 1)))
+
+
+def p_values(estimates: Floats, replicates: Floats, items: int) -> Floats:
+    """Of no difference, two-sided, one by one, from the bootstrap's standard errors, [f]."""
+    found: Floats = 2 * stats.t.sf(np.abs(estimates) / standard_errors(replicates, items), max(1, items - 1))
+    return found
+
+
+def sign_flips(
+    differences: Floats,
+    clusters: npt.NDArray[np.int64] | None = None,
+    *,
+    seed: int | Sequence[int] = 0,
+    count: int = REPLICATES,
+) -> Floats:
+    """Paired permutation tests of many differences with the same flips: two-sided p of no difference, [f].
+
+    If neither of two candidates is better, an item's difference is as likely to be theirs as its opposite. Where one is
+    better on one task and worse on another, the test errs on the safe side.
+
+    Args:
+        differences: by item, weighted so that a sum over items is the estimate, [n, f].
+        clusters: each item's, counted from 0; None: each item by itself.
+        seed: of the flips.
+        count: random flips; 1 / (count + 1) is the least p.
+
+    """
+    groups = np.arange(len(differences)) if clusters is None else clusters
+    sums = np.zeros((int(groups.max()) + 1, differences.shape[1]))
+    np.add.at(sums, groups, differences)
+    differ = np.flatnonzero(np.abs(sums).sum(axis=1))  # flips are drawn for all: p must not depend on the family
+    draw, seen = np.random.default_rng(seed), np.abs(sums.sum(axis=0)) * (1 - 1e-9)
+    reached, rows = np.zeros(differences.shape[1]), max(1, CHUNK // len(sums))
+    for start in range(0, count, rows):
+        flips = draw.integers(2, size=(min(rows, count - start), len(sums)), dtype=np.int8)
+        reached += (np.abs((flips[:, differ] * 2.0 - 1.0) @ sums[differ]) >= seen).sum(axis=0)
+    found: Floats = (1 + reached) / (count + 1)
+    return found
+
+
+def holm(p: Values) -> Floats:
+    """Holm's adjusted p-values: rejecting those below α errs at all in at most α of all families (1979), [f]."""
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    stepped = np.maximum.accumulate(values[order] * np.arange(values.size, 0, -1))
+    found = np.empty(values.size)
+    found[order] = np.minimum(1.0, stepped)
+    return found
+
+
+def tie_set(estimates: Floats, replicates: Floats, items: int, confidence: float = 0.95) -> npt.NDArray[np.bool_]:
+    """Which candidates cannot be told from the best: a set that holds the best in ``confidence`` of all studies, [k].
+
+    Candidate i stays unless some j beats it by more than a best candidate would be beaten by chance: the largest of
+    the standardized differences to i against the distribution of that largest one where all truths are as estimated
+    (subset selection: Gupta, Technometrics 1965, with a bootstrap in the place of equal variances). The level is each
+    candidate's own: only the true best must not be lost.
+    """
+    kept = np.ones(len(estimates), dtype=bool)
+    for i in range(len(estimates)):
+        others = np.arange(len(estimates)) != i
+        if not others.any():
+            break
+        gaps, of_gaps = estimates[others] - estimates[i], replicates[:, others] - replicates[:, [i]]
+        critical = np.quantile(_standardized(gaps, of_gaps).max(axis=1), confidence)
+        beaten_by = gaps / standard_errors(of_gaps, items)
+        kept[i] = beaten_by.max() <= _with_freedom(float(critical), items)
+    return kept
+
+
+def items_needed(error: float, items: int, gap: float, confidence: float = 0.95, power: float = 0.8) -> int:
+    """Items with which a true gap of two candidates would be seen, at this power, by one two-sided paired test.
+
+    Args:
+        error: the standard error of the two's difference on ``items`` items.
+        items: all tasks'; more of them in the same parts.
+        gap: in the unit of the score.
+        confidence: of the test.
+        power: chance that the gap is found.
+
+    """
+    apart = float(stats.norm.ppf(0.5 + confidence / 2) + stats.norm.ppf(power))
+    return math.ceil(items * (error * apart / gap) ** 2)
+
+
+def selection_bias(estimates: Floats, replicates: Floats) -> float:
+    """By how much the best of many estimates is expected to flatter itself (Efron's bootstrap of the optimism).
+
+    In each bootstrap sample the best candidate is chosen anew; what it has there above its estimate is what choosing by
+    the sample bought. Args: as in ``simultaneous``.
+    """
+    best = replicates.argmax(axis=1)
+    return float((replicates[np.arange(len(best)), best] - estimates[best]).mean())

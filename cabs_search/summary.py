@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cabs_search import report
-from cabs_search.report import Leaderboard, Row
+from cabs_search.report import FOUND, Leaderboard, Row
 from cabs_search.tracking import Summary
 
 MOST_ROWS = 12
-"""Rows of the note's leaderboard: a note is a tag, which MLflow cuts at 8,000 characters."""
+"""Rows of the note's leaderboard: a note is a tag, which holds 8,000 characters."""
 
 
 def summary_of(board: Leaderboard, folder: str, files: Mapping[str, bytes], hints: Sequence[str] = ()) -> Summary:
@@ -35,24 +35,28 @@ def summary_of(board: Leaderboard, folder: str, files: Mapping[str, bytes], hint
 def metrics_of(board: Leaderboard) -> dict[str, float]:
     """The numbers by which studies are compared in MLflow's table of runs."""
     metrics = {"candidates": float(board.candidates)}
-    if (best := _best(board)) is None:
-        return metrics
-    low, high = best.interval
-    metrics |= {"confirm.score": best.score, "confirm.low": low, "confirm.high": high}
-    metrics |= {f"confirm.score.{task}": value for task, value in best.tasks.items()}
-    if best.search_score is not None:
-        metrics |= {"score": best.search_score, "optimism": best.search_score - best.score}
+    best = next((row for row in board.rows if row.label == FOUND), None)
+    if best is not None:
+        low, high = best.simultaneous
+        metrics |= {"confirm.score": best.score, "confirm.low": low, "confirm.high": high}
+        metrics |= {f"confirm.score.{task}": value for task, value in best.tasks.items()}
+        metrics |= {} if best.search_score is None else {"score": best.search_score}
+    if board.optimism is not None:
+        metrics["optimism"] = board.optimism.estimate
+    if board.tie_set is not None:
+        metrics["tied"] = float(len(board.tie_set.labels))
     return metrics
 
 
 def leaderboard_rows(board: Leaderboard) -> list[dict[str, Any]]:
-    """The leaderboard, a row each, with plain numbers."""
+    """The leaderboard, a row each, with plain numbers; intervals are of all rows together."""
     return [
         {
             "row": row.label,
             "confirm": _rounded(row.score),
-            "low": _rounded(row.interval[0]),
-            "high": _rounded(row.interval[1]),
+            "low": _rounded(row.simultaneous[0]),
+            "high": _rounded(row.simultaneous[1]),
+            "tied": "*" if row.tied else "",
             **{task: _rounded(value) for task, value in row.tasks.items()},
             "search": _rounded(row.search_score),
             "recipe": row.text,
@@ -62,40 +66,50 @@ def leaderboard_rows(board: Leaderboard) -> list[dict[str, Any]]:
 
 
 def significance_rows(board: Leaderboard) -> list[dict[str, Any]]:
-    """The paired tests, a row each."""
+    """Every paired test, a row each, in points; intervals and p are of the whole family."""
     return [
         {
-            "row": "best found",
-            "against": label,
-            "points": _rounded(100 * found["estimate"], 2),
-            "low": _rounded(100 * found["interval"][0], 2),
-            "high": _rounded(100 * found["interval"][1], 2),
-            "p": _rounded(found["p_value"]),
+            "row": row.label,
+            "against": name,
+            "points": _rounded(100 * found.estimate, 2),
+            "low": _rounded(100 * found.interval[0], 2),
+            "high": _rounded(100 * found.interval[1], 2),
+            "p (Holm)": _rounded(found.p_holm),
+            "p": _rounded(found.p_value),
+            "wins": found.wins,
+            "losses": found.losses,
+            "effect": _rounded(found.effect, 3),
         }
-        for label, found in board.comparisons.items()
+        for row in board.rows
+        for name, found in row.against.items()
     ]
 
 
 def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
     """The run's description: what was found, the first rows, how to come back to it; Markdown."""
-    rows = [
-        f"| {row.label} | {row.score:.4f} | {row.interval[0]:.3f} to {row.interval[1]:.3f} | {row.text} |"
-        for row in board.rows[:MOST_ROWS]
-    ]
     count = sum(board.items["confirm"].values())
+    head = ["| | confirm | 95 % interval | tied | recipe |", "|---|---|---|---|---|"]
     lines = [
-        *(f"**{verdict}**" if i == 0 else verdict for i, verdict in enumerate(board.verdicts)),
+        f"**{board.verdict}**",
+        *(of.text for of in (board.tie_set, board.optimism) if of is not None),
         f"{board.candidates} candidates were searched; these rows are scored on {count} items no proposal has seen:",
-        "\n".join(["| | confirm | 95 % interval | recipe |", "|---|---|---|---|", *rows]),
+        "\n".join([*head, *map(_line, _shown(board.rows))]),
         *hints,
-        f"To take the best: `cabs-search export {folder} --to PATH`. "
-        "To search again: `cabs-search run spec.yaml`, with the artifact `spec.yaml` and the versions in the tags.",
+        f"To take the best: `cabs-search export {folder} --to PATH`. To search again: `cabs-search run spec.yaml` with "
+        "the artifact `spec.yaml` and the versions in the tags.",
     ]
     return "\n\n".join(lines)
 
 
-def _best(board: Leaderboard) -> Row | None:
-    return next((row for row in board.rows if row.label == "best found"), None)
+def _shown(rows: Sequence[Row]) -> Sequence[Row]:
+    """The first rows, the best found among them."""
+    return [row for row in rows if row.role != "expert"][:MOST_ROWS]
+
+
+def _line(row: Row) -> str:
+    low, high = row.simultaneous
+    tied = "\\*" if row.tied else ""
+    return f"| {row.label} | {row.score:.4f} | {low:.3f} to {high:.3f} | {tied} | {row.text} |"
 
 
 def _rounded(value: float | None, digits: int = 4) -> float | None:

@@ -52,6 +52,8 @@ class Items:
     rows: tuple[Item, ...]
     pad: Mapping[str, int]
     """What each field of a sequence is padded with."""
+    groups: tuple[str, ...] = ()
+    """What an item stands or falls with, such as its article; empty: each item by itself."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -250,6 +252,7 @@ def tokenize(where: str, tokenizer: Any, config: Any, task: Task, rows: Sequence
         keys=tuple(row.key for row in rows),
         rows=items,
         pad=dict.fromkeys(items[0].sequences[0], 0) | {"input_ids": pad_token_id(config, tokenizer)},
+        groups=tuple(row.group for row in rows),
     )
 
 

@@ -145,6 +145,8 @@ class Study:
         self.failure: str | None = None
         self.exhausted = False
         self.scored_items = 0
+        self._repeated = 0
+        """Proposals that were known, and are not yet written down."""
         self._singles = tuple(singles(spec).values() if alone else ())
         self.singles = deque(self._singles)
         self._is_busy = is_busy
@@ -283,6 +285,7 @@ class Study:
                 known = self._known.get(recipe.key)
                 values = (known.score, TrialState.COMPLETE) if known else (None, TrialState.FAIL)
                 self._sampled.tell(trial, values[0], values[1])
+                self._repeated += 1
                 continue
             if trial_id is None:
                 trial_id = self._keep(trial, recipe)
@@ -369,8 +372,10 @@ class Study:
                     evaluate_seconds=result.evaluate_seconds,
                 )
                 for of, result in found
-            ]
+            ],
+            {"materialize": sum(result.materialize_seconds for _, result in found), "repeated": self._repeated},
         )
+        self._repeated = 0
         for of, result in found:
             of.seconds += result.materialize_seconds
             self.scored_items += sum(len(o.scores) for o in result.outcomes.values())

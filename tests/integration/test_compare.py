@@ -72,9 +72,32 @@ def test_every_row_has_its_budget_and_the_same_items(methods: Path) -> None:
     for line in found.lines:
         assert line.row is not None
         assert line.row.score == pytest.approx(np.mean(list(line.row.tasks.values())))
-        assert line.against is not None
         assert found.reference is not None
-        assert line.against["estimate"] == pytest.approx(line.row.score - found.reference.score)
+        if line.row.key == found.reference.key:
+            assert line.against is None
+        else:
+            assert line.against is not None
+            assert line.against.estimate == pytest.approx(line.row.score - found.reference.score)
+
+
+def test_every_pair_of_rows_is_compared(methods: Path) -> None:
+    found = comparison.read(methods)
+    assert found.matrix is not None
+    assert found.tie_set is not None
+    scores = {line.label: line.row.score for line in found.lines if line.row}
+    assert set(found.matrix.labels) <= set(METHOD_NAMES)
+    for i, one in enumerate(found.matrix.labels):
+        for j, other in enumerate(found.matrix.labels):
+            assert found.matrix.estimate[i][j] == pytest.approx(scores[one] - scores[other])
+            assert found.matrix.low[i][j] <= found.matrix.estimate[i][j] <= found.matrix.high[i][j]
+            assert found.matrix.p_holm[i][j] == found.matrix.p_holm[j][i]
+    assert max(scores, key=lambda label: scores[label]) in found.tie_set.labels
+    text = (methods / "stdout").read_text()
+    assert found.finding in text
+    for label in found.matrix.labels:
+        row = next(line for line in found.lines if line.label == label).row
+        assert row is not None
+        assert row.tied == (label in found.tie_set.labels)
 
 
 def test_report_prints_a_comparison_again(methods: Path, cache: Path) -> None:

@@ -120,6 +120,12 @@ def test_experts_are_better_than_the_base_at_their_own_kind(board: report.Leader
 
 
 def test_the_best_found_is_compared_with_the_baseline(board: report.Leaderboard) -> None:
-    found = board.comparisons["best shared-λ task-arithmetic"]
-    assert found["interval"][0] <= found["estimate"] <= found["interval"][1]
-    assert 0 <= found["p_value"] <= 1
+    assert board.baseline == "best shared-λ task-arithmetic"
+    reference = board.row(board.baseline)
+    compared = [row for row in board.rows if row.role == "candidate" and row.key != reference.key]
+    assert compared
+    for row in compared:
+        contrast = row.against["best baseline"]
+        assert contrast.estimate == pytest.approx(row.score - reference.score)
+        assert contrast.interval[0] <= contrast.estimate <= contrast.interval[1]
+        assert 0 <= contrast.p_value <= contrast.p_holm <= 1

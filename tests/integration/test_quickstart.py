@@ -110,4 +110,5 @@ def test_the_whole_quickstart(tmp_path: Path) -> None:
         assert rows[f"expert {expert.name}"]["tasks"][expert.name] > labels.max() / labels.sum() + 0.15
     for label in ("best shared-λ task-arithmetic", "best shared-λ cabs", "best found"):
         assert rows["base"]["score"] + 0.05 < rows[label]["score"] < rows["ideal"]["score"]
-    assert board["verdicts"]
+    assert board["verdict"]
+    assert board["tie_set"]["labels"]

@@ -1,0 +1,331 @@
+"""Many candidates on one split's items: scores with bootstrap replicates, and every comparison that is made of them.
+
+Tasks are strata that weigh the same. All candidates stand in the same bootstrap samples and the same random flips, so
+that any two are paired.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cabs_search import significance
+from cabs_search.kinds import Outcome
+from cabs_search.metrics import Values, is_mean, is_quick, resampled
+from cabs_search.spec import Spec
+
+REPLICATES, SLOW_REPLICATES = significance.REPLICATES, 500
+"""Bootstrap samples, and how many where some metric must be computed anew on each of them."""
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One candidate on a split."""
+
+    tasks: Mapping[str, Outcome]
+    """Outcomes by task, all in the same order of items."""
+    scores: Mapping[str, float]
+    """The task's metric by task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A candidate against another one on the same items."""
+
+    estimate: float
+    """How much higher its score is."""
+    interval: tuple[float, float]
+    """95 %, of the whole family of contrasts together."""
+    p_value: float
+    """Of no difference, two-sided: by permutation, or by bootstrap where some metric is no mean of items."""
+    p_holm: float
+    """Adjusted for the family."""
+    wins: int
+    """Items on which it does better."""
+    losses: int
+    effect: float
+    """Cohen's d of paired differences: the estimate in standard deviations of one item's difference."""
+    tests: Mapping[str, float]
+    """p of the same by other tests, none adjusted."""
+
+
+class Panel:
+    """Candidates by name, scored on the same items."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        found: Mapping[str, Scores],
+        labels: Mapping[str, Values],
+        clusters: Mapping[str, npt.NDArray[np.int64]],
+        replicates: int = REPLICATES,
+    ) -> None:
+        """Nothing is resampled before it is asked for.
+
+        Args:
+            spec: the study, whose seed draws the samples.
+            found: by name.
+            labels: what predictions are held against by task, [n].
+            clusters: by task which items stand or fall together, counted from 0, [n].
+            replicates: bootstrap samples, SLOW_REPLICATES at the most where they are slow.
+
+        """
+        self._spec, self._found, self._labels, self._clusters = spec, found, labels, clusters
+        self.names = list(found)
+        self._place = {name: place for place, name in enumerate(self.names)}
+        quick = all(is_quick(task) for task in spec.tasks.values())
+        self._count = replicates if quick else min(replicates, SLOW_REPLICATES)
+        self._is_mean = all(is_mean(task) for task in spec.tasks.values())
+        self.items = sum(len(labels[task]) for task in spec.tasks)
+
+    @cached_property
+    def scores(self) -> Floats:
+        """Mean of the tasks' metrics, [k]."""
+        return np.array([np.mean([f.scores[task] for task in self._spec.tasks]) for f in self._found.values()])
+
+    @cached_property
+    def by_task(self) -> dict[str, Floats]:
+        """Replicates of each task's metric, [B, k]."""
+        return {task: self._resampled(place, task) for place, task in enumerate(self._spec.tasks)}
+
+    @cached_property
+    def replicates(self) -> Floats:
+        """Replicates of the scores, [B, k]."""
+        mean: Floats = np.mean(list(self.by_task.values()), axis=0)
+        return mean
+
+    def _resampled(self, place: int, task: str) -> Floats:
+        outcomes = [found.tasks[task] for found in self._found.values()]
+        of = [o.scores for o in outcomes], [o.predictions for o in outcomes]
+        samples = significance.resample_weights(self._clusters[task], self._count, (self._spec.seed, place))
+        return np.concatenate([resampled(self._spec.tasks[task], *of, self._labels[task], w) for w in samples])
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals of the scores, by name, that hold for all of them together."""
+        low, high = significance.simultaneous(self.scores, self.replicates, self.items)
+        return {name: (float(low[i]), float(high[i])) for i, name in enumerate(self.names)}
+
+    def own_interval(self, name: str, task: str | None = None) -> tuple[float, float]:
+        """The 95 % interval of one score by itself: of all tasks' mean, or of one task's metric."""
+        i = self._place[name]
+        score = self.scores[i] if task is None else self._found[name].scores[task]
+        of = self.replicates if task is None else self.by_task[task]
+        items = self.items if task is None else len(self._labels[task])
+        low, high = significance.simultaneous(np.array([score]), of[:, [i]], items)
+        return float(low[0]), float(high[0])
+
+    def contrasts(self, pairs: Sequence[tuple[str, str]]) -> list[Contrast]:
+        """The first of each pair against the second, as one family."""
+        if not pairs:
+            return []
+        a, b = ([self._place[pair[side]] for pair in pairs] for side in (0, 1))
+        estimates, replicates = self.scores[a] - self.scores[b], self.replicates[:, a] - self.replicates[:, b]
+        low, high = significance.simultaneous(estimates, replicates, self.items)
+        errors = significance.standard_errors(replicates, self.items)
+        p = self._p_values(a, b, estimates, replicates)
+        adjusted = significance.holm(p)
+        return [
+            Contrast(
+                estimate=float(estimates[i]),
+                interval=(float(low[i]), float(high[i])),
+                p_value=float(p[i]),
+                p_holm=float(adjusted[i]),
+                wins=int((self._values[a[i]] > self._values[b[i]]).sum()),
+                losses=int((self._values[a[i]] < self._values[b[i]]).sum()),
+                effect=float(estimates[i] / errors[i] / np.sqrt(self.items)),
+                tests=self._other_tests(a[i], b[i], float(estimates[i]), replicates[:, [i]]),
+            )
+            for i in range(len(pairs))
+        ]
+
+    @cached_property
+    def _values(self) -> Floats:
+        """Items' scores of all tasks, [k, n]."""
+        tasks = list(self._spec.tasks)
+        return np.array([np.concatenate([f.tasks[t].scores for t in tasks]) for f in self._found.values()], np.float64)
+
+    @cached_property
+    def _strata(self) -> npt.NDArray[np.str_]:
+        return np.concatenate([np.full(len(self._labels[task]), task) for task in self._spec.tasks])
+
+    def _p_values(self, a: list[int], b: list[int], estimates: Floats, replicates: Floats) -> Floats:
+        if not self._is_mean:
+            return significance.p_values(estimates, replicates, self.items)
+        sizes = np.concatenate([np.full(n, n) for n in (len(self._labels[task]) for task in self._spec.tasks)])
+        weighted = self._values.T / sizes[:, None] / len(self._spec.tasks)
+        clusters, first = [], 0
+        for task in self._spec.tasks:
+            clusters.append(self._clusters[task] + first)
+            first += int(self._clusters[task].max()) + 1
+        return significance.sign_flips(weighted[:, a] - weighted[:, b], np.concatenate(clusters), seed=self._spec.seed)
+
+    def _other_tests(self, a: int, b: int, estimate: float, replicates: Floats) -> dict[str, float]:
+        """What others would have used: items as independent and, by McNemar's and Wilcoxon's, as of one task."""
+        x, y = self._values[a], self._values[b]
+        found = {"bootstrap": float(significance.p_values(np.array([estimate]), replicates, self.items)[0])}
+        if not self._is_mean:
+            return found
+        found["paired t"] = significance.paired(x, y, self._strata).p_value
+        if np.isin(self._values, (0.0, 1.0)).all():
+            return found | {"McNemar exact": significance.mcnemar(x, y).p_value}
+        return found | {"Wilcoxon": significance.wilcoxon(x, y).p_value}
+
+    def tied(self, names: Sequence[str]) -> list[str]:
+        """Those that cannot be told from the best of them, the best first."""
+        places = [self._place[name] for name in names]
+        kept = significance.tie_set(self.scores[places], self.replicates[:, places], self.items)
+        inside = [(name, self.scores[place]) for name, place, keep in zip(names, places, kept, strict=True) if keep]
+        return [name for name, _ in sorted(inside, key=lambda pair: -pair[1])]
+
+    def error(self, a: str, b: str) -> float:
+        """The standard error of two scores' difference."""
+        difference = self.replicates[:, [self._place[a]]] - self.replicates[:, [self._place[b]]]
+        return float(significance.standard_errors(difference, self.items)[0])
+
+    def standard_error(self, name: str) -> float:
+        """Of one score."""
+        return float(significance.standard_errors(self.replicates[:, [self._place[name]]], self.items)[0])
+
+    def selection_bias(self) -> float:
+        """See ``significance``; of all candidates here."""
+        return significance.selection_bias(self.scores, self.replicates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TieSet:
+    """The candidates that cannot be told from the best."""
+
+    labels: tuple[str, ...]
+    """The best first."""
+    of: int
+    """Candidates that were compared."""
+    items: int
+    """On so many items."""
+    gap: float
+    items_needed: int | None
+    """Items that would show such a gap between the best and another of the set; None where there is no other."""
+    text: str
+
+
+GAP = 0.005
+"""The difference of which a tie set says how many items would show it: half a point."""
+
+
+def tie_set(panel: Panel, names: Sequence[str], what: str = "candidates") -> TieSet | None:
+    """The tie set in words; None where there is nothing to compare."""
+    if not names:
+        return None
+    tied = panel.tied(names)
+    best, others = tied[0], tied[1:]
+    needed = None
+    if others:
+        error = float(np.median([panel.error(best, other) for other in others]))
+        needed = _rounded(significance.items_needed(error, panel.items, GAP))
+    return TieSet(
+        labels=tuple(tied),
+        of=len(names),
+        items=panel.items,
+        gap=GAP,
+        items_needed=needed,
+        text=_in_words(len(tied), len(names), panel.items, needed, what),
+    )
+
+
+def _in_words(tied: int, of: int, items: int, needed: int | None, what: str) -> str:
+    if of == 1:
+        return f"One of the {what} was confirmed: there is nothing to tell it from."
+    if needed is None:
+        return f"The best of {of} {what} can be told from all others with {items:,} items."
+    text = f"{tied} of {of} {what} cannot be told from the best with {items:,} items"
+    if needed <= items:
+        return f"{text}, though a gap of {100 * GAP:g} points would be seen: they are nearly equal."
+    return f"{text}; separating a gap of {100 * GAP:g} points would need about {needed:,}."
+
+
+def _rounded(count: int) -> int:
+    """To two digits, as it is an estimate."""
+    unit = int(10 ** max(0, len(str(count)) - 2))
+    return -(-count // unit) * unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """A method as papers report it: the top of its search as if these were independent runs."""
+
+    label: str
+    top: int
+    """How many of its candidates, the best by search score."""
+    mean: float
+    interval: tuple[float, float]
+    """95 % t-interval of the mean."""
+    against: str | None
+    """The method it is tested against; None of the first."""
+    welch_t: float | None
+    welch_p: float | None
+    student_t: float | None
+    student_p: float | None
+
+
+def as_reported(searched: Mapping[str, Sequence[float]], top: int) -> tuple[Reported, ...]:
+    """Search scores of each method's top, with t-intervals, against the first method of two candidates or more."""
+    tops = {label: sorted(scores, reverse=True)[:top] for label, scores in searched.items()}
+    tops = {label: scores for label, scores in tops.items() if len(scores) > 1}
+    first = next(iter(tops), None)
+    found = []
+    for label, scores in tops.items():
+        tests: dict[str, Any] = dict.fromkeys(("welch_t", "welch_p", "student_t", "student_p"))
+        if first is not None and label != first:
+            for name, test in (("welch", significance.welch), ("student", significance.student)):
+                one = test(scores, tops[first])
+                tests |= {f"{name}_t": one.statistic, f"{name}_p": one.p_value}
+        found.append(
+            Reported(
+                label=label,
+                top=len(scores),
+                mean=float(np.mean(scores)),
+                interval=significance.mean_interval(scores),
+                against=first if label != first else None,
+                **tests,
+            )
+        )
+    return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """Every value against every other one."""
+
+    labels: tuple[str, ...]
+    estimate: tuple[tuple[float, ...], ...]
+    """The row's score minus the column's."""
+    low: tuple[tuple[float, ...], ...]
+    high: tuple[tuple[float, ...], ...]
+    """95 %, of all pairs together."""
+    p_holm: tuple[tuple[float, ...], ...]
+    """Adjusted for all pairs; 1 on the diagonal."""
+
+
+def matrix(panel: Panel, names: Sequence[str], labels: Sequence[str]) -> Matrix | None:
+    """The paired differences of all pairs; None of fewer than two names. ``labels``: what each is called."""
+    if len(names) < 2:
+        return None
+    size = len(names)
+    places = list(itertools.combinations(range(size), 2))
+    values = {key: np.zeros((size, size)) for key in ("estimate", "low", "high")} | {"p_holm": np.ones((size, size))}
+    for (i, j), found in zip(places, panel.contrasts([(names[i], names[j]) for i, j in places]), strict=True):
+        low, high = found.interval
+        for key, there, back in (
+            ("estimate", found.estimate, -found.estimate),
+            ("low", low, -high),
+            ("high", high, -low),
+            ("p_holm", found.p_holm, found.p_holm),
+        ):
+            values[key][i, j], values[key][j, i] = there, back
+    return Matrix(labels=tuple(labels), **{key: tuple(map(tuple, of.tolist())) for key, of in values.items()})
