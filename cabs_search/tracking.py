@@ -355,7 +355,7 @@ def _save_model(model: Model, folder: Path, made: Any) -> None:
 
 
 def _signature(tasks: Mapping[str, Task]) -> Any:
-    """Every column that some task reads, none of them required, and the task's name."""
+    """Every column that some task reads, none of them required, and the task's name; predictions if all are alike."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType, Array
@@ -366,9 +366,17 @@ def _signature(tasks: Mapping[str, Task]) -> Any:
         for column in inputs_of(task):
             kinds.setdefault(column, set()).add(reads_lists(task, column))
     types = {column: AnyType() if len(has) > 1 else listed if has == {True} else text for column, has in kinds.items()}
+    made = {
+        "classification": DataType.long,
+        "multiple-choice": DataType.long,
+        "regression": DataType.double,
+        "question-answering": text,
+        "token-classification": listed,
+    }
+    predicted = [made[task.kind] for task in tasks.values()]
     return ModelSignature(
         inputs=Schema([ColSpec(type_, column, required=False) for column, type_ in types.items()]),
-        outputs=Schema([ColSpec(AnyType())]),
+        outputs=Schema([ColSpec(predicted[0])]) if all(each == predicted[0] for each in predicted) else None,
         params=ParamSchema([ParamSpec("task", text, next(iter(tasks)))]),
     )
 

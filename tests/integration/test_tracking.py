@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from mlflow import MlflowClient
 from cabs_search import launch, logbook, report, tracking
 from cabs_search.launch import SearchResult, compare, load_study_items, run
 from cabs_search.outcomes import Outcomes
-from cabs_search.spec import Spec, load, parse
+from cabs_search.spec import Spec, Tracking, load, parse
 from cabs_search.tracking import Tracker, default_uri
 from tests.conftest import EXPERTS, pico_values
 from tests.server import Server
@@ -92,19 +90,14 @@ def study(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """A finished study, tracked in its own SQLite file."""
     made = Ran(parse(pico_values(pico, trials=TRIALS)), tmp_path_factory.mktemp("study") / "out")
     made.again()
+    assert not any("MLflow" in line for line in made.said), made.said
     return made
 
 
-def copy_of(study: Ran, folder: Path) -> Ran:
-    """The same study elsewhere, with its own MLflow."""
-    shutil.copytree(study.folder, folder)
-    with closing(sqlite3.connect(folder / "mlflow.db")) as db, db:
-        for table, column in (
-            ("experiments", "artifact_location"),
-            ("runs", "artifact_uri"),
-            ("logged_models", "artifact_location"),
-        ):
-            db.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(study.folder), str(folder)))
+def untracked(study: Ran, folder: Path) -> Ran:
+    """The same study elsewhere, of which MLflow knows nothing yet."""
+    shutil.copytree(study.folder / "outcomes", folder / "outcomes")
+    shutil.copy(study.folder / "study.db", folder)
     return Ran(study.spec, folder)
 
 
@@ -142,28 +135,39 @@ def test_it_says_what_the_leaderboard_says(study: Ran) -> None:
     best = board.row("best found")
     metrics = parent.data.metrics
     assert metrics["confirm.score"] == best.score
-    assert (metrics["confirm.low"], metrics["confirm.high"]) == best.interval
+    assert (metrics["confirm.low"], metrics["confirm.high"]) == best.simultaneous
     assert metrics["score"] == best.search_score
+    assert board.optimism is not None
+    assert board.tie_set is not None
+    assert metrics["optimism"] == board.optimism.estimate
+    assert metrics["tied"] == len(board.tie_set.labels)
     table = json.loads(study.artifact("tables/leaderboard.json"))
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [row["row"] for row in rows] == [row.label for row in board.rows]
-    for said, row in zip(rows, board.rows, strict=True):
-        assert [said["confirm"], *(said[task] for task in EXPERTS)] == pytest.approx(
+    for shown, row in zip(rows, board.rows, strict=True):
+        assert [shown["confirm"], *(shown[task] for task in EXPERTS)] == pytest.approx(
             [row.score, *(row.tasks[task] for task in EXPERTS)], abs=5e-5
         )
     tests = json.loads(study.artifact("tables/significance.json"))
-    assert len(tests["data"]) >= 1
+    said = {(row[0], row[1]): dict(zip(tests["columns"], row, strict=True)) for row in tests["data"]}
+    assert said.keys() == {(row.label, name) for row in board.rows for name in row.against}
+    for row in board.rows:
+        for name, found in row.against.items():
+            assert said[row.label, name]["points"] == pytest.approx(100 * found.estimate, abs=0.005)
+            assert said[row.label, name]["p (Holm)"] == pytest.approx(found.p_holm, abs=5e-5)
     listed = {each["path"]: each["type"] for each in json.loads(parent.data.tags["mlflow.loggedArtifacts"])}
     assert listed == {"tables/leaderboard.json": "table", "tables/significance.json": "table"}
     assert study.artifact("leaderboard.txt").decode() == report.as_text(board)
     note = parent.data.tags["mlflow.note.content"]
     assert f"cabs-search export {study.folder}" in note
     assert f"| best found | {best.score:.4f} |" in note
+    assert note.startswith(f"**{board.verdict}**")
+    assert board.tie_set.text in note
 
 
 def test_pictures_and_the_report_are_artifacts(study: Ran, tmp_path: Path) -> None:
-    mine = copy_of(study, tmp_path / "out")
-    tracker = Tracker(mine.spec, mine.folder, mine.outcomes.study_id())
+    mine = Ran(study.spec, tmp_path)
+    tracker = Tracker(mine.spec, mine.folder, "id")
     files = {"pictures/lambda.png": b"\x89PNG", "report.html": b"<html>"}
     for _ in range(2):
         tracker.finished({}, tracking.Summary(metrics={}, note="", tables={}, files=files))
@@ -187,24 +191,12 @@ def state_of(study: Ran) -> dict[str, Any]:
     }
 
 
-def test_running_a_finished_study_again_leaves_one_of_each(study: Ran, tmp_path: Path) -> None:
-    mine = copy_of(study, tmp_path / "out")
-    before = state_of(mine)
+def test_running_a_finished_study_again_leaves_one_of_each(study: Ran) -> None:
+    before = state_of(study)
     assert all(len(values) == 1 for values in before["metrics"].values())
     assert len(before["models"]) == 1
-    mine.again()
-    assert state_of(mine) == before
-
-
-def test_more_candidates_change_what_the_run_says(study: Ran, tmp_path: Path) -> None:
-    mine = copy_of(study, tmp_path / "out")
-    found = mine.again(mine.spec.override(trials=TRIALS + 4))
-    parent, children = mine.runs()
-    assert len(children) == TRIALS + 4
-    assert parent.data.metrics["candidates"] == TRIALS + 4
-    assert parent.data.metrics["score"] == found.leaderboard.row("best found").search_score
-    (model,) = mine.models()
-    assert model.tags["recipe"] == found.best.key
+    study.again()
+    assert state_of(study) == before
 
 
 ROWS_AND_RECORD = """
@@ -262,10 +254,7 @@ def test_a_logged_model_holds_its_trunk_once(study: Ran) -> None:
     from transformers import AutoModelForSequenceClassification
 
     (model,) = study.models()
-    folder = Path(study.client.download_artifacts("", artifact_path="", dst_path=None)) if False else None
-    folder = Path(
-        mlflow.artifacts.download_artifacts(f"models:/{model.model_id}", tracking_uri=default_uri(study.folder))
-    )
+    folder = Path(model.artifact_location.removeprefix("file://"))
     trunks = [path for path in folder.rglob("*.safetensors") if path.stat().st_size > 10_000]
     assert len(trunks) == 1, trunks
     for task in EXPERTS:
@@ -274,41 +263,44 @@ def test_a_logged_model_holds_its_trunk_once(study: Ran) -> None:
         assert not any(loading.values()), loading
 
 
-@pytest.mark.parametrize(("wanted", "most"), [("never", 10**9), ("auto", 10)])
-def test_a_model_that_is_unwanted_or_large_is_not_logged(
-    wanted: str, most: int, study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launch, "MOST_MODEL_BYTES", most)
-    (tmp_path / "out").mkdir()
-    shutil.copytree(study.folder / "outcomes", tmp_path / "out" / "outcomes")
-    shutil.copy(study.folder / "study.db", tmp_path / "out")
-    mine = Ran(replace(study.spec, tracking=replace(study.spec.tracking, model=wanted)), tmp_path / "out")
-    mine.again()
-    parent, children = mine.runs()
-    assert (len(children), mine.models()) == (TRIALS, [])
-    assert ("is not logged as a model" in parent.data.tags["mlflow.note.content"]) == (wanted == "auto")
-
-
-def test_a_model_that_cannot_be_logged_costs_nothing(
+def test_a_model_is_logged_where_it_is_wanted_and_fits_and_can_be(
     study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    (tmp_path / "out").mkdir()
-    shutil.copytree(study.folder / "outcomes", tmp_path / "out" / "outcomes")
-    shutil.copy(study.folder / "study.db", tmp_path / "out")
-    mine = Ran(study.spec, tmp_path / "out")
+    mine = untracked(study, tmp_path / "out")
+    mine.again(replace(study.spec, tracking=Tracking(model="never")))
+    assert (len(mine.runs()[1]), mine.models()) == (TRIALS, [])
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "MOST_MODEL_BYTES", 10)
+        mine.again()
+    assert "is not logged as a model unasked" in mine.runs()[0].data.tags["mlflow.note.content"]
     with monkeypatch.context() as patch:
         patch.setattr(tracking, "_save_model", full)
         assert mine.again().leaderboard.candidates == TRIALS
-    assert [line for line in mine.said if "no space left" in line] == [
+    assert [line for line in mine.said if "model (" in line] == [
         "the best found is not in MLflow as a model (no space left on device); cabs-search export writes it"
     ]
-    assert mine.runs()[0].info.status == "FINISHED"
-    mine.again()
+    parent, _ = mine.runs()
+    assert parent.info.status == "FINISHED"
+    assert "is not logged as a model" not in parent.data.tags["mlflow.note.content"]
+
+
+def test_more_candidates_change_what_the_run_says(study: Ran, tmp_path: Path) -> None:
+    mine = untracked(study, tmp_path / "out")
+    client, spec = mine.client, mine.spec
+    tracker = Tracker(spec, mine.folder, mine.outcomes.study_id())
+    old = client.create_logged_model(tracker.experiment_id, "best-found", tracker.parent_id, tags={"recipe": "another"})
+    client.log_metric(tracker.parent_id, "candidates", 3)
+    found = mine.again(spec.override(trials=TRIALS + 4))
+    parent, children = mine.runs()
+    assert len(children) == TRIALS + 4
+    assert parent.data.metrics["candidates"] == TRIALS + 4
+    assert parent.data.metrics["score"] == found.leaderboard.row("best found").search_score
     (model,) = mine.models()
-    assert model.status == "READY"
+    assert (model.tags["recipe"], str(model.status)) == (found.best.key, "READY")
+    assert model.model_id != old.model_id
 
 
 def test_rows_of_a_comparison_have_data_and_tables_and_no_model(pico: Path, tmp_path: Path) -> None:
@@ -464,12 +456,22 @@ def test_a_server_that_dies_costs_no_result(
     """Killed twice in a search: once it comes back before the end, once not until the next run."""
     server.start()
     values = pico_values(pico, trials=TRIALS)
+    died = threading.Event()
+
+    def die() -> None:
+        server.kill()
+        died.set()
+
+    def come_back() -> None:
+        assert died.wait(120)
+        server.start()
+
     for name, is_back in (("back", True), ("gone", False)):
         mine = Ran(parse(values | {"name": name}), tmp_path / name, server.uri)
         with monkeypatch.context() as patch:
-            after(4, server.kill, Tracker, "candidate", patch)
+            after(4, die, Tracker, "candidate", patch)
             if is_back:
-                after(1, server.start, logbook.StudyLog, "end", patch)
+                after(1, come_back, logbook.StudyLog, "end", patch)
             board = mine.again().leaderboard
         assert board.candidates == TRIALS
         assert board.row("best found").search_score is not None
