@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
 MERGEKIT_PIP := $(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup quickstart test test-all check bench bench-large bench-gpu bench-docs clean .venv-mergekit
+.PHONY: setup quickstart test test-all check bench bench-large bench-gpu bench-docs calibration clean .venv-mergekit
 
 setup: $(STAMP)
 
@@ -58,6 +58,10 @@ bench-gpu: setup
 
 bench-docs: setup
 	$(BIN)/python -m tests.bench --docs
+
+# 2,000 simulated studies of each kind: do intervals cover, tie sets hold the best, tests keep their level?
+calibration: setup
+	$(BIN)/python -m tests.bench.calibration $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(MERGEKIT) build dist results .mypy_cache .ruff_cache .pytest_cache .hypothesis

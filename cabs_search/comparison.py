@@ -35,6 +35,8 @@ TOP = 20
 """Candidates of each value that are reported as papers do."""
 WIDEST = 20
 """Values of which a terminal shows every pair."""
+MOST_CONFIRMED = 3
+"""Candidates of each value that are confirmed: a row is the best of them by search score."""
 NOT_YET = "no candidate has been confirmed yet; run the same command to go on"
 
 
@@ -48,6 +50,8 @@ class Value:
     """Its own space and budget."""
     same_as: str | None = None
     """The row that is the same study, such as Task Arithmetic at another density."""
+    is_reference: bool = False
+    """Whether it is no value of an axis, but what all are held against."""
 
 
 def experiment_name(spec: Spec, over: Sequence[str]) -> str:
@@ -90,7 +94,8 @@ def values(spec: Spec, over: Sequence[str]) -> list[Value]:
             f"--over: two values at the least are needed, but {', '.join(over)} gives {', '.join(known.values())}"
         )
     if not any(v.label == REFERENCE or REFERENCE in v.spec.space.method for v in found):
-        found.append(Value(label=REFERENCE, spec=_with(spec, REFERENCE, {"method": REFERENCE})))
+        own = _with(spec, REFERENCE, {"method": REFERENCE})
+        found.append(Value(label=REFERENCE, spec=own, is_reference=True))
     return found
 
 
@@ -138,7 +143,8 @@ def _with(spec: Spec, label: str, chosen: Mapping[str, str]) -> Spec:
             raise ValueError(f"{' and '.join(chosen)} makes no difference to {', '.join(space.method)}")
         space = space.but(method=fitting)
     baselines = {m: _shared(spec, m, chosen) for m in space.method}
-    return replace(spec, name=f"{spec.name} {label}", space=space, baselines=baselines)
+    search = replace(spec.search, confirm=min(spec.search.confirm, MOST_CONFIRMED))
+    return replace(spec, name=f"{spec.name} {label}", space=space, baselines=baselines, search=search)
 
 
 def _order(spec: Spec, text: str) -> tuple[str, ...]:
@@ -274,7 +280,8 @@ def build(
     alone = report.lines_alone(spec, scores.confirmed)
     merged = {s.recipe.key: _line_of(s, scores) for s in (reference, *best.values(), *shared.values()) if s}
     panel = scores.panel(spec, {line.key: line.scored for line in (*alone, *merged.values())})
-    once = {v.label: s.recipe.key for v in rows if v.same_as is None and (s := best[v.label]) is not None}
+    is_value = {v.label: v.same_as is None and not v.is_reference for v in rows}
+    once = {label: s.recipe.key for label, s in best.items() if s is not None and is_value[label]}
     ties = tie_set(panel, list(dict.fromkeys(once.values())), _plural(over)) if len(once) > 1 else None
     tied = ties.labels if ties else ()
     references = {report.BASELINE: reference.recipe.key} if reference else {}
@@ -377,7 +384,7 @@ def _pairs(found: Comparison) -> list[str]:
     rows = [["row - column, points", *(str(place) for place in range(1, len(of.labels) + 1))]]
     for place, label in enumerate(of.labels):
         cells = [
-            "." if place == other else f"{100 * of.estimate[place][other]:+.2f}{'*' if is_told else ''}"
+            "." if place == other else f"{round(100 * of.estimate[place][other], 6) + 0.0:+.2f}{'*' if is_told else ''}"
             for other, is_told in enumerate(p < report.SIGNIFICANT for p in of.p_holm[place])
         ]
         rows.append([f"{place + 1} {label}", *cells])

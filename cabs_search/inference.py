@@ -322,7 +322,7 @@ def matrix(panel: Panel, names: Sequence[str], labels: Sequence[str]) -> Matrix 
     for (i, j), found in zip(places, panel.contrasts([(names[i], names[j]) for i, j in places]), strict=True):
         low, high = found.interval
         for key, there, back in (
-            ("estimate", found.estimate, -found.estimate),
+            ("estimate", found.estimate, 0.0 - found.estimate),
             ("low", low, -high),
             ("high", high, -low),
             ("p_holm", found.p_holm, found.p_holm),

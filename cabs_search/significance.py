@@ -69,17 +69,17 @@ def _of_runs(test: str, a: Values, b: Values, confidence: float, *, equal_varian
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if min(x.size, y.size) < 2:
         raise ValueError(f"two values a side are needed, but got {x.size} and {y.size}")
-    if np.ptp(x) == np.ptp(y) == 0:
+    estimate, free = float(x.mean() - y.mean()), np.array([x.size - 1, y.size - 1])
+    variances = np.array([side.var(ddof=1) if np.ptp(side) else 0.0 for side in (x, y)])
+    if not variances.any():
         return _without_spread(test, float(x[0] - y[0]))
-    found = stats.ttest_ind(x, y, equal_var=equal_variances)
-    low, high = found.confidence_interval(confidence)
-    return Comparison(
-        test=test,
-        estimate=float(x.mean() - y.mean()),
-        interval=(float(low), float(high)),
-        statistic=float(found.statistic),
-        p_value=float(found.pvalue),
-    )
+    sizes, freedom = free + 1, float(free.sum())
+    if equal_variances:
+        variances = np.full(2, (variances * free).sum() / freedom)
+    else:
+        freedom = float((variances / sizes).sum() ** 2 / ((variances / sizes) ** 2 / free).sum())
+    error = float(np.sqrt((variances / sizes).sum()))
+    return _t_test(test, estimate, error, freedom, confidence)
 
 
 def mean_interval(runs: Values, confidence: float = 0.95) -> tuple[float, float]:
@@ -116,14 +116,7 @@ def paired(a: Values, b: Values, strata: Names | None = None, confidence: float 
     if error == 0.0:
         return _without_spread("paired t", estimate)
     freedom = float(variances.sum() ** 2 / sum(v**2 / (p.size - 1) for v, p in zip(variances, parts, strict=True)))
-    margin = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
-    return Comparison(
-        test="paired t",
-        estimate=estimate,
-        interval=(estimate - margin, estimate + margin),
-        statistic=estimate / error,
-        p_value=float(2 * stats.t.sf(abs(estimate / error), freedom)),
-    )
+    return _t_test("paired t", estimate, error, freedom, confidence)
 
 
 def mcnemar(a: Values, b: Values, confidence: float = 0.95) -> Comparison:
@@ -239,6 +232,17 @@ def _weighted(a: Values, b: Values, strata: Names | None) -> Floats:
     """Differences by item, so weighted that their sum is the mean of the strata's means."""
     parts = _parts(a, b, strata)
     return np.concatenate([part / part.size / len(parts) for part in parts])
+
+
+def _t_test(test: str, estimate: float, error: float, freedom: float, confidence: float) -> Comparison:
+    margin = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
+    return Comparison(
+        test=test,
+        estimate=estimate,
+        interval=(estimate - margin, estimate + margin),
+        statistic=estimate / error,
+        p_value=float(2 * stats.t.sf(abs(estimate / error), freedom)),
+    )
 
 
 def _without_spread(test: str, estimate: float) -> Comparison:

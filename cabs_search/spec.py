@@ -358,8 +358,8 @@ class Search:
     """Ray workers; None: one for each core."""
     block: Count = 50
     """Items of each task in one step of a worker."""
-    confirm: Count = 3
-    """How many of the best candidates are scored on the confirm split."""
+    confirm: Count = 20
+    """How many of the best candidates are scored on the confirm split; of each value of a comparison 3 at the most."""
     storage: str | None = None
     """URL of the Optuna study's database; None: SQLite in the output folder."""
 

@@ -25,7 +25,8 @@ from tqdm import tqdm
 from cabs_search import significance
 
 DOCS = Path(__file__).parents[2] / "docs"
-FILE = DOCS / "results" / "calibration.json"
+FILE, PAGE = DOCS / "results" / "calibration.json", DOCS / "statistics.md"
+MARK, END = "<!-- calibration -->", "<!-- end -->"
 TASKS = (0.90, 0.87, 0.69, 0.87)
 """Accuracy of the best merge of each task: the quickstart's."""
 STEEPNESS = 2.0
@@ -145,7 +146,29 @@ def measure(world: World, repetitions: int, replicates: int = 2000) -> dict[str,
     return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
 
 
+COLUMNS = {
+    "scores covered": "scores",
+    "differences covered": "differences",
+    "best in tie set": "best in tie set",
+    "tie set": "size of tie set",
+    "rejected, Holm": "false finds, Holm",
+    "rejected, each by itself": "false finds, each by itself",
+    "optimism": "optimism, points",
+    "optimism, estimated": "as estimated",
+}
+
+
+def as_table(worlds: list[dict[str, Any]]) -> str:
+    """What was found, in Markdown; shares in %, as the claims are."""
+    lines = ["| kind of study | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for world in worlds:
+        cells = [f"{value:.1f}" if key == "tie set" else f"{100 * value:.1f}" for key, value in world["found"].items()]
+        lines.append(f"| {world['name']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
+    """Simulate, and write down what was found."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--repetitions", type=int, default=2000)
     chosen = options.parse_args()
@@ -153,14 +176,12 @@ def main() -> None:
     for world in WORLDS:
         found.append(asdict(world) | {"found": measure(world, chosen.repetitions)})
         print(world.name, {k: round(v, 4) for k, v in found[-1]["found"].items()}, flush=True)
-    plain = {
-        "repetitions": chosen.repetitions,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "worlds": found,
-    }
+    versions = {"python": platform.python_version(), "numpy": np.__version__}
+    plain = {"repetitions": chosen.repetitions, **versions, "worlds": found}
     FILE.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-    print(f"{FILE}, {time.monotonic() - start:.0f} s")
+    before, mark, after = PAGE.read_text(encoding="utf-8").partition(MARK)
+    PAGE.write_text(f"{before}{mark}\n\n{as_table(found)}{after[after.index(END) :]}", encoding="utf-8")
+    print(f"{FILE} and {PAGE}, {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":

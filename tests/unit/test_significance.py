@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -75,6 +77,17 @@ def test_published_intervals_and_students_test() -> None:
     assert mean_interval(TIES_DARE) == pytest.approx((0.7597, 0.7614), abs=1e-4)
     assert mean_interval(CABS) == pytest.approx((0.7641, 0.7653), abs=1e-4)
     assert student(TIES_DARE, CABS).p_value == pytest.approx(3.04e-8, rel=2e-3)
+
+
+@pytest.mark.parametrize(("ours", "equal"), [(welch, False), (student, True)])
+def test_tests_of_runs_are_scipys(ours: Any, equal: bool) -> None:
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(0, 1, 9), draw.normal(0.5, 3, 14)
+    found, expected = ours(a, b), stats.ttest_ind(a, b, equal_var=equal)
+    assert (found.statistic, found.p_value) == pytest.approx((expected.statistic, expected.pvalue))
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert ours([0.3] * 3, [0.1, 0.2, 0.3]).statistic == pytest.approx(np.sqrt(3))
+    assert ours([0.3, 0.3], [0.3, 0.3]).p_value == 1.0
 
 
 def zero_one(count: int, seed: int = 0) -> tuple[Array, Array]:
