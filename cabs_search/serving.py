@@ -53,7 +53,8 @@ class Served:
         self._folder, self._device = folder, torch.device(pick_device(device))
         self.tasks = TypeAdapter(dict[str, Task]).validate_json((folder / TASKS).read_text(encoding="utf-8"))
         self._trunks: dict[tuple[str, str], Tensor] = {}
-        self._head = cache(self._load)
+        self.loaded = cache(self._load)
+        """A task's model, its configuration and its tokenizer."""
 
     def predict(self, data: DataFrame, params: Mapping[str, Any] | None = None) -> list[Any]:
         """Predictions, one a row: class numbers, numbers, choices' places, answers, or the names of words' classes.
@@ -74,7 +75,7 @@ class Served:
             raise ValueError(f"{name}: no column {missing[0]}; the data has {', '.join(map(str, data.columns))}")
         if data.empty:
             return []
-        model, config, tokenizer = self._head(name)
+        model, config, tokenizer = self.loaded(name)
         texts = [texts_of(name, task, _plain(row)) for row in data[inputs_of(task)].to_dict("records")]
         items = tokenize(name, tokenizer, config, task, [Row(each, no_label(task, each)) for each in texts])
         found: list[Any] = evaluate(model, items, np.arange(len(items)), self._device).predictions.tolist()

@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import pytest
 import ray
 import yaml
@@ -23,9 +23,11 @@ from mlflow import MlflowClient
 from cabs_search import launch, logbook, report, tracking
 from cabs_search.launch import SearchResult, compare, load_study_items, run
 from cabs_search.outcomes import Outcomes
+from cabs_search.serving import Served
 from cabs_search.spec import Spec, Tracking, load, parse
 from cabs_search.tracking import Tracker, default_uri
 from tests.conftest import EXPERTS, pico_values
+from tests.served import served
 from tests.server import Server
 
 TRIALS = 10
@@ -199,55 +201,13 @@ def test_running_a_finished_study_again_leaves_one_of_each(study: Ran) -> None:
     assert state_of(study) == before
 
 
-ROWS_AND_RECORD = """
-import json, sys
-from pathlib import Path
-import mlflow, pandas
-from cabs_search.kinds import label_of, texts_of
-from cabs_search.metrics import metric, values_of
-from cabs_search.outcomes import Outcomes
-from cabs_search.spec import load
-from cabs_search.tasks import Row, read_dataset
-from transformers import AutoConfig
-import sqlite3
-
-folder, uri = Path(sys.argv[1]), sys.argv[2]
-mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-model = mlflow.pyfunc.load_model(uri)
-spec, outcomes = load(folder / "spec.yaml"), Outcomes(folder / "outcomes")
-recipe = mlflow.MlflowClient().get_logged_model(model.model_id).tags["recipe"]
-record = outcomes.scored(spec, "confirm")[recipe]
-for name, task in spec.tasks.items():
-    config, rows = AutoConfig.from_pretrained(spec.experts[name]), {}
-    for row in read_dataset(name, task, None):
-        texts = texts_of(name, task, row)
-        rows[Row(texts, label_of(name, task, config, texts, row[task.label])).key] = row
-    asked = sqlite3.connect(outcomes.path).execute(
-        "SELECT item FROM items WHERE split = 'confirm' AND task = ? ORDER BY position", (name,)
-    )
-    columns = [task.text] if isinstance(task.text, str) else list(task.text)
-    columns += [task.choices] if isinstance(task.choices, str) else list(task.choices or ())
-    frame = pandas.DataFrame([rows[key] for key, in asked])[columns]
-    found = model.predict(frame, params={"task": name})
-    said = record.tasks[name].predictions.tolist()
-    if task.kind == "regression":
-        assert max(abs(a - b) for a, b in zip(found, said, strict=True)) < 1e-4
-    else:
-        assert found == said, name
-        labels = outcomes.labels(spec, "confirm")[name]
-        assert metric(task, values_of(task, found), labels) == record.scores[name]
-print(json.dumps(sorted(spec.tasks)))
-"""
-
-
 def test_the_best_found_loads_in_a_fresh_process_and_says_what_is_on_record(study: Ran) -> None:
     (model,) = study.models()
     assert model.status == "READY"
     assert model.source_run_id == study.runs()[0].info.run_id
-    command = [sys.executable, "-c", ROWS_AND_RECORD, str(study.folder), f"models:/{model.model_id}"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert found.returncode == 0, found.stderr[-3000:]
-    assert json.loads(found.stdout) == sorted(EXPERTS)
+    said = served(study.folder, model.model_id)
+    assert said.keys() == set(EXPERTS)
+    assert all(found == recorded for found, recorded in said.values())
 
 
 def test_a_logged_model_holds_its_trunk_once(study: Ran) -> None:
@@ -261,6 +221,23 @@ def test_a_logged_model_holds_its_trunk_once(study: Ran) -> None:
         head = folder / "data" / "merged" / "heads" / task
         _, loading = AutoModelForSequenceClassification.from_pretrained(head, output_loading_info=True)
         assert not any(loading.values()), loading
+
+
+def test_a_served_model_says_what_it_needs(study: Ran) -> None:
+    (model,) = study.models()
+    served_model = Served(Path(model.artifact_location.removeprefix("file://")) / "data" / "merged", device="cpu")
+    rows = pd.DataFrame({"text": ["a good cat"], "label": [1]})
+    with pytest.raises(ValueError, match="a task must be one of mood, animal, pair, but got cow"):
+        served_model.predict(rows, {"task": "cow"})
+    with pytest.raises(ValueError, match="pair: no column first; the data has text, label"):
+        served_model.predict(rows, {"task": "pair"})
+    with pytest.raises(ValueError, match="mood.text: every text must be a string"):
+        served_model.predict(pd.DataFrame({"text": [7]}), {"task": "mood"})
+    assert served_model.predict(rows[:0], {"task": "mood"}) == []
+    assert served_model.predict(rows) == served_model.predict(rows, {"task": "mood"})
+    heads = [served_model.loaded(task)[0] for task in EXPERTS]
+    trunks = {model.base_model.encoder.layer[0].output.dense.weight.data_ptr() for model in heads}
+    assert len(trunks) == 1, "the trunk is in memory once"
 
 
 def test_a_model_is_logged_where_it_is_wanted_and_fits_and_can_be(
