@@ -100,7 +100,7 @@ def run(
         study.take_up(tracked.candidate)
         say(f"starting workers; the study is kept in {folder}")
         try:
-            with _on_the_clock(study.outcomes):
+            with _on_the_clock(study, study.outcomes):
                 search(study, opened.items, cache_folder(), calibrations=calibrations, address=address)
         except BaseException:
             tracked.close()
@@ -164,8 +164,9 @@ def compare(
         compared.write()
         say(f"starting workers for {len(rows)} studies; they are kept in {opened.folder}")
         try:
-            with _on_the_clock(outcomes):
-                search(compared.studies(), opened.items, cache_folder(), calibrations=calibrations, address=address)
+            studies = compared.studies()
+            with _on_the_clock(studies, outcomes):
+                search(studies, opened.items, cache_folder(), calibrations=calibrations, address=address)
         finally:
             for tracked in trackers.values():
                 tracked.close()
@@ -499,10 +500,11 @@ def _facts(board: report.Leaderboard, chosen: Scored) -> list[str]:
 
 
 @contextmanager
-def _on_the_clock(outcomes: Outcomes) -> Iterator[None]:
-    """Adds what passes within to the record's time."""
+def _on_the_clock(study: Study | Studies, outcomes: Outcomes) -> Iterator[None]:
+    """Adds what passes within to the record's time, where anything was scored."""
     start = time.monotonic()
     try:
         yield
     finally:
-        outcomes.spend("wall", time.monotonic() - start)
+        if study.scored_items:
+            outcomes.spend("wall", time.monotonic() - start)

@@ -73,8 +73,8 @@ class Logbook:
         """Take note that MLflow cannot be written."""
         if not self._is_away:
             self.say(
-                f"MLflow at {self.uri} cannot be written ({_cause(error)}); the search goes on, and what is missing is "
-                f"written when it answers again, or by the next run on {self.folder}"
+                f"MLflow at {self.uri} cannot be written ({_cause(error)}); the search goes on, and what is missing "
+                f"follows, or else with the next run on {self.folder}"
             )
         self._is_away, self._again = True, time.monotonic() + RETRY_SECONDS
 

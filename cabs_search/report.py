@@ -339,7 +339,7 @@ def _optimism(spec: Spec, scores: Scores, panel: Panel, key: str | None) -> Opti
         f"{100 * (before - after):+.1f} points of optimism [{100 * low:+.1f}, {100 * high:+.1f}]"
     )
     if expected is not None:
-        text += f"; choosing the best of {len(pool)} by {on_search.items:,} items is expected to add "
+        text += f"; choosing the best of {len(pool)} by {on_search.items:,} items is expected to add about "
         text += f"{100 * expected:.1f}"
     return Optimism(
         search=before, confirm=after, estimate=before - after, interval=(low, high), expected=expected, text=f"{text}."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import sys
 import tempfile
@@ -259,6 +260,8 @@ class Tracker:
         made = self._client.create_logged_model(
             self.experiment_id, MODEL, self.parent_id, tags={"recipe": model.key}, params={"recipe": model.text}
         )
+        for left in self._folder.glob(".model-*"):  # by a driver that was killed
+            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".model-") as folder:
             _save_model(model, Path(folder), made)
             self._client.log_model_artifacts(made.model_id, f"{folder}/model")
