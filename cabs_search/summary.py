@@ -108,8 +108,9 @@ def _shown(rows: Sequence[Row]) -> Sequence[Row]:
 
 def _line(row: Row) -> str:
     low, high = row.simultaneous
+    interval = f"{low:.3f} to {high:.3f}".replace(" ", "\u00a0")  # stays on one line
     tied = "\\*" if row.tied else ""
-    return f"| {row.label} | {row.score:.4f} | {low:.3f} to {high:.3f} | {tied} | {row.text} |"
+    return f"| {row.label} | {row.score:.4f} | {interval} | {tied} | {row.text} |"
 
 
 def _rounded(value: float | None, digits: int = 4) -> float | None:

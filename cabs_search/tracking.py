@@ -135,6 +135,8 @@ class Tracker:
             self.experiment_id = str(known.experiment_id)
         parents = self._search(f"tags.`{STUDY_TAG}` = '{study_id}'")
         self.parent_id = str(parents[0].info.run_id) if parents else self._create_parent(study_id)
+        is_finished = bool(parents) and parents[0].info.status == "FINISHED"
+        self._ended_at = parents[0].info.end_time if is_finished else None
         self._client.update_run(self.parent_id, status="RUNNING")
         self._describe_parent(parents[0].data.params if parents else {}, items)
         for key, value in views.tags(spec, self.parent_id).items():
@@ -272,16 +274,17 @@ class Tracker:
         self._client.log_batch(self.parent_id, metrics=of_model)
 
     def end(self) -> None:
-        """Close the parent run of a search that is complete."""
-        self._close("FINISHED", "complete")
+        """Close the parent run of a search that is complete; one that was, and has no new candidate, ended then."""
+        last = max((run.ended or 0 for run in self._written.values()), default=0)
+        self._close("FINISHED", "complete", self._ended_at if self._ended_at and self._ended_at >= last else None)
 
     def close(self) -> None:
         """Close the parent run of a search that did not end by itself; the next run of the study opens it again."""
         self._close("KILLED", "stopped")
 
-    def _close(self, status: str, state: str) -> None:
+    def _close(self, status: str, state: str, ended: int | None = None) -> None:
         self._client.set_tag(self.parent_id, STATE_TAG, state)
-        self._client.set_terminated(self.parent_id, status)
+        self._client.set_terminated(self.parent_id, status, end_time=ended)
 
 
 def _facts(spec: Spec) -> dict[str, str]:

@@ -177,15 +177,16 @@ def test_pictures_and_the_report_are_artifacts(study: Ran, tmp_path: Path) -> No
 
 
 def state_of(study: Ran) -> dict[str, Any]:
-    """Everything there is, but for times and what is on disk."""
+    """Everything there is."""
     parent, children = study.runs()
+    runs = (parent, *children)
     histories = {
         (r.info.run_id, key): [m.value for m in study.client.get_metric_history(r.info.run_id, key)]
-        for r in (parent, *children)
+        for r in runs
         for key in r.data.metrics
     }
     return {
-        "runs": {r.info.run_id: (r.data.params, r.data.tags, r.info.status) for r in (parent, *children)},
+        "runs": {r.info.run_id: (r.data.params, r.data.tags, r.info.status, r.info.end_time) for r in runs},
         "metrics": histories,
         "data": sorted(i.dataset.digest for i in parent.inputs.dataset_inputs),
         "models": [(m.model_id, m.status) for m in study.models()],
