@@ -126,13 +126,7 @@ class Tracker:
         if uri is None:
             with closing(sqlite3.connect(folder / "mlflow.db", timeout=60)) as db:
                 db.execute("PRAGMA journal_mode=WAL")  # stays so; a transaction then waits for the disk once
-        name = experiment or spec.name
-        known = self._client.get_experiment_by_name(name)
-        if known is None:
-            artifacts = (folder / "artifacts").resolve().as_uri() if uri is None else None
-            self.experiment_id = str(self._client.create_experiment(name, artifact_location=artifacts, tags=KIND))
-        else:
-            self.experiment_id = str(known.experiment_id)
+        self.experiment_id = self._find_experiment(experiment or spec.name, None if uri else folder / "artifacts")
         parents = self._search(f"tags.`{STUDY_TAG}` = '{study_id}'")
         self.parent_id = str(parents[0].info.run_id) if parents else self._create_parent(study_id)
         is_finished = bool(parents) and parents[0].info.status == "FINISHED"
@@ -144,6 +138,13 @@ class Tracker:
         children = self._search(f"tags.`{PARENT_TAG}` = '{self.parent_id}'")
         self._told_at = 0
         self._written = {int(r.data.tags[TRIAL_TAG]): _known(r) for r in children if TRIAL_TAG in r.data.tags}
+
+    def _find_experiment(self, name: str, artifacts: Path | None) -> str:
+        """The id of an experiment, made where there is none; ``artifacts``: their folder, where no server has them."""
+        if (known := self._client.get_experiment_by_name(name)) is not None:
+            return str(known.experiment_id)
+        location = artifacts.resolve().as_uri() if artifacts else None
+        return str(self._client.create_experiment(name, artifact_location=location, tags=KIND))
 
     def _search(self, filter_string: str) -> list[Any]:
         found, token = [], None
