@@ -10,7 +10,7 @@ from typing import Any
 
 from cabs_search.comparison import Comparison
 from cabs_search.inference import Contrast
-from cabs_search.looks import BAR, CIRCLE, DIAMOND, HUES, SQUARE, TRIANGLE, Spec, colour
+from cabs_search.looks import BAR, CIRCLE, DIAMOND, HUES, SQUARE, TRIANGLE, Spec, as_png, colour
 from cabs_search.report import BASELINE, SIGNIFICANT, Leaderboard, Row, Tried, as_p
 
 ROLES = {
@@ -225,6 +225,21 @@ def _heat(
             {"mark": {"type": "text", "fontSize": 11.5}, "encoding": place | text},
         ],
     )
+
+
+def pictures(board: Leaderboard) -> dict[str, bytes]:
+    """A study's charts as PNG, by name."""
+    made: dict[str, list[Spec | None]] = {
+        "leaderboard": [intervals(board)] if board.rows else [],
+        "tasks": [tasks(board)] if board.rows else [],
+        "trade-offs": [trade_offs(board)],
+        "shared-lambda": [shared_lambda(board)],
+        "each-lambda": [*each_lambda(board)],
+        "orders": [orders(board)],
+        "items-spent": [progress(board)],
+    }
+    found = {name: [spec for spec in specs if spec is not None] for name, specs in made.items()}
+    return {name: as_png(*specs) for name, specs in found.items() if specs}
 
 
 def drawn(tried: Sequence[Tried], most: int = MOST) -> list[Tried]:

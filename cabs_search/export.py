@@ -5,11 +5,15 @@ PATH/recipe.json, README.md the recipe, and a model card
 PATH/heads/TASK/            trunk and head: ``AutoModelForSequenceClassification.from_pretrained(PATH/heads/TASK)``,
                             or the AutoModelFor... of the task's kind; the trunk's file is a hard link where the
                             file system has them
+
+Compact, for stores that know no links, the trunk is there once, in PATH/trunks/, and the heads' indices name it there
+(once more where an expert calls its tensors by other names); PATH itself is then no model.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +31,7 @@ from cabs_search.tasks import pad_token_id
 
 SIDE_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
 TRUNK, HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+ROOT = "model.safetensors"
 
 
 def export(
@@ -39,6 +44,7 @@ def export(
     dtype: torch.dtype | None = None,
     vectors: Mapping[str, StoredVector] | None = None,
     progress: Callable[[int], Any] | None = None,
+    compact: bool = False,
 ) -> Path:
     """Write a merged model, tensor by tensor, so that memory does not grow with the model.
 
@@ -49,6 +55,7 @@ def export(
         dtype: of the merged weights; None: the base's own.
         vectors: the method's vectors by expert, in pruning order; None: pruned and combined here.
         progress: told the number of weights done.
+        compact: write the trunk once for all heads, and no model without a head.
 
     Raises:
         ValueError: the folder is not empty, or a checkpoint cannot be read.
@@ -65,7 +72,9 @@ def export(
         chosen = heads if heads is not None else {name: name for name in family.experts}
         trunks: dict[tuple[str, ...], Path] = {}
         for name, expert in chosen.items():
-            _write_head(family, expert, Checkpoint(work), work / "heads" / name, dtype, trunks)
+            _write_head(family, expert, Checkpoint(work), work / "heads" / name, dtype, trunks, compact=compact)
+        if compact:
+            (work / ROOT).unlink()
         (work / "recipe.json").write_text(json.dumps(recipe.as_dict(), indent=2, ensure_ascii=False) + "\n")
         (work / "README.md").write_text(_card(family, recipe, list(chosen), facts), encoding="utf-8")
         if path.exists():
@@ -85,7 +94,7 @@ def _write_trunk(
 ) -> None:
     base = family.base
     own = [name for name in base.names if name not in family.alignment.shapes]
-    with CheckpointWriter(to / "model.safetensors", base.names, {"format": "pt"}) as writer:
+    with CheckpointWriter(to / ROOT, base.names, {"format": "pt"}) as writer:
         for name, tensor in merged:
             writer.add(base.model_name(name), tensor)
             if progress:
@@ -97,20 +106,29 @@ def _write_trunk(
 
 
 def _write_head(
-    family: Family, expert: str, merged: Checkpoint, to: Path, dtype: torch.dtype, trunks: dict[tuple[str, ...], Path]
+    family: Family,
+    expert: str,
+    merged: Checkpoint,
+    to: Path,
+    dtype: torch.dtype,
+    trunks: dict[tuple[str, ...], Path],
+    *,
+    compact: bool,
 ) -> None:
     """The whole model of one task: the trunk under the expert's names, once for all that agree, and the head."""
     checkpoint = family.experts[expert]
     shared = family.alignment.shared
     names = tuple(checkpoint.model_name(name) for name in shared)
     to.mkdir(parents=True)
-    if names in trunks:
-        _link(trunks[names], to / TRUNK)
-    else:
-        with CheckpointWriter(to / TRUNK, names, {"format": "pt"}) as writer:
+    if names not in trunks:
+        file = to.parents[1] / "trunks" / f"{len(trunks)}.safetensors" if compact else to / TRUNK
+        with CheckpointWriter(file, names, {"format": "pt"}) as writer:
             for name in shared:
                 writer.add(checkpoint.model_name(name), merged.read(name))
-        trunks[names] = to / TRUNK
+        trunks[names] = file
+    elif not compact:
+        _link(trunks[names], to / TRUNK)
+    trunk = f"../../trunks/{trunks[names].name}" if compact else TRUNK
     own = {name: checkpoint.model_name(name) for name in checkpoint.names if name not in family.alignment.shapes}
     with CheckpointWriter(to / HEAD, own.values(), {"format": "pt"}) as writer:
         for name, in_model in own.items():
@@ -120,12 +138,20 @@ def _write_head(
             else:  # buffers, such as position ids, come from the base
                 writer.add(in_model, family.base.read(name) if name in family.base.names else tensor)
     index = {
-        "metadata": {"total_size": sum((to / file).stat().st_size for file in (TRUNK, HEAD))},
-        "weight_map": dict.fromkeys(names, TRUNK) | dict.fromkeys(own.values(), HEAD),
+        "metadata": {"total_size": sum((to / file).stat().st_size for file in (trunk, HEAD))},
+        "weight_map": dict.fromkeys(names, trunk) | dict.fromkeys(own.values(), HEAD),
     }
     (to / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     _copy_side_files(checkpoint, to, dtype, fallback=family.base)
     _set_pad_token(to)
+
+
+def compact_bytes(family: Family, heads: Iterable[str], dtype: torch.dtype) -> int:
+    """What a compact export takes, but for configurations and tokenizers; ``heads``: their experts, one for each."""
+    checkpoints = [family.experts[expert] for expert in heads]
+    trunks = {tuple(c.model_name(name) for name in family.alignment.shared) for c in checkpoints}
+    own = sum(math.prod(c.shape(name)) for c in checkpoints for name in c.names if name not in family.alignment.shapes)
+    return dtype.itemsize * (len(trunks) * family.alignment.weights + own)
 
 
 def _link(source: Path, to: Path) -> None:

@@ -219,6 +219,19 @@ def _accepted(where: str, task: Task, context: str, label: Any) -> tuple[tuple[s
     return found
 
 
+def no_label(task: Task, texts: Sequence[str]) -> Any:
+    """What stands in for the label, as ``label_of`` makes it, of a row that has none: no prediction depends on it."""
+    match task.kind:
+        case "classification" | "multiple-choice":
+            return 0
+        case "regression":
+            return 0.0
+        case "question-answering":
+            return ((texts[1][:1], 0),)
+        case "token-classification":
+            return (0,) * len(texts)
+
+
 def tokenizer_arguments(task: Task, config: Any) -> dict[str, Any]:
     """What a tokenizer is loaded with."""
     words = task.kind == "token-classification" and config.model_type in OWN_PREFIX_SPACE

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -20,25 +19,29 @@ from tqdm import tqdm
 
 from cabs_search import comparison, page, report
 from cabs_search.baselines import baselines, candidate_of, methods_of, ranked
+from cabs_search.charts import pictures
 from cabs_search.checkpoint import first_line
 from cabs_search.comparison import Comparison
 from cabs_search.evaluate import check_heads, pick_device
-from cabs_search.export import export
+from cabs_search.export import compact_bytes, export
 from cabs_search.locations import cache_folder
+from cabs_search.logbook import Logbook, Say, StudyLog
 from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import Method, Recipe, group_of, split_name
+from cabs_search.serving import inputs_of, write_tasks
 from cabs_search.sparsify import CALIBRATED, MASKS, Mask
 from cabs_search.spec import Spec, load
 from cabs_search.store import Family, Store, StoredVector
-from cabs_search.tasks import SPLITS, Items, SplitName, load_items
+from cabs_search.summary import summary_of
+from cabs_search.tasks import SPLITS, Items, SplitName, load_items, read_dataset
 
 if TYPE_CHECKING:
     from cabs_search.search.studies import Studies
-    from cabs_search.search.study import Finished, Study
+    from cabs_search.search.study import Study
+    from cabs_search.tracking import Model, Summary
 
-Say = Callable[[str], object]
-UNTRACKED = 64
-"""Candidates that MLflow may lag behind, before a search waits for it."""
+MOST_MODEL_BYTES = 2_000_000_000
+"""The largest model that a study's run gets unasked."""
 
 
 def to_stderr(text: str) -> None:
@@ -83,7 +86,7 @@ def run(
     """
     opened = _Opened(spec, output, address, say)
     spec, folder = opened.spec, opened.folder
-    with _only_driver(folder) as is_new, _thread() as in_order:
+    with _only_driver(folder) as is_new, Logbook(folder, tracking_uri, say) as book:
         from cabs_search.search.driver import search
 
         try:
@@ -93,8 +96,8 @@ def run(
             if is_new:  # refused before anything was done
                 shutil.rmtree(folder)
             raise
-        tracked = _Tracked(spec, folder, tracking_uri, say, in_order)
-        tracked.open(study.id)
+        tracked = book.study(spec)
+        tracked.open(study.outcomes, study.id)
         study.take_up(tracked.candidate)
         say(f"starting workers; the study is kept in {folder}")
         try:
@@ -105,8 +108,8 @@ def run(
             raise
         scores = report.Scores.read(spec, study.outcomes)
         board = report.board_of(spec, scores)
-        page.write(board, folder)
-        tracked.end(board, scores)
+        written = page.write(board, folder)
+        tracked.end(scores.confirmed, *_findings(opened, spec, board, study.best, written=written))
     if study.exhausted:
         say(f"nothing new was proposed after {study.done} candidates: the space is, or nearly is, searched through")
     if study.best is None:
@@ -116,7 +119,7 @@ def run(
         leaderboard=board,
         best=study.best.recipe,
         scored_items=study.scored_items,
-        tracking_uri=tracked.uri,
+        tracking_uri=book.uri,
     )
 
 
@@ -146,7 +149,7 @@ def compare(
     rows = [value for value in comparison.values(spec, over) if value.same_as is None]
     name = comparison.experiment_name(spec, over)
     opened = _Opened(spec, output or Path("results") / name, address, say, over)
-    with _only_driver(opened.folder) as is_new, _thread() as in_order:
+    with _only_driver(opened.folder) as is_new, Logbook(opened.folder, tracking_uri, say) as book:
         from cabs_search.search.driver import search
 
         try:
@@ -156,7 +159,7 @@ def compare(
             if is_new:
                 shutil.rmtree(opened.folder)
             raise
-        trackers = {v.label: _Tracked(v.spec, opened.folder, tracking_uri, say, in_order, name) for v in rows}
+        trackers = {v.label: book.study(v.spec, name) for v in rows}
         compared = _Compared(opened, over, rows, outcomes, trackers)
         calibrations = compared.prune_calibrated()
         _write_spec(spec, opened.folder)
@@ -183,7 +186,7 @@ class _Compared:
         over: Sequence[str],
         rows: Sequence[comparison.Value],
         outcomes: Outcomes,
-        trackers: Mapping[str, _Tracked],
+        trackers: Mapping[str, StudyLog],
     ) -> None:
         self._opened, self._over, self._rows = opened, over, rows
         self._outcomes, self._trackers = outcomes, trackers
@@ -226,7 +229,7 @@ class _Compared:
                 alone=alone,
                 is_busy=self._studies.is_confirming,
             )
-            self._trackers[value.label].open(study.id)
+            self._trackers[value.label].open(self._outcomes, study.id)
             study.take_up(self._trackers[value.label].candidate)
             return study
 
@@ -238,7 +241,9 @@ class _Compared:
             self._trackers[label].close()
         else:
             scores = report.Scores.read(study.spec, self._outcomes, candidate_of(study.spec))
-            self._trackers[label].end(report.board_of(study.spec, scores), scores)
+            board = report.board_of(study.spec, scores)
+            best = study.best if study.spec.tracking.model == "always" else None
+            self._trackers[label].end(scores.confirmed, *_findings(self._opened, study.spec, board, best, row=label))
         self.write()
 
     def write(self) -> None:
@@ -442,6 +447,61 @@ def _calibrated_vectors(spec: Spec, family: Family, recipe: Recipe) -> dict[str,
     return store.open(store.ensure(family, recipe.method))
 
 
+def _findings(
+    opened: _Opened,
+    spec: Spec,
+    board: report.Leaderboard,
+    best: Scored | None,
+    *,
+    row: str = "",
+    written: Path | None = None,
+) -> tuple[Summary, Model | None]:
+    """What MLflow is given at the end.
+
+    Args:
+        best: what is logged as a model, where the spec wants one.
+        row: of a comparison, the study's.
+        written: the report, which goes with its pictures; None: without.
+
+    """
+    import torch
+
+    heads = [spec.expert_of(task) for task in spec.tasks]
+    size = compact_bytes(opened.family, heads, getattr(torch, spec.dtype))
+    is_large = spec.tracking.model == "auto" and size > MOST_MODEL_BYTES
+    is_wanted = best is not None and spec.tracking.model != "never"
+    hint = (
+        f"The best found takes {size / 1e9:.1f} GB and is not logged as a model unasked (`tracking: {{model: always}}` "
+        "does); the export below writes it."
+    )
+    folder = shlex.quote(str(opened.folder)) + (f" --trial {shlex.quote(row)}" if row else "")
+    files = {f"pictures/{name}.png": drawn for name, drawn in pictures(board).items()} if written else {}
+    files |= {written.name: written.read_bytes()} if written else {}
+    summary = summary_of(board, folder, files, [hint] if is_wanted and is_large else [])
+    return summary, _model(opened, spec, board, best) if best is not None and is_wanted and not is_large else None
+
+
+def _model(opened: _Opened, spec: Spec, board: report.Leaderboard, best: Scored) -> Model:
+    import torch
+
+    from cabs_search.tracking import Model
+
+    def write(to: Path) -> None:
+        vectors = _calibrated_vectors(spec, opened.family, best.recipe)
+        heads, dtype = {task: spec.expert_of(task) for task in spec.tasks}, getattr(torch, spec.dtype)
+        facts = _facts(board, best)
+        export(opened.family, best.recipe, to, heads=heads, facts=facts, dtype=dtype, vectors=vectors, compact=True)
+        write_tasks(spec, to)
+
+    def example() -> dict[str, Any]:
+        name, task = next(iter(spec.tasks.items()))
+        row = read_dataset(f"tasks.{name}", task, task.search.split or task.split)[0]
+        return {column: row[column] for column in inputs_of(task)}
+
+    recipe = best.recipe
+    return Model(key=recipe.key, text=str(recipe), tasks=spec.tasks, write=write, example=example)
+
+
 def _facts(board: report.Leaderboard, chosen: Scored) -> list[str]:
     facts = [f"- search split: {chosen.score:.4f}"]
     for row in board.rows:
@@ -461,87 +521,3 @@ def _on_the_clock(study: Study | Studies, outcomes: Outcomes) -> Iterator[None]:
     finally:
         if study.scored_items:
             outcomes.spend("wall", time.monotonic() - start)
-
-
-@contextmanager
-def _thread() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """A thread that does one thing after another, some of them later; all are done at the end."""
-    room = BoundedSemaphore(UNTRACKED)
-
-    def in_order(act: Callable[[], None]) -> None:
-        room.acquire()
-        thread.submit(act).add_done_callback(lambda _: room.release())
-
-    with ThreadPoolExecutor(1) as thread:
-        yield in_order
-
-
-class _Tracked:
-    """MLflow beside a search: what cannot be written now is written by the next run, and costs no result."""
-
-    def __init__(
-        self,
-        spec: Spec,
-        folder: Path,
-        uri: str | None,
-        say: Say,
-        in_order: Callable[[Callable[[], None]], None],
-        experiment: str | None = None,
-    ) -> None:
-        from cabs_search.tracking import default_uri
-
-        self._spec, self._folder, self._uri, self._say = spec, folder, uri, say
-        self._in_order, self._experiment = in_order, experiment
-        self.uri = uri or default_uri(folder)
-        self._tracker: Any = None
-        self._failed = self._ended = False
-
-    def _later(self, act: Callable[[], object]) -> None:
-        self._in_order(lambda: self._try(act))
-
-    def _try(self, act: Callable[[], object]) -> None:
-        if self._failed:
-            return
-        try:
-            act()
-        except Exception as error:
-            self._failed = True
-            self._say(
-                f"MLflow at {self.uri} cannot be written ({first_line(error)}); "
-                f"run again on {self._folder} to complete it"
-            )
-
-    def open(self, study_id: str) -> None:
-        def act() -> None:
-            from cabs_search.tracking import Tracker
-
-            self._tracker = Tracker(self._spec, self._folder, study_id, self._uri, self._experiment)
-
-        self._later(act)
-
-    def close(self) -> None:
-        """Close the run of a study that did not end by itself."""
-
-        def act() -> None:
-            if self._tracker is not None and not self._ended:
-                self._tracker.close()
-
-        self._later(act)
-
-    def candidate(self, finished: Finished) -> None:
-        self._later(lambda: self._tracker.candidate(finished))
-
-    def end(self, board: report.Leaderboard, scores: report.Scores) -> None:
-        import json
-
-        def act() -> None:
-            text = report.as_text(board)
-            self._tracker.confirmed(scores.confirmed, text, json.dumps(board.as_dict(), indent=2))
-            best = {row.label: row for row in board.rows}.get("best found")
-            metrics = {"candidates": float(board.candidates)}
-            if best is not None:
-                metrics |= {"score": best.search_score or 0.0, "confirm.score": best.score}
-            self._tracker.end(metrics)
-            self._ended = True
-
-        self._later(act)

@@ -21,7 +21,7 @@ from cabs_search.kinds import Outcome
 from cabs_search.metrics import Values, metric, values_of
 from cabs_search.recipe import Recipe
 from cabs_search.spec import Spec
-from cabs_search.tasks import Items, SplitName
+from cabs_search.tasks import SPLITS, Items, SplitName
 
 VERSION = 2
 """Of the record's form; a record of another is refused."""
@@ -51,6 +51,17 @@ class Block:
     outcomes: Mapping[str, Outcome]
     """By task."""
     evaluate_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """One task's items of one split, as a record is tied to them."""
+
+    task: str
+    split: SplitName
+    digest: str
+    """See ``Items.digest``."""
+    items: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +181,17 @@ class Outcomes:
                     if i.groups
                 ),
             )
+
+    def bound(self, spec: Spec) -> list[Bound]:
+        """What items the record is of, by task and split."""
+        with self._connect() as db:
+            known = dict(db.execute("SELECT key, value FROM study"))
+            counts = {(t, s): n for t, s, n in db.execute("SELECT task, split, count(*) FROM items GROUP BY 1, 2")}
+        return [
+            Bound(task=task, split=split, digest=known[f"{split} items of {task}"], items=counts[task, split])
+            for task in spec.tasks
+            for split in SPLITS
+        ]
 
     def study_id(self) -> str:
         """A name of the record's own, by which it and its search know one another."""

@@ -365,6 +365,14 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Tracking:
+    """What MLflow is given beside numbers."""
+
+    model: Literal["auto", "always", "never"] = "auto"
+    """Whether a study's run gets the best found as a model; auto: one of at most 2 GB, and not in a comparison."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Spec:
     """One study."""
 
@@ -375,6 +383,7 @@ class Spec:
     space: Space = Space()
     baselines: dict[MethodName, Baseline] = Field(default_factory=dict)
     search: Search = Search()
+    tracking: Tracking = Tracking()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: Literal["cpu", "cuda", "auto"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

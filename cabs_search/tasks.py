@@ -136,7 +136,7 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
                 f"{where}.{split}.items: at most the rows at hand must be asked for, but got {wanted.items or 2} of "
                 f"{len(chosen)}"
             )
-        found[split] = _tokenize(where, tokenizer, config, task, chosen[: wanted.items])
+        found[split] = tokenize(where, tokenizer, config, task, chosen[: wanted.items])
         longest, limit = max(row.longest for row in found[split].rows), _positions(config)
         if longest > limit:
             raise ValueError(
@@ -160,30 +160,34 @@ def _positions(config: Any) -> float:
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
+    """One row in the program's own form."""
+
     texts: tuple[str, ...]
     label: Any
-    group: str
+    group: str = ""
 
     @property
     def text(self) -> str:
+        """What makes two rows one text."""
         return " ".join(self.texts).lower().strip()
 
     @property
     def key(self) -> str:
+        """What names the row: a hash of its texts and label."""
         return _digest("\x1f".join((*self.texts, str(self.label))))
 
 
-def _rows(where: str, task: Task, split: str | None, config: Any) -> list[_Row]:
+def _rows(where: str, task: Task, split: str | None, config: Any) -> list[Row]:
     data = read_dataset(where, task, split)
     columns = columns_of(task)
     for field, column in columns:
         if column not in data.column_names:
             raise ValueError(f"{where}.{field}: no column {column}; the data has {', '.join(data.column_names)}")
-    rows: dict[str, _Row] = {}
+    rows: dict[str, Row] = {}
     for values in data.select_columns(list(dict.fromkeys(column for _, column in columns))):
         texts = texts_of(where, task, values)
-        row = _Row(texts, label_of(where, task, config, texts, values[task.label]), "")
+        row = Row(texts, label_of(where, task, config, texts, values[task.label]))
         group = values[task.group] if task.group else None
         rows.setdefault(row.key, replace(row, group=_digest(row.text if group is None else str(group))))
     return list(rows.values())
@@ -217,20 +221,20 @@ def read_dataset(where: str, task: Task, split: str | None) -> Dataset:
     return found
 
 
-def _divide(rows: Sequence[_Row], task: Task, seed: int) -> dict[SplitName, list[_Row]]:
+def _divide(rows: Sequence[Row], task: Task, seed: int) -> dict[SplitName, list[Row]]:
     """Whole groups, in the order of their hashes, to search until it has what it asks for, the others to confirm."""
     rest = len(rows) - task.confirm.items if task.confirm.items else len(rows) // 2
     wanted = task.search.items or rest
-    groups: dict[str, list[_Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
-    sides: dict[SplitName, list[_Row]] = {"search": [], "confirm": []}
+    sides: dict[SplitName, list[Row]] = {"search": [], "confirm": []}
     for group in sorted(groups, key=lambda group: _digest(f"{seed} side {group}")):
         sides["search" if len(sides["search"]) < wanted else "confirm"] += groups[group]
     return sides
 
 
-def _without_leaks(where: str, parts: Mapping[SplitName, list[_Row]]) -> dict[SplitName, list[_Row]]:
+def _without_leaks(where: str, parts: Mapping[SplitName, list[Row]]) -> dict[SplitName, list[Row]]:
     """Search rows of which the confirm split has the group or the text are left out."""
     groups = {row.group for row in parts["confirm"]}
     texts = {row.text for row in parts["confirm"]}
@@ -240,7 +244,8 @@ def _without_leaks(where: str, parts: Mapping[SplitName, list[_Row]]) -> dict[Sp
     return {"search": search, "confirm": parts["confirm"]}
 
 
-def _tokenize(where: str, tokenizer: Any, config: Any, task: Task, rows: Sequence[_Row]) -> Items:
+def tokenize(where: str, tokenizer: Any, config: Any, task: Task, rows: Sequence[Row]) -> Items:
+    """Rows (one at the least) as items."""
     items = tuple(encode(where, task, tokenizer, config, row.texts, row.label) for row in rows)
     return Items(
         task=task,

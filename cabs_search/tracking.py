@@ -1,17 +1,24 @@
 """MLflow: one parent run a study, one child a candidate. The only importer of mlflow; only the driver writes.
 
-Children are found again by their tags, so that a restart repeats nothing and completes what a killed driver left.
-Metrics carry the candidate's own end as their time, so that writing one twice is writing it once.
+Runs are found again by their tags, so that a restart repeats nothing and completes what a killed driver left. A
+candidate's metrics carry its own end as their time, and the parent's are written where they have changed, so that
+writing all twice is writing it once.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sqlite3
+import sys
+import tempfile
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -20,10 +27,11 @@ import yaml
 
 from cabs_search import views
 from cabs_search.baselines import method_of
-from cabs_search.spec import Spec
+from cabs_search.serving import inputs_of, reads_lists
+from cabs_search.spec import DataSource, Spec, Task
 
 if TYPE_CHECKING:
-    from cabs_search.outcomes import Scored
+    from cabs_search.outcomes import Bound, Scored
     from cabs_search.search.study import Finished
 
 STUDY_TAG, TRIAL_TAG, STATE_TAG, PARENT_TAG = "cabs_search.study", "cabs_search.trial", "state", "mlflow.parentRunId"
@@ -35,12 +43,47 @@ POINTS = 10
 """Candidates after which the parent is told how far the search has come."""
 MOST_METRICS = 1000
 """Metrics that MLflow takes at once."""
+MODEL = "best-found"
+"""What the best found is called among an experiment's models."""
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""By which MLflow's UI shows runs and models, and not what is made for chat."""
+SHOWN_VERSIONS = ("cabs-search", "torch", "transformers", "ray", "optuna", "mlflow")
+NEEDED_TO_SERVE = ("cabs-search", "torch", "transformers", "numpy", "pandas")
+"""What a logged model asks for, in the versions that made it."""
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a search does not wait minutes for a dead server
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # else once a candidate, for a request more
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # what fails is tried again by the next candidates
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # what is printed there is ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a study's run says once the study has ended, as plain values."""
+
+    metrics: Mapping[str, float]
+    note: str
+    """Markdown, which the run's page shows."""
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
+    """Rows by the table's name."""
+    files: Mapping[str, bytes]
+    """Artifacts by their paths, which MLflow finds again where they are ASCII."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The best found, to be logged as a model that ``serving`` loads."""
+
+    key: str
+    """The recipe's: one that is logged is not logged again."""
+    text: str
+    """The recipe in words."""
+    tasks: Mapping[str, Task]
+    write: Callable[[Path], object]
+    """Writes it into a new folder."""
+    example: Callable[[], Mapping[str, Any]]
+    """A row that the first task reads."""
 
 
 def default_uri(folder: Path) -> str:
@@ -89,7 +132,13 @@ class Tracker:
     """Writes one study's runs."""
 
     def __init__(
-        self, spec: Spec, folder: Path, study_id: str, uri: str | None = None, experiment: str | None = None
+        self,
+        spec: Spec,
+        folder: Path,
+        study_id: str,
+        uri: str | None = None,
+        experiment: str | None = None,
+        items: Sequence[Bound] = (),
     ) -> None:
         """Find or create the experiment and the parent run.
 
@@ -98,35 +147,40 @@ class Tracker:
             study_id: what tells this study from others of its name.
             uri: a tracking URI; None: SQLite in ``folder``.
             experiment: the experiment's name; None: the spec's.
+            items: what the study scores, for the run's data sets.
 
         """
         from mlflow import MlflowClient
 
-        self._spec = spec
+        self._spec, self._folder = spec, folder
         self.uri = uri or default_uri(folder)
         _remember(folder, uri)
         self._client = MlflowClient(tracking_uri=self.uri)
         if uri is None:
             with closing(sqlite3.connect(folder / "mlflow.db", timeout=60)) as db:
                 db.execute("PRAGMA journal_mode=WAL")  # stays so; a transaction then waits for the disk once
-        name = experiment or spec.name
-        known = self._client.get_experiment_by_name(name)
-        if known is None:
-            artifacts = (folder / "artifacts").resolve().as_uri() if uri is None else None
-            self.experiment_id = str(self._client.create_experiment(name, artifact_location=artifacts))
-        else:
-            self.experiment_id = str(known.experiment_id)
+        self.experiment_id = self._find_experiment(experiment or spec.name, None if uri else folder / "artifacts")
         parents = self._search(f"tags.`{STUDY_TAG}` = '{study_id}'")
         self.parent_id = str(parents[0].info.run_id) if parents else self._create_parent(study_id)
+        is_finished = bool(parents) and parents[0].info.status == "FINISHED"
+        self._ended_at = parents[0].info.end_time if is_finished else None
         self._client.update_run(self.parent_id, status="RUNNING")
-        self._describe_parent()
+        self._describe_parent(parents[0].data.params if parents else {}, items)
         self._save_views(study_id, comparison=experiment)
         children = self._search(f"tags.`{PARENT_TAG}` = '{self.parent_id}'")
+        self._told_at = 0
         self._written = {int(r.data.tags[TRIAL_TAG]): _known(r) for r in children if TRIAL_TAG in r.data.tags}
         self._study_id = study_id
         found = sorted(filter(None, map(_progress_of, children)), key=lambda progress: progress.items)
         self._progress = found[-1] if found else _Progress(items=0, best=float("-inf"), ended=0)
         self._unwritten = found  # on the parent, as far as is known; a point that is written again is the same point
+
+    def _find_experiment(self, name: str, artifacts: Path | None) -> str:
+        """The id of an experiment, made where there is none; ``artifacts``: their folder, where no server has them."""
+        if (known := self._client.get_experiment_by_name(name)) is not None:
+            return str(known.experiment_id)
+        location = artifacts.resolve().as_uri() if artifacts else None
+        return str(self._client.create_experiment(name, artifact_location=location, tags=KIND))
 
     def _search(self, filter_string: str) -> list[Any]:
         found, token = [], None
@@ -137,27 +191,27 @@ class Tracker:
                 return found
 
     def _create_parent(self, study_id: str) -> str:
-        run = self._client.create_run(
-            self.experiment_id,
-            run_name=self._spec.name,
-            tags={STUDY_TAG: study_id, "mlflow.source.name": "cabs-search"},
-        )
+        run = self._client.create_run(self.experiment_id, run_name=self._spec.name, tags={STUDY_TAG: study_id})
         return str(run.info.run_id)
 
-    def _describe_parent(self) -> None:
-        """What was searched; written again each time, so that a killed driver leaves nothing out."""
+    def _describe_parent(self, known: Mapping[str, str], items: Sequence[Bound]) -> None:
+        """What is searched, with what; written again each time, so that a killed driver leaves nothing out."""
+        from mlflow.entities import Param, RunTag
+
         spec = self._spec
-        self._client.log_text(self.parent_id, yaml.safe_dump(spec.as_dict(), sort_keys=False), "spec.yaml")
-        known = self._client.get_run(self.parent_id).data.params
         params = {
             "base": spec.base,
             "experts": ", ".join(spec.experts),
             "sampler": spec.search.sampler,
-            "seed": spec.seed,
+            "seed": str(spec.seed),
         }
-        for key, value in params.items():
-            if key not in known:
-                self._client.log_param(self.parent_id, key, value)
+        self._client.log_batch(
+            self.parent_id,
+            params=[Param(key, value) for key, value in params.items() if key not in known],
+            tags=[RunTag(key, value) for key, value in _facts(spec).items()],
+        )
+        self._client.log_inputs(self.parent_id, datasets=[_data_set(spec, bound) for bound in items])
+        self._client.log_text(self.parent_id, yaml.safe_dump(spec.as_dict(), sort_keys=False), "spec.yaml")
 
     def _save_views(self, study_id: str, comparison: str | None) -> None:
         """Write the saved views of the study, or of the comparison it is a value of, where MLflow reads them."""
@@ -224,32 +278,192 @@ class Tracker:
             self._client.log_batch(self.parent_id, metrics=made)
         self._unwritten = []
 
-    def confirmed(self, rows: Mapping[str, Scored], text: str, table: str) -> None:
-        """Write the leaderboard to the parent, and its rows' confirm scores to their candidates' runs."""
-        from mlflow.entities import Metric
+    def finished(self, confirmed: Mapping[str, Scored], summary: Summary) -> None:
+        """Write what a study that is complete has found.
 
+        Args:
+            confirmed: scores on the confirm split by recipe's key, for the candidates' runs.
+            summary: what the parent says.
+
+        """
         by_recipe = {run.recipe: run for run in self._written.values()}
-        for key, scored in rows.items():
-            run = by_recipe.get(key)
-            if run is not None and not run.is_confirmed:
-                values = {"confirm.score": scored.score} | {f"confirm.score.{t}": v for t, v in scored.scores.items()}
-                self._client.log_batch(run.id, metrics=[Metric(k, v, run.ended, 0) for k, v in values.items()])
-        self._client.log_text(self.parent_id, text, "leaderboard.txt")
-        self._client.log_text(self.parent_id, table, "leaderboard.json")
+        for key, scored in confirmed.items():
+            if (run := by_recipe.get(key)) is not None and not run.is_confirmed:
+                self._confirm(run, scored)
+        self._tell(summary.metrics)
+        self._log_files(summary)
 
-    def end(self, metrics: Mapping[str, float]) -> None:
-        """Close the parent run of a search that is complete."""
+    def _confirm(self, run: _Run, scored: Scored) -> None:
         from mlflow.entities import Metric
 
+        values = {"confirm.score": scored.score} | {f"confirm.score.{t}": v for t, v in scored.scores.items()}
+        self._client.log_batch(run.id, metrics=[Metric(k, v, run.ended, 0) for k, v in values.items()])
+        run.is_confirmed = True
+
+    def _tell(self, metrics: Mapping[str, float]) -> None:
+        """The parent's metrics, where they are not what it says already."""
+        from mlflow.entities import Metric
+
+        known, self._told_at = self._client.get_run(self.parent_id).data.metrics, int(time.time() * 1000)
+        changed = {key: value for key, value in metrics.items() if known.get(key) != value}
+        self._client.log_batch(self.parent_id, metrics=[Metric(k, v, self._told_at, 0) for k, v in changed.items()])
+
+    def _log_files(self, summary: Summary) -> None:
+        """Tables as MLflow's UI reads them, files, and the note."""
+        from mlflow.entities import RunTag
+
+        tables = {f"tables/{name}.json": _table(rows) for name, rows in summary.tables.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            for path, content in (tables | dict(summary.files)).items():
+                to = Path(folder) / path
+                to.parent.mkdir(parents=True, exist_ok=True)
+                to.write_bytes(content)
+            self._client.log_artifacts(self.parent_id, folder)
+        listed = json.dumps([{"path": path, "type": "table"} for path in tables])
+        tags = {"mlflow.note.content": summary.note, "mlflow.loggedArtifacts": listed}
+        self._client.log_batch(self.parent_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def log_model(self, model: Model, metrics: Mapping[str, float]) -> None:
+        """Log the best found, once; one of an earlier best goes."""
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+
+        filter_ = f"source_run_id = '{self.parent_id}'"
+        kept = False
+        for known in self._client.search_logged_models([self.experiment_id], filter_string=filter_):
+            if known.tags.get("recipe") == model.key and known.status == LoggedModelStatus.READY and not kept:
+                kept = True
+            else:
+                self._client.delete_logged_model(known.model_id)
+        if kept:
+            return
+        made = self._client.create_logged_model(
+            self.experiment_id, MODEL, self.parent_id, tags={"recipe": model.key}, params={"recipe": model.text}
+        )
+        for left in self._folder.glob(".model-*"):  # by a driver that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".model-") as folder:
+            _save_model(model, Path(folder), made)
+            self._client.log_model_artifacts(made.model_id, f"{folder}/model")
+        self._client.log_outputs(self.parent_id, [LoggedModelOutput(made.model_id, step=0)])
+        self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+        own = {key: value for key, value in metrics.items() if key.startswith(("score", "confirm"))}
+        of_model = [Metric(k, v, self._told_at, 0, model_id=made.model_id) for k, v in own.items()]
+        self._client.log_batch(self.parent_id, metrics=of_model)
+
+    def end(self) -> None:
+        """Close the parent run of a search that is complete; one that was, and has no new candidate, ended then."""
         self._write_progress()
-        now = max((run.ended or 0 for run in self._written.values()), default=0)
-        self._client.log_batch(self.parent_id, metrics=[Metric(k, v, now, 0) for k, v in metrics.items()])
-        self._client.set_terminated(self.parent_id, "FINISHED")
+        last = max((run.ended or 0 for run in self._written.values()), default=0)
+        self._close("FINISHED", "complete", self._ended_at if self._ended_at and self._ended_at >= last else None)
 
     def close(self) -> None:
         """Close the parent run of a search that did not end by itself; the next run of the study opens it again."""
         self._write_progress()
-        self._client.set_terminated(self.parent_id, "KILLED")
+        self._close("KILLED", "stopped")
+
+    def _close(self, status: str, state: str, ended: int | None = None) -> None:
+        self._client.set_tag(self.parent_id, STATE_TAG, state)
+        self._client.set_terminated(self.parent_id, status, end_time=ended)
+
+
+def _facts(spec: Spec) -> dict[str, str]:
+    """What a study is and what it runs on, as tags, which may change from one run to the next."""
+    from mlflow.utils.git_utils import get_git_commit
+
+    facts = {
+        STATE_TAG: "running",
+        "methods": ", ".join(dict.fromkeys((*spec.baselines, *spec.space.method))),
+        "mlflow.source.name": "cabs-search",
+        "mlflow.source.type": "LOCAL",
+        "version.python": sys.version.split()[0],
+    }
+    facts |= {f"version.{package}": found for package in SHOWN_VERSIONS if (found := _version(package))}
+    commit = get_git_commit(str(Path.cwd()))
+    return facts | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # such as this one in a checkout that is not installed
+        return None
+
+
+def _data_set(spec: Spec, bound: Bound) -> Any:
+    """Some of a task's items as one of MLflow's data sets."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    task = spec.tasks[bound.task]
+    kind, source = _source(task.dataset, getattr(task, bound.split).split or task.split)
+    made = Dataset(bound.task, bound.digest, kind, json.dumps(source), profile=json.dumps({"num_rows": bound.items}))
+    return DatasetInput(made, [InputTag("mlflow.data.context", bound.split)])
+
+
+def _source(data: DataSource, split: str | None) -> tuple[str, dict[str, Any]]:
+    """A kind of source that MLflow knows, and what it says of one."""
+    if data.hub:
+        return "hugging_face", {"path": data.hub, "config_name": data.config, "split": split}
+    if data.callable:
+        return "code", {"tags": {"mlflow.source.name": data.callable}}
+    return "local", {"uri": data.csv or data.json or data.parquet}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows in the form of ``mlflow.log_table``, which would add them to those that are there."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    data = [[row.get(column) for column in columns] for row in rows]
+    return json.dumps({"columns": columns, "data": data}, ensure_ascii=False).encode()
+
+
+def _save_model(model: Model, folder: Path, made: Any) -> None:
+    """The model in MLflow's form in ``folder/model``."""
+    import mlflow.models
+    import pandas as pd
+    from mlflow import pyfunc
+
+    model.write(folder / "merged")
+    first = next(iter(model.tasks))
+    pyfunc.save_model(
+        folder / "model",
+        loader_module="cabs_search.serving",
+        data_path=str(folder / "merged"),
+        mlflow_model=mlflow.models.Model(
+            artifact_path=made.artifact_location,
+            run_id=made.source_run_id,
+            model_id=made.model_id,
+            model_uuid=made.model_id,
+        ),
+        signature=_signature(model.tasks),
+        input_example=(pd.DataFrame([model.example()]), {"task": first}),
+        pip_requirements=[f"{package}=={found}" for package in NEEDED_TO_SERVE if (found := _version(package))],
+    )
+
+
+def _signature(tasks: Mapping[str, Task]) -> Any:
+    """Every column that some task reads, none of them required, and the task's name; predictions if all are alike."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType, Array
+
+    text, listed = DataType.string, Array(DataType.string)
+    kinds: dict[str, set[bool]] = {}
+    for task in tasks.values():
+        for column in inputs_of(task):
+            kinds.setdefault(column, set()).add(reads_lists(task, column))
+    types = {column: AnyType() if len(has) > 1 else listed if has == {True} else text for column, has in kinds.items()}
+    made = {
+        "classification": DataType.long,
+        "multiple-choice": DataType.long,
+        "regression": DataType.double,
+        "question-answering": text,
+        "token-classification": listed,
+    }
+    predicted = [made[task.kind] for task in tasks.values()]
+    return ModelSignature(
+        inputs=Schema([ColSpec(type_, column, required=False) for column, type_ in types.items()]),
+        outputs=Schema([ColSpec(predicted[0])]) if all(each == predicted[0] for each in predicted) else None,
+        params=ParamSchema([ParamSpec("task", text, next(iter(tasks)))]),
+    )
 
 
 def _params(finished: Finished) -> dict[str, Any]:

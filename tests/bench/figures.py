@@ -29,7 +29,7 @@ from cabs_search.report import table
 
 RATES = ("/s", "/h")
 """How the units end of which more is better."""
-PARTS = ("limits", "masks", "materialize", "evaluate", "search", "memory", "size")
+PARTS = ("limits", "masks", "materialize", "evaluate", "search", "tracking", "memory", "size")
 """Modules beside this one, each with ``measure``, in the order they run."""
 ORDER = (*PARTS, "large", "gpu")
 """Parts as tables show them."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from mlflow import MlflowClient
 
 from cabs_search import report
 from cabs_search.evaluate import evaluate
@@ -20,7 +21,9 @@ from cabs_search.launch import export_trial, load_study_items
 from cabs_search.metrics import metric
 from cabs_search.outcomes import Outcomes
 from cabs_search.spec import Kind, load
+from cabs_search.tracking import default_uri
 from tests.conftest import write_spec
+from tests.served import served
 from tests.standins import fields_of, make_base, make_expert, one_thread, write_data
 
 FAMILIES: dict[str, dict[str, tuple[Kind, dict[str, Any]]]] = {
@@ -105,6 +108,18 @@ def test_every_kind_is_searched_and_exported(study: Path, board: report.Leaderbo
         assert found.scores == pytest.approx(said.scores, abs=1e-4)
         assert metric(task, said.predictions, items[name].labels) == row.tasks[name]
         assert outcomes.labels(spec, "confirm")[name].tolist() == items[name].labels.tolist()
+
+
+def test_the_logged_model_says_what_is_on_record(study: Path) -> None:
+    spec, client = load(study / "spec.yaml"), MlflowClient(default_uri(study))
+    experiment = client.get_experiment_by_name(spec.name)
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    for name, (found, recorded) in served(study, model.model_id).items():
+        if spec.tasks[name].kind == "regression":
+            assert found[0] == pytest.approx(recorded[0], abs=1e-4)
+            assert found[1] == pytest.approx(recorded[1], abs=1e-4)
+        else:
+            assert found == recorded, name
 
 
 def test_experts_are_better_than_the_base_at_their_own_kind(board: report.Leaderboard) -> None:

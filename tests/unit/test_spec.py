@@ -82,6 +82,8 @@ BAD = [
     (change("tasks", "mood", "max_length", to=2), "tasks.mood.max_length: "),
     (change("search", "trials", to=0), "search.trials: Input should be greater than 0, but got 0"),
     (change("search", "sampler", to="luck"), "search.sampler:"),
+    (change("tracking", to={"model": "some"}), "tracking.model: Input should be 'auto', 'always' or 'never', but got"),
+    (change("tracking", to={"colour": "blue"}), "tracking.colour: no such field"),
     (change("baselines", "cabs", "order", to=["mood"]), "baselines.cabs.order: an order must name every expert once"),
 ]
 

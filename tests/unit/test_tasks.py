@@ -98,11 +98,11 @@ def test_groups_never_stand_on_both_sides(pico: Path) -> None:
         == len(ungrouped["search"]) + len(ungrouped["confirm"])
     )
     by_key = {key: split for split in items for key in items[split].keys}
-    from cabs_search.tasks import _Row
+    from cabs_search.tasks import Row
 
     sides: dict[int, set[str]] = {}
     for text, label, who in zip(rows["text"], rows["label"], rows["who"], strict=True):
-        sides.setdefault(who, set()).add(by_key[_Row((text,), label, "").key])
+        sides.setdefault(who, set()).add(by_key[Row((text,), label, "").key])
     assert all(len(side) == 1 for side in sides.values())
 
 
