@@ -15,13 +15,8 @@ from cabs_search.spec import CORRELATIONS, OF_CLASSES, Task
 
 Values = npt.NDArray[Any]
 """One value an item, [items]: int64, float64, or objects (texts, lists)."""
-QUICK = (
-    ("classification", "matthews_correlation"),
-    ("classification", "f1"),
-    ("regression", "pearsonr"),
-    ("token-classification", "accuracy"),
-)
-"""Kinds and metrics that are no means of items' scores, and still a few sums over items."""
+AVERAGES = ("binary", "micro", "macro", "weighted")
+"""Those of F1 that are a few sums over items, as the other metrics of classes are."""
 
 
 def metric(task: Task, predictions: Values, labels: Values) -> float:
@@ -54,7 +49,18 @@ def is_mean(task: Task) -> bool:
 
 def is_quick(task: Task) -> bool:
     """Whether a metric on bootstrap samples is a few sums over items, see ``resampled``."""
-    return is_mean(task) or ((task.kind, task.metric) in QUICK and not task.metric_arguments)
+    match task.kind:
+        case "question-answering":
+            return True
+        case "regression":
+            return task.metric == "pearsonr"
+        case "classification" | "multiple-choice" | "token-classification" if task.metric == "f1":
+            return task.metric_arguments.keys() <= {"average"} and _average(task) in AVERAGES
+    return task.metric in OF_CLASSES
+
+
+def _average(task: Task) -> Any:
+    return task.metric_arguments.get("average", "binary")
 
 
 def resampled(
@@ -77,36 +83,65 @@ def resampled(
         draws = [np.repeat(places, row.astype(np.int64)) for row in weights]
         return np.array([[metric(task, p[draw], labels[draw]) for p in predictions] for draw in draws])
     wide = weights.astype(np.float64)
-    return np.stack([_from_sums(task, found, labels, wide) for found in predictions], axis=1)
+    if task.kind == "regression":
+        return np.stack([_pearson_of_draws(found, labels, wide) for found in predictions], axis=1)
+    return _classes_of_draws(task, predictions, labels, wide)
 
 
-def _from_sums(task: Task, predictions: Values, labels: Values, weights: Values) -> npt.NDArray[np.float64]:
-    """The metrics of QUICK on samples, [B]; as the libraries have them, 0 where they are undefined."""
-    if task.kind == "token-classification":
-        right = np.array(
-            [sum(p == t for p, t in zip(*pair, strict=True)) for pair in zip(predictions, labels, strict=True)]
-        )
-        return _ratio(weights @ right, weights @ np.array([len(words) for words in labels]))
-    if task.metric == "pearsonr":
-        x, y = predictions - predictions.mean(), labels - labels.mean()
-        count = weights.sum(axis=1)
-        mean_x, mean_y = weights @ x / count, weights @ y / count
-        var_x, var_y = weights @ x**2 / count - mean_x**2, weights @ y**2 / count - mean_y**2
-        return _ratio(
-            weights @ (x * y) / count - mean_x * mean_y, np.sqrt(np.clip(var_x, 0, None) * np.clip(var_y, 0, None))
-        )
-    if task.metric == "f1":
-        found, there = predictions == 1, labels == 1
-        return _ratio(2 * weights @ (found & there), weights @ found + weights @ there)
-    classes = np.unique(np.concatenate([predictions, labels]))
-    found, there = (weights @ (values[:, None] == classes) for values in (predictions, labels))
-    count = weights.sum(axis=1)  # Matthews' correlation of several classes: Gorodkin 2004
-    above = count * (weights @ (predictions == labels)) - (found * there).sum(axis=1)
-    return _ratio(above, np.sqrt((count**2 - (found**2).sum(axis=1)) * (count**2 - (there**2).sum(axis=1))))
+def _pearson_of_draws(predictions: Values, labels: Values, weights: Values) -> npt.NDArray[np.float64]:
+    """Pearson's correlation on samples, [B]; 0 where it is undefined."""
+    x, y = predictions - predictions.mean(), labels - labels.mean()
+    count = weights.sum(axis=1)
+    mean_x, mean_y = weights @ x / count, weights @ y / count
+    var_x, var_y = weights @ x**2 / count - mean_x**2, weights @ y**2 / count - mean_y**2
+    return _ratio(
+        weights @ (x * y) / count - mean_x * mean_y, np.sqrt(np.clip(var_x, 0, None) * np.clip(var_y, 0, None))
+    )
+
+
+def _classes_of_draws(
+    task: Task, predictions: Sequence[Values], labels: Values, weights: Values
+) -> npt.NDArray[np.float64]:
+    """A metric of classes on samples, [B, k], from how often each class is right, found and there."""
+    of_words = task.kind == "token-classification"
+    lists = [(_flat(values) if of_words else values).tolist() for values in (labels, *predictions)]
+    classes = sorted(set().union(*lists))
+    code = {name: place for place, name in enumerate(classes)}
+    there, *found = (np.array([code[name] for name in names]) for names in lists)
+    item = np.repeat(np.arange(len(labels)), [len(words) for words in labels] if of_words else 1)
+
+    def drawn(codes: Values, counted: Values) -> Values:
+        """How often each class stands in each sample, [B, classes]."""
+        cells = (item * len(classes) + codes)[counted]
+        of_items = np.bincount(cells, minlength=len(labels) * len(classes)).reshape(len(labels), -1)
+        return np.asarray(weights @ of_items)
+
+    every = np.ones(len(item), bool)
+    true = drawn(there, every)
+    return np.stack(
+        [_from_counts(task, classes, drawn(c, c == there), drawn(c, every), true) for c in found], axis=1
+    )
+
+
+def _from_counts(task: Task, classes: Sequence[Any], right: Values, found: Values, there: Values) -> Values:
+    """The metric from counts of each class, all [B, classes]; as sklearn has it, 0 where it is undefined."""
+    count, hits = there.sum(axis=1), right.sum(axis=1)
+    if task.metric == "matthews_correlation":  # of several classes: Gorodkin 2004
+        above = count * hits - (found * there).sum(axis=1)
+        return _ratio(above, np.sqrt((count**2 - (found**2).sum(axis=1)) * (count**2 - (there**2).sum(axis=1))))
+    if task.metric != "f1" or _average(task) == "micro":
+        return _ratio(hits, count)
+    each = _ratio(2 * right, found + there)
+    match _average(task):
+        case "macro":  # of the classes that the sample has
+            return _ratio(each.sum(axis=1), (found + there > 0).sum(axis=1))
+        case "weighted":
+            return _ratio((each * there).sum(axis=1), count)
+    return each[:, [name == 1 for name in classes]].sum(axis=1)
 
 
 def _ratio(above: Values, below: Values) -> npt.NDArray[np.float64]:
-    return np.divide(above, below, out=np.zeros(len(above)), where=below > 1e-12)
+    return np.divide(above, below, out=np.zeros(above.shape), where=below > 1e-12)
 
 
 def check_metric(where: str, task: Task, names: tuple[str, ...]) -> None:

@@ -31,30 +31,45 @@ def values(kind: str, draw: np.random.Generator) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "arguments"),
+    ("kind", "name", "arguments", "quick"),
     [
-        ("classification", "matthews_correlation", {}),
-        ("classification", "f1", {}),
-        ("classification", "f1", {"average": "macro"}),
-        ("regression", "pearsonr", {}),
-        ("regression", "spearmanr", {}),
-        ("token-classification", "accuracy", {}),
+        ("classification", "matthews_correlation", {}, True),
+        ("classification", "f1", {}, True),
+        ("classification", "f1", {"average": "binary"}, True),
+        ("classification", "f1", {"average": "micro"}, True),
+        ("classification", "f1", {"average": "macro"}, True),
+        ("classification", "f1", {"average": "weighted"}, True),
+        ("classification", "f1", {"average": "macro", "labels": [0, 2]}, False),
+        ("multiple-choice", "matthews_correlation", {}, True),
+        ("multiple-choice", "f1", {"average": "macro"}, True),
+        ("regression", "pearsonr", {}, True),
+        ("regression", "spearmanr", {}, False),
+        ("token-classification", "accuracy", {}, True),
+        ("token-classification", "matthews_correlation", {}, True),
+        ("token-classification", "f1", {"average": "micro"}, True),
+        ("token-classification", "f1", {"average": "macro"}, True),
+        ("token-classification", "f1", {"average": "weighted"}, True),
     ],
 )
-def test_a_metric_on_samples_is_the_metric_of_the_drawn_items(kind: str, name: str, arguments: dict[str, Any]) -> None:
+def test_a_metric_on_samples_is_the_metric_of_the_drawn_items(
+    kind: str, name: str, arguments: dict[str, Any], quick: bool
+) -> None:
     draw = np.random.default_rng(0)
-    of = task(kind=kind, metric=name, metric_arguments=arguments)
+    choices = {"choices": ("a", "b", "c")} if kind == "multiple-choice" else {}
+    of = task(kind=kind, metric=name, metric_arguments=arguments, **choices)
     labels, predictions = values(kind, draw), [values(kind, draw) for _ in range(3)]
     if kind == "token-classification":  # as many words as are labelled
         predictions = [np.fromiter((list(reversed(w)) for w in labels), dtype=object, count=ITEMS), labels]
-    elif name == "f1" and not arguments:
+    elif name == "f1" and arguments.get("average", "binary") == "binary":
         labels, predictions = labels % 2, [p % 2 for p in predictions]
+    elif name == "f1" and "labels" not in arguments:
+        labels[0], predictions[0][1] = 7, 8  # classes that many samples do not have
     weights = np.concatenate(list(resample_weights(np.arange(ITEMS), 20, 0)))
     found = resampled(of, [np.zeros(ITEMS)] * len(predictions), predictions, labels, weights)
     for row, counts in zip(found, weights.astype(int), strict=True):
         drawn = np.repeat(np.arange(ITEMS), counts)
-        assert row == pytest.approx([metric(of, p[drawn], labels[drawn]) for p in predictions])
-    assert is_quick(of) == (not arguments and name != "spearmanr")
+        assert row == pytest.approx([metric(of, p[drawn], labels[drawn]) for p in predictions], abs=1e-12)
+    assert is_quick(of) == quick
 
 
 def test_an_undefined_metric_is_0_on_samples_too() -> None:
