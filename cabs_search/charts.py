@@ -5,13 +5,14 @@ Names that users chose are values of the data, never fields or expressions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cabs_search.comparison import Comparison
 from cabs_search.inference import Contrast
 from cabs_search.looks import BAR, CIRCLE, DIAMOND, HUES, SQUARE, TRIANGLE, Spec, as_png, colour
-from cabs_search.report import BASELINE, SIGNIFICANT, Leaderboard, Row, Tried, as_p
+from cabs_search.report import BASELINE, SIGNIFICANT, Leaderboard, Row, Tried, as_p, finite
 
 ROLES = {
     "candidate": ("candidate", CIRCLE),
@@ -45,19 +46,19 @@ TRIED_HOVER = (("place", "candidate"), ("text", "recipe"), ("shown", "search sco
 
 def number(value: float | None) -> str:
     """A score as the leaderboard shows it."""
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None or not math.isfinite(value) else f"{value:z.4f}"
 
 
 def points(value: float | None) -> str:
     """A difference of scores in points."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return ""
     return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−").replace("+0.0", "0.0")
 
 
 def between(interval: Sequence[float] | None) -> str:
     """An interval as the leaderboard shows it."""
-    return "" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+    return "" if interval is None else f"[{interval[0]:z.3f}, {interval[1]:z.3f}]"
 
 
 def intervals(board: Leaderboard) -> Spec:
@@ -208,8 +209,10 @@ def _heat(
     values: Sequence[Mapping[str, Any]], *, x: Spec, y: Spec, hover: Sequence[tuple[str, str]], noise: float
 ) -> Spec:
     """Gains in points as coloured cells with their numbers; what is within ``noise`` stays pale."""
-    sizes = sorted(abs(value["gain"]) for value in values)
-    most = max(noise, sizes[int(0.95 * (len(sizes) - 1))], 0.1)  # so that one bad cell does not pale the rest
+    sizes = sorted(_known(abs(value["gain"]) for value in values))
+    most = max(
+        *_known([noise]), sizes[int(0.95 * (len(sizes) - 1))], 0.1
+    )  # so that one bad cell does not pale the rest
     ramp = {"domain": [-most, 0, most], "range": [colour(name) for name in ("worse", "surface", "accent")]}
     scale = ramp | {"clamp": True, "interpolate": "rgb"}
     fill = {"field": "gain", "type": "quantitative", "legend": None, "scale": scale}
@@ -378,7 +381,7 @@ def optimism(board: Leaderboard) -> Spec | None:
     x = _quantity("chosen", "search score, by which it was chosen", values) | {"scale": _around(values, "chosen")}
     y = _quantity("score", "score on the confirm split", values) | {"scale": _around(values, "score")}
     scores = [value[name] for value in values for name in ("chosen", "score")]
-    equal = [{"chosen": score, "score": score} for score in (min(scores) - 1, max(scores) + 1)]
+    equal = [{"chosen": score, "score": score} for score in (min(_known(scores)) - 1, max(_known(scores)) + 1)]
     dashed = {"type": "line", "clip": True, "strokeDash": [4, 4], "strokeWidth": 1, "color": colour("muted")}
     return _chart(
         values,
@@ -466,25 +469,33 @@ def matrix(found: Comparison) -> Spec | None:
 
 def _around(values: Sequence[Mapping[str, Any]], field: str) -> dict[str, Any]:
     """A scale that ends a little beyond its values."""
-    found = [value[field] for value in values]
+    found = _known(value[field] for value in values)
     room = 0.08 * (max(found) - min(found)) or 0.005
     return {"zero": False, "nice": False, "domain": [min(found) - room, max(found) + room]}
 
 
 def _chart(values: Sequence[Mapping[str, Any]], height: int, **rest: Any) -> Spec:
-    """A chart as wide as what holds it."""
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "data": {"values": list(values)},
-        "width": "container",
-        "height": height,
-        **rest,
-    }
+    """A chart as wide as what holds it, of numbers that JSON knows."""
+    made: Spec = finite(
+        {
+            "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+            "data": {"values": list(values)},
+            "width": "container",
+            "height": height,
+            **rest,
+        }
+    )
+    return made
+
+
+def _known(values: Iterable[float]) -> list[float]:
+    """Those that an axis has a place for; 0 where there are none."""
+    return [value for value in values if math.isfinite(value)] or [0.0]
 
 
 def _quantity(field: str, title: str, values: Sequence[Mapping[str, Any]], *others: str) -> dict[str, Any]:
     """A position on a scale of numbers, with the decimals that its range asks for; ``others`` share the scale."""
-    found = [value[name] for value in values for name in (field, *others)]
+    found = _known(value[name] for value in values for name in (field, *others))
     form = ".2f" if max(found) - min(found) > 0.06 else ".3f"
     axis = {"format": form, "tickCount": 6}
     return {"field": field, "type": "quantitative", "title": title, "scale": {"zero": False}, "axis": axis}

@@ -157,17 +157,21 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from cabs_search.launch import run
+    from cabs_search.locations import without_password
     from cabs_search.report import as_text
     from cabs_search.spec import load
 
     spec = load(options.spec).override(trials=options.trials, workers=options.workers)
     found = run(spec, options.output, address=options.address, tracking_uri=options.tracking_uri)
     if options.json:
-        _print_json(found.leaderboard.as_dict() | {"folder": str(found.folder), "tracking_uri": found.tracking_uri})
+        _print_json(
+            found.leaderboard.as_dict()
+            | {"folder": str(found.folder), "tracking_uri": without_password(found.tracking_uri)}
+        )
         return
     folder = found.folder
-    print(as_text(found.leaderboard))
-    print(f"\nOpen the report:   {folder / 'report.html'}")
+    print(as_text(found.leaderboard) + "\n")
+    _print_page(folder)
     print(f"See the runs:      {PROGRAM} ui {folder}")
     print(f"Print this again:  {PROGRAM} report {folder}")
     print(f"Take the best:     {PROGRAM} export {folder} --to {folder}/best")
@@ -182,19 +186,26 @@ def _compare(options: argparse.Namespace) -> None:
     spec = load(options.spec).override(trials=options.trials, workers=options.workers)
     found = compare(spec, options.over, options.output, address=options.address, tracking_uri=options.tracking_uri)
     folder = options.output or Path("results") / experiment_name(spec, options.over)
-    _print_comparison(options, found, folder)
+    _print_comparison(options, found)
+    if not options.json:
+        _print_page(folder)
     if options.tracking_uri and not options.json:
         _print_server_links(folder, options.tracking_uri)
 
 
-def _print_comparison(options: argparse.Namespace, found: Any, folder: Path) -> None:
+def _print_comparison(options: argparse.Namespace, found: Any) -> None:
     from cabs_search.comparison import as_text
 
     if options.json:
         _print_json(found.as_dict())
     else:
-        print(as_text(found))
-        print(f"\nOpen the report:   {folder / 'report.html'}")
+        print(as_text(found) + "\n")
+
+
+def _print_page(folder: Path) -> None:
+    """Where the page is; not where there is none, which was said."""
+    if (folder / "report.html").is_file():
+        print(f"Open the report:   {folder / 'report.html'}")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -224,20 +235,20 @@ def _vectors(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from cabs_search import comparison, page
-    from cabs_search.report import as_text, leaderboard
+    from cabs_search.report import Leaderboard, as_text, leaderboard
 
-    if comparison.is_comparison(options.folder):
-        found = comparison.read(options.folder)
-        page.write(found, options.folder)
-        _print_comparison(options, found, options.folder)
-        return
-    board = leaderboard(options.folder)
-    page.write(board, options.folder)
-    if options.json:
-        _print_json(board.as_dict())
+    of_many = comparison.is_comparison(options.folder)
+    found = comparison.read(options.folder) if of_many else leaderboard(options.folder)
+    if not isinstance(found, Leaderboard):
+        _print_comparison(options, found)
+    elif options.json:
+        _print_json(found.as_dict())
     else:
-        print(as_text(board))
-        print(f"\nOpen the report:   {options.folder / 'report.html'}")
+        print(as_text(found) + "\n")
+    sys.stdout.flush()
+    page.write(found, options.folder)  # behind the numbers, which are there whatever becomes of it
+    if not options.json:
+        _print_page(options.folder)
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -344,14 +355,16 @@ def _print_links(found: Mapping[str, str]) -> None:
 
 def _print_server_links(folder: Path, uri: str) -> None:
     """Where the runs are seen, of those kept at a server; one that is down costs no result."""
+    from cabs_search.locations import without_password
     from cabs_search.tracking import is_server
 
     if not is_server(uri):
         return
+    shown = without_password(uri)
     try:
-        found = _links(folder, uri, uri)
+        found = _links(folder, uri, shown)
     except Exception as error:
-        print(f"MLflow at {uri} does not answer: {type(error).__name__}", file=sys.stderr)
+        print(f"MLflow at {shown} does not answer: {type(error).__name__}", file=sys.stderr)
         return
     if found:
         print()

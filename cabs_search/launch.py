@@ -96,6 +96,7 @@ def run(
             if is_new:  # refused before anything was done
                 shutil.rmtree(folder)
             raise
+        page.record_versions(folder)
         tracked = book.study(spec)
         tracked.open(study.outcomes, study.id)
         study.take_up(tracked.candidate)
@@ -103,13 +104,13 @@ def run(
         try:
             with _on_the_clock(study, study.outcomes):
                 search(study, opened.items, cache_folder(), calibrations=calibrations, address=address)
+            scores = report.Scores.read(spec, study.outcomes)
+            board = report.board_of(spec, scores)
+            files = _files(board, folder, say)
+            tracked.end(scores.confirmed, *_findings(opened, spec, board, study.best, files))
         except BaseException:
             tracked.close()
             raise
-        scores = report.Scores.read(spec, study.outcomes)
-        board = report.board_of(spec, scores)
-        written = page.write(board, folder)
-        tracked.end(scores.confirmed, *_findings(opened, spec, board, study.best, written=written))
     if study.exhausted:
         say(f"nothing new was proposed after {study.done} candidates: the space is, or nearly is, searched through")
     if study.best is None:
@@ -163,6 +164,7 @@ def compare(
         compared = _Compared(opened, over, rows, outcomes, trackers)
         calibrations = compared.prune_calibrated()
         _write_spec(spec, opened.folder)
+        page.record_versions(opened.folder)
         compared.write()
         say(f"starting workers for {len(rows)} studies; they are kept in {opened.folder}")
         try:
@@ -173,7 +175,7 @@ def compare(
             for tracked in trackers.values():
                 tracked.close()
         found = comparison.read(opened.folder)
-        page.write(found, opened.folder)
+        _write_page(found, opened.folder, say)
     return found
 
 
@@ -240,11 +242,18 @@ class _Compared:
             self._failures[label] = study.failure
             self._trackers[label].close()
         else:
-            scores = report.Scores.read(study.spec, self._outcomes, candidate_of(study.spec))
-            board = report.board_of(study.spec, scores)
-            best = study.best if study.spec.tracking.model == "always" else None
-            self._trackers[label].end(scores.confirmed, *_findings(self._opened, study.spec, board, best, row=label))
+            try:
+                self._track(label, study)
+            except Exception as error:  # is this row's alone: what it scored is on record
+                self._opened.say(f"{label}: what it found is not in MLflow: {first_line(error)}")
+                self._trackers[label].close()
         self.write()
+
+    def _track(self, label: str, study: Study) -> None:
+        scores = report.Scores.read(study.spec, self._outcomes, candidate_of(study.spec))
+        board = report.board_of(study.spec, scores)
+        best = study.best if study.spec.tracking.model == "always" else None
+        self._trackers[label].end(scores.confirmed, *_findings(self._opened, study.spec, board, best, {}, row=label))
 
     def write(self) -> None:
         """Keep what the record does not say."""
@@ -263,7 +272,7 @@ class _Opened:
         say: Say,
         over: Sequence[str] | None = None,
     ) -> None:
-        self._say = say
+        self.say = say
         self.spec = spec = spec if isinstance(spec, Spec) else load(spec)
         self.folder = folder = Path(output) if output else Path("results") / spec.name
         if set("?%") & set(str(folder.absolute())):
@@ -313,7 +322,7 @@ class _Opened:
         )
         if note not in self.notes:
             self.notes.append(note)
-            self._say(note)
+            self.say(note)
 
 
 def calibrated(spec: Spec, family: Family, items: Mapping[str, Items], masks: Iterable[Mask]) -> Family:
@@ -447,21 +456,41 @@ def _calibrated_vectors(spec: Spec, family: Family, recipe: Recipe) -> dict[str,
     return store.open(store.ensure(family, recipe.method))
 
 
+def _write_page(found: report.Leaderboard | Comparison, folder: Path, say: Say) -> dict[str, bytes]:
+    """Write the page and read it; empty where it cannot be, which costs no result."""
+    try:
+        written = page.write(found, folder)
+        return {written.name: written.read_bytes()}
+    except (RuntimeError, OSError) as error:
+        say(first_line(error))
+        return {}
+
+
+def _files(board: report.Leaderboard, folder: Path, say: Say) -> dict[str, bytes]:
+    """A study's page and its pictures, by name, as far as they can be made."""
+    files = _write_page(board, folder, say)
+    try:
+        return files | {f"pictures/{name}.png": drawn for name, drawn in pictures(board).items()}
+    except Exception as error:
+        say(f"the charts could not be drawn as pictures: {first_line(error)}")
+        return files
+
+
 def _findings(
     opened: _Opened,
     spec: Spec,
     board: report.Leaderboard,
     best: Scored | None,
+    files: Mapping[str, bytes],
     *,
     row: str = "",
-    written: Path | None = None,
 ) -> tuple[Summary, Model | None]:
     """What MLflow is given at the end.
 
     Args:
         best: what is logged as a model, where the spec wants one.
+        files: the report and its pictures.
         row: of a comparison, the study's.
-        written: the report, which goes with its pictures; None: without.
 
     """
     import torch
@@ -475,8 +504,6 @@ def _findings(
         "does); the export below writes it."
     )
     folder = shlex.quote(str(opened.folder)) + (f" --trial {shlex.quote(row)}" if row else "")
-    files = {f"pictures/{name}.png": drawn for name, drawn in pictures(board).items()} if written else {}
-    files |= {written.name: written.read_bytes()} if written else {}
     summary = summary_of(board, folder, files, [hint] if is_wanted and is_large else [])
     return summary, _model(opened, spec, board, best) if best is not None and is_wanted and not is_large else None
 

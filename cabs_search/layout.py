@@ -80,6 +80,8 @@ class Facts:
     commands: tuple[str, ...]
     versions: Mapping[str, str]
     """By name; where there is one, the git revision."""
+    remark: str
+    """What is to be known of these versions."""
 
 
 @dataclass(frozen=True, kw_only=True)

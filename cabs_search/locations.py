@@ -38,6 +38,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CABS_SEARCH_CACHE") or user_cache_path("cabs-search"))
 
 
+def without_password(url: str) -> str:
+    """An address as it may be shown: without user, password and secret parameters; any other text as it is."""
+    if "://" not in url:
+        return url
+    kind = r"^([A-Za-z][\w+.-]*://)"
+    if not url.startswith(("http://", "https://")):  # a database's password may have slashes and question marks
+        url = re.sub(kind + r"[^:/@]*(:[^@]*)?@", r"\1", url)
+    url = re.sub(kind + r"[^/?#]*@", r"\1", url)
+    parameter = r"([?&][^=&#]*(?:password|passwd|pwd|token|secret|key)[^=&#]*=)[^&#]*"
+    return re.sub(parameter, r"\1***", url, flags=re.IGNORECASE)
+
+
 def locate(text: str, relative_to: Path | None = None) -> Path:
     """The folder that a location names; a hub id is downloaded into the hub's own cache.
 

@@ -118,12 +118,12 @@ def _classes_of_draws(
 
     every = np.ones(len(item), bool)
     true = drawn(there, every)
-    return np.stack(
-        [_from_counts(task, classes, drawn(c, c == there), drawn(c, every), true) for c in found], axis=1
-    )
+    return np.stack([_from_counts(task, classes, drawn(c, c == there), drawn(c, every), true) for c in found], axis=1)
 
 
-def _from_counts(task: Task, classes: Sequence[Any], right: Values, found: Values, there: Values) -> Values:
+def _from_counts(
+    task: Task, classes: Sequence[Any], right: Values, found: Values, there: Values
+) -> npt.NDArray[np.float64]:
     """The metric from counts of each class, all [B, classes]; as sklearn has it, 0 where it is undefined."""
     count, hits = there.sum(axis=1), right.sum(axis=1)
     if task.metric == "matthews_correlation":  # of several classes: Gorodkin 2004
@@ -137,7 +137,7 @@ def _from_counts(task: Task, classes: Sequence[Any], right: Values, found: Value
             return _ratio(each.sum(axis=1), (found + there > 0).sum(axis=1))
         case "weighted":
             return _ratio((each * there).sum(axis=1), count)
-    return each[:, [name == 1 for name in classes]].sum(axis=1)
+    return np.asarray(each[:, [name == 1 for name in classes]].sum(axis=1), dtype=np.float64)
 
 
 def _ratio(above: Values, below: Values) -> npt.NDArray[np.float64]:

@@ -5,22 +5,30 @@ Every number is the leaderboard's or the comparison's, which the terminal and ML
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from cabs_search import charts, comparison
 from cabs_search.charts import between, distance, number
+from cabs_search.checkpoint import first_line
 from cabs_search.comparison import Comparison
 from cabs_search.inference import Reported
 from cabs_search.layout import Cell, Facts, Figure, Line, Page, Section, Table, render
+from cabs_search.locations import without_password
 from cabs_search.report import BASELINE, FOUND, Leaderboard, Row, as_p
 
 FILE = "report.html"
+VERSIONS_FILE = "versions.json"
 PACKAGES = ("cabs-search", "torch", "transformers", "ray", "optuna", "mlflow")
 """Whose versions the page names, beside Python's."""
 NOTHING: Cell = ("", "")
@@ -30,6 +38,7 @@ INTERVALS = (
 )
 TRADE = "What a merge gains on one task it may lose on another. A task's own expert is the ceiling."
 FEWER = "Single tasks have fewer items than the mean of all: point at a mark for its own interval."
+MANY_VALUES = f"Every value against every other is drawn of {charts.MOST_NAMES} values at the most."
 HEAD = ("score, all at once", "95 %, row by itself")
 TESTS = (
     "Paired on the same items; intervals and Holm's p hold for the whole family. Effect: Cohen's d of one item's "
@@ -42,11 +51,28 @@ PAPERS = (
 
 
 def write(found: Leaderboard | Comparison, folder: Path) -> Path:
-    """Write a folder's page, which appears whole or not at all; its path."""
-    page = comparison_page(found, folder) if isinstance(found, Comparison) else study_page(found, folder)
-    temporary = folder / f".{FILE}"
-    temporary.write_text(render(page), encoding="utf-8")
-    return temporary.replace(folder / FILE)
+    """Write a folder's page, which appears whole or not at all; its path.
+
+    Raises:
+        RuntimeError: it cannot be made or written, for whatever reason: what it is made from has cost more than it.
+
+    """
+    try:
+        page = comparison_page(found, folder) if isinstance(found, Comparison) else study_page(found, folder)
+        return _replace(folder / FILE, render(page))
+    except Exception as error:
+        raise RuntimeError(f"{folder / FILE} could not be written: {first_line(error)}") from error
+
+
+def _replace(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        return temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def study_page(board: Leaderboard, folder: Path) -> Page:
@@ -119,7 +145,7 @@ def _line(row: Row, names: Sequence[str], label: str | None = None) -> Line:
         cells=(
             (number(row.score), between(row.simultaneous)),
             (between(row.interval), ""),
-            *((f"{row.tasks[name]:.3f}", "") for name in names),
+            *((f"{row.tasks[name]:z.3f}", "") for name in names),
             (number(row.search_score), ""),
             NOTHING if contrast is None else distance(contrast),
             NOTHING if contrast is None else (as_p(contrast.p_holm), ""),
@@ -143,7 +169,7 @@ def _tests(rows: Sequence[Row], reference: str) -> Table | None:
                 (as_p(contrast.p_value), ""),
                 (as_p(contrast.p_holm), ""),
                 (f"{contrast.wins} : {contrast.losses}", ""),
-                (f"{contrast.effect:+.3f}".replace("-", "−"), ""),
+                (f"{contrast.effect:+z.3f}".replace("-", "−"), ""),
                 *((as_p(contrast.tests[name]), "") if name in contrast.tests else NOTHING for name in others),
             ),
             tied=row.tied,
@@ -201,6 +227,9 @@ def _orders(board: Leaderboard) -> Section | None:
         "Scores on the search split, of candidates that differ in λ as well: a difference of means is no effect of the "
         "order. cabs-search compare SPEC --over order gives each order the same budget, and tests it."
     )
+    tried = len({each.order for each in board.tried if each.order})
+    if tried > charts.MOST_NAMES:
+        note += f" Of {tried:,} orders the {charts.MOST_NAMES} with the highest means are drawn."
     figures = (Figure(specs=(drawn,), says="The search score by pruning order"),)
     return Section(id="orders", title="Pruning orders", texts=(text,), figures=figures, notes=(note,))
 
@@ -236,7 +265,7 @@ def _as_reported(found: Sequence[Reported]) -> tuple[Table, ...]:
                 (number(one.mean), between(one.interval)),
                 (one.against or "", ""),
                 *(
-                    NOTHING if t is None or p is None else (f"t = {t:.2f}".replace("-", "−"), f"p = {p:.2g}")
+                    NOTHING if t is None or p is None else (f"t = {t:z.2f}".replace("-", "−"), f"p = {p:.2g}")
                     for t, p in ((one.welch_t, one.welch_p), (one.student_t, one.student_p))
                 ),
             ),
@@ -277,8 +306,9 @@ def _value_figures(found: Comparison) -> tuple[Cell, ...]:
     if found.tie_set is not None:
         tied = f"{len(found.tie_set.labels)} of {found.tie_set.of}"
         figures.append((tied, "cannot be told from the best of them"))
-    candidates = sum(line.candidates for line in found.lines)
-    figures.append((f"{candidates:,}", f"candidates searched, each on {_count(found, 'search'):,} items"))
+    each = _count(found, "search")
+    candidates = found.spent.items["search"] // each  # what two values have in common was scored once
+    figures.append((f"{candidates:,}", f"candidates searched, each on {each:,} items"))
     return tuple(figures)
 
 
@@ -330,9 +360,10 @@ def _value_ties(found: Comparison) -> Section | None:
     return Section(
         id="ties",
         title="What cannot be told apart",
-        texts=(found.finding,),
+        texts=(found.finding or found.tie_set.text,),
         names=found.tie_set.labels,
         figures=() if drawn is None else (Figure(specs=(drawn,), title=title, says=says),),
+        notes=(MANY_VALUES,) if drawn is None else (),
     )
 
 
@@ -350,15 +381,52 @@ def facts_of(folder: Path, *over: str) -> Facts:
     place = shlex.quote(str(folder))
     axes = "".join(f" --over {shlex.quote(axis)}" for axis in over)
     verb = f"compare spec.yaml{axes}" if over else "run spec.yaml"
+    recorded = _recorded(folder)
+    spec = _without_passwords(yaml.safe_load((folder / "spec.yaml").read_text(encoding="utf-8")))
     return Facts(
-        spec=(folder / "spec.yaml").read_text(encoding="utf-8"),
+        spec=yaml.safe_dump(spec, sort_keys=False, allow_unicode=True),
         commands=(
             f"cabs-search {verb} --output {place}",
             f"cabs-search report {place}",
             f"cabs-search export {place} --to merged",
         ),
-        versions=versions(),
+        versions=_joined(recorded or [versions()]),
+        remark="" if recorded else "What searched is not on record. This page was written with:",
     )
+
+
+def _without_passwords(plain: Any) -> Any:
+    """A spec's plain values, for everybody's eyes."""
+    if isinstance(plain, Mapping):
+        return {key: _without_passwords(value) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [_without_passwords(value) for value in plain]
+    return without_password(plain) if isinstance(plain, str) else plain
+
+
+def record_versions(folder: Path) -> None:
+    """Keep in a folder what searches it from now on, behind what did before, where that is something else."""
+    known, now = _recorded(folder), versions()
+    if known[-1:] != [now]:
+        _replace(folder / VERSIONS_FILE, json.dumps([*known, now], indent=2) + "\n")
+
+
+def _recorded(folder: Path) -> list[dict[str, str]]:
+    """What searched a folder, as ``versions`` has it, the first one first. Raises ValueError where it is damaged."""
+    path = folder / VERSIONS_FILE
+    if not path.is_file():
+        return []
+    try:
+        found = [dict(each) for each in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: cannot be read: {first_line(error)}; it may be deleted") from error
+    return found
+
+
+def _joined(found: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Versions by name, of which a study that was gone on with may have several."""
+    names = dict.fromkeys(name for each in found for name in each)
+    return {name: ", then ".join(dict.fromkeys(each[name] for each in found if name in each)) for name in names}
 
 
 def versions() -> dict[str, str]:

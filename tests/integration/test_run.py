@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import platform
 import random
 import shutil
 import signal
@@ -26,12 +27,13 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from cabs_search import report
+from cabs_search import launch, report
+from cabs_search.cli import main
 from cabs_search.evaluate import evaluate
-from cabs_search.launch import load_study_items
+from cabs_search.launch import load_study_items, run
 from cabs_search.metrics import metric
 from cabs_search.outcomes import Outcomes
-from cabs_search.spec import load
+from cabs_search.spec import load, parse
 from cabs_search.tracking import default_uri, links
 from tests.conftest import EXPERTS, pico_values, write_spec
 
@@ -434,3 +436,82 @@ def test_a_folder_of_another_study_is_refused(study: Path, pico: Path, shared_ca
     found = call("run", spec, "--output", study, cache=shared_cache, status=2)
     assert "holds another study" in found.stderr
     assert (study / "spec.yaml").read_bytes() == before
+
+
+def status_of_parent(folder: Path) -> str:
+    with closing(sqlite3.connect(folder / "mlflow.db")) as db:
+        ((status,),) = db.execute("SELECT status FROM runs WHERE name = 'pico'")
+    return str(status)
+
+
+def broken(*_: object, **__: object) -> None:
+    raise OSError("no space left")
+
+
+@pytest.mark.parametrize("what", ["cabs_search.page.render", "cabs_search.launch.pictures"])
+def test_a_page_or_picture_that_fails_costs_no_result(
+    study: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setenv("CABS_SEARCH_CACHE", str(shared_cache))
+    monkeypatch.setattr(what, broken)
+    copy, said = shutil.copytree(study, tmp_path / "copy"), list[str]()
+    found = run(load(study / "spec.yaml"), copy, say=said.append)
+    assert found.leaderboard == report.leaderboard(study)
+    (line,) = [text for text in said if "no space left" in text]
+    assert ("report.html could not be written" in line) == ("page" in what)
+    assert status_of_parent(copy) == "FINISHED"
+
+
+def test_an_error_behind_the_search_closes_the_parent(
+    study: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CABS_SEARCH_CACHE", str(shared_cache))
+    monkeypatch.setattr("cabs_search.launch.summary_of", broken)
+    copy = shutil.copytree(study, tmp_path / "copy")
+    with pytest.raises(OSError, match="no space left"):
+        run(load(study / "spec.yaml"), copy, say=lambda _: None)
+    assert status_of_parent(copy) == "KILLED"
+
+
+def test_report_prints_the_leaderboard_where_the_page_cannot_be_written(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cabs_search.page.render", broken)
+    assert main(["report", str(study)]) == 1
+    out, err = capsys.readouterr()
+    assert out.strip() == report.as_text(report.leaderboard(study))
+    assert err.strip() == f"cabs-search: {study / 'report.html'} could not be written: no space left"
+    assert main(["report", str(study), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["candidates"] == 10
+
+
+def test_a_study_records_what_searched_it(study: Path) -> None:
+    (found,) = json.loads((study / "versions.json").read_text())
+    assert found["Python"] == platform.python_version()
+    assert {"torch", "optuna", "mlflow"} <= found.keys()
+
+
+def test_one_row_that_mlflow_is_not_told_of_ends_no_other(
+    pico: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CABS_SEARCH_CACHE", str(shared_cache))
+    told = launch.summary_of
+
+    def for_all_but_one(board: report.Leaderboard, *rest: Any) -> Any:
+        return broken() if "mood>animal>pair" in board.name else told(board, *rest)
+
+    monkeypatch.setattr("cabs_search.launch.summary_of", for_all_but_one)
+    monkeypatch.setattr("cabs_search.page.render", broken)
+    said, axis = list[str](), "order=mood>animal>pair,pair>animal>mood"
+    values = pico_values(pico, trials=2)
+    values["space"] |= {"nm": ["2:8"]}
+    found = launch.compare(parse(values), [axis], tmp_path / "out", say=said.append)
+    rows = {line.label: line for line in found.lines}
+    assert all(rows[order].row is not None for order in ("mood>animal>pair", "pair>animal>mood"))
+    assert sum("mood>animal>pair: what it found is not in MLflow: no space left" in text for text in said) == 1
+    assert sum("report.html could not be written" in text for text in said) == 1
+    with closing(sqlite3.connect(tmp_path / "out" / "mlflow.db")) as db:
+        states = dict(db.execute("SELECT name, status FROM runs WHERE name LIKE 'pico %'"))
+    assert states.pop("pico mood>animal>pair") == "KILLED"
+    assert set(states.values()) == {"FINISHED"}
+    assert (tmp_path / "out" / "versions.json").is_file()

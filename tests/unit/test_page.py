@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import vl_convert
+import yaml
 
 from cabs_search import charts, looks, page
 from cabs_search.comparison import Comparison, Line
 from cabs_search.inference import Contrast, Matrix, Reported, TieSet
 from cabs_search.layout import Page, render
+from cabs_search.locations import without_password
 from cabs_search.report import BASELINE, FOUND, Leaderboard, Optimism, Row, Spent, Tried
 
 PLAIN = ("mood", "animal")
@@ -340,3 +342,99 @@ def test_charts_become_pictures(scheme: str) -> None:
         picture = looks.as_png(*specs, scheme=scheme, scale=1)
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 5000
+
+
+def test_a_number_that_json_does_not_know_spoils_no_chart(folder: Path) -> None:
+    nan, made, many = float("nan"), board(), compared()
+    broken = {"score": nan, "interval": (nan, nan), "simultaneous": (nan, nan), "search_score": nan}
+    broken |= {"tasks": dict.fromkeys(PLAIN, nan), "task_intervals": dict.fromkeys(PLAIN, (nan, nan))}
+    rows = tuple(replace(one, **broken) if one.label in ("found #2", "base") else one for one in made.rows)
+    candidates = (*made.tried, replace(made.tried[0], place=7, key="x", score=nan))
+    assert many.matrix is not None
+    of_nan = replace(many.matrix, estimate=((0.0, nan), (nan, 0.0)), low=((nan, nan), (nan, nan)))
+    for found in (replace(made, rows=rows, tried=candidates), replace(many, alone=rows[:5], matrix=of_nan)):
+        drawn = read(found, folder)
+        for kind, parts in drawn.scripts:
+            if kind == "application/json":
+                json.loads("".join(parts), parse_constant=lambda name: pytest.fail(f"{name} is in the page"))
+        for spec in drawn.specs():
+            assert looks.as_png(spec, scale=1).startswith(b"\x89PNG")
+
+
+def test_no_zero_is_negative(folder: Path) -> None:
+    none = row("best found", "candidate", -0.00001, tasks=dict.fromkeys(PLAIN, -0.00001), interval=(-0.0001, 0.0))
+    against = {BASELINE: replace(contrast(-0.00001), effect=-0.0001, interval=(-0.0001, 0.0001))}
+    found = read(board(rows=(replace(none, against=against), row("best shared-λ cabs", "baseline", 0.5))), folder)
+    shown = [cell for line in found.cells for cell in line]
+    assert "0.0000" in " ".join(shown)
+    assert [cell for cell in shown if re.search(r"[-−]0\.0+(?![0-9])", cell)] == []
+
+
+def test_a_page_shows_no_password(folder: Path) -> None:
+    spec = {"name": "λ", "search": {"storage": "postgresql://me:SECRET@host/db"}, "tasks": [{"csv": "./a@b:c.csv"}]}
+    (folder / "spec.yaml").write_text(yaml.safe_dump(spec, allow_unicode=True), encoding="utf-8")
+    for made in (board(), compared()):
+        text = read(made, folder).text
+        assert "SECRET" not in text
+        assert "storage: postgresql://host/db" in text
+        assert "name: λ" in text
+        assert "./a@b:c.csv" in text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg://me:SEC/RET?@host:5432/db?sslmode=on", "postgresql+psycopg://host:5432/db?sslmode=on"),
+        ("mysql://me:SEC@RET@host/db", "mysql://host/db"),
+        ("postgresql://host/db?user=me&password=SECRET&x=1", "postgresql://host/db?user=me&password=***&x=1"),
+        ("https://me:SECRET@mlflow.example:5000/a@b", "https://mlflow.example:5000/a@b"),
+        ("https://SECRET@mlflow.example", "https://mlflow.example"),
+        ("http://127.0.0.1:5000/#/a:b@c", "http://127.0.0.1:5000/#/a:b@c"),
+        ("sqlite:////home/me@work:1/study.db", "sqlite:////home/me@work:1/study.db"),
+        ("owner/name@revision", "owner/name@revision"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+def test_a_page_names_what_searched_and_not_what_wrote_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "This page was written with:" in read(board(), folder).text
+    for torch in ("1.0", "1.0", "2.0", "3.0"):
+        monkeypatch.setattr(page, "versions", lambda of=torch: {"Python": "3.99", "torch": of})
+        if torch != "3.0":
+            page.record_versions(folder)
+    assert len(json.loads((folder / "versions.json").read_text())) == 2
+    found = page.facts_of(folder)
+    assert found.versions == {"Python": "3.99", "torch": "1.0, then 2.0"}
+    text = read(board(), folder).text
+    assert "This page was written with:" not in text
+    assert "1.0, then 2.0" in text
+    assert sorted(each.name for each in folder.iterdir()) == ["spec.yaml", "versions.json"]
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_of_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = page.write(board(), folder).read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(RuntimeError, match=r"report\.html could not be written: .*no space left"):
+        page.write(compared(), folder)
+    assert (folder / "report.html").read_bytes() == before
+    assert sorted(each.name for each in folder.iterdir()) == ["report.html", "spec.yaml"]
+
+
+def test_a_page_says_what_it_leaves_out(folder: Path) -> None:
+    assert "are drawn" not in read(board(), folder).text
+    assert "values at the most" not in read(compared(), folder).text
+    tries = tuple(replace(tried(2, 0.7, PLAIN, 0.5), order=f"o{n}") for n in range(41))
+    assert "Of 41 orders the 40 with the highest means are drawn." in read(board(tried=tries), folder).text
+    assert "drawn of 40 values at the most" in read(compared(matrix=None), folder).text
+
+
+def test_candidates_that_values_have_in_common_count_once(folder: Path) -> None:
+    made = compared()
+    assert made.spent.items["search"] == 288
+    assert page.comparison_page(made, folder).figures[-1] == ("6", "candidates searched, each on 48 items")
