@@ -303,3 +303,14 @@ def test_a_broken_pipe_is_no_error(pico: Path, tmp_path: Path) -> None:
     command = f"{sys.executable} -m cabs_search.cli --help | head -1"
     found = subprocess.run(command, shell=True, capture_output=True, text=True, check=True, env=os.environ)
     assert found.stderr == ""
+
+
+def test_links_of_a_server_have_no_password(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = "http://me:SECRET@127.0.0.1:1"
+    cli._print_server_links(tmp_path, uri)
+    assert capsys.readouterr().err == "MLflow at http://127.0.0.1:1 does not answer: ValueError\n"
+    monkeypatch.setattr(cli, "_links", lambda _folder, asked, root: {"all runs": root} if asked == uri else {})
+    cli._print_server_links(tmp_path, uri)
+    assert capsys.readouterr().out == "\nall runs  http://127.0.0.1:1\n"

@@ -30,7 +30,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from cabs_search import launch, report
 from cabs_search.cli import main
 from cabs_search.evaluate import evaluate
-from cabs_search.launch import load_study_items, run
+from cabs_search.launch import load_study_items
 from cabs_search.metrics import metric
 from cabs_search.outcomes import Outcomes
 from cabs_search.spec import load, parse
@@ -448,29 +448,35 @@ def broken(*_: object, **__: object) -> None:
     raise OSError("no space left")
 
 
-@pytest.mark.parametrize("what", ["cabs_search.page.render", "cabs_search.launch.pictures"])
-def test_a_page_or_picture_that_fails_costs_no_result(
-    study: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+def run_again(study: Path, to: Path, cache: Path, patch: pytest.MonkeyPatch, say: Any) -> launch.SearchResult:
+    """A run on a copy of a finished study, for which workers need not be started."""
+    patch.setenv("CABS_SEARCH_CACHE", str(cache))
+    patch.setattr("cabs_search.search.driver.search", lambda *_, **__: None)
+    return launch.run(load(study / "spec.yaml"), shutil.copytree(study, to), say=say)
+
+
+def test_a_page_and_pictures_that_fail_cost_no_result(
+    study: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CABS_SEARCH_CACHE", str(shared_cache))
-    monkeypatch.setattr(what, broken)
-    copy, said = shutil.copytree(study, tmp_path / "copy"), list[str]()
-    found = run(load(study / "spec.yaml"), copy, say=said.append)
+    monkeypatch.setattr("cabs_search.page.render", broken)
+    monkeypatch.setattr("cabs_search.launch.pictures", broken)
+    said = list[str]()
+    found = run_again(study, tmp_path / "copy", shared_cache, monkeypatch, said.append)
     assert found.leaderboard == report.leaderboard(study)
-    (line,) = [text for text in said if "no space left" in text]
-    assert ("report.html could not be written" in line) == ("page" in what)
-    assert status_of_parent(copy) == "FINISHED"
+    assert [text for text in said if "no space left" in text] == [
+        f"{tmp_path / 'copy' / 'report.html'} could not be written: no space left",
+        "the charts could not be drawn as pictures: no space left",
+    ]
+    assert status_of_parent(tmp_path / "copy") == "FINISHED"
 
 
 def test_an_error_behind_the_search_closes_the_parent(
     study: Path, shared_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CABS_SEARCH_CACHE", str(shared_cache))
     monkeypatch.setattr("cabs_search.launch.summary_of", broken)
-    copy = shutil.copytree(study, tmp_path / "copy")
     with pytest.raises(OSError, match="no space left"):
-        run(load(study / "spec.yaml"), copy, say=lambda _: None)
-    assert status_of_parent(copy) == "KILLED"
+        run_again(study, tmp_path / "copy", shared_cache, monkeypatch, lambda _: None)
+    assert status_of_parent(tmp_path / "copy") == "KILLED"
 
 
 def test_report_prints_the_leaderboard_where_the_page_cannot_be_written(
