@@ -187,6 +187,8 @@ class Line:
     """Scored on the search split."""
     failure: str | None
     """Why there is no row."""
+    is_reference: bool = False
+    """Whether it is no value of an axis, but what all are held against."""
 
     @property
     def against(self) -> Contrast | None:
@@ -219,43 +221,53 @@ class Comparison:
     @property
     def headline(self) -> str:
         """The finding in one sentence."""
-        if self.matrix is None or self.tie_set is None:
+        if self.tie_set is None:
             return "Nothing can be compared yet."
-        what, count, tied = _plural(self.over), len(self.matrix.labels), len(self.tie_set.labels)
-        if tied == count:
-            most = max(abs(end) for ends in (self.matrix.low, self.matrix.high) for row in ends for end in row)
-            return (
-                f"None of the {count} {what} can be told from the best of them: no two differ by more than "
-                f"{100 * most:.1f} points."
-            )
-        if tied == 1:
-            return f"{self.tie_set.labels[0]} beats all other {what}."
-        return f"{self.tie_set.labels[0]} is the highest of {count} {what}; {tied - 1} others cannot be told from it."
+        what, count, best = _plural(self.over), self.tie_set.of, self.tie_set.labels[0]
+        if self._is_ahead(best):
+            return f"{best} beats all other {what}."
+        if not self._outside and self._most is not None:
+            return f"No two of the {count} {what} differ by more than {100 * self._most:.1f} points; none is ahead."
+        return f"{best} is the highest of {count} {what}; {len(self.tie_set.labels)} of them may be the best."
 
     @property
     def finding(self) -> str:
         """Whether the axis makes a difference, with a number."""
-        if self.matrix is None or self.tie_set is None:
+        if self.tie_set is None:
             return ""
-        what, count = _plural(self.over), len(self.matrix.labels)
-        if len(self.tie_set.labels) < count:
-            return f"{self.tie_set.text} Not in that set: {', '.join(set_out(self))}."
-        most = max(abs(end) for ends in (self.matrix.low, self.matrix.high) for row in ends for end in row)
+        if self._outside:
+            return f"{self.tie_set.text} Told from the best: {', '.join(self._outside)}."
+        if self._most is None:
+            return self.tie_set.text
         return (
-            f"{self.tie_set.text} No two of the {count} {what} differ by more than {100 * most:.1f} points (95 %, all "
-            "pairs together)."
+            f"{self.tie_set.text} No two of the {self.tie_set.of} {_plural(self.over)} differ by more than "
+            f"{100 * self._most:.1f} points (95 %, all pairs together)."
         )
+
+    @property
+    def _outside(self) -> list[str]:
+        """Values that are not in the tie set."""
+        return [line.label for line in self.lines if line.row and not line.row.tied and not line.is_reference]
+
+    @property
+    def _most(self) -> float | None:
+        """The largest difference of two values that their intervals leave possible."""
+        if self.matrix is None:
+            return None
+        return max(abs(end) for ends in (self.matrix.low, self.matrix.high) for row in ends for end in row)
+
+    def _is_ahead(self, label: str) -> bool:
+        """Whether a value is told from every other one, by the tests that the matrix has."""
+        if self.matrix is None:
+            return False
+        place = self.matrix.labels.index(label)
+        others = [p for other, p in enumerate(self.matrix.p_holm[place]) if other != place]
+        return all(p < report.SIGNIFICANT for p in others) and min(self.matrix.estimate[place]) >= 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values: dict[str, Any] = report.finite(asdict(self))
         return values
-
-
-def set_out(found: Comparison) -> list[str]:
-    """The values that are told from the best."""
-    inside = found.tie_set.labels if found.tie_set else ()
-    return [label for label in (found.matrix.labels if found.matrix else ()) if label not in inside]
 
 
 def write(folder: Path, spec: Spec, over: Sequence[str], failures: Mapping[str, str], notes: Sequence[str]) -> None:
@@ -312,6 +324,7 @@ def build(
             shared=found[s.recipe.key] if (s := shared[v.label]) else None,
             candidates=len(own[v.label]),
             failure=failures.get(v.same_as or v.label, None if best[v.label] else NOT_YET),
+            is_reference=v.is_reference,
         )
         for v in rows
     )
@@ -443,16 +456,17 @@ def verdict(found: Comparison) -> str:
     done = [line for line in found.lines if line.row is not None]
     if not done:
         return "No row is confirmed yet."
-    told = {line.label: of for line in done if (of := line.against) is not None and of.p_holm < report.SIGNIFICANT}
-    above = [label for label, contrast in told.items() if contrast.estimate > 0]
-    below = [label for label, contrast in told.items() if contrast.estimate < 0]
     top = max(done, key=lambda line: line.row.score if line.row else 0.0)
     assert top.row is not None
     text = f"Highest average: {top.label}, {100 * top.row.score:.2f}."
     if found.reference is None:
         return text
+    held = {line.row.key: (line.label, of) for line in reversed(done) if line.row and (of := line.against)}
+    told = [(label, of) for label, of in reversed(held.values()) if of.p_holm < report.SIGNIFICANT]
+    above = [label for label, contrast in told if contrast.estimate > 0]
+    below = [label for label, contrast in told if contrast.estimate < 0]
     text += f" Above the best shared-λ Task Arithmetic (Holm's correction): {', '.join(above) or 'none'}; below: "
-    return text + f"{', '.join(below) or 'none'}; {len(done) - len(told)} of {len(done)} cannot be told from it."
+    return text + f"{', '.join(below) or 'none'}; {len(held) - len(told)} of {len(held)} cannot be told from it."
 
 
 def check_folder(folder: Path, spec: Spec, over: Sequence[str] | None) -> None:

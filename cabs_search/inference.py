@@ -18,6 +18,7 @@ import numpy.typing as npt
 from cabs_search import significance
 from cabs_search.kinds import Outcome
 from cabs_search.metrics import Values, is_mean, is_quick, resampled
+from cabs_search.significance import Size
 from cabs_search.spec import Spec
 
 REPLICATES, SLOW_REPLICATES = significance.REPLICATES, 500
@@ -48,10 +49,10 @@ class Contrast:
     p_holm: float
     """Adjusted for the family."""
     wins: int
-    """Items on which it does better."""
+    """Items whose own score is higher; a metric that is no mean of these may say otherwise."""
     losses: int
     effect: float
-    """Cohen's d of paired differences: the estimate in standard deviations of one item's difference."""
+    """Cohen's d of paired differences: the estimate in its standard errors, over the root of the number of items."""
     tests: Mapping[str, float]
     """p of the same by other tests, none adjusted."""
 
@@ -83,7 +84,11 @@ class Panel:
         quick = all(is_quick(task) for task in spec.tasks.values())
         self._count = replicates if quick else min(replicates, SLOW_REPLICATES)
         self._is_mean = all(is_mean(task) for task in spec.tasks.values())
-        self.items = sum(len(labels[task]) for task in spec.tasks)
+        counts = [len(labels[task]) for task in spec.tasks]
+        self.items = sum(counts)
+        self._sizes = dict(zip(spec.tasks, counts, strict=True))
+        self._apart = {task: int(clusters[task].max()) + 1 for task in spec.tasks}
+        self._size = Size.of(counts, list(self._apart.values()))
 
     @cached_property
     def scores(self) -> Floats:
@@ -109,7 +114,7 @@ class Panel:
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % intervals of the scores, by name, that hold for all of them together."""
-        low, high = significance.simultaneous(self.scores, self.replicates, self.items)
+        low, high = significance.simultaneous(self.scores, self.replicates, self._size)
         return {name: (float(low[i]), float(high[i])) for i, name in enumerate(self.names)}
 
     def own_interval(self, name: str, task: str | None = None) -> tuple[float, float]:
@@ -117,18 +122,18 @@ class Panel:
         i = self._place[name]
         score = self.scores[i] if task is None else self._found[name].scores[task]
         of = self.replicates if task is None else self.by_task[task]
-        items = self.items if task is None else len(self._labels[task])
-        low, high = significance.simultaneous(np.array([score]), of[:, [i]], items)
+        size = self._size if task is None else Size.of([self._sizes[task]], [self._apart[task]])
+        low, high = significance.simultaneous(np.array([score]), of[:, [i]], size)
         return float(low[0]), float(high[0])
 
-    def contrasts(self, pairs: Sequence[tuple[str, str]]) -> list[Contrast]:
-        """The first of each pair against the second, as one family."""
+    def contrasts(self, pairs: Sequence[tuple[str, str]], *, others: bool = True) -> list[Contrast]:
+        """The first of each pair against the second, as one family; ``others``: with other tests' p as well."""
         if not pairs:
             return []
         a, b = ([self._place[pair[side]] for pair in pairs] for side in (0, 1))
         estimates, replicates = self.scores[a] - self.scores[b], self.replicates[:, a] - self.replicates[:, b]
-        low, high = significance.simultaneous(estimates, replicates, self.items)
-        errors = significance.standard_errors(replicates, self.items)
+        low, high = significance.simultaneous(estimates, replicates, self._size)
+        errors = significance.standard_errors(replicates, self._size)
         p = self._p_values(a, b, estimates, replicates)
         adjusted = significance.holm(p)
         return [
@@ -140,7 +145,7 @@ class Panel:
                 wins=int((self._values[a[i]] > self._values[b[i]]).sum()),
                 losses=int((self._values[a[i]] < self._values[b[i]]).sum()),
                 effect=float(estimates[i] / errors[i] / np.sqrt(self.items)),
-                tests=self._other_tests(a[i], b[i], float(estimates[i]), replicates[:, [i]]),
+                tests=self._other_tests(a[i], b[i], float(estimates[i]), replicates[:, [i]]) if others else {},
             )
             for i in range(len(pairs))
         ]
@@ -152,12 +157,16 @@ class Panel:
         return np.array([np.concatenate([f.tasks[t].scores for t in tasks]) for f in self._found.values()], np.float64)
 
     @cached_property
+    def _is_zero_one(self) -> bool:
+        return bool(np.isin(self._values, (0.0, 1.0)).all())
+
+    @cached_property
     def _strata(self) -> npt.NDArray[np.str_]:
         return np.concatenate([np.full(len(self._labels[task]), task) for task in self._spec.tasks])
 
     def _p_values(self, a: list[int], b: list[int], estimates: Floats, replicates: Floats) -> Floats:
         if not self._is_mean:
-            return significance.p_values(estimates, replicates, self.items)
+            return significance.p_values(estimates, replicates, self._size)
         sizes = np.concatenate([np.full(n, n) for n in (len(self._labels[task]) for task in self._spec.tasks)])
         weighted = self._values.T / sizes[:, None] / len(self._spec.tasks)
         clusters, first = [], 0
@@ -169,29 +178,29 @@ class Panel:
     def _other_tests(self, a: int, b: int, estimate: float, replicates: Floats) -> dict[str, float]:
         """What others would have used: items as independent and, by McNemar's and Wilcoxon's, as of one task."""
         x, y = self._values[a], self._values[b]
-        found = {"bootstrap": float(significance.p_values(np.array([estimate]), replicates, self.items)[0])}
+        found = {"bootstrap": float(significance.p_values(np.array([estimate]), replicates, self._size)[0])}
         if not self._is_mean:
             return found
         found["paired t"] = significance.paired(x, y, self._strata).p_value
-        if np.isin(self._values, (0.0, 1.0)).all():
+        if self._is_zero_one:
             return found | {"McNemar exact": significance.mcnemar(x, y).p_value}
         return found | {"Wilcoxon": significance.wilcoxon(x, y).p_value}
 
     def tied(self, names: Sequence[str]) -> list[str]:
         """Those that cannot be told from the best of them, the best first."""
         places = [self._place[name] for name in names]
-        kept = significance.tie_set(self.scores[places], self.replicates[:, places], self.items)
+        kept = significance.tie_set(self.scores[places], self.replicates[:, places], self._size)
         inside = [(name, self.scores[place]) for name, place, keep in zip(names, places, kept, strict=True) if keep]
         return [name for name, _ in sorted(inside, key=lambda pair: -pair[1])]
 
     def error(self, a: str, b: str) -> float:
         """The standard error of two scores' difference."""
         difference = self.replicates[:, [self._place[a]]] - self.replicates[:, [self._place[b]]]
-        return float(significance.standard_errors(difference, self.items)[0])
+        return float(significance.standard_errors(difference, self._size)[0])
 
     def standard_error(self, name: str) -> float:
         """Of one score."""
-        return float(significance.standard_errors(self.replicates[:, [self._place[name]]], self.items)[0])
+        return float(significance.standard_errors(self.replicates[:, [self._place[name]]], self._size)[0])
 
     def selection_bias(self) -> float:
         """See ``significance``; of all candidates here."""
@@ -242,10 +251,10 @@ def _in_words(tied: int, of: int, items: int, needed: int | None, what: str) -> 
     if of == 1:
         return f"One of the {what} was confirmed: there is nothing to tell it from."
     if needed is None:
-        return f"The best of {of} {what} can be told from all others with {items:,} items."
-    text = f"{tied} of {of} {what} cannot be told from the best with {items:,} items"
+        return f"With {items:,} items only one of {of} {what} can be the best (95 %)."
+    text = f"{tied} of {of} {what} cannot be told apart with {items:,} items"
     if needed <= items:
-        return f"{text}, though a gap of {100 * GAP:g} points would be seen: they are nearly equal."
+        return f"{text}, with which a gap of {100 * GAP:g} points between two of them would be seen."
     return f"{text}; separating a gap of {100 * GAP:g} points would need about {needed:,}."
 
 
@@ -312,14 +321,19 @@ class Matrix:
     """Adjusted for all pairs; 1 on the diagonal."""
 
 
+MOST_PAIRED = 40
+"""Values of which every pair is compared."""
+
+
 def matrix(panel: Panel, names: Sequence[str], labels: Sequence[str]) -> Matrix | None:
-    """The paired differences of all pairs; None of fewer than two names. ``labels``: what each is called."""
-    if len(names) < 2:
+    """The paired differences of all pairs; None of one name, or more than MOST_PAIRED. ``labels``: their names."""
+    if not 2 <= len(names) <= MOST_PAIRED:
         return None
     size = len(names)
     places = list(itertools.combinations(range(size), 2))
     values = {key: np.zeros((size, size)) for key in ("estimate", "low", "high")} | {"p_holm": np.ones((size, size))}
-    for (i, j), found in zip(places, panel.contrasts([(names[i], names[j]) for i, j in places]), strict=True):
+    contrasts = panel.contrasts([(names[i], names[j]) for i, j in places], others=False)
+    for (i, j), found in zip(places, contrasts, strict=True):
         low, high = found.interval
         for key, there, back in (
             ("estimate", found.estimate, 0.0 - found.estimate),

@@ -6,7 +6,6 @@ import shlex
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -102,8 +101,7 @@ def run(
         study.take_up(tracked.candidate)
         say(f"starting workers; the study is kept in {folder}")
         try:
-            with _on_the_clock(study, study.outcomes):
-                search(study, opened.items, cache_folder(), calibrations=calibrations, address=address)
+            search(study, opened.items, cache_folder(), calibrations=calibrations, address=address)
             scores = report.Scores.read(spec, study.outcomes)
             board = report.board_of(spec, scores)
             files = _files(board, folder, say)
@@ -168,9 +166,7 @@ def compare(
         compared.write()
         say(f"starting workers for {len(rows)} studies; they are kept in {opened.folder}")
         try:
-            studies = compared.studies()
-            with _on_the_clock(studies, outcomes):
-                search(studies, opened.items, cache_folder(), calibrations=calibrations, address=address)
+            search(compared.studies(), opened.items, cache_folder(), calibrations=calibrations, address=address)
         finally:
             for tracked in trackers.values():
                 tracked.close()
@@ -537,14 +533,3 @@ def _facts(board: report.Leaderboard, chosen: Scored) -> list[str]:
             tasks = ", ".join(f"{task} {value:.4f}" for task, value in row.tasks.items())
             return [*facts, f"- confirm split: {row.score:.4f} [{low:.4f}, {high:.4f}] ({tasks})"]
     return facts
-
-
-@contextmanager
-def _on_the_clock(study: Study | Studies, outcomes: Outcomes) -> Iterator[None]:
-    """Adds what passes within to the record's time, where anything was scored."""
-    start = time.monotonic()
-    try:
-        yield
-    finally:
-        if study.scored_items:
-            outcomes.spend("wall", time.monotonic() - start)

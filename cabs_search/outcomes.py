@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -99,6 +100,7 @@ class Outcomes:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "outcomes.sqlite"
         self._kept: sqlite3.Connection | None = None
+        self._clock = time.monotonic()
         try:
             with self._connect() as db:
                 is_new = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
@@ -113,6 +115,7 @@ class Outcomes:
     def kept_open(self) -> Iterator[None]:
         """One connection for all that is done within: closing the last one costs as much as a block's record."""
         with closing(sqlite3.connect(self.path, timeout=60)) as self._kept:
+            self._clock = time.monotonic()
             try:
                 yield
             finally:
@@ -200,11 +203,13 @@ class Outcomes:
             return str(db.execute("SELECT value FROM search WHERE key = 'id'").fetchone()[0])
 
     def record(self, found: Sequence[Block], spent: Mapping[str, float] | None = None) -> None:
-        """Add scored blocks and what was spent, all or none.
+        """Add scored blocks and what was spent, the clock's time since the last ones among it, all or none.
 
         Raises sqlite3.IntegrityError where a block is there: nothing is scored twice.
         """
         recipes = {block.recipe.key: json.dumps(block.recipe.as_dict()) for block in found}
+        now = time.monotonic()
+        took, self._clock = {"wall": now - self._clock, **(spent or {})}, now
         with self._connect() as db:
             db.executemany("INSERT OR IGNORE INTO recipes VALUES (?, ?)", recipes.items())
             db.executemany(
@@ -224,12 +229,7 @@ class Outcomes:
                     for task, o in block.outcomes.items()
                 ),
             )
-            db.executemany(ADD, (spent or {}).items())
-
-    def spend(self, what: str, amount: float) -> None:
-        """Add to what was spent."""
-        with self._connect() as db:
-            db.execute(ADD, (what, amount))
+            db.executemany(ADD, took.items())
 
     def spent(self) -> dict[str, float]:
         """Seconds and other amounts by what they were spent on, over all runs."""
@@ -257,10 +257,10 @@ class Outcomes:
     def scored(
         self, spec: Spec, split: SplitName, wanted: Callable[[Recipe], bool] = lambda _: True
     ) -> dict[str, Scored]:
-        """Recipes of which all items of a split are scored, by key, in the order they were first recorded."""
+        """Recipes of which all items of a split are scored, by key, in the order they were completed."""
         with self._connect() as db:
             recipes = {k: Recipe.from_dict(json.loads(r)) for k, r in db.execute("SELECT key, recipe FROM recipes")}
-            query = "SELECT recipe FROM blocks WHERE split = ? GROUP BY recipe ORDER BY min(rowid)"
+            query = "SELECT recipe FROM blocks WHERE split = ? GROUP BY recipe ORDER BY max(rowid)"
             order = [recipes[row[0]] for row in db.execute(query, (split,))]
         labels = self.labels(spec, split)
         found = (self.scored_one(spec, split, recipe, labels) for recipe in order if wanted(recipe))

@@ -360,7 +360,7 @@ def _value_ties(found: Comparison) -> Section | None:
     return Section(
         id="ties",
         title="What cannot be told apart",
-        texts=(found.finding or found.tie_set.text,),
+        texts=(found.finding,),
         names=found.tie_set.labels,
         figures=() if drawn is None else (Figure(specs=(drawn,), title=title, says=says),),
         notes=(MANY_VALUES,) if drawn is None else (),

@@ -85,7 +85,7 @@ class Tried:
     """A candidate with every search item scored."""
 
     place: int
-    """In the order they were first recorded, from 1."""
+    """In the order they were completed, from 1."""
     key: str
     text: str
     method: str
@@ -181,7 +181,7 @@ class Scores:
     """A record, read once."""
 
     searched: Mapping[str, Scored]
-    """By recipe's key, on the search split, in the order they were first recorded."""
+    """By recipe's key, on the search split, in the order they were completed."""
     confirmed: Mapping[str, Scored]
     """By recipe's key, on the confirm split."""
     labels: Mapping[SplitName, Mapping[str, Any]]
@@ -189,18 +189,18 @@ class Scores:
     clusters: Mapping[SplitName, Mapping[str, npt.NDArray[np.int64]]]
     """Which items stand or fall together, by split and task."""
     spent: Mapping[str, float]
-    """See ``Outcomes.spent``."""
+    """See ``Outcomes.spent``; empty for a part of a record."""
 
     @classmethod
-    def read(cls, spec: Spec, outcomes: Outcomes, wanted: Callable[[Recipe], bool] = lambda _: True) -> Scores:
-        """All of a record; ``wanted``: or just these recipes, with base and experts."""
-        alone = {recipe.key for recipe in singles(spec).values()}
+    def read(cls, spec: Spec, outcomes: Outcomes, wanted: Callable[[Recipe], bool] | None = None) -> Scores:
+        """All of a record; ``wanted``: or just these recipes, with base and experts, and not what all others took."""
+        alone, is_wanted = {recipe.key for recipe in singles(spec).values()}, wanted or (lambda _: True)
         return cls(
-            searched=outcomes.scored(spec, "search", wanted),
-            confirmed=outcomes.scored(spec, "confirm", lambda recipe: recipe.key in alone or wanted(recipe)),
+            searched=outcomes.scored(spec, "search", is_wanted),
+            confirmed=outcomes.scored(spec, "confirm", lambda recipe: recipe.key in alone or is_wanted(recipe)),
             labels={split: outcomes.labels(spec, split) for split in SPLITS},
             clusters={split: outcomes.clusters(spec, split) for split in SPLITS},
-            spent=outcomes.spent(),
+            spent=outcomes.spent() if wanted is None else {},
         )
 
     def panel(self, spec: Spec, found: Mapping[str, Scored], split: SplitName = "confirm", **options: Any) -> Panel:
@@ -286,16 +286,16 @@ def board_of(spec: Spec, scores: Scores) -> Leaderboard:
     """The leaderboard from scores."""
     searched, confirmed = scores.searched, scores.confirmed
     shared = [s for s in best_shared(spec, searched).values() if s.recipe.key in confirmed]
-    found = [s for s in ranked(searched.values())[: spec.search.confirm] if s.recipe.key in confirmed]
+    top = ranked(searched.values())[: spec.search.confirm]
+    found = [s for s in top if s.recipe.key in confirmed]
     lines = lines_alone(spec, confirmed)
-    names = [f"best shared-λ {s.recipe.method.name}" for s in shared]
-    names += [FOUND if place == 1 else f"found #{place}" for place in range(1, len(found) + 1)]
-    for place, (name, one) in enumerate(zip(names, [*shared, *found], strict=True)):
-        role: Role = "baseline" if place < len(shared) else "candidate"
+    named: list[tuple[str, Role, Scored]] = [(f"best shared-λ {s.recipe.method.name}", "baseline", s) for s in shared]
+    named += [(FOUND if s is top[0] else f"found #{top.index(s) + 1}", "candidate", s) for s in found]
+    for name, role, one in named:
         own, text = confirmed[one.recipe.key], str(one.recipe)
         lines.append(Line(label=name, role=role, scored=own, searched=one, text=text))
     panel = scores.panel(spec, {line.key: line.scored for line in lines})
-    best = {BASELINE: ranked(shared)[:1], FOUND: found[:1]}
+    best = {BASELINE: ranked(shared)[:1], FOUND: [s for s in found if s is top[0]]}
     references = {name: of[0].recipe.key for name, of in best.items() if of}
     ties = tie_set(panel, list(dict.fromkeys(one.recipe.key for one in [*found, *shared])))
     rows = rows_of(lines, panel, ties.labels if ties else (), references) if lines else []
@@ -393,8 +393,8 @@ def spent_of(scores: Scores) -> Spent:
         text.append(f"{_duration(known['wall'])} in all; of all workers together: {workers}.")
     if len(methods) < len(scores.searched):
         text.append(
-            f"{len(scores.searched)} candidates share {len(methods)} sets of pruned vectors: each was pruned once, and "
-            f"taken from the cache {len(scores.searched) - len(methods)} times."
+            f"{len(methods)} sets of pruned vectors served {len(scores.searched)} candidates: all but the "
+            "first of each found theirs in the cache."
         )
     if repeated:
         per = sum(len(of) for of in scores.labels["search"].values())
@@ -434,7 +434,9 @@ def _verdict(rows: Sequence[Row], best: Mapping[str, str]) -> str:
 def in_points(contrast: Contrast) -> str:
     """A contrast in words: points, simultaneous interval, adjusted p."""
     low, high = (100 * end for end in contrast.interval)
-    return f"{100 * contrast.estimate:+.1f} points [{low:+.1f}, {high:+.1f}], p = {as_p(contrast.p_holm)}"
+    p_value = as_p(contrast.p_holm)
+    equals = "" if p_value.startswith("<") else "= "
+    return f"{100 * contrast.estimate:+.1f} points [{low:+.1f}, {high:+.1f}], p {equals}{p_value}"
 
 
 def as_p(p_value: float) -> str:
@@ -463,7 +465,7 @@ def as_text(board: Leaderboard) -> str:
 
 NOTE = (
     "Intervals hold for all rows together (max-t bootstrap over items); p: paired permutation test, Holm's correction; "
-    "tied (*): cannot be told from the best candidate."
+    "tied (*): in the set that holds the best candidate in 95 of 100 studies."
 )
 
 

@@ -32,6 +32,22 @@ MORE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much a stratified sample of items says."""
+
+    items: float
+    """As many as all of equally large strata would have in which one item weighs as much as here."""
+    freedom: float
+    """Degrees of freedom: of clusters, not of items."""
+
+    @classmethod
+    def of(cls, items: Sequence[int], clusters: Sequence[int] | None = None) -> Size:
+        """From the strata's numbers of items and, where these are not the same, of clusters."""
+        free = sum(number - 1 for number in (clusters or items))
+        return cls(items=math.sqrt(len(items) ** 3 / sum(number**-2.0 for number in items)), freedom=max(1, free))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """A two-sided comparison of a with b."""
 
@@ -123,7 +139,7 @@ def mcnemar(a: Values, b: Values, confidence: float = 0.95) -> Comparison:
     """McNemar's exact test of two candidates' 0/1 scores; items of several tasks count alike.
 
     Of the items on which they differ, each is as likely to be a's as b's if neither is better. The statistic is a's
-    number of them; the interval that of the paired bootstrap's closed form, see ``simultaneous``.
+    number of them; the interval is Agresti and Min's (Statistics in Medicine 2005).
 
     Raises:
         ValueError: unequal lengths, no items, or a value that is neither 0 nor 1.
@@ -134,7 +150,7 @@ def mcnemar(a: Values, b: Values, confidence: float = 0.95) -> Comparison:
         raise ValueError("McNemar's test is of scores of 0 and 1; use permutation or wilcoxon for others")
     wins, losses = int((x > y).sum()), int((x < y).sum())
     estimate = (wins - losses) / x.size
-    error = math.sqrt(wins + losses + MORE - (wins - losses) ** 2 / x.size) / x.size  # Agresti and Min 2005
+    error = math.sqrt(wins + losses + MORE - (wins - losses) ** 2 / x.size) / x.size
     margin = float(stats.norm.ppf(0.5 + confidence / 2)) * error
     return Comparison(
         test="McNemar exact",
@@ -192,15 +208,15 @@ def bootstrap(
     """Paired bootstrap over items, stratified; the statistic is in standard errors. Args, errors: as in ``paired``."""
     parts = _parts(a, b, strata)
     replicates = np.mean([_means(part, (seed, place)) for place, part in enumerate(parts)], axis=0)
-    estimate, items = float(np.mean([part.mean() for part in parts])), sum(part.size for part in parts)
-    low, high = simultaneous(np.array([estimate]), replicates[:, None], items, confidence)
-    error = float(standard_errors(replicates[:, None], items)[0])
+    estimate, size = float(np.mean([part.mean() for part in parts])), Size.of([part.size for part in parts])
+    low, high = simultaneous(np.array([estimate]), replicates[:, None], size, confidence)
+    error = float(standard_errors(replicates[:, None], size)[0])
     return Comparison(
         test="paired bootstrap",
         estimate=estimate,
         interval=(float(low[0]), float(high[0])),
         statistic=estimate / error,
-        p_value=float(p_values(np.array([estimate]), replicates[:, None], items)[0]),
+        p_value=float(p_values(np.array([estimate]), replicates[:, None], size)[0]),
     )
 
 
@@ -278,23 +294,23 @@ def resample_weights(
         yield weights if alone else weights[:, clusters]
 
 
-def standard_errors(replicates: Floats, items: int) -> Floats:
+def standard_errors(replicates: Floats, size: Size) -> Floats:
     """Of the estimates, [f]: the replicates', and as if ``MORE`` more items had differed, half of them each way.
 
     Without these, candidates that differ on three items, all in one's favour, would be told apart with certainty, and a
     score of 1 would have an interval of no width (Agresti and Min, Statistics in Medicine 2005).
     """
-    errors: Floats = np.sqrt(replicates.var(axis=0) + MORE / items**2)
+    errors: Floats = np.sqrt(replicates.var(axis=0) + MORE / size.items**2)
     return errors
 
 
-def simultaneous(estimates: Floats, replicates: Floats, items: int, confidence: float = 0.95) -> tuple[Floats, Floats]:
+def simultaneous(estimates: Floats, replicates: Floats, size: Size, confidence: float = 0.95) -> tuple[Floats, Floats]:
     """Intervals of which, in ``confidence`` of all studies, not one misses what it is of: max-|t| over the family.
 
     Args:
         estimates: [f]; scores, or differences of scores.
         replicates: of all of them in the same bootstrap samples, [B, f].
-        items: all strata's.
+        size: of the sample.
         confidence: of the family.
 
     Returns:
@@ -302,7 +318,7 @@ def simultaneous(estimates: Floats, replicates: Floats, items: int, confidence: 
 
     """
     critical = np.quantile(np.abs(_standardized(estimates, replicates)).max(axis=1), confidence)
-    margin = _with_freedom(float(critical), items) * standard_errors(replicates, items)
+    margin = _with_freedom(float(critical), size) * standard_errors(replicates, size)
     return estimates - margin, estimates + margin
 
 
@@ -312,14 +328,14 @@ def _standardized(estimates: Floats, replicates: Floats) -> Floats:
     return (replicates - estimates) / np.where(spread > 0, spread, math.inf)
 
 
-def _with_freedom(critical: float, items: int) -> float:
-    """A bound in standard errors as it must be where these are estimated from so many items: normal to Student's t."""
-    return float(stats.t.isf(stats.norm.sf(critical), max(1, items - 1)))
+def _with_freedom(critical: float, size: Size) -> float:
+    """A bound in standard errors as it must be where these are estimated from few: from normal to Student's t."""
+    return float(stats.t.isf(stats.norm.sf(critical), size.freedom))
 
 
-def p_values(estimates: Floats, replicates: Floats, items: int) -> Floats:
+def p_values(estimates: Floats, replicates: Floats, size: Size) -> Floats:
     """Of no difference, two-sided, one by one, from the bootstrap's standard errors, [f]."""
-    found: Floats = 2 * stats.t.sf(np.abs(estimates) / standard_errors(replicates, items), max(1, items - 1))
+    found: Floats = 2 * stats.t.sf(np.abs(estimates) / standard_errors(replicates, size), size.freedom)
     return found
 
 
@@ -365,7 +381,7 @@ def holm(p: Values) -> Floats:
     return found
 
 
-def tie_set(estimates: Floats, replicates: Floats, items: int, confidence: float = 0.95) -> npt.NDArray[np.bool_]:
+def tie_set(estimates: Floats, replicates: Floats, size: Size, confidence: float = 0.95) -> npt.NDArray[np.bool_]:
     """Which candidates cannot be told from the best: a set that holds the best in ``confidence`` of all studies, [k].
 
     Candidate i stays unless some j beats it by more than a best candidate would be beaten by chance: the largest of
@@ -380,8 +396,8 @@ def tie_set(estimates: Floats, replicates: Floats, items: int, confidence: float
             break
         gaps, of_gaps = estimates[others] - estimates[i], replicates[:, others] - replicates[:, [i]]
         critical = np.quantile(_standardized(gaps, of_gaps).max(axis=1), confidence)
-        beaten_by = gaps / standard_errors(of_gaps, items)
-        kept[i] = beaten_by.max() <= _with_freedom(float(critical), items)
+        beaten_by = gaps / standard_errors(of_gaps, size)
+        kept[i] = beaten_by.max() <= _with_freedom(float(critical), size)
     return kept
 
 

@@ -136,6 +136,8 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
                 f"{where}.{split}.items: at most the rows at hand must be asked for, but got {wanted.items or 2} of "
                 f"{len(chosen)}"
             )
+        if len({row.group for row in chosen[: wanted.items]}) < 2:
+            raise ValueError(f"{where}.group: two groups at the least must be in the {split} split, but got one")
         found[split] = tokenize(where, tokenizer, config, task, chosen[: wanted.items])
         longest, limit = max(row.longest for row in found[split].rows), _positions(config)
         if longest > limit:

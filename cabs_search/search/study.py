@@ -11,6 +11,7 @@ proposed and again when it ends.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import warnings
 from collections import Counter, deque
@@ -278,6 +279,7 @@ class Study:
         return "finished" if self.complete else None
 
     def _next_candidate(self, job_id: str) -> Job | None:
+        repeated = 0
         for _ in range(MAX_DUPLICATES):
             if self.exhausted or self.done + self._searching >= self.spec.search.trials:
                 return None
@@ -287,8 +289,9 @@ class Study:
                 known = self._known.get(recipe.key)
                 values = (known.score, TrialState.COMPLETE) if known else (None, TrialState.FAIL)
                 self._sampled.tell(trial, values[0], values[1])
-                self._repeated += 1
+                repeated += 1
                 continue
+            self._repeated += repeated
             if trial_id is None:
                 trial_id = self._keep(trial, recipe)
             job = self._job(recipe, "search")
@@ -391,6 +394,8 @@ class Study:
                 self.failure = f"{recipe} could not be confirmed: {error}"
             return
         scored = None if error else self.outcomes.scored_one(self.spec, "search", recipe, self._labels)
+        if scored is not None and not math.isfinite(scored.score):
+            scored, error = None, "its score is not a finite number"
         self._storage.set_trial_user_attr(trial_id, "materialize_seconds", ended.seconds)
         if scored is None:
             self._storage.set_trial_user_attr(trial_id, "error", error or "not every item was scored")

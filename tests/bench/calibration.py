@@ -111,16 +111,16 @@ def studies(world: World, repetitions: int, replicates: int) -> Iterator[dict[st
     draw = np.random.default_rng(20261122)
     confirm, search = Resamples(world.items, replicates), Resamples(world.searched, 500)
     truth, wide = truths(world, world.candidates), truths(world, world.tried)
-    means, items = truth.mean(axis=0), world.items * len(TASKS)
+    means, size = truth.mean(axis=0), significance.Size.of([world.items] * len(TASKS))
     for seed in range(repetitions):
         scores = draw_scores(world, truth, world.items, draw)
         estimates = np.mean([s.mean(axis=0) for s in scores], axis=0)
         again = confirm.of(scores)
-        low, high = significance.simultaneous(estimates, again, items)
+        low, high = significance.simultaneous(estimates, again, size)
         gaps, of_gaps = estimates[1:] - estimates[0], again[:, 1:] - again[:, [0]]
-        gap_low, gap_high = significance.simultaneous(gaps, of_gaps, items)
+        gap_low, gap_high = significance.simultaneous(gaps, of_gaps, size)
         true_gaps = means[1:] - means[0]
-        kept = significance.tie_set(estimates, again, items)
+        kept = significance.tie_set(estimates, again, size)
         weighted = np.concatenate([s / len(s) / len(scores) for s in scores])
         p = significance.sign_flips(weighted[:, 1:] - weighted[:, [0]], seed=seed, count=2000)
         tried = draw_scores(world, wide, world.searched, draw)

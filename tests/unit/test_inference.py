@@ -137,9 +137,7 @@ def test_the_tie_set_in_words() -> None:
     found = tie_set(panel, panel.names)
     assert found is not None
     assert found.labels == ("c0", "c1")
-    assert found.text.startswith(
-        "2 of 4 candidates cannot be told from the best with 180 items; separating a gap of 0.5"
-    )
+    assert found.text.startswith("2 of 4 candidates cannot be told apart with 180 items; separating a gap of 0.5")
     assert found.items_needed is not None
     assert f"{found.items_needed:,}" in found.text
     assert tie_set(panel, []) is None
@@ -149,7 +147,7 @@ def test_the_tie_set_in_words() -> None:
     clear = tie_set(panel, ["c0", "c3"])
     assert clear is not None
     assert clear.items_needed is None
-    assert clear.text == "The best of 2 candidates can be told from all others with 180 items."
+    assert clear.text == "With 180 items only one of 2 candidates can be the best (95 %)."
 
 
 def test_a_metric_that_is_no_mean_is_tested_by_bootstrap() -> None:

@@ -11,6 +11,7 @@ from statsmodels.stats import contingency_tables, multitest
 
 from cabs_search import significance
 from cabs_search.significance import (
+    Size,
     bootstrap,
     holm,
     items_needed,
@@ -161,10 +162,10 @@ def test_samples_of_few_items_have_the_variance_of_few_items() -> None:
 def test_a_familys_intervals_are_wider_than_each_alone_and_closed_under_few_candidates() -> None:
     draw = np.random.default_rng(0)
     replicates = draw.normal(0.8, 0.02, (20_000, 10))
-    low, high = simultaneous(np.full(10, 0.8), replicates, 100_000)
+    low, high = simultaneous(np.full(10, 0.8), replicates, Size.of([100_000]))
     bound = stats.norm.ppf(1 - (1 - 0.95 ** (1 / 10)) / 2)  # of independent estimates: Sidak
     assert (high - low) / 2 == pytest.approx(np.full(10, bound * 0.02), rel=0.03)
-    one = simultaneous(np.array([0.8]), replicates[:, :1], 100_000)
+    one = simultaneous(np.array([0.8]), replicates[:, :1], Size.of([100_000]))
     assert (one[1] - one[0]) / 2 == pytest.approx(1.96 * 0.02, rel=0.03)
 
 
@@ -173,14 +174,32 @@ def test_candidates_that_always_agree_are_tied_and_a_clear_winner_is_not() -> No
     scores = np.column_stack([draw.random(400) < p for p in (0.9, 0.9, 0.6)]).astype(float)
     scores[:, 1] = scores[:, 0]
     replicates = np.concatenate([w @ scores / 399 for w in resample_weights(np.arange(400), 4000, 0)])
-    assert tie_set(scores.mean(axis=0), replicates, 400).tolist() == [True, True, False]
-    assert tie_set(scores.mean(axis=0)[2:], replicates[:, 2:], 400).tolist() == [True]
+    assert tie_set(scores.mean(axis=0), replicates, Size.of([400])).tolist() == [True, True, False]
+    assert tie_set(scores.mean(axis=0)[2:], replicates[:, 2:], Size.of([400])).tolist() == [True]
 
 
 def test_a_perfect_score_is_not_certain() -> None:
     """The rule of three: no error in n items leaves room for some 3 / n."""
     replicates = np.ones((1000, 1))
-    assert significance.standard_errors(replicates, 300)[0] * 1.96 == pytest.approx(3 / 300, rel=0.1)
+    assert significance.standard_errors(replicates, Size.of([300]))[0] * 1.96 == pytest.approx(3 / 300, rel=0.1)
+
+
+def test_a_sample_says_as_much_as_its_smallest_stratum_lets_it() -> None:
+    assert Size.of([300] * 4) == Size(items=pytest.approx(1200), freedom=1196)
+    assert Size.of([10, 5000]).items == pytest.approx(np.sqrt(8) * 10, rel=1e-3)
+    assert Size.of([100, 100], [4, 5]).freedom == 7
+
+
+def test_few_clusters_keep_their_level() -> None:
+    """Four groups of 25 items that all agree: no difference is found much more often than promised."""
+    draw, clusters, found = np.random.default_rng(0), np.repeat(np.arange(4), 25), 0
+    size = Size.of([100], [4])
+    for seed in range(300):
+        difference = np.repeat(draw.normal(size=4), 25) / 4
+        means = np.concatenate([(w @ difference) / w.sum(axis=1) for w in resample_weights(clusters, 500, seed)])
+        low, high = simultaneous(np.array([difference.mean()]), means[:, None], size)
+        found += not low[0] <= 0 <= high[0]
+    assert found / 300 < 0.1
 
 
 def test_items_needed_give_the_power_they_promise() -> None:
