@@ -134,7 +134,9 @@ def is_unanswered(error: BaseException, *, refusals: Collection[int] = ()) -> bo
     of_requests = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
     found = list(_chain(error))
     statuses = {status for each in found if (status := _status(each)) is not None} - set(refusals)
-    return any(isinstance(each, (*plain, *of_requests)) for each in found) or any(s == 429 or s >= 500 for s in statuses)
+    return any(isinstance(each, (*plain, *of_requests)) for each in found) or any(
+        s == 429 or s >= 500 for s in statuses
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -152,7 +154,9 @@ def _status(error: BaseException) -> int | None:
         return None if error.response is None else int(error.response.status_code)
     if not isinstance(error, MlflowException):
         return None
-    if (named := re.search(r"failed with error code (\d{3})", str(error))) is not None:  # of what is not MLflow
+    if (
+        named := re.search(r"(?:error code|too many) (\d{3}) ", str(error))
+    ) is not None:  # no error of the server's MLflow
         return int(named[1])
     status = int(error.get_http_status_code())
     return status if isinstance(error, RestException) or status != 500 else None  # which all else in the client has

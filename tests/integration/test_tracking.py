@@ -9,7 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from cabs_search import launch, logbook, report, tracking
 from cabs_search.launch import SearchResult, compare, load_study_items, run
 from cabs_search.outcomes import Outcomes
 from cabs_search.serving import Served
-from cabs_search.spec import Spec, Tracking, load, parse
+from cabs_search.spec import Spec, load, parse
 from cabs_search.tracking import Tracker, default_uri
 from tests.conftest import EXPERTS, pico_values
 from tests.served import served
@@ -246,22 +246,15 @@ def test_a_served_model_says_what_it_needs(study: Ran) -> None:
     assert len(trunks) == 1, "the trunk is in memory once"
 
 
-def test_a_model_is_logged_where_it_is_wanted_and_fits_and_can_be(
+def test_a_model_that_cannot_be_logged_costs_no_result(
     study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
     mine = untracked(study, tmp_path / "out")
-    with monkeypatch.context() as patch:
-        patch.setattr(launch, "MOST_MODEL_BYTES", 10)
-        mine.again()
-    parent, children = mine.runs()
-    assert "is not logged as a model unasked" in parent.data.tags["mlflow.note.content"]
-    assert (len(children), mine.models()) == (TRIALS, [])
-    with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_save_model", full)
-        assert mine.again().leaderboard.candidates == TRIALS
+    monkeypatch.setattr(tracking, "_save_model", full)
+    assert mine.again().leaderboard.candidates == TRIALS
     assert [line for line in mine.said if "model (" in line] == [
         "the best found is not in MLflow as a model (no space left on device); cabs-search export writes it"
     ]
@@ -391,7 +384,9 @@ def test_what_is_refused_keeps_nothing_else_waiting(written: tuple[Written, Any,
     assert server.candidates == [0, 2, 4]
     assert server.connections == 1
     (line,) = said
-    assert line == "MLflow at http://server does not take a candidate (1 has a name that is too long); all else is written"
+    assert (
+        line == "MLflow at http://server does not take a candidate (1 has a name that is too long); all else is written"
+    )
 
 
 class Clock:
@@ -459,7 +454,7 @@ def test_a_slow_server_is_not_waited_for_longer_than_a_while(
 def test_what_is_an_outage_and_what_a_refusal(status: int, is_outage: bool, body: bytes) -> None:
     codes = {400: "INVALID_PARAMETER_VALUE", 403: "PERMISSION_DENIED", 404: "RESOURCE_DOES_NOT_EXIST"}
     codes |= {429: "REQUEST_LIMIT_EXCEEDED", 500: "INTERNAL_ERROR", 502: "TEMPORARILY_UNAVAILABLE"}
-    with answering(status, body.replace(b"%s", codes[status].encode())) as (uri, _), pytest.raises(Exception) as raised:  # noqa: PT011
+    with answering(status, body.replace(b"%s", codes[status].encode())) as (uri, _), pytest.raises(Exception) as raised:
         MlflowClient(uri).create_run("0")
     assert tracking.is_unanswered(raised.value) is is_outage
     assert tracking.is_unanswered(raised.value, refusals=(500,)) is (is_outage and status != 500)
@@ -503,7 +498,7 @@ def answering(status: int | None, body: bytes = b"") -> Iterator[tuple[str, list
 def test_artifacts_that_cannot_be_kept_take_nothing_with_them(
     study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the client lacks what the server's bucket asks for."""
+    """As where the client lacks what the server's bucket asks for. A model that is too large is not tried."""
 
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("Unable to locate credentials")
@@ -511,11 +506,14 @@ def test_artifacts_that_cannot_be_kept_take_nothing_with_them(
     for name in ("log_text", "log_inputs", "log_artifacts", "set_experiment_tag"):
         monkeypatch.setattr(MlflowClient, name, refuse)
     mine = untracked(study, tmp_path / "out")
-    assert mine.again(replace(study.spec, tracking=Tracking(model="never"))).leaderboard.candidates == TRIALS
+    monkeypatch.setattr(launch, "MOST_MODEL_BYTES", 10)
+    assert mine.again().leaderboard.candidates == TRIALS
+    assert mine.models() == []
     parent, children = mine.runs()
     assert (parent.info.status, len(children)) == ("FINISHED", TRIALS)
     assert parent.data.metrics == study.runs()[0].data.metrics
     assert "| best found |" in parent.data.tags["mlflow.note.content"]
+    assert "is not logged as a model unasked" in parent.data.tags["mlflow.note.content"]
     said = [line.partition("does not take ")[2].partition(" (")[0] for line in mine.said if "does not take" in line]
     assert sorted(said) == ["artifacts", "data sets", "saved views"]
 
@@ -538,9 +536,8 @@ def test_an_outage_while_the_model_is_logged_is_tried_again(
 
 def test_runs_that_are_there_twice_become_one(study: Ran, tmp_path: Path) -> None:
     """As where a server made them and was too slow to say so."""
-    mine = untracked(study, tmp_path / "out")
-    plain = replace(study.spec, tracking=Tracking(model="never"))
-    mine.again(plain)
+    mine = Ran(study.spec, tmp_path / "out")
+    shutil.copytree(study.folder, mine.folder)
     before = candidates_of(mine)
     client, (parent, children) = mine.client, mine.runs()
     experiment = parent.info.experiment_id
@@ -549,7 +546,7 @@ def test_runs_that_are_there_twice_become_one(study: Ran, tmp_path: Path) -> Non
     for child in children[:3]:  # what was begun earlier, and is not whole
         again = {name: child.data.tags[name] for name in ("cabs_search.trial", "mlflow.parentRunId", "recipe")}
         client.create_run(experiment, start_time=child.info.start_time - 1, tags=again)
-    mine.again(plain)
+    Tracker(mine.spec, mine.folder, mine.outcomes.study_id())
     assert mine.runs()[0].info.run_id == first.info.run_id
     assert candidates_of(mine) == before
     assert {run.info.run_id for run in mine.runs()[1]} == {run.info.run_id for run in children}
@@ -567,7 +564,9 @@ def test_an_experiment_that_was_deleted_comes_back(tmp_path: Path, study: Ran) -
 def test_a_table_has_no_number_that_json_does_not_know(tmp_path: Path, study: Ran) -> None:
     mine = Ran(study.spec, tmp_path)
     rows = [{"row": "a", "search": float("nan"), "p": float("inf"), "wins": 3}]
-    Tracker(mine.spec, mine.folder, "id").finished({}, tracking.Summary(metrics={}, note="", tables={"t": rows}, files={}))
+    Tracker(mine.spec, mine.folder, "id").finished(
+        {}, tracking.Summary(metrics={}, note="", tables={"t": rows}, files={})
+    )
     assert json.loads(mine.artifact("tables/t.json"), parse_constant=pytest.fail)["data"] == [["a", None, None, 3]]
 
 
