@@ -8,25 +8,28 @@ writing all twice is writing it once.
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import sqlite3
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+import requests
 import yaml
 
 from cabs_search import views
 from cabs_search.baselines import method_of
+from cabs_search.checkpoint import first_line
 from cabs_search.serving import inputs_of, reads_lists
 from cabs_search.spec import DataSource, Spec, Task
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from cabs_search.outcomes import Bound, Scored
     from cabs_search.search.study import Finished
 
+Refused = Callable[[str, Exception], object]
 STUDY_TAG, TRIAL_TAG, STATE_TAG, PARENT_TAG = "cabs_search.study", "cabs_search.trial", "state", "mlflow.parentRunId"
 OF_TAG, COLOR_TAG = "cabs_search.candidate_of", "mlflow.runColor"
 COLORS = ("#ff7f0e", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f", "#d62728")
@@ -43,6 +47,8 @@ POINTS = 10
 """Candidates after which the parent is told how far the search has come."""
 MOST_METRICS = 1000
 """Metrics that MLflow takes at once."""
+NO_STORE = (500,)
+"""What a server answers that cannot reach its artifacts: of them, it is no outage that passes."""
 MODEL = "best-found"
 """What the best found is called among an experiment's models."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -53,7 +59,7 @@ NEEDED_TO_SERVE = ("cabs-search", "torch", "transformers", "numpy", "pandas")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # else once a candidate, for a request more
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # what fails is tried again by the next candidates
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # a run whose making timed out may be there: seen later
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
@@ -103,8 +109,57 @@ def _remember(folder: Path, uri: str | None) -> None:
     if uri is None or not is_server(uri):
         kept.unlink(missing_ok=True)
         return
-    parts = urlsplit(uri)
-    kept.write_text(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() + "\n", encoding="utf-8")
+    kept.write_text(without_password(uri) + "\n", encoding="utf-8")
+
+
+def without_password(text: str) -> str:
+    """A text, such as a tracking URI, without the user and password of the addresses in it."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
+
+
+def cause(error: BaseException) -> str:
+    """What lies behind an error, in a few words."""
+    return without_password(first_line(list(_chain(error))[-1]))[:120]
+
+
+def is_unanswered(error: BaseException, *, refusals: Collection[int] = ()) -> bool:
+    """Whether MLflow did not answer or could not, so that the same may go well later; if not, it refused.
+
+    Args:
+        error: what writing raised.
+        refusals: HTTP statuses that are no sign of an outage here.
+
+    """
+    plain = (ConnectionError, TimeoutError, sqlite3.OperationalError)
+    of_requests = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    found = list(_chain(error))
+    statuses = {status for each in found if (status := _status(each)) is not None} - set(refusals)
+    return any(isinstance(each, (*plain, *of_requests)) for each in found) or any(
+        s == 429 or s >= 500 for s in statuses
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what lies behind it."""
+    yield error
+    while (deeper := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        yield (error := deeper)
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status with which a server answered; None where no server did."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    if isinstance(error, requests.HTTPError):
+        return None if error.response is None else int(error.response.status_code)
+    if not isinstance(error, MlflowException):
+        return None
+    if (
+        named := re.search(r"(?:error code|too many) (\d{3}) ", str(error))
+    ) is not None:  # no error of the server's MLflow
+        return int(named[1])
+    status = int(error.get_http_status_code())
+    return status if isinstance(error, RestException) or status != 500 else None  # which all else in the client has
 
 
 def is_server(uri: str) -> bool:
@@ -139,6 +194,7 @@ class Tracker:
         uri: str | None = None,
         experiment: str | None = None,
         items: Sequence[Bound] = (),
+        refused: Refused | None = None,
     ) -> None:
         """Find or create the experiment and the parent run.
 
@@ -148,11 +204,12 @@ class Tracker:
             uri: a tracking URI; None: SQLite in ``folder``.
             experiment: the experiment's name; None: the spec's.
             items: what the study scores, for the run's data sets.
+            refused: told what is refused, and why, of that on which nothing else depends; None: it is an error.
 
         """
         from mlflow import MlflowClient
 
-        self._spec, self._folder = spec, folder
+        self._spec, self._folder, self._refused = spec, folder, refused
         self.uri = uri or default_uri(folder)
         _remember(folder, uri)
         self._client = MlflowClient(tracking_uri=self.uri)
@@ -160,24 +217,52 @@ class Tracker:
             with closing(sqlite3.connect(folder / "mlflow.db", timeout=60)) as db:
                 db.execute("PRAGMA journal_mode=WAL")  # stays so; a transaction then waits for the disk once
         self.experiment_id = self._find_experiment(experiment or spec.name, None if uri else folder / "artifacts")
-        parents = self._search(f"tags.`{STUDY_TAG}` = '{study_id}'")
+        parents = sorted(self._search(f"tags.`{STUDY_TAG}` = '{study_id}'"), key=lambda run: run.info.start_time)
         self.parent_id = str(parents[0].info.run_id) if parents else self._create_parent(study_id)
         is_finished = bool(parents) and parents[0].info.status == "FINISHED"
         self._ended_at = parents[0].info.end_time if is_finished else None
         self._client.update_run(self.parent_id, status="RUNNING")
         self._describe_parent(parents[0].data.params if parents else {}, items)
-        self._save_views(study_id, comparison=experiment)
-        children = self._search(f"tags.`{PARENT_TAG}` = '{self.parent_id}'")
+        self._allow("saved views", lambda: self._save_views(study_id, comparison=experiment))
+        children = self._children([str(run.info.run_id) for run in parents[1:]])
         self._told_at = 0
-        self._written = {int(r.data.tags[TRIAL_TAG]): _known(r) for r in children if TRIAL_TAG in r.data.tags}
+        self._written = {int(r.data.tags[TRIAL_TAG]): _known(r) for r in children}
         self._study_id = study_id
         found = sorted(filter(None, map(_progress_of, children)), key=lambda progress: progress.items)
         self._progress = found[-1] if found else _Progress(items=0, best=float("-inf"), ended=0)
         self._unwritten = found  # on the parent, as far as is known; a point that is written again is the same point
 
+    def _allow(self, what: str, act: Callable[[], object], *, refusals: Collection[int] = ()) -> None:
+        """Do something on which nothing else depends: where it is refused, that is said and the rest goes on."""
+        try:
+            act()
+        except Exception as error:
+            if self._refused is None or is_unanswered(error, refusals=refusals):
+                raise
+            self._refused(what, error)
+
+    def _children(self, doubles: Sequence[str]) -> list[Any]:
+        """The candidates' runs, one each; ``doubles``: parents made by a request whose answer was lost."""
+        found = self._search(f"tags.`{PARENT_TAG}` = '{self.parent_id}'")
+        for double in doubles:
+            for run in self._search(f"tags.`{PARENT_TAG}` = '{double}'"):
+                self._client.set_tag(run.info.run_id, PARENT_TAG, self.parent_id)
+                found.append(run)
+            self._delete(double)
+        kept: dict[str, Any] = {}
+        for run in sorted(found, key=lambda run: (_known(run).ended is None, run.info.start_time)):
+            if (trial := run.data.tags.get(TRIAL_TAG)) is not None and kept.setdefault(trial, run) is not run:
+                self._delete(run.info.run_id)
+        return list(kept.values())
+
+    def _delete(self, run_id: str) -> None:
+        self._allow("the deletion of runs that are there twice", lambda: self._client.delete_run(run_id))
+
     def _find_experiment(self, name: str, artifacts: Path | None) -> str:
         """The id of an experiment, made where there is none; ``artifacts``: their folder, where no server has them."""
         if (known := self._client.get_experiment_by_name(name)) is not None:
+            if known.lifecycle_stage == "deleted":  # its name is taken, so that there is no other way
+                self._client.restore_experiment(known.experiment_id)
             return str(known.experiment_id)
         location = artifacts.resolve().as_uri() if artifacts else None
         return str(self._client.create_experiment(name, artifact_location=location, tags=KIND))
@@ -210,19 +295,16 @@ class Tracker:
             params=[Param(key, value) for key, value in params.items() if key not in known],
             tags=[RunTag(key, value) for key, value in _facts(spec).items()],
         )
-        self._client.log_inputs(self.parent_id, datasets=[_data_set(spec, bound) for bound in items])
-        self._client.log_text(self.parent_id, yaml.safe_dump(spec.as_dict(), sort_keys=False), "spec.yaml")
+        data, text = [_data_set(spec, bound) for bound in items], yaml.safe_dump(spec.as_dict(), sort_keys=False)
+        self._allow("data sets", lambda: self._client.log_inputs(self.parent_id, datasets=data))
+        write = partial(self._client.log_text, self.parent_id, text, "spec.yaml")
+        self._allow("artifacts", write, refusals=NO_STORE)
 
     def _save_views(self, study_id: str, comparison: str | None) -> None:
         """Write the saved views of the study, or of the comparison it is a value of, where MLflow reads them."""
         version = _version_at(self.uri)
         if not views.are_read_by(version):
-            needed = ".".join(map(str, views.SINCE))
-            warnings.warn(
-                f"MLflow {version} has no saved views, {needed} has: none are written; runs can be browsed as a table",
-                stacklevel=1,
-            )
-            return
+            raise RuntimeError(f"version {version} has none, {'.'.join(map(str, views.SINCE))} has")
         found = views.made_for("study" if comparison is None else "value", self._spec, self.parent_id, self._spec.name)
         if comparison is not None:
             found += views.made_for("comparison", self._spec, study_id.partition("/")[0], comparison)
@@ -266,7 +348,10 @@ class Tracker:
             self._progress = progress
             self._unwritten.append(progress)
         if len(self._unwritten) >= POINTS:
-            self._write_progress()
+            self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        self._allow("how far a search has come", self._write_progress)
 
     def _write_progress(self) -> None:
         """Write how far the search has come to the parent, as a history that a line is drawn from."""
@@ -286,12 +371,17 @@ class Tracker:
             summary: what the parent says.
 
         """
+        tables = {f"tables/{name}.json": _table(rows) for name, rows in summary.tables.items()}
+        self._allow("scores on the confirm split", lambda: self._confirm_all(confirmed))
+        self._allow("a study's metrics", lambda: self._tell(summary.metrics))
+        self._allow("artifacts", lambda: self._log_files(tables | dict(summary.files)), refusals=NO_STORE)
+        self._allow("a study's note", lambda: self._describe(summary.note, list(tables)))
+
+    def _confirm_all(self, confirmed: Mapping[str, Scored]) -> None:
         by_recipe = {run.recipe: run for run in self._written.values()}
         for key, scored in confirmed.items():
             if (run := by_recipe.get(key)) is not None and not run.is_confirmed:
                 self._confirm(run, scored)
-        self._tell(summary.metrics)
-        self._log_files(summary)
 
     def _confirm(self, run: _Run, scored: Scored) -> None:
         from mlflow.entities import Metric
@@ -308,57 +398,73 @@ class Tracker:
         changed = {key: value for key, value in metrics.items() if known.get(key) != value}
         self._client.log_batch(self.parent_id, metrics=[Metric(k, v, self._told_at, 0) for k, v in changed.items()])
 
-    def _log_files(self, summary: Summary) -> None:
-        """Tables as MLflow's UI reads them, files, and the note."""
-        from mlflow.entities import RunTag
-
-        tables = {f"tables/{name}.json": _table(rows) for name, rows in summary.tables.items()}
+    def _log_files(self, files: Mapping[str, bytes]) -> None:
+        """Artifacts by their paths."""
         with tempfile.TemporaryDirectory() as folder:
-            for path, content in (tables | dict(summary.files)).items():
+            for path, content in files.items():
                 to = Path(folder) / path
                 to.parent.mkdir(parents=True, exist_ok=True)
                 to.write_bytes(content)
             self._client.log_artifacts(self.parent_id, folder)
+
+    def _describe(self, note: str, tables: Sequence[str]) -> None:
+        """The note, and which artifacts are tables that MLflow's UI reads."""
+        from mlflow.entities import RunTag
+
         listed = json.dumps([{"path": path, "type": "table"} for path in tables])
-        tags = {"mlflow.note.content": summary.note, "mlflow.loggedArtifacts": listed}
+        tags = {"mlflow.note.content": note, "mlflow.loggedArtifacts": listed}
         self._client.log_batch(self.parent_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def log_model(self, model: Model, metrics: Mapping[str, float]) -> None:
-        """Log the best found, once; one of an earlier best goes."""
+        """Log the best found, once; one of an earlier best goes, and so does what a try before left half done."""
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
-        filter_ = f"source_run_id = '{self.parent_id}'"
-        kept = False
-        for known in self._client.search_logged_models([self.experiment_id], filter_string=filter_):
-            if known.tags.get("recipe") == model.key and known.status == LoggedModelStatus.READY and not kept:
-                kept = True
-            else:
-                self._client.delete_logged_model(known.model_id)
-        if kept:
+        if self._prune_models(model):
             return
         made = self._client.create_logged_model(
             self.experiment_id, MODEL, self.parent_id, tags={"recipe": model.key}, params={"recipe": model.text}
         )
+        try:
+            self._write_model(model, made)
+        except Exception as error:
+            if not is_unanswered(error):
+                self._client.delete_logged_model(made.model_id)
+            raise
+        self._client.log_outputs(self.parent_id, [LoggedModelOutput(made.model_id, step=0)])
+        own = {key: value for key, value in metrics.items() if key.startswith(("score", "confirm"))}
+        of_model = [Metric(k, v, self._told_at, 0, model_id=made.model_id) for k, v in own.items()]
+        self._client.log_batch(self.parent_id, metrics=of_model)
+        self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)  # last: one that is ready is whole
+        self._prune_models(model)
+
+    def _prune_models(self, model: Model) -> bool:
+        """Delete the study's models but this one, where it is whole; whether it is."""
+        from mlflow.entities import LoggedModelStatus
+
+        is_kept, filter_ = False, f"source_run_id = '{self.parent_id}'"
+        for known in self._client.search_logged_models([self.experiment_id], filter_string=filter_):
+            if known.tags.get("recipe") == model.key and known.status == LoggedModelStatus.READY and not is_kept:
+                is_kept = True
+            else:
+                self._client.delete_logged_model(known.model_id)
+        return is_kept
+
+    def _write_model(self, model: Model, made: Any) -> None:
         for left in self._folder.glob(".model-*"):  # by a driver that was killed
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".model-") as folder:
             _save_model(model, Path(folder), made)
             self._client.log_model_artifacts(made.model_id, f"{folder}/model")
-        self._client.log_outputs(self.parent_id, [LoggedModelOutput(made.model_id, step=0)])
-        self._client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
-        own = {key: value for key, value in metrics.items() if key.startswith(("score", "confirm"))}
-        of_model = [Metric(k, v, self._told_at, 0, model_id=made.model_id) for k, v in own.items()]
-        self._client.log_batch(self.parent_id, metrics=of_model)
 
     def end(self) -> None:
         """Close the parent run of a search that is complete; one that was, and has no new candidate, ended then."""
-        self._write_progress()
+        self._tell_progress()
         last = max((run.ended or 0 for run in self._written.values()), default=0)
         self._close("FINISHED", "complete", self._ended_at if self._ended_at and self._ended_at >= last else None)
 
     def close(self) -> None:
         """Close the parent run of a search that did not end by itself; the next run of the study opens it again."""
-        self._write_progress()
+        self._tell_progress()
         self._close("KILLED", "stopped")
 
     def _close(self, status: str, state: str, ended: int | None = None) -> None:
@@ -411,8 +517,13 @@ def _source(data: DataSource, split: str | None) -> tuple[str, dict[str, Any]]:
 def _table(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Rows in the form of ``mlflow.log_table``, which would add them to those that are there."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    data = [[row.get(column) for column in columns] for row in rows]
-    return json.dumps({"columns": columns, "data": data}, ensure_ascii=False).encode()
+    data = [[_finite(row.get(column)) for column in columns] for row in rows]
+    return json.dumps({"columns": columns, "data": data}, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _finite(value: Any) -> Any:
+    """A plain value; None for a number that JSON does not know."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _save_model(model: Model, folder: Path, made: Any) -> None:

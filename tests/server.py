@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.request import urlopen
 
 STARTS_WITHIN = 180
 """Seconds."""
@@ -38,7 +39,7 @@ class Server:
         deadline = time.monotonic() + STARTS_WITHIN
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self._port), timeout=5).close()
+                urlopen(f"{self.uri}/health", timeout=5).close()  # its port is open before it can answer
                 return
             except OSError:
                 assert time.monotonic() < deadline, (self._folder / "log").read_text()[-3000:]

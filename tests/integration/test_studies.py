@@ -24,6 +24,8 @@ STUDIES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.st
 THREE_CLASSES = ("mnli",)
 OVER = {"roberta-four": ["order"], "roberta-nm": ["nm"], "roberta-density": ["method=magnitude,cabs", "density"]}
 """Studies that are made to be compared over something."""
+QUICK = ("roberta-four", "gpt2-six", "roberta-density")
+"""A study of each kind, which runs each time."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,9 @@ def in_columns_of(task: dict[str, Any], row: dict[str, Any], number: int) -> dic
     return dict(zip([*columns, task.get("label", "label")], row.values(), strict=True))
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize(
+    "study", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in STUDIES]
+)
 def test_a_study_runs_on_stand_ins(study: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CABS_SEARCH_CACHE", str(root / "cache"))
     with one_thread():

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from cabs_search import launch, logbook, report, tracking
 from cabs_search.launch import SearchResult, compare, load_study_items, run
 from cabs_search.outcomes import Outcomes
 from cabs_search.serving import Served
-from cabs_search.spec import Spec, Tracking, load, parse
+from cabs_search.spec import Spec, load, parse
 from cabs_search.tracking import Tracker, default_uri
 from tests.conftest import EXPERTS, pico_values
 from tests.served import served
@@ -89,7 +91,8 @@ class Ran:
 @pytest.fixture(scope="module")
 def study(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """A finished study, tracked in its own SQLite file."""
-    made = Ran(parse(pico_values(pico, trials=TRIALS)), tmp_path_factory.mktemp("study") / "out")
+    values = pico_values(pico, trials=TRIALS) | {"tracking": {"model": "auto"}}
+    made = Ran(parse(values), tmp_path_factory.mktemp("study") / "out")
     made.again()
     assert not any("MLflow" in line for line in made.said), made.said
     return made
@@ -195,7 +198,10 @@ def state_of(study: Ran) -> dict[str, Any]:
 
 def test_running_a_finished_study_again_leaves_one_of_each(study: Ran) -> None:
     before = state_of(study)
-    assert all(len(values) == 1 for values in before["metrics"].values())
+    parent = study.runs()[0].info.run_id
+    histories = {(parent, "best_score"), (parent, "items_spent")}  # a point a candidate, which a line is drawn from
+    for of, values in before["metrics"].items():
+        assert len(values) == (TRIALS if of in histories else 1), of
     assert len(before["models"]) == 1
     study.again()
     assert state_of(study) == before
@@ -240,27 +246,21 @@ def test_a_served_model_says_what_it_needs(study: Ran) -> None:
     assert len(trunks) == 1, "the trunk is in memory once"
 
 
-def test_a_model_is_logged_where_it_is_wanted_and_fits_and_can_be(
+def test_a_model_that_cannot_be_logged_costs_no_result(
     study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
     mine = untracked(study, tmp_path / "out")
-    mine.again(replace(study.spec, tracking=Tracking(model="never")))
-    assert (len(mine.runs()[1]), mine.models()) == (TRIALS, [])
-    with monkeypatch.context() as patch:
-        patch.setattr(launch, "MOST_MODEL_BYTES", 10)
-        mine.again()
-    assert "is not logged as a model unasked" in mine.runs()[0].data.tags["mlflow.note.content"]
-    with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_save_model", full)
-        assert mine.again().leaderboard.candidates == TRIALS
+    monkeypatch.setattr(tracking, "_save_model", full)
+    assert mine.again().leaderboard.candidates == TRIALS
     assert [line for line in mine.said if "model (" in line] == [
         "the best found is not in MLflow as a model (no space left on device); cabs-search export writes it"
     ]
     parent, _ = mine.runs()
     assert parent.info.status == "FINISHED"
+    assert mine.models() == [], "nothing is left half done"
     assert "is not logged as a model" not in parent.data.tags["mlflow.note.content"]
 
 
@@ -299,6 +299,7 @@ class Written:
 
     def __init__(self) -> None:
         self.is_away, self.connections, self.candidates = False, 0, list[int]()
+        self.refused: set[int] = set()
 
     def connect(self, *_: object) -> Written:
         self.connections += 1
@@ -307,6 +308,8 @@ class Written:
 
     def candidate(self, number: int) -> None:
         self._answer()
+        if number in self.refused:
+            raise ValueError(f"{number} has a name that is too long")
         self.candidates.append(number)
 
     def close(self) -> None:
@@ -372,6 +375,201 @@ def test_the_end_of_a_study_tries_once_more(written: tuple[Written, Any, list[st
     assert len(said) == 2
 
 
+def test_what_is_refused_keeps_nothing_else_waiting(written: tuple[Written, Any, list[str]]) -> None:
+    server, log, said = written
+    server.refused = {1, 3}
+    for number in range(5):
+        log.candidate(number)
+    settle(log)
+    assert server.candidates == [0, 2, 4]
+    assert server.connections == 1
+    (line,) = said
+    assert (
+        line == "MLflow at http://server does not take a candidate (1 has a name that is too long); all else is written"
+    )
+
+
+class Clock:
+    """Stands in for ``time`` where requests cost time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_server_that_swallows_requests_costs_little_in_all(
+    study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many studies end; every try costs ten seconds."""
+    clock = Clock()
+
+    def swallow(*_: object) -> None:
+        clock.now += 10
+        raise TimeoutError("no answer")
+
+    said: list[str] = []
+    monkeypatch.setattr(logbook, "time", clock)
+    monkeypatch.setattr(tracking, "Tracker", swallow)
+    with logbook.Logbook(tmp_path, "http://me:secret@server", said.append) as book:
+        logs = [book.study(study.spec) for _ in range(40)]
+        for log in logs:
+            log.open(study.outcomes, "id")
+            log.candidate(0)
+            log.close()
+    assert 10 < clock.now < 50
+    (line,) = said
+    assert "MLflow at http://server cannot be written (no answer)" in line
+
+
+def test_a_slow_server_is_not_waited_for_longer_than_a_while(
+    study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, server, free, said = Clock(), Written(), threading.Event(), list[str]()
+
+    def slow(number: int) -> None:
+        clock.now += 7
+        server.candidates.append(number)
+
+    monkeypatch.setattr(server, "candidate", slow)
+    monkeypatch.setattr(logbook, "time", clock)
+    monkeypatch.setattr(tracking, "Tracker", server.connect)
+    with logbook.Logbook(tmp_path, "http://server", said.append) as book:
+        log = book.study(study.spec)
+        log.open(study.outcomes, "id")
+        book.later(lambda: assert_true(free.wait(30)))
+        for number in range(100):
+            log.candidate(number)
+        threading.Timer(0.5, free.set).start()
+    assert 60 <= clock.now < 70
+    assert server.candidates == list(range(len(server.candidates)))
+    assert said == [f"MLflow at http://server is slow; what is not written yet follows with the next run on {tmp_path}"]
+
+
+@pytest.mark.parametrize(
+    ("status", "is_outage"), [(400, False), (403, False), (404, False), (429, True), (500, True), (502, True)]
+)
+@pytest.mark.parametrize("body", [b"<html>", b'{"error_code": "%s", "message": "m"}'])
+def test_what_is_an_outage_and_what_a_refusal(status: int, is_outage: bool, body: bytes) -> None:
+    codes = {400: "INVALID_PARAMETER_VALUE", 403: "PERMISSION_DENIED", 404: "RESOURCE_DOES_NOT_EXIST"}
+    codes |= {429: "REQUEST_LIMIT_EXCEEDED", 500: "INTERNAL_ERROR", 502: "TEMPORARILY_UNAVAILABLE"}
+    with answering(status, body.replace(b"%s", codes[status].encode())) as (uri, _), pytest.raises(Exception) as raised:
+        MlflowClient(uri).create_run("0")
+    assert tracking.is_unanswered(raised.value) is is_outage
+    assert tracking.is_unanswered(raised.value, refusals=(500,)) is (is_outage and status != 500)
+
+
+def test_a_run_whose_making_times_out_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server may have made it."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with answering(None) as (uri, asked), pytest.raises(Exception, match="timed out") as raised:
+        MlflowClient(uri).create_run("0")
+    assert tracking.is_unanswered(raised.value)
+    assert len(asked) == 1
+
+
+@contextmanager
+def answering(status: int | None, body: bytes = b"") -> Iterator[tuple[str, list[str]]]:
+    """A server that says this to all, or nothing in time; and what it was asked."""
+    asked, over = list[str](), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if status is None:
+                over.wait(30)
+                return
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        over.set()
+        server.shutdown()
+
+
+def test_artifacts_that_cannot_be_kept_take_nothing_with_them(
+    study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the client lacks what the server's bucket asks for. A model that is too large is not tried."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Unable to locate credentials")
+
+    for name in ("log_text", "log_inputs", "log_artifacts", "set_experiment_tag"):
+        monkeypatch.setattr(MlflowClient, name, refuse)
+    mine = untracked(study, tmp_path / "out")
+    monkeypatch.setattr(launch, "MOST_MODEL_BYTES", 10)
+    assert mine.again().leaderboard.candidates == TRIALS
+    assert mine.models() == []
+    parent, children = mine.runs()
+    assert (parent.info.status, len(children)) == ("FINISHED", TRIALS)
+    assert parent.data.metrics == study.runs()[0].data.metrics
+    assert "| best found |" in parent.data.tags["mlflow.note.content"]
+    assert "is not logged as a model unasked" in parent.data.tags["mlflow.note.content"]
+    said = [line.partition("does not take ")[2].partition(" (")[0] for line in mine.said if "does not take" in line]
+    assert sorted(said) == ["artifacts", "data sets", "saved views"]
+
+
+def test_an_outage_while_the_model_is_logged_is_tried_again(
+    study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> None:
+        raise ConnectionError("gone")
+
+    mine = untracked(study, tmp_path / "out")
+    after(1, away, MlflowClient, "log_model_artifacts", monkeypatch)
+    mine.again()
+    (model,) = mine.models()
+    assert str(model.status) == "READY"
+    assert mine.runs()[0].info.status == "FINISHED"
+    assert not any("as a model" in line for line in mine.said)
+    assert [word in line for line, word in zip(mine.said[-2:], ("gone", "answers again"), strict=True)] == [True, True]
+
+
+def test_runs_that_are_there_twice_become_one(study: Ran, tmp_path: Path) -> None:
+    """As where a server made them and was too slow to say so."""
+    mine = Ran(study.spec, tmp_path / "out")
+    shutil.copytree(study.folder, mine.folder)
+    before = candidates_of(mine)
+    client, (parent, children) = mine.client, mine.runs()
+    experiment = parent.info.experiment_id
+    tags = {"cabs_search.study": parent.data.tags["cabs_search.study"]}
+    first = client.create_run(experiment, start_time=parent.info.start_time - 1, tags=tags)
+    for child in children[:3]:  # what was begun earlier, and is not whole
+        again = {name: child.data.tags[name] for name in ("cabs_search.trial", "mlflow.parentRunId", "recipe")}
+        client.create_run(experiment, start_time=child.info.start_time - 1, tags=again)
+    Tracker(mine.spec, mine.folder, mine.outcomes.study_id())
+    assert mine.runs()[0].info.run_id == first.info.run_id
+    assert candidates_of(mine) == before
+    assert {run.info.run_id for run in mine.runs()[1]} == {run.info.run_id for run in children}
+
+
+def test_an_experiment_that_was_deleted_comes_back(tmp_path: Path, study: Ran) -> None:
+    tracker = Tracker(study.spec, tmp_path, "id")
+    client = MlflowClient(tracker.uri)
+    client.delete_experiment(tracker.experiment_id)
+    again = Tracker(study.spec, tmp_path, "id")
+    assert again.parent_id == tracker.parent_id
+    assert client.get_experiment(again.experiment_id).lifecycle_stage == "active"
+
+
+def test_a_table_has_no_number_that_json_does_not_know(tmp_path: Path, study: Ran) -> None:
+    mine = Ran(study.spec, tmp_path)
+    rows = [{"row": "a", "search": float("nan"), "p": float("inf"), "wins": 3}]
+    Tracker(mine.spec, mine.folder, "id").finished(
+        {}, tracking.Summary(metrics={}, note="", tables={"t": rows}, files={})
+    )
+    assert json.loads(mine.artifact("tables/t.json"), parse_constant=pytest.fail)["data"] == [["a", None, None, 3]]
+
+
 def test_an_interrupted_search_does_not_wait_for_mlflow(
     study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,7 +628,7 @@ def test_a_server_that_dies_costs_no_result(
 ) -> None:
     """Killed twice in a search: once it comes back before the end, once not until the next run."""
     server.start()
-    values = pico_values(pico, trials=TRIALS)
+    values = pico_values(pico, trials=TRIALS) | {"tracking": {"model": "auto"}}
     died = threading.Event()
 
     def die() -> None:
