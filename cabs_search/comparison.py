@@ -413,7 +413,7 @@ def _pairs(found: Comparison) -> list[str]:
     rows = [["row - column, points", *(str(place) for place in range(1, len(of.labels) + 1))]]
     for place, label in enumerate(of.labels):
         cells = [
-            "." if place == other else f"{round(100 * of.estimate[place][other], 6) + 0.0:+.2f}{'*' if is_told else ''}"
+            "." if place == other else f"{100 * of.estimate[place][other]:+z.2f}{'*' if is_told else ''}"
             for other, is_told in enumerate(p < report.SIGNIFICANT for p in of.p_holm[place])
         ]
         rows.append([f"{place + 1} {label}", *cells])
@@ -424,7 +424,7 @@ def _cells(label: str, row: report.Row, tasks: Sequence[str], against: Contrast 
     distance = p_value = ""
     if against is not None:
         low, high = (100 * value for value in against.interval)
-        distance, p_value = f"{100 * against.estimate:+.2f} [{low:+.1f}, {high:+.1f}]", report.as_p(against.p_holm)
+        distance, p_value = f"{100 * against.estimate:+z.2f} [{low:+z.1f}, {high:+z.1f}]", report.as_p(against.p_holm)
     return [
         label,
         *(f"{100 * row.tasks[task]:.2f}" for task in tasks),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -48,6 +50,15 @@ def without_password(url: str) -> str:
     url = re.sub(kind + r"[^/?#]*@", r"\1", url)
     parameter = r"([?&][^=&#]*(?:password|passwd|pwd|token|secret|key)[^=&#]*=)[^&#]*"
     return re.sub(parameter, r"\1***", url, flags=re.IGNORECASE)
+
+
+def without_passwords(plain: Any) -> Any:
+    """A spec's plain values, for everybody's eyes."""
+    if isinstance(plain, Mapping):
+        return {key: without_passwords(value) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [without_passwords(value) for value in plain]
+    return without_password(plain) if isinstance(plain, str) else plain
 
 
 def locate(text: str, relative_to: Path | None = None) -> Path:

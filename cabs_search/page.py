@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -24,7 +23,7 @@ from cabs_search.checkpoint import first_line
 from cabs_search.comparison import Comparison
 from cabs_search.inference import Reported
 from cabs_search.layout import Cell, Facts, Figure, Line, Page, Section, Table, render
-from cabs_search.locations import without_password
+from cabs_search.locations import without_passwords
 from cabs_search.report import BASELINE, FOUND, Leaderboard, Row, as_p
 
 FILE = "report.html"
@@ -382,7 +381,7 @@ def facts_of(folder: Path, *over: str) -> Facts:
     axes = "".join(f" --over {shlex.quote(axis)}" for axis in over)
     verb = f"compare spec.yaml{axes}" if over else "run spec.yaml"
     recorded = _recorded(folder)
-    spec = _without_passwords(yaml.safe_load((folder / "spec.yaml").read_text(encoding="utf-8")))
+    spec = without_passwords(yaml.safe_load((folder / "spec.yaml").read_text(encoding="utf-8")))
     return Facts(
         spec=yaml.safe_dump(spec, sort_keys=False, allow_unicode=True),
         commands=(
@@ -393,15 +392,6 @@ def facts_of(folder: Path, *over: str) -> Facts:
         versions=_joined(recorded or [versions()]),
         remark="" if recorded else "What searched is not on record. This page was written with:",
     )
-
-
-def _without_passwords(plain: Any) -> Any:
-    """A spec's plain values, for everybody's eyes."""
-    if isinstance(plain, Mapping):
-        return {key: _without_passwords(value) for key, value in plain.items()}
-    if isinstance(plain, list):
-        return [_without_passwords(value) for value in plain]
-    return without_password(plain) if isinstance(plain, str) else plain
 
 
 def record_versions(folder: Path) -> None:

@@ -336,7 +336,7 @@ def _optimism(spec: Spec, scores: Scores, panel: Panel, key: str | None) -> Opti
     low, high = before - after - margin, before - after + margin
     text = (
         f"What the search items chose scored {before:.4f} on them and {after:.4f} on fresh ones: "
-        f"{100 * (before - after):+.1f} points of optimism [{100 * low:+.1f}, {100 * high:+.1f}]"
+        f"{100 * (before - after):+z.1f} points of optimism [{100 * low:+z.1f}, {100 * high:+z.1f}]"
     )
     if expected is not None:
         text += f"; choosing the best of {len(pool)} by {on_search.items:,} items is expected to add about "
@@ -436,7 +436,7 @@ def in_points(contrast: Contrast) -> str:
     low, high = (100 * end for end in contrast.interval)
     p_value = as_p(contrast.p_holm)
     equals = "" if p_value.startswith("<") else "= "
-    return f"{100 * contrast.estimate:+.1f} points [{low:+.1f}, {high:+.1f}], p {equals}{p_value}"
+    return f"{100 * contrast.estimate:+z.1f} points [{low:+z.1f}, {high:+z.1f}], p {equals}{p_value}"
 
 
 def as_p(p_value: float) -> str:
@@ -475,7 +475,7 @@ def _cells(row: Row) -> list[str]:
     distance, p_value = "", ""
     if contrast is not None:
         distance = (
-            f"{100 * contrast.estimate:+.1f} [{100 * contrast.interval[0]:+.1f}, {100 * contrast.interval[1]:+.1f}]"
+            f"{100 * contrast.estimate:+z.1f} [{100 * contrast.interval[0]:+z.1f}, {100 * contrast.interval[1]:+z.1f}]"
         )
         p_value = as_p(contrast.p_holm)
     return [row.label, f"{row.score:.4f}", f"[{low:.3f}, {high:.3f}]", "*" if row.tied else "", distance, p_value]

@@ -30,6 +30,7 @@ import yaml
 from cabs_search import views
 from cabs_search.baselines import method_of
 from cabs_search.checkpoint import first_line
+from cabs_search.locations import without_passwords
 from cabs_search.serving import inputs_of, reads_lists
 from cabs_search.spec import DataSource, Spec, Task
 
@@ -109,17 +110,17 @@ def _remember(folder: Path, uri: str | None) -> None:
     if uri is None or not is_server(uri):
         kept.unlink(missing_ok=True)
         return
-    kept.write_text(without_password(uri) + "\n", encoding="utf-8")
+    kept.write_text(without_logins(uri) + "\n", encoding="utf-8")
 
 
-def without_password(text: str) -> str:
+def without_logins(text: str) -> str:
     """A text, such as a tracking URI, without the user and password of the addresses in it."""
     return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
 def cause(error: BaseException) -> str:
     """What lies behind an error, in a few words."""
-    return without_password(first_line(list(_chain(error))[-1]))[:120]
+    return without_logins(first_line(list(_chain(error))[-1]))[:120]
 
 
 def is_unanswered(error: BaseException, *, refusals: Collection[int] = ()) -> bool:
@@ -295,7 +296,10 @@ class Tracker:
             params=[Param(key, value) for key, value in params.items() if key not in known],
             tags=[RunTag(key, value) for key, value in _facts(spec).items()],
         )
-        data, text = [_data_set(spec, bound) for bound in items], yaml.safe_dump(spec.as_dict(), sort_keys=False)
+        data, text = (
+            [_data_set(spec, bound) for bound in items],
+            yaml.safe_dump(without_passwords(spec.as_dict()), sort_keys=False),
+        )
         self._allow("data sets", lambda: self._client.log_inputs(self.parent_id, datasets=data))
         write = partial(self._client.log_text, self.parent_id, text, "spec.yaml")
         self._allow("artifacts", write, refusals=NO_STORE)
