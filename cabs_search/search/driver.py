@@ -6,6 +6,7 @@ database study; the study here is the only state, and a Tuner is thrown away.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -86,7 +87,7 @@ def search(
             _run(study, context, progress)
     finally:
         if not joined:
-            ray.shutdown()
+            stop_ray()
     if study.failure:
         raise RuntimeError(study.failure)
     if not study.complete:
@@ -146,6 +147,16 @@ def _start_ray(spec: Spec, address: str | None) -> None:
         object_store_memory=256 << 20,
         **quiet,
     )
+
+
+def stop_ray() -> None:
+    """End Ray while no other thread collects garbage: a reference of Ray's that is freed meanwhile ends the process."""
+    gc.collect()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        gc.enable()
 
 
 class _Unsaved:

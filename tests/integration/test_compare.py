@@ -20,6 +20,7 @@ from cabs_search.cli import main
 from cabs_search.launch import compare, export_trial, load_study_items, run
 from cabs_search.outcomes import Outcomes, Scored
 from cabs_search.recipe import METHOD_NAMES, make_method
+from cabs_search.search.driver import stop_ray
 from cabs_search.spec import Spec, parse
 from cabs_search.store import Family, Store
 from tests.conftest import EXPERTS, pico_values, write_spec
@@ -43,7 +44,7 @@ def workers() -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=256 << 20, **quiet)
     yield
-    ray.shutdown()
+    stop_ray()
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,9 @@ def test_a_row_whose_candidates_fail_says_why(
     )
 
 
-@pytest.mark.parametrize("over", [["density=0.25,0.5"], ["method=magnitude,cabs", "density=0.25,0.5"]])
+@pytest.mark.parametrize(
+    "over", [pytest.param(["density=0.25,0.5"], marks=pytest.mark.slow), ["method=magnitude,cabs", "density=0.25,0.5"]]
+)
 @pytest.mark.usefixtures("workers")
 def test_the_other_axes(
     pico: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: list[str]
@@ -329,6 +332,7 @@ def dare_values(pico: Path, workers: int) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workers")
 def test_dare_is_the_same_with_other_workers_in_other_processes_and_after_a_resume(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

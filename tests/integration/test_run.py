@@ -239,7 +239,7 @@ def test_a_report_needs_neither_experts_nor_data(study: Path, tmp_path: Path) ->
     assert report.leaderboard(copy) == report.leaderboard(study)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_an_export_loads_in_the_dtype_it_was_scored_in(
     pico: Path, shared_cache: Path, tmp_path: Path, dtype: str
 ) -> None:

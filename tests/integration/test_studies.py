@@ -16,6 +16,7 @@ from cabs_search import comparison
 from cabs_search.baselines import method_of
 from cabs_search.cli import main
 from cabs_search.launch import compare, run
+from cabs_search.search.driver import stop_ray
 from cabs_search.spec import load, parse
 from tests.standins import MAX_LENGTH, make_base, make_expert, one_thread, rows_of
 
@@ -39,7 +40,7 @@ def workers() -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=256 << 20, **quiet)
     yield
-    ray.shutdown()
+    stop_ray()
 
 
 def stand_in(root: Path, values: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from mlflow import MlflowClient
 from cabs_search import launch, logbook, report, tracking
 from cabs_search.launch import SearchResult, compare, load_study_items, run
 from cabs_search.outcomes import Outcomes
+from cabs_search.search.driver import stop_ray
 from cabs_search.serving import Served
 from cabs_search.spec import Spec, load, parse
 from cabs_search.tracking import Tracker, default_uri
@@ -40,7 +41,7 @@ def workers() -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=256 << 20, **quiet)
     yield
-    ray.shutdown()
+    stop_ray()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from cabs_search.baselines import candidate_of
 from cabs_search.kinds import Outcome
 from cabs_search.launch import load_study_items
 from cabs_search.outcomes import Outcomes
+from cabs_search.search import driver
 from cabs_search.search.desk import AHEAD_SHARE, STEP_SECONDS, Batch, Desk, Part
 from cabs_search.search.studies import Studies
 from cabs_search.search.study import BlockResult, Finished, Job, Study
@@ -242,3 +244,12 @@ def test_a_failed_study_leaves_its_rows_to_another(spec: Spec, items: Any, tmp_p
     given = [study.next_job(str(i)) for i in range(2, 12)]
     assert not study._studies["one"].is_confirming(jobs[1].recipe)
     assert jobs[1].recipe.key in [job.recipe.key for job in given if isinstance(job, Job) and job.split == "confirm"]
+
+
+def test_no_thread_collects_garbage_while_ray_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ends the whole process where a reference of its own is freed in the middle of its shutdown."""
+    seen = []
+    monkeypatch.setattr(driver.ray, "shutdown", lambda: seen.append(gc.isenabled()))
+    driver.stop_ray()
+    assert seen == [False]
+    assert gc.isenabled()
