@@ -79,7 +79,9 @@ def test_an_undefined_metric_is_0_on_samples_too() -> None:
         assert (resampled(task(metric=name), [labels], [labels], labels, weights) == 0).all()
 
 
-def make_panel(count: int = 4, *, metric_name: str = "accuracy") -> tuple[Panel, dict[str, np.ndarray[Any, Any]]]:
+def make_panel(
+    count: int = 4, *, metric_name: str = "accuracy", together: int = 1
+) -> tuple[Panel, dict[str, np.ndarray[Any, Any]]]:
     """Candidates c0, c1, ... on two tasks of 60 and 120 items, worse the higher their number."""
     draw = np.random.default_rng(5)
     names = {"large": 2 * ITEMS, "small": ITEMS}
@@ -99,7 +101,7 @@ def make_panel(count: int = 4, *, metric_name: str = "accuracy") -> tuple[Panel,
         scores = {n: metric(spec.tasks[n], predictions[n], labels[n]) for n in names}
         found[f"c{place}"] = Scores(tasks=outcomes, scores=scores)
         right[f"c{place}"] = np.concatenate([1.0 - wrong[name] for name in names])
-    clusters = {name: np.arange(size) for name, size in names.items()}
+    clusters = {name: np.arange(size) // together for name, size in names.items()}
     return Panel(spec, found, labels, clusters, replicates=2000), right
 
 
@@ -120,6 +122,16 @@ def test_a_family_of_contrasts_is_adjusted() -> None:
     assert family[0].p_value == alone[0].p_value
     assert family[0].p_holm >= alone[0].p_holm
     assert family[0].interval[0] < alone[0].interval[0] < alone[0].interval[1] < family[0].interval[1]
+
+
+def test_items_of_one_group_say_less() -> None:
+    """Groups of thirty items, six in all: few degrees of freedom, and few ways to flip."""
+    alone, together = make_panel()[0], make_panel(together=30)[0]
+    (one,), (grouped,) = (panel.contrasts([("c3", "c0")]) for panel in (alone, together))
+    assert grouped.estimate == one.estimate
+    assert grouped.p_value > 2 * one.p_value
+    assert grouped.interval[0] < one.interval[0]
+    assert together.own_interval("c0", "small")[0] != alone.own_interval("c0", "small")[0]
 
 
 def test_the_ends_of_a_matrix_mirror_each_other() -> None:

@@ -101,6 +101,14 @@ def test_a_search_ends_with_the_budget_and_the_rows_confirmed(spec: Spec, items:
     assert len(bench.scored) == len(set(bench.scored))
 
 
+def test_the_record_knows_which_items_stand_together(spec: Spec, items: Any, tmp_path: Path) -> None:
+    clusters = Bench(spec, tmp_path, items).outcomes.clusters(spec, "confirm")
+    for task, found in clusters.items():
+        groups = items["confirm"][task].groups
+        assert len(found) == len(groups) == len(items["confirm"][task])
+        assert [[a == b for b in groups] for a in groups] == [[a == b for b in found] for a in found]
+
+
 def test_baselines_come_first(spec: Spec, items: Any, tmp_path: Path) -> None:
     bench = Bench(spec, tmp_path, items)
     jobs = [bench.study.next_job(str(i)) for i in range(4)]
