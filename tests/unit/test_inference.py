@@ -11,7 +11,7 @@ from scipy import stats
 from cabs_search.inference import Panel, Scores, as_reported, matrix, tie_set
 from cabs_search.kinds import Outcome
 from cabs_search.metrics import is_quick, metric, resampled
-from cabs_search.significance import resample_weights
+from cabs_search.significance import holm, resample_weights
 from cabs_search.spec import DataSource, Spec, Task, parse
 
 ITEMS = 60
@@ -120,6 +120,8 @@ def test_a_family_of_contrasts_is_adjusted() -> None:
     panel, _ = make_panel()
     alone, family = panel.contrasts([("c1", "c0")]), panel.contrasts([("c1", "c0"), ("c2", "c0"), ("c3", "c0")])
     assert family[0].p_value == alone[0].p_value
+    assert [one.p_holm for one in family] == pytest.approx(holm([one.p_value for one in family]))
+    assert any(one.p_holm > one.p_value for one in family)
     assert family[0].p_holm >= alone[0].p_holm
     assert family[0].interval[0] < alone[0].interval[0] < alone[0].interval[1] < family[0].interval[1]
 

@@ -101,6 +101,24 @@ def test_a_search_ends_with_the_budget_and_the_rows_confirmed(spec: Spec, items:
     assert len(bench.scored) == len(set(bench.scored))
 
 
+def test_rows_are_tested_against_what_search_scores_chose(pico: Path, items: Any, tmp_path: Path) -> None:
+    """The best baseline and the best found are fixed before the confirm split is looked at."""
+    values = pico_values(pico, trials=12)
+    values["baselines"] = {"task-arithmetic": {"lambda": [0.3]}, "cabs": {"lambda": [1.0]}}
+    spec = parse(values)
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    board = build(spec, bench.outcomes)
+    baselines_by_score = sorted((r for r in board.rows if r.role == "baseline"), key=lambda r: r.search_score or 0)
+    assert board.baseline == baselines_by_score[-1].label
+    assert baselines_by_score[0].search_score != baselines_by_score[-1].search_score
+    assert board.row("best found").search_score == max(tried.score for tried in board.tried)
+    for row in board.rows:
+        if row.role in ("baseline", "candidate"):
+            keys = {"best baseline": board.row(board.baseline).key, "best found": board.row("best found").key}
+            assert set(row.against) == {name for name, key in keys.items() if key != row.key}
+
+
 def test_the_record_knows_which_items_stand_together(spec: Spec, items: Any, tmp_path: Path) -> None:
     clusters = Bench(spec, tmp_path, items).outcomes.clusters(spec, "confirm")
     for task, found in clusters.items():
