@@ -162,17 +162,17 @@ class Panel:
 
     @cached_property
     def _strata(self) -> npt.NDArray[np.str_]:
-        return np.concatenate([np.full(len(self._labels[task]), task) for task in self._spec.tasks])
+        return np.concatenate([np.full(n, task) for task, n in self._sizes.items()])
 
     def _p_values(self, a: list[int], b: list[int], estimates: Floats, replicates: Floats) -> Floats:
         if not self._is_mean:
             return significance.p_values(estimates, replicates, self._size)
-        sizes = np.concatenate([np.full(n, n) for n in (len(self._labels[task]) for task in self._spec.tasks)])
+        sizes = np.concatenate([np.full(n, n) for n in self._sizes.values()])
         weighted = self._values.T / sizes[:, None] / len(self._spec.tasks)
         clusters, first = [], 0
         for task in self._spec.tasks:
             clusters.append(self._clusters[task] + first)
-            first += int(self._clusters[task].max()) + 1
+            first += self._apart[task]
         return significance.sign_flips(weighted[:, a] - weighted[:, b], np.concatenate(clusters), seed=self._spec.seed)
 
     def _other_tests(self, a: int, b: int, estimate: float, replicates: Floats) -> dict[str, float]:
