@@ -52,20 +52,20 @@ check: setup
 # ONLY="masks size" measures those parts alone; ARGS goes on to the command (see --help of each).
 bench: setup
 	@$(MAKE) $(MERGEKIT) || echo 'mergekit cannot be installed: its rows say so'
-	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY)) $(ARGS)
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 bench-large: setup
-	$(BIN)/python -m tests.bench.large $(ARGS)
+	$(BIN)/python -m benchmarks.large $(ARGS)
 
 bench-gpu: setup
-	$(BIN)/python -m tests.bench.gpu $(ARGS)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-docs: setup
-	$(BIN)/python -m tests.bench --docs
+	$(BIN)/python -m benchmarks --docs
 
 # 2,000 simulated studies of each kind: do intervals cover, tie sets hold the best, tests keep their level?
 calibration: setup
-	$(BIN)/python -m tests.bench.calibration $(ARGS)
+	$(BIN)/python -m benchmarks.calibration $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(MERGEKIT) build dist results .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,11 +1,13 @@
-"""Show that a change alters no result: run the same studies with two versions of the program and compare them.
+"""Show that a change alters no result: run the same studies with two versions of the program and
+compare them.
 
     python -m benchmarks.same_results --against REVISION [--quickstart]
 
-Studies: every method on two-layer models, all five kinds of task, λ by group, and (``--quickstart``) the quickstart.
-Compared byte by byte: recipe keys, names and contents of cached vectors, items, scores, losses and predictions of every
-item, and the printed leaderboards but for their lines of seconds. Candidates are drawn at random, so that proposals do
-not depend on which worker is first.
+Studies: every method on two-layer models, all five kinds of task, λ by group, and
+(``--quickstart``) the quickstart.
+Compared byte by byte: recipe keys, names and contents of cached vectors, items, scores, losses and
+predictions of every item, and the printed leaderboards but for their lines of seconds. Candidates
+are drawn at random, so that proposals do not depend on which worker is first.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ from typing import Any
 import yaml
 
 from tests.conftest import EXPERTS, make_base, make_expert, pico_values, write_rows
-from tests.standins import KINDS, fields_of, write_data
-from tests.standins import make_base as make_kinds_base
-from tests.standins import make_expert as make_kinds_expert
+from tests.support.standins import KINDS, fields_of, write_data
+from tests.support.standins import make_base as make_kinds_base
+from tests.support.standins import make_expert as make_kinds_expert
 
 ROOT = Path(__file__).parents[1]
 RUN = "import sys; from cabs_search.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -51,7 +53,11 @@ def studies(folder: Path) -> dict[str, list[str]]:
     every = pico_values(pico, trials=4, confirm=1, **search)
     every["space"] |= {"order": [list(EXPERTS), list(EXPERTS[::-1])]}
     groups = pico_values(pico, trials=10, **search)
-    groups["space"] |= {"method": ["cabs", "ties", "dare"], "density_shared": False, "density": [0.25, 0.5]}
+    groups["space"] |= {
+        "method": ["cabs", "ties", "dare"],
+        "density_shared": False,
+        "density": [0.25, 0.5],
+    }
     groups["space"]["lambda"] |= {"groups": {"embeddings": "embeddings", "rest": "."}}
     kinds = folder / "kinds"
     base = make_kinds_base(kinds / "base", "bert")
@@ -63,7 +69,10 @@ def studies(folder: Path) -> dict[str, list[str]]:
         "name": "kinds",
         "base": str(base),
         "experts": {kind: str(kinds / kind) for kind in KINDS},
-        "tasks": {k: {"dataset": {"json": str(kinds / f"{k}.jsonl")}, **fields_of(k), **size} for k in KINDS},
+        "tasks": {
+            k: {"dataset": {"json": str(kinds / f"{k}.jsonl")}, **fields_of(k), **size}
+            for k in KINDS
+        },
         "space": {"nm": ["2:8", "8:32"], "lambda": {"low": 0.5, "high": 2.0, "step": 0.1}},
         "baselines": {"task-arithmetic": {"lambda": [0.3, 0.6]}},
         "search": {"trials": 8, "confirm": 3, "block": 8, **search},
@@ -83,7 +92,9 @@ def studies(folder: Path) -> dict[str, list[str]]:
 
 
 def quickstart(folder: Path) -> dict[str, list[str]]:
-    """Write the quickstart's spec with a random sampler; its experts must be in the user's cache."""
+    """Write the quickstart's spec with a random sampler; its experts must be in the user's
+    cache.
+    """
     values = yaml.safe_load((ROOT / "search_spaces" / "quickstart.yaml").read_text())
     values["space"]["nm"] = ["3:32", "32:256"]
     values["search"] |= {"sampler": "random", "workers": 2}
@@ -94,24 +105,30 @@ def quickstart(folder: Path) -> dict[str, list[str]]:
 
 
 def results(tree: Path, name: str, command: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Run one study with the program in ``tree``; everything that must not differ, by what it is."""
+    """Run one study with the program in ``tree``; everything that must not differ, by what it
+    is.
+    """
     folder.mkdir(parents=True)
     own = {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
     if name != "quickstart":
         own["CABS_SEARCH_CACHE"] = str(folder / "cache")
     call = [sys.executable, "-c", RUN, *command, "--output", str(folder / "out")]
-    done = subprocess.run(call, cwd=folder, env=os.environ | own, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        call, cwd=folder, env=os.environ | own, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{tree}: {name} failed:\n{done.stderr}")
     found: dict[str, Any] = {"printed": _without_seconds(done.stdout, folder)}
     with closing(sqlite3.connect(folder / "out" / "outcomes" / "outcomes.sqlite")) as db:
         for table in TABLES:
-            columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]  # noqa: S608 (a name of ours)
+            columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
             kept = ", ".join(c for c in columns if not c.endswith("_seconds"))
-            rows = db.execute(f"SELECT {kept} FROM {table} ORDER BY {kept}").fetchall()  # noqa: S608
+            rows = db.execute(f"SELECT {kept} FROM {table} ORDER BY {kept}").fetchall()
             found[table] = [row for row in rows if row[0] != "id"]
     entries = sorted((folder / "cache").rglob("*.safetensors"))
-    found["vectors"] = [(entry.name, hashlib.sha256(entry.read_bytes()).hexdigest()) for entry in entries]
+    found["vectors"] = [
+        (entry.name, hashlib.sha256(entry.read_bytes()).hexdigest()) for entry in entries
+    ]
     return found
 
 
@@ -125,7 +142,9 @@ def checkout(revision: str) -> Iterator[Path]:
     """Another version of the program, checked out while it is needed."""
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
-        subprocess.run(["git", "worktree", "add", "--detach", "--quiet", tree, revision], cwd=ROOT, check=True)
+        subprocess.run(
+            ["git", "worktree", "add", "--detach", "--quiet", tree, revision], cwd=ROOT, check=True
+        )
         try:
             yield tree
         finally:
@@ -144,9 +163,15 @@ def digest(found: Mapping[str, Any]) -> str:
 
 def main() -> int:
     """Run the studies with both versions; 1 where a result differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", required=True, metavar="REVISION", help="the version to compare with")
-    parser.add_argument("--quickstart", action="store_true", help="the quickstart's study as well (minutes)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--against", required=True, metavar="REVISION", help="the version to compare with"
+    )
+    parser.add_argument(
+        "--quickstart", action="store_true", help="the quickstart's study as well (minutes)"
+    )
     parser.add_argument("--only", nargs="+", metavar="STUDY", help="these studies only")
     options = parser.parse_args()
     is_equal = True
@@ -160,10 +185,19 @@ def main() -> int:
             after = results(ROOT, name, command, folder / "after" / name)
             changed = differences(before, after)
             is_equal &= not changed
-            counts = ", ".join(f"{len(after[part])} {part}" for part in ("recipes", "blocks", "vectors"))
-            print(f"{name}: {'DIFFERS in ' + ', '.join(changed) if changed else 'equal'} ({counts}; {digest(after)})")
+            counts = ", ".join(
+                f"{len(after[part])} {part}" for part in ("recipes", "blocks", "vectors")
+            )
+            print(
+                f"{name}: {'DIFFERS in ' + ', '.join(changed) if changed else 'equal'} ({counts};"
+                f" {digest(after)})"
+            )
             for part in changed:
-                print(json.dumps({part: [str(before[part])[:2000], str(after[part])[:2000]]}, indent=2))
+                print(
+                    json.dumps(
+                        {part: [str(before[part])[:2000], str(after[part])[:2000]]}, indent=2
+                    )
+                )
     return 0 if is_equal else 1
 
 

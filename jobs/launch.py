@@ -1,8 +1,10 @@
 """Launch a search on a Ray cluster as a job, follow its log, and end with its status.
 
-    python jobs/launch.py search_spaces/quickstart.yaml --address http://HEAD:8265 --output /shared/out
+    python jobs/launch.py search_spaces/quickstart.yaml --address http://HEAD:8265 --output
+    /shared/out
 
-Needs the extra ``cluster`` (``ray[default]``) here and on the cluster's head node, and cabs-search on every node.
+Needs the extra ``cluster`` (``ray[default]``) here and on the cluster's head node, and cabs-search
+on every node.
 """
 
 from __future__ import annotations
@@ -21,11 +23,17 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("spec", help="the spec's path on the head node")
-    parser.add_argument("--address", default="http://127.0.0.1:8265", help="the cluster's dashboard")
+    parser.add_argument(
+        "--address", default="http://127.0.0.1:8265", help="the cluster's dashboard"
+    )
     parser.add_argument("--output", required=True, help="the study's folder on the head node")
-    parser.add_argument("--job", type=Path, default=Path(__file__).with_name("search.yaml"), help="the job file")
+    parser.add_argument(
+        "--job", type=Path, default=Path(__file__).with_name("search.yaml"), help="the job file"
+    )
     options = parser.parse_args()
     job = yaml.safe_load(options.job.read_text(encoding="utf-8"))
     paths = {name: shlex.quote(getattr(options, name)) for name in ("spec", "output")}
@@ -35,7 +43,10 @@ def main() -> int:
     except (ConnectionError, RuntimeError, RayError) as error:
         print(f"launch: {options.address}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"job {job_id} at {options.address}; stop it with: ray job stop --address {options.address} {job_id}")
+    print(
+        f"job {job_id} at {options.address}; stop it with: ray job stop --address {options.address}"
+        f" {job_id}"
+    )
     asyncio.run(follow(client, job_id))
     status = client.get_job_status(job_id)
     print(f"job {job_id}: {status}", file=sys.stderr)

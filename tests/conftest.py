@@ -1,4 +1,6 @@
-"""Pico models: two-layer BERTs and a few dozen sentences, made on the spot, for whole runs in seconds."""
+"""Pico models: two-layer BERTs and a few dozen sentences, made on the spot, for whole runs in
+seconds.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def make_expert(folder: Path, base: Path, seed: int, labels: int) -> Path:
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(seed)
-    model = BertForSequenceClassification.from_pretrained(base, num_labels=labels, dtype=torch.float32)
+    model = BertForSequenceClassification.from_pretrained(
+        base, num_labels=labels, dtype=torch.float32
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 0.5 if name.startswith("classifier") else 0.05
@@ -90,7 +94,9 @@ def write_rows(path: Path, seed: int, labels: int, count: int, *, pair: bool = F
         writer = csv.writer(file)
         writer.writerow(["first", "second", "label"] if pair else ["text", "label"])
         for _ in range(count):
-            texts = [" ".join(draw.choices(WORDS, k=draw.randint(2, 9))) for _ in range(2 if pair else 1)]
+            texts = [
+                " ".join(draw.choices(WORDS, k=draw.randint(2, 9))) for _ in range(2 if pair else 1)
+            ]
             writer.writerow([*texts, draw.randrange(labels)])
     return path
 

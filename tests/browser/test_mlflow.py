@@ -1,4 +1,6 @@
-"""MLflow's UI in Chromium: every saved view is drawn with data, and a person finds the runs by clicking."""
+"""MLflow's UI in Chromium: every saved view is drawn with data, and a person finds the runs by
+clicking.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,19 @@ from typing import Any
 
 import pytest
 
-from cabs_search.outcomes import Outcomes
-from cabs_search.spec import load
+from cabs_search.spec.load import load
 from tests.conftest import pico_values, write_spec
+from tests.support.records import record_of
 
 COMMAND = [sys.executable, "-m", "cabs_search.cli"]
 PATIENCE = 30_000
 """Milliseconds that a page may take to show something, on a busy machine."""
 NOT_OURS = re.compile(
     r"users/current"  # asked for by MLflow 3.17 of a server without users
-    r"|attribute (transform|d|height|width|x|y): "  # of its parallel charts, drawn before they have a size
-    r"|AG Grid|ResizeObserver|Failed to load resource"  # the last has no address; answers are looked at below
+    # of its parallel charts, drawn before they have a size
+    r"|attribute (transform|d|height|width|x|y): "
+    # the last has no address; answers are looked at below
+    r"|AG Grid|ResizeObserver|Failed to load resource"
 )
 DRAWN = """() => {
     const shown = card => {
@@ -49,7 +53,9 @@ DRAWN = """() => {
     const cards = [...document.querySelectorAll('[data-testid=experiment-view-compare-runs-card]')];
     return cards.filter(isSeen).map(card => [card.innerText.split('\\n')[0], shown(card)]);
 }"""
-"""What the charts on the screen show, by title: marks; points of the data by layer; of a contour, its filling."""
+"""What the charts on the screen show, by title: marks; points of the data by layer; of a contour,
+its filling.
+"""
 
 
 def free_port() -> int:
@@ -60,13 +66,18 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(command: list[str], root: str, log: Path) -> Iterator[str]:
-    """A server as a process of its own, with all that it starts; what it prints on stdout before it answers."""
+    """A server as a process of its own, with all that it starts; what it prints on stdout before it
+    answers.
+    """
     with log.open("w") as errors, log.with_suffix(".out").open("w+") as printed:
         process = subprocess.Popen(command, stdout=printed, stderr=errors, start_new_session=True)
         try:
             deadline = time.monotonic() + 120
             while process.poll() is None and time.monotonic() < deadline:
-                with contextlib.suppress(OSError), urllib.request.urlopen(f"{root}/health", timeout=5):
+                with (
+                    contextlib.suppress(OSError),
+                    urllib.request.urlopen(f"{root}/health", timeout=5),
+                ):
                     break
                 time.sleep(0.3)
             assert process.poll() is None, log.read_text()[-2000:]
@@ -83,17 +94,23 @@ def views(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     """The addresses that ``ui`` prints, while it serves them."""
     port = free_port()
     command = [*COMMAND, "ui", str(study), "--port", str(port), "--json"]
-    with serving(command, f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("ui") / "log") as printed:
+    with serving(
+        command, f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("ui") / "log"
+    ) as printed:
         yield json.loads(printed)["views"]
 
 
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
-    """A page of a desktop's size, which must come to its end without an error that is not MLflow's own."""
+    """A page of a desktop's size, which must come to its end without an error that is not MLflow's
+    own.
+    """
     opened = browser.new_page(viewport={"width": 1600, "height": 1000})
     opened.set_default_timeout(PATIENCE)
     wrong: list[str] = []
-    opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    opened.on(
+        "console", lambda message: wrong.append(message.text) if message.type == "error" else None
+    )
     opened.on("pageerror", lambda error: wrong.append(str(error)))
     opened.on("response", lambda answer: wrong.append(answer.url) if answer.status >= 400 else None)
     yield opened
@@ -102,7 +119,9 @@ def page(browser: Any) -> Iterator[Any]:
 
 
 def without_assistant(page: Any) -> None:
-    """Close the panel that MLflow opens by itself for whoever comes first; it may come late, or not at all."""
+    """Close the panel that MLflow opens by itself for whoever comes first; it may come late, or not
+    at all.
+    """
     panel = page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]')
     with contextlib.suppress(Exception):
         panel.wait_for(timeout=3000)
@@ -118,11 +137,15 @@ def drawn(page: Any) -> dict[str, dict[str, Any]]:
         if found and all(chart["marks"] for chart in found.values()):
             return found
         page.wait_for_timeout(200)
-    raise AssertionError(f"charts without data: {[title for title, chart in found.items() if not chart['marks']]}")
+    raise AssertionError(
+        f"charts without data: {[title for title, chart in found.items() if not chart['marks']]}"
+    )
 
 
 def charts_of(page: Any, url: str, picture: Path, count: int) -> list[dict[str, Any]]:
-    """Open a view by its address; what its charts show, in their order. MLflow makes cards as they are scrolled to."""
+    """Open a view by its address; what its charts show, in their order. MLflow makes cards as they
+    are scrolled to.
+    """
     page.goto(url)
     page.get_by_test_id("experiment-view-compare-runs-card").first.wait_for()
     without_assistant(page)
@@ -159,11 +182,15 @@ def test_every_saved_view_has_a_test(views: dict[str, str]) -> None:
     ]
 
 
-def test_the_landscape_is_drawn(page: Any, views: dict[str, str], study: Path, screenshots: Path) -> None:
+def test_the_landscape_is_drawn(
+    page: Any, views: dict[str, str], study: Path, screenshots: Path
+) -> None:
     spec = load(study / "spec.yaml", locations=False)
     of_method = candidates(study, lambda recipe: recipe.method.name == spec.space.method[0])
     pairs, experts = len(spec.experts) * (len(spec.experts) - 1) // 2, len(spec.experts)
-    found = charts_of(page, named(views, "λ landscape"), screenshots / "landscape.png", pairs + experts)
+    found = charts_of(
+        page, named(views, "λ landscape"), screenshots / "landscape.png", pairs + experts
+    )
     assert [chart["layers"] for chart in found] == [
         *[{"contour": of_method, "scatter": of_method}] * pairs,
         *[{"scatter": of_method}] * experts,
@@ -172,17 +199,25 @@ def test_the_landscape_is_drawn(page: Any, views: dict[str, str], study: Path, s
     assert all(chart["heat"] for chart in found[:pairs])
 
 
-def test_parallel_coordinates_are_drawn(page: Any, views: dict[str, str], study: Path, screenshots: Path) -> None:
+def test_parallel_coordinates_are_drawn(
+    page: Any, views: dict[str, str], study: Path, screenshots: Path
+) -> None:
     experts = len(load(study / "spec.yaml", locations=False).experts)
-    (chart,) = charts_of(page, named(views, "Parallel coordinates"), screenshots / "parallel.png", 1)
+    (chart,) = charts_of(
+        page, named(views, "Parallel coordinates"), screenshots / "parallel.png", 1
+    )
     assert chart["layers"] == {"parallel": 2 * experts + 1}
     assert chart["marks"] > 1000
 
 
-def test_the_trade_off_between_tasks_is_drawn(page: Any, views: dict[str, str], study: Path, screenshots: Path) -> None:
+def test_the_trade_off_between_tasks_is_drawn(
+    page: Any, views: dict[str, str], study: Path, screenshots: Path
+) -> None:
     count, tasks = candidates(study), len(load(study / "spec.yaml", locations=False).tasks)
     pairs = tasks * (tasks - 1) // 2
-    parallel, *found = charts_of(page, named(views, "Per-task"), screenshots / "tasks.png", 1 + pairs)
+    parallel, *found = charts_of(
+        page, named(views, "Per-task"), screenshots / "tasks.png", 1 + pairs
+    )
     assert parallel["layers"] == {"parallel": tasks + 1}
     assert parallel["marks"] > 1000
     assert [chart["layers"] for chart in found] == [{"scatter": count}] * pairs
@@ -194,35 +229,47 @@ def test_the_best_score_against_items_spent_is_a_line(
 ) -> None:
     (chart,) = charts_of(page, named(views, "Best score"), screenshots / "spent.png", 1)
     assert chart["layers"] == {"scatter": candidates(study)}
-    x, y = page.evaluate("() => { const d = document.querySelector('.js-plotly-plot').data[0]; return [d.x, d.y]; }")
-    scored = Outcomes(study / "outcomes").scored(load(study / "spec.yaml", locations=False), "search")
+    x, y = page.evaluate(
+        "() => { const d = document.querySelector('.js-plotly-plot').data[0]; return [d.x, d.y]; }"
+    )
+    scored = record_of(study).scored(load(study / "spec.yaml", locations=False), "search")
     assert x == [sum(s.items for s in list(scored.values())[: n + 1]) for n in range(len(scored))]
     assert y == sorted(y)
     assert y[-1] == pytest.approx(max(s.score for s in scored.values()))
 
 
-def test_orders_are_compared(page: Any, views: dict[str, str], study: Path, screenshots: Path) -> None:
+def test_orders_are_compared(
+    page: Any, views: dict[str, str], study: Path, screenshots: Path
+) -> None:
     tasks = len(load(study / "spec.yaml", locations=False).tasks)
     with_order = candidates(study, lambda recipe: "order" in recipe.as_dict())
     found = charts_of(page, named(views, "Orders"), screenshots / "orders.png", 1 + tasks)
     assert [chart["layers"] for chart in found] == [{"scatter": with_order}] * (1 + tasks)
-    labels = page.evaluate("() => [...document.querySelectorAll('.js-plotly-plot .xtick')].map(e => e.textContent)")
+    labels = page.evaluate(
+        "() => [...document.querySelectorAll('.js-plotly-plot .xtick')].map(e => e.textContent)"
+    )
     assert any(label.count(">") for label in labels)
 
 
-def test_the_table_shows_scores_best_first(page: Any, views: dict[str, str], study: Path, screenshots: Path) -> None:
+def test_the_table_shows_scores_best_first(
+    page: Any, views: dict[str, str], study: Path, screenshots: Path
+) -> None:
     page.goto(named(views, "Candidates"))
     without_assistant(page)
     cells = page.locator('.ag-row [col-id="metrics.`score`"]')
     cells.first.wait_for()
     page.screenshot(path=screenshots / "candidates.png")
     shown = [float(text) for text in cells.all_inner_texts() if text.strip()]
-    scored = Outcomes(study / "outcomes").scored(load(study / "spec.yaml", locations=False), "search")
-    assert shown == pytest.approx(sorted((s.score for s in scored.values()), reverse=True)[: len(shown)])
+    scored = record_of(study).scored(load(study / "spec.yaml", locations=False), "search")
+    assert shown == pytest.approx(
+        sorted((s.score for s in scored.values()), reverse=True)[: len(shown)]
+    )
     assert len(shown) > 5
 
 
-def test_a_person_finds_parent_and_children(page: Any, views: dict[str, str], study: Path, screenshots: Path) -> None:
+def test_a_person_finds_parent_and_children(
+    page: Any, views: dict[str, str], study: Path, screenshots: Path
+) -> None:
     """From MLflow's first page: the experiment, the study's run, its candidates, one of them."""
     spec = load(study / "spec.yaml", locations=False)
     page.goto(views["all runs"].partition("#")[0])
@@ -244,15 +291,33 @@ def test_a_person_finds_parent_and_children(page: Any, views: dict[str, str], st
 
 @pytest.fixture(scope="session")
 def compared(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The addresses printed at the end of a comparison that is kept at a tracking server, while that serves them."""
+    """The addresses printed at the end of a comparison that is kept at a tracking server, while
+    that serves them.
+    """
     folder, port = tmp_path_factory.mktemp("compared"), free_port()
     root = f"http://127.0.0.1:{port}"
     values = pico_values(pico, trials=3, confirm=1)
     spec = write_spec(folder / "pico.yaml", values)
-    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    server = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{folder / 'server.db'}",
+    ]
     server += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with serving([*server, "--default-artifact-root", (folder / "kept").as_uri()], root, folder / "log"):
-        over = ["--over", "method=cabs,ties", "--output", str(folder / "out"), "--tracking-uri", root]
+    with serving(
+        [*server, "--default-artifact-root", (folder / "kept").as_uri()], root, folder / "log"
+    ):
+        over = [
+            "--over",
+            "method=cabs,ties",
+            "--output",
+            str(folder / "out"),
+            "--tracking-uri",
+            root,
+        ]
         environment = os.environ | {"CABS_SEARCH_CACHE": str(folder / "cache")}
         found = subprocess.run(
             [*COMMAND, "compare", str(spec), *over],
@@ -263,20 +328,32 @@ def compared(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
             check=False,
         )
         assert found.returncode == 0, found.stderr[-3000:]
-        again = subprocess.run([*COMMAND, "ui", str(folder / "out"), "--json"], capture_output=True, check=True)
+        again = subprocess.run(
+            [*COMMAND, "ui", str(folder / "out"), "--json"], capture_output=True, check=True
+        )
         views: dict[str, str] = json.loads(again.stdout)["views"]
-        assert all(f"{name}  " in found.stdout and url in found.stdout for name, url in views.items())
+        assert all(
+            f"{name}  " in found.stdout and url in found.stdout for name, url in views.items()
+        )
         yield views
 
 
-def test_a_comparison_is_drawn_by_value(page: Any, compared: dict[str, str], screenshots: Path) -> None:
-    bar, line = charts_of(page, named(compared, "Values compared"), screenshots / "comparison.png", 2)
+def test_a_comparison_is_drawn_by_value(
+    page: Any, compared: dict[str, str], screenshots: Path
+) -> None:
+    bar, line = charts_of(
+        page, named(compared, "Values compared"), screenshots / "comparison.png", 2
+    )
     assert bar["layers"] == {"bar": 3}
     assert line["layers"] == {"scatter": 3}
-    found = charts_of(page, named(compared, "Candidates by value"), screenshots / "comparison-candidates.png", 4)
+    found = charts_of(
+        page, named(compared, "Candidates by value"), screenshots / "comparison-candidates.png", 4
+    )
     assert [chart["layers"] for chart in found] == [{"scatter": 9}] * 4
 
 
 def candidates(study: Path, wanted: Callable[[Any], bool] = lambda _: True) -> int:
     """How many a study has scored."""
-    return len(Outcomes(study / "outcomes").scored(load(study / "spec.yaml", locations=False), "search", wanted))
+    return len(
+        record_of(study).scored(load(study / "spec.yaml", locations=False), "search", wanted)
+    )

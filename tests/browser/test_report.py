@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from cabs_search import looks, page, report
-from tests.unit.test_page import EVIL, board, compared
+from cabs_search.reporting.charts.theme import SCHEMES
+from cabs_search.reporting.html.page import PAGE_FILE, write_page
+from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
+from tests.reporting.test_html import EVIL, board, compared
 
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 MARKS = "svg .role-mark path, svg .role-mark line, svg .role-mark text"
@@ -18,16 +20,18 @@ TOOLTIP = "#vg-tooltip-element.visible"
 
 
 @pytest.fixture(scope="module")
-def finished(study: Path) -> report.Leaderboard:
+def finished(study: Path) -> Leaderboard:
     """The study's leaderboard, its page written."""
-    found = report.leaderboard(study)
-    page.write(found, study)
+    found = read_leaderboard(study)
+    write_page(found, study)
     return found
 
 
 @pytest.fixture
 def opened(browser: Any) -> Callable[..., Any]:
-    """Opens a file with no network; what the page asked for and complained of is seen to be nothing at the end."""
+    """Opens a file with no network; what the page asked for and complained of is seen to be nothing
+    at the end.
+    """
 
     @contextmanager
     def open_(path: Path, size: str, scheme: str) -> Iterator[Any]:
@@ -43,9 +47,16 @@ def opened(browser: Any) -> Callable[..., Any]:
         )
         tab, asked, said = context.new_page(), [], []
         tab.on("request", lambda request: asked.append(request.url))
-        tab.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+        tab.on(
+            "console",
+            lambda message: (
+                said.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
         tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        tab.on(
+            "dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss())
+        )
         try:
             tab.goto(path.as_uri())
             tab.wait_for_selector(f"html[data-drawn={scheme}]", state="attached")
@@ -61,19 +72,25 @@ def opened(browser: Any) -> Callable[..., Any]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_report_is_drawn(
-    study: Path, finished: report.Leaderboard, opened: Any, screenshots: Path, size: str, scheme: str
+    study: Path, finished: Leaderboard, opened: Any, screenshots: Path, size: str, scheme: str
 ) -> None:
-    with opened(study / page.FILE, size, scheme) as tab:
+    with opened(study / PAGE_FILE, size, scheme) as tab:
         tab.screenshot(path=screenshots / f"report-{size}-{scheme}.png", full_page=True)
         assert tab.inner_text("h1") == finished.verdict
-        drawn = tab.eval_on_selector_all(".chart", f"all => all.map(at => at.querySelectorAll({MARKS!r}).length)")
+        drawn = tab.eval_on_selector_all(
+            ".chart", f"all => all.map(at => at.querySelectorAll({MARKS!r}).length)"
+        )
         assert len(drawn) >= 5
         assert min(drawn) > 0
         assert tab.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
-        widest = tab.evaluate("Math.max(...[...document.querySelectorAll('.chart svg')].map(at => at.clientWidth))")
+        widest = tab.evaluate(
+            "Math.max(...[...document.querySelectorAll('.chart svg')].map(at => at.clientWidth))"
+        )
         assert widest <= SIZES[size][0]
-        colours = looks.SCHEMES[scheme]
-        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == _rgb(colours["surface"])
+        colours = SCHEMES[scheme]
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == _rgb(
+            colours["surface"]
+        )
         assert tab.locator(f'#leaderboard .chart [fill="{colours["accent"]}"]').count() > 0
 
 
@@ -83,11 +100,13 @@ def _rgb(colour: str) -> str:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_mark_tells_its_numbers(
-    study: Path, finished: report.Leaderboard, opened: Any, screenshots: Path, size: str
+    study: Path, finished: Leaderboard, opened: Any, screenshots: Path, size: str
 ) -> None:
-    with opened(study / page.FILE, size, "light") as tab:
+    with opened(study / PAGE_FILE, size, "light") as tab:
         best = max(finished.rows, key=lambda row: row.score)
-        mark = tab.locator("#leaderboard .chart svg .mark-symbol.role-mark path").first  # rows stand best first
+        mark = tab.locator(
+            "#leaderboard .chart svg .mark-symbol.role-mark path"
+        ).first  # rows stand best first
         _point(tab, mark, size)
         said = tab.inner_text(TOOLTIP)
         assert best.label in said
@@ -115,20 +134,22 @@ def _point(tab: Any, mark: Any, size: str) -> None:
     tab.wait_for_selector(TOOLTIP)
 
 
-def test_charts_follow_the_scheme(study: Path, finished: report.Leaderboard, opened: Any) -> None:
-    with opened(study / page.FILE, "desktop", "light") as tab:
+def test_charts_follow_the_scheme(study: Path, finished: Leaderboard, opened: Any) -> None:
+    with opened(study / PAGE_FILE, "desktop", "light") as tab:
         tab.emulate_media(color_scheme="dark")
         tab.wait_for_selector("html[data-drawn=dark]", state="attached")
-        dark, light = (looks.SCHEMES[scheme]["accent"] for scheme in ("dark", "light"))
+        dark, light = (SCHEMES[scheme]["accent"] for scheme in ("dark", "light"))
         assert tab.locator(f'.chart [fill="{dark}"]').count() > 0
         assert tab.locator(f'.chart [fill="{light}"]').count() == 0
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("make", [board, compared])
-def test_names_do_no_harm(make: Any, size: str, opened: Any, tmp_path: Path, screenshots: Path) -> None:
+def test_names_do_no_harm(
+    make: Any, size: str, opened: Any, tmp_path: Path, screenshots: Path
+) -> None:
     (tmp_path / "spec.yaml").write_text(f"name: {EVIL[0]}\n")
-    path = page.write(make(EVIL), tmp_path)
+    path = write_page(make(EVIL), tmp_path)
     with opened(path, size, "light") as tab:
         tab.screenshot(path=screenshots / f"names-{make.__name__}-{size}.png", full_page=True)
         mark = tab.locator("section:first-of-type .chart svg .mark-symbol.role-mark path").nth(2)

@@ -1,0 +1,221 @@
+"""Whether the statistics hold what they promise: simulated studies of which the truth is known.
+
+Candidates score items as they do in our records: a common difficulty per item, by which candidates
+mostly agree, and a part of their own that neighbours (in λ) share. The truth is exact: with u
+standard normal, an item is scored right where u < Φ⁻¹(a), which has probability a; a graded score
+is Φ(α - βu), which has mean Φ(α / √(1 + β²)).
+
+``make calibration`` writes docs/results/calibration.json, and the table in docs/statistics.md from
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+from tqdm import tqdm
+
+from cabs_search.stats.simultaneous import (
+    Size,
+    holm,
+    resample_weights,
+    selection_bias,
+    sign_flips,
+    simultaneous,
+    tie_set,
+)
+
+DOCS = Path(__file__).parents[1] / "docs"
+FILE, PAGE = DOCS / "results" / "calibration.json", DOCS / "statistics.md"
+MARK, END = "<!-- calibration -->", "<!-- end -->"
+TASKS = (0.90, 0.87, 0.69, 0.87)
+"""Accuracy of the best merge of each task: the quickstart's."""
+STEEPNESS = 2.0
+"""β of graded scores: most items near 0 or 1, as F1 of answers is."""
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """One kind of study."""
+
+    name: str
+    truths: str
+    """``basin``: scores fall off on both sides of the best λ; ``null``: all are equal; ``clear``:
+    one is better.
+    """
+    candidates: int = 20
+    items: int = 300
+    """Of each task, on the confirm split."""
+    agreement: float = 0.95
+    """Share of the latent score's variance that is the item's own."""
+    graded: bool = False
+    tried: int = 100
+    """Candidates of the search, of which the best are confirmed."""
+    searched: int = 150
+    """Items of each task, on the search split."""
+
+
+WORLDS = (
+    World(name="basin, 0/1", truths="basin"),
+    World(name="basin, graded", truths="basin", graded=True),
+    World(name="null, 0/1", truths="null"),
+    World(name="null, graded", truths="null", graded=True),
+    World(name="one better, 0/1", truths="clear"),
+    World(name="null, few items", truths="null", items=50, searched=50),
+    World(name="basin, few items", truths="basin", items=50, searched=50),
+    World(name="basin, near-equal candidates", truths="basin", agreement=0.995),
+)
+
+
+def truths(world: World, count: int) -> Array:
+    """The true score of each candidate by task, [tasks, count]."""
+    place = np.linspace(-1, 1, count) if count > 1 else np.zeros(1)
+    fall = {
+        "basin": 0.03 * (place - 0.2) ** 2,
+        "null": np.zeros(count),
+        "clear": np.where(place < 1, 0.04, 0.0),
+    }
+    return np.array([best - fall[world.truths] * (0.5 + i / 3) for i, best in enumerate(TASKS)])
+
+
+def draw_scores(world: World, truth: Array, items: int, draw: np.random.Generator) -> list[Array]:
+    """Scores of one study's items, by task [items, candidates]."""
+    count = truth.shape[1]
+    far = np.abs(np.subtract.outer(np.arange(count), np.arange(count)))
+    root = np.linalg.cholesky(np.exp(-far / (0.15 * count + 1)) + 1e-9 * np.eye(count))
+    found = []
+    for row in truth:
+        latent = np.sqrt(world.agreement) * draw.standard_normal((items, 1))
+        latent = latent + np.sqrt(1 - world.agreement) * (
+            draw.standard_normal((items, count)) @ root.T
+        )
+        if world.graded:
+            found.append(ndtr(ndtri(row) * np.sqrt(1 + STEEPNESS**2) - STEEPNESS * latent))
+        else:
+            found.append((latent < ndtri(row)).astype(np.float64))
+    return found
+
+
+class Resamples:
+    """Bootstrap samples of a world's items, drawn once: they do not depend on the scores."""
+
+    def __init__(self, items: int, count: int) -> None:
+        self._weights = [
+            np.concatenate(list(resample_weights(np.arange(items), count, (0, task))))
+            for task in range(len(TASKS))
+        ]
+
+    def of(self, scores: list[Array]) -> Array:
+        """Mean of the tasks' means in each sample, [samples, candidates]."""
+        parts = [
+            (w @ s.astype(np.float32)) / w.sum(axis=1, keepdims=True)
+            for w, s in zip(self._weights, scores, strict=True)
+        ]
+        return np.mean(parts, axis=0, dtype=np.float64)
+
+
+def studies(world: World, repetitions: int, replicates: int) -> Iterator[dict[str, float]]:
+    """One study after another, what was claimed and whether it is true."""
+    draw = np.random.default_rng(20261122)
+    confirm, search = Resamples(world.items, replicates), Resamples(world.searched, 500)
+    truth, wide = truths(world, world.candidates), truths(world, world.tried)
+    means, size = truth.mean(axis=0), Size.of([world.items] * len(TASKS))
+    for seed in range(repetitions):
+        scores = draw_scores(world, truth, world.items, draw)
+        estimates = np.mean([s.mean(axis=0) for s in scores], axis=0)
+        again = confirm.of(scores)
+        low, high = simultaneous(estimates, again, size)
+        gaps, of_gaps = estimates[1:] - estimates[0], again[:, 1:] - again[:, [0]]
+        gap_low, gap_high = simultaneous(gaps, of_gaps, size)
+        true_gaps = means[1:] - means[0]
+        kept = tie_set(estimates, again, size)
+        weighted = np.concatenate([s / len(s) / len(scores) for s in scores])
+        p = sign_flips(weighted[:, 1:] - weighted[:, [0]], seed=seed, count=2000)
+        tried = draw_scores(world, wide, world.searched, draw)
+        searched, resampled = np.mean([s.mean(axis=0) for s in tried], axis=0), search.of(tried)
+        chosen = int(searched.argmax())
+        yield {
+            "scores covered": bool(((low <= means) & (means <= high)).all()),
+            "differences covered": bool(((gap_low <= true_gaps) & (true_gaps <= gap_high)).all()),
+            "best in tie set": bool(
+                kept[means >= means.max() - 1e-12].all() if world.truths != "null" else kept[0]
+            ),
+            "tie set": int(kept.sum()),
+            "rejected, Holm": bool((holm(p) < 0.05)[np.abs(true_gaps) < 1e-12].any()),
+            "rejected, each by itself": bool((p < 0.05)[np.abs(true_gaps) < 1e-12].any()),
+            "optimism": float(searched[chosen] - wide.mean(axis=0)[chosen]),
+            "optimism, estimated": selection_bias(searched, resampled),
+        }
+
+
+def measure(world: World, repetitions: int, replicates: int = 2000) -> dict[str, float]:
+    """How often, or how much on average, over repetitions."""
+    found = list(
+        tqdm(
+            studies(world, repetitions, replicates),
+            total=repetitions,
+            desc=world.name,
+            disable=repetitions < 500,
+        )
+    )
+    return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
+
+
+COLUMNS = {
+    "scores covered": "scores",
+    "differences covered": "differences",
+    "best in tie set": "best in tie set",
+    "tie set": "size of tie set",
+    "rejected, Holm": "false finds, Holm",
+    "rejected, each by itself": "false finds, each by itself",
+    "optimism": "optimism, points",
+    "optimism, estimated": "as estimated",
+}
+
+
+def as_table(worlds: list[dict[str, Any]]) -> str:
+    """What was found, in Markdown; shares in %, as the claims are."""
+    lines = [
+        "| kind of study | " + " | ".join(COLUMNS.values()) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
+    for world in worlds:
+        cells = [
+            f"{value:.1f}" if key == "tie set" else f"{100 * value:.1f}"
+            for key, value in world["found"].items()
+        ]
+        lines.append(f"| {world['name']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Simulate, and write down what was found."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--repetitions", type=int, default=2000)
+    chosen = options.parse_args()
+    start, found = time.monotonic(), []
+    for world in WORLDS:
+        found.append(asdict(world) | {"found": measure(world, chosen.repetitions)})
+        print(world.name, {k: round(v, 4) for k, v in found[-1]["found"].items()}, flush=True)
+    versions = {"python": platform.python_version(), "numpy": np.__version__}
+    plain = {"repetitions": chosen.repetitions, **versions, "worlds": found}
+    FILE.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    before, mark, after = PAGE.read_text(encoding="utf-8").partition(MARK)
+    PAGE.write_text(
+        f"{before}{mark}\n\n{as_table(found)}{after[after.index(END) :]}", encoding="utf-8"
+    )
+    print(f"{FILE} and {PAGE}, {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Weights on disk: read lazily, written as a stream, aligned."""

@@ -1,0 +1,188 @@
+"""Commands and their options."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cabs_search.cli.commands import (
+    PROGRAM,
+    _compare,
+    _export,
+    _merge,
+    _plan,
+    _quickstart,
+    _report,
+    _run,
+    _ui,
+    _vectors,
+)
+
+ONE = ("candidates in all, baselines among them", "the study's folder (default: results/NAME)")
+EACH = (
+    "candidates of each value, shared λ among them",
+    "the folder (default: results/NAME-over-AXIS)",
+)
+"""Help on --trials and --output."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and its options."""
+    root = _Parser(
+        PROGRAM, description="Find the best way to merge fine-tuned models that share a base."
+    )
+    root.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
+    commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, act: Any, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        made.set_defaults(act=act)
+        made.add_argument("--json", action="store_true", help="print the result as JSON")
+        return made
+
+    for name, act, text, trials, folder in (
+        (
+            "quickstart",
+            _quickstart,
+            "make four experts from real text once, then search how to merge them",
+            *ONE,
+        ),
+        (
+            "run",
+            _run,
+            "search a space; run again on the same folder, it goes on where it stopped",
+            *ONE,
+        ),
+        (
+            "compare",
+            _compare,
+            "the same search for each method, order, n:m or density, and one table",
+            *EACH,
+        ),
+    ):
+        made = command(name, act, text)
+        if name != "quickstart":
+            made.add_argument(
+                "spec", metavar="SPEC", help="a YAML file, or the name of one in search_spaces/"
+            )
+        if name == "compare":
+            made.add_argument(
+                "--over",
+                action="append",
+                required=True,
+                metavar="method|order|nm|density",
+                help="what to compare; twice for two crossed; AXIS=V,V for some values only",
+            )
+        made.add_argument("--trials", type=_count, metavar="N", help=trials)
+        made.add_argument(
+            "--workers", type=_count, metavar="N", help="Ray workers (default: one for each core)"
+        )
+        made.add_argument("--output", type=Path, metavar="DIR", help=folder)
+        made.add_argument(
+            "--address", help="join a Ray cluster that runs, such as auto or ray://HOST:10001"
+        )
+        made.add_argument(
+            "--tracking-uri", metavar="URI", help="MLflow's (default: SQLite in the folder)"
+        )
+
+    made = command("plan", _plan, "show what a search would do and need, without doing it")
+    made.add_argument("spec", metavar="SPEC")
+    made = command(
+        "vectors",
+        _vectors,
+        "build or inspect a space's pruned vectors: density, overlap, angles, bytes",
+    )
+    made.add_argument("spec", metavar="SPEC")
+    made.add_argument(
+        "--method", action="append", metavar="M", help="these methods only, of the space or not"
+    )
+    made.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw them as well: a .png, .svg or .pdf"
+    )
+    made = command(
+        "report", _report, "print a study's leaderboard, or a comparison, and write report.html"
+    )
+    made.add_argument("folder", type=Path, metavar="DIR")
+
+    made = command("merge", _merge, "merge experts by one recipe, without a search")
+    made.add_argument("--base", required=True, metavar="B", help="a folder or a hub id")
+    made.add_argument("--expert", required=True, action="append", type=_pair, metavar="NAME=PATH")
+    made.add_argument(
+        "--method", default="cabs", metavar="M", help="cabs (default), task-arithmetic, ties, ..."
+    )
+    made.add_argument(
+        "--nm", default="64:256", metavar="N:M", help="weights kept of every M (default 64:256)"
+    )
+    made.add_argument(
+        "--density",
+        type=float,
+        metavar="D",
+        help="share kept, by methods without n:m (default: n/m)",
+    )
+    made.add_argument(
+        "--order", metavar="A,B", help="pruning order (default: as the experts are given)"
+    )
+    made.add_argument("--overlap", default="fill", metavar="fill|drop")
+    made.add_argument("--overlap-merge", default="sum", metavar="sum|ties")
+    made.add_argument("--tail", default="keep", metavar="keep|drop")
+    made.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of random masks (default 0)"
+    )
+    made.add_argument(
+        "--lambda",
+        dest="lambdas",
+        action="append",
+        default=[],
+        type=_pair,
+        metavar="NAME=X",
+        help="λ of an expert (default 1)",
+    )
+    made.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the base's own"
+    )
+    made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
+
+    made = command(
+        "export", _export, "write a searched candidate as a checkpoint that transformers loads"
+    )
+    made.add_argument("folder", type=Path, metavar="DIR")
+    made.add_argument(
+        "--trial", default="best", metavar="best|N|ROW", help="its number; of a comparison, its row"
+    )
+    made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
+
+    made = command("ui", _ui, "open a study's runs in MLflow's UI")
+    made.add_argument("folder", type=Path, metavar="DIR")
+    made.add_argument("--port", type=_port, default=5000)
+    return root
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, but got {text}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"a number from 1 to 65535 is needed, but got {text}")
+    return int(text)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, mark, value = text.partition("=")
+    if not (name and mark and value):
+        raise argparse.ArgumentTypeError(f"NAME=VALUE is needed, but got {text}")
+    return name, value
+
+
+def _version() -> str:
+    from cabs_search import __version__
+
+    return __version__

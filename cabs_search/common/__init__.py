@@ -1,0 +1,1 @@
+"""Helpers of every stage: files, formats, redaction, versions. Imports nothing of ours."""

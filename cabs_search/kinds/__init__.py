@@ -1,0 +1,1 @@
+"""Kinds of task: columns, encoding, head, scoring."""

@@ -1,0 +1,1 @@
+"""Task vectors pruned, cached, combined and added to a base."""

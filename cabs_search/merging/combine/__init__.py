@@ -1,0 +1,1 @@
+"""Combine rules: how pruned vectors add up."""

@@ -1,0 +1,182 @@
+"""How pruned task vectors add up on one tensor: merged = base + Σ λᵢ·maskᵢ⊙τᵢ, in float32.
+
+A resident model and a fresh merge run this same code and have the same bits.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cabs_search.common.formats import first_line
+from cabs_search.merging.chunks import chunks, parallel_map
+from cabs_search.merging.packed import STRIDE, Packed
+
+JOB = 1 << 20
+"""Weights that a thread is given at a time, about; a multiple of STRIDE."""
+
+
+@cache
+def kernels() -> Any:
+    """``merging.combine.kernels``, None where numba is not installed or does not work."""
+    try:
+        from cabs_search.merging.combine import kernels
+
+        kernels.check()
+    except ImportError:
+        return None
+    except Exception as error:  # such as a damaged file in the folder of compiled code
+        warnings.warn(
+            f"numba does not work here, torch adds up instead: {first_line(error)}", stacklevel=2
+        )
+        return None
+    return kernels
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """What a vector keeps of one tensor, as torch adds it up."""
+
+    values: Tensor
+    """Float32, [kept]."""
+    positions: Tensor | None
+    """Int32 or, in tensors of 2³¹ weights and more, int64, [kept]; None: everywhere."""
+
+    @classmethod
+    def of(cls, packed: Packed, device: torch.device) -> Placed:
+        """Unpacked on a device."""
+        kept, narrow = packed.kept(), packed.numel < 1 << 31
+        positions = (
+            None
+            if kept.positions is None
+            else kept.positions.to(torch.int32 if narrow else torch.int64)
+        )
+        return cls(kept.values.to(device), None if positions is None else positions.to(device))
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return self.values.nbytes + (0 if self.positions is None else self.positions.nbytes)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSum:
+    """A tensor that becomes the base's plus Σ λᵢ times what the i-th vector keeps of it.
+
+    The sum is float32: product and sum, vector after vector, then the base's value. It has the same
+    bits in a resident model and in a fresh merge, by numba and by torch.
+    """
+
+    out: Tensor
+    """The tensor, flat, any floating dtype."""
+    base: Tensor
+    """The base's values, flat, any floating dtype."""
+    vectors: tuple[Packed | Placed, ...]
+    """Those that keep something, one at the least: ``Placed`` on a GPU."""
+
+    @cached_property
+    def _packed(self) -> _Arguments | None:
+        packed = [v for v in self.vectors if isinstance(v, Packed)]
+        return _Arguments(packed) if len(packed) == len(self.vectors) and kernels() else None
+
+    @property
+    def parts(self) -> list[slice]:
+        """Of the tensor, that can be written one by one."""
+        return chunks(len(self.out), JOB) if self._packed else [slice(0, len(self.out))]
+
+    def write(self, lambdas: Sequence[float], part: slice) -> None:
+        """Write a part. ``lambdas``: one for each vector."""
+        if self._packed is None:
+            total = torch.full_like(
+                self.out, -0.0, dtype=torch.float32
+            )  # -0.0 + x is x, whatever x is
+            for vector, lambda_ in zip(self.vectors, lambdas, strict=True):
+                placed = (
+                    Placed.of(vector, self.out.device) if isinstance(vector, Packed) else vector
+                )
+                scaled = placed.values * lambda_
+                if placed.positions is None:
+                    total += scaled
+                else:
+                    total.index_add_(0, placed.positions, scaled)
+            self.out.copy_(total.add_(self.base.float()))
+        elif self.out.dtype == self.base.dtype == torch.float32:
+            self._packed.write(self.out, self.base, lambdas, part)
+        else:
+            total = torch.empty(part.stop - part.start)
+            self._packed.write(total, None, lambdas, part, first=part.start)
+            self.out[part] = total.add_(self.base[part].float())
+
+
+class _Arguments:
+    """Packed vectors as ``kernels.write`` takes them."""
+
+    def __init__(self, vectors: Sequence[Packed]) -> None:
+        self._vectors = vectors  # whose memory the addresses are of
+        index = [v.offsets if v.bits is None else v.bits for v in vectors]
+        code = kernels()
+        kinds = [
+            code.WHOLE if i is None else code.OFFSETS if v.bits is None else code.BITS
+            for v, i in zip(vectors, index, strict=True)
+        ]
+        self._kinds = np.array(kinds, np.int8)
+        self._values, self._index, self._counts = (
+            np.array([0 if t is None else t.data_ptr() for t in tensors], np.int64)
+            for tensors in ([v.values for v in vectors], index, [v.counts for v in vectors])
+        )
+
+    def write(
+        self,
+        out: Tensor,
+        base: Tensor | None,
+        lambdas: Sequence[float],
+        part: slice,
+        *,
+        first: int = 0,
+    ) -> None:
+        """Write a part, of the sum alone where there is no base; ``first``: the weight that ``out``
+        begins with.
+        """
+        kernels().write(
+            out.data_ptr() - 4 * first,
+            0 if base is None else base.data_ptr(),
+            self._kinds,
+            self._values,
+            self._index,
+            self._counts,
+            np.array([v.starts[part.start // STRIDE] for v in self._vectors], np.int64),
+            np.array(lambdas, np.float32),
+            part.start,
+            part.stop,
+            self._vectors[0].numel,
+        )
+
+
+def write_sums(sums: Sequence[tuple[TensorSum, Sequence[float]]]) -> None:
+    """Write whole tensors, each with its λ for each vector, over torch's number of threads."""
+    jobs: list[list[tuple[TensorSum, Sequence[float], slice]]] = [[]]
+    room = JOB
+    for one, lambdas in sums:
+        for part in one.parts:
+            jobs[-1].append((one, lambdas, part))
+            room -= part.stop - part.start
+            if room <= 0:
+                jobs.append([])
+                room = JOB
+    if all(one.out.device.type == "cpu" for one, _ in sums):
+        parallel_map(_write, jobs)
+    else:
+        for job in jobs:
+            _write(job)
+
+
+def _write(job: Sequence[tuple[TensorSum, Sequence[float], slice]]) -> None:
+    for one, lambdas, part in job:
+        one.write(lambdas, part)

@@ -1,0 +1,1 @@
+"""Mask rules: which weights of a task vector are kept."""

@@ -1,0 +1,113 @@
+"""Merge experts into their base: one recipe, no search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cabs_search.merging.cache import StoredVector
+from cabs_search.merging.combine.sums import TensorSum, write_sums
+from cabs_search.merging.combine.ties import combined
+from cabs_search.merging.family import Family
+from cabs_search.merging.masks.rules import parse_nm
+from cabs_search.merging.packed import Packed
+from cabs_search.merging.recipe import Recipe, make_method, make_recipe
+from cabs_search.merging.sparse import Kept
+
+
+def merged_tensors(
+    family: Family,
+    recipe: Recipe,
+    dtype: torch.dtype | None = None,
+    vectors: Mapping[str, StoredVector] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """A fresh merge, one shared tensor at a time, so that memory does not grow with the model.
+
+    Args:
+        dtype: of the result; None: the base's own. The arithmetic is float32 in any case.
+        vectors: the method's vectors by expert, in pruning order; None: pruned and combined here.
+
+    Yields:
+        (name, merged tensor).
+
+    """
+    method = recipe.method
+    survey = family.survey(method.mask) if vectors is None else None
+    for name in family.alignment.shared:
+        base = family.base.read(name)
+        out = base.to(dtype or base.dtype, copy=True).contiguous()
+        kept: dict[str, Kept | None]
+        if survey is None:
+            kept = {expert: v.kept(name, base.numel()) for expert, v in (vectors or {}).items()}
+        else:
+            kept = dict(family.prune(method.mask, name, survey))
+        if vectors is None:
+            kept = dict(
+                zip(kept, combined(method.combine, list(kept.values()), base.numel()), strict=True)
+            )
+        parts = {expert: Packed.of(one) for expert, one in kept.items() if one is not None}
+        if parts:
+            one = TensorSum(out.view(-1), base.reshape(-1), tuple(parts.values()))
+            write_sums([(one, [recipe.lambda_of(expert, name) for expert in parts])])
+        yield name, out
+
+
+def merge(
+    base: str | Path,
+    experts: Mapping[str, str | Path],
+    lambdas: Mapping[str, float],
+    method: str = "cabs",
+    nm: tuple[int, int] | str = (64, 256),
+    order: Sequence[str] | None = None,
+    *,
+    density: float | None = None,
+    overlap: str = "fill",
+    overlap_merge: str = "sum",
+    tail: str = "keep",
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """Merge experts into their base: one recipe, no search.
+
+    Args:
+        base, experts: checkpoint folders; ``experts`` by name.
+        lambdas: λ by expert.
+        method: one of ``recipe.METHOD_NAMES``, but for those that need calibration items.
+        nm: weights kept per block, weights per block.
+        order: pruning order; None: the order of ``experts``.
+        density: share kept, by methods without n:m; None: n/m.
+        overlap, tail: as in ``sparsify.conflict_aware``.
+        overlap_merge: as in ``recipe.make_method``.
+        seed: of random masks.
+        dtype: of the result; None: the base's own.
+
+    Returns:
+        The merged shared tensors by the base's names.
+
+    Raises:
+        ValueError: unknown names, unreadable or incompatible checkpoints, n > m.
+
+    """
+    if not experts:
+        raise ValueError("at least one expert is needed")
+    family = Family.open(base, experts)
+    chosen = make_method(
+        method,
+        tuple(experts),
+        nm=parse_nm(nm),
+        density=density,
+        order=order,
+        overlap=overlap,
+        overlap_merge=overlap_merge,
+        tail=tail,
+        seed=seed,
+    )
+    if set(lambdas) != set(experts):
+        raise ValueError(
+            f"lambdas must name every expert once, but got {sorted(lambdas)} for {sorted(experts)}"
+        )
+    recipe = make_recipe(chosen, {name: lambdas[name] for name in experts})
+    return dict(merged_tensors(family, recipe, dtype))

@@ -1,0 +1,1 @@
+"""What was scored, durable; every file of a study's folder."""

@@ -1,0 +1,110 @@
+"""Marks, axes and scales that charts share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cabs_search.common.formats import finite
+from cabs_search.reporting.charts.theme import Spec, colour
+
+
+def heat(
+    values: Sequence[Mapping[str, Any]],
+    *,
+    x: Spec,
+    y: Spec,
+    hover: Sequence[tuple[str, str]],
+    noise: float,
+) -> Spec:
+    """Gains in points as coloured cells with their numbers; what is within ``noise`` stays pale."""
+    sizes = sorted(known(abs(value["gain"]) for value in values))
+    most = max(
+        *known([noise]), sizes[int(0.95 * (len(sizes) - 1))], 0.1
+    )  # so that one bad cell does not pale the rest
+    ramp = {
+        "domain": [-most, 0, most],
+        "range": [colour(name) for name in ("worse", "surface", "accent")],
+    }
+    scale = ramp | {"clamp": True, "interpolate": "rgb"}
+    fill = {"field": "gain", "type": "quantitative", "legend": None, "scale": scale}
+    deep = {"test": f"abs(datum.gain) > deep * {most}", "value": colour("surface")}
+    text = {"text": {"field": "points"}, "color": {"condition": deep, "value": colour("ink")}}
+    place = {"x": x, "y": y, "tooltip": hover_fields(hover)}
+    cell = {"type": "rect", "cornerRadius": 4, "stroke": colour("surface"), "strokeWidth": 3}
+    return chart(
+        values,
+        26 * len({value["label"] for value in values}),
+        layer=[
+            {"mark": cell, "encoding": place | {"color": fill}},
+            {"mark": {"type": "text", "fontSize": 11.5}, "encoding": place | text},
+        ],
+    )
+
+
+def around(values: Sequence[Mapping[str, Any]], field: str) -> dict[str, Any]:
+    """A scale that ends a little beyond its values."""
+    found = known(value[field] for value in values)
+    room = 0.08 * (max(found) - min(found)) or 0.005
+    return {"zero": False, "nice": False, "domain": [min(found) - room, max(found) + room]}
+
+
+def chart(values: Sequence[Mapping[str, Any]], height: int, **rest: Any) -> Spec:
+    """A chart as wide as what holds it, of numbers that JSON knows."""
+    made: Spec = finite(
+        {
+            "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+            "data": {"values": list(values)},
+            "width": "container",
+            "height": height,
+            **rest,
+        }
+    )
+    return made
+
+
+def known(values: Iterable[float]) -> list[float]:
+    """Those that an axis has a place for; 0 where there are none."""
+    return [value for value in values if math.isfinite(value)] or [0.0]
+
+
+def quantity(
+    field: str, title: str, values: Sequence[Mapping[str, Any]], *others: str
+) -> dict[str, Any]:
+    """A position on a scale of numbers, with the decimals that its range asks for; ``others`` share
+    the scale.
+    """
+    found = known(value[name] for value in values for name in (field, *others))
+    form = ".2f" if max(found) - min(found) > 0.06 else ".3f"
+    axis = {"format": form, "tickCount": 6}
+    return {
+        "field": field,
+        "type": "quantitative",
+        "title": title,
+        "scale": {"zero": False},
+        "axis": axis,
+    }
+
+
+def named(field: str, order: Sequence[str], **axis: Any) -> dict[str, Any]:
+    """A position in a list of names, in the order given."""
+    return {"field": field, "type": "nominal", "sort": list(order), "title": None, "axis": axis}
+
+
+def nominal(field: str, looks: Mapping[str, Any]) -> dict[str, Any]:
+    """A colour or a symbol by name."""
+    return {
+        "field": field,
+        "type": "nominal",
+        "scale": {"domain": list(looks), "range": list(looks.values())},
+    }
+
+
+def point(size: int) -> dict[str, Any]:
+    return {"type": "point", "filled": True, "size": size, "opacity": 1}
+
+
+def hover_fields(fields: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """What a mark says when it is pointed at: (field, title)."""
+    return [{"field": field, "type": "nominal", "title": title} for field, title in fields]

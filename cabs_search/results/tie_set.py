@@ -1,0 +1,72 @@
+"""The candidates that cannot be told from the best, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cabs_search.results.panel import Panel
+from cabs_search.stats.simultaneous import items_needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class TieSet:
+    """The candidates that cannot be told from the best."""
+
+    labels: tuple[str, ...]
+    """The best first."""
+    of: int
+    """Candidates that were compared."""
+    items: int
+    """On so many items."""
+    gap: float
+    items_needed: int | None
+    """Items that would show such a gap between the best and another of the set; None where there is
+    no other.
+    """
+    text: str
+
+
+GAP = 0.005
+"""The difference of which a tie set says how many items would show it: half a point."""
+
+
+def tie_set(panel: Panel, names: Sequence[str], what: str = "candidates") -> TieSet | None:
+    """The tie set in words; None where there is nothing to compare."""
+    if not names:
+        return None
+    tied = panel.tied(names)
+    best, others = tied[0], tied[1:]
+    needed = None
+    if others:
+        error = float(np.median([panel.error(best, other) for other in others]))
+        needed = _rounded(items_needed(error, panel.items, GAP))
+    return TieSet(
+        labels=tuple(tied),
+        of=len(names),
+        items=panel.items,
+        gap=GAP,
+        items_needed=needed,
+        text=_in_words(len(tied), len(names), panel.items, needed, what),
+    )
+
+
+def _in_words(tied: int, of: int, items: int, needed: int | None, what: str) -> str:
+    if of == 1:
+        return f"One of the {what} was confirmed: there is nothing to tell it from."
+    if needed is None:
+        return f"With {items:,} items only one of {of} {what} can be the best (95 %)."
+    text = f"{tied} of {of} {what} cannot be told apart with {items:,} items"
+    if needed <= items:
+        return (
+            f"{text}, with which a gap of {100 * GAP:g} points between two of them would be seen."
+        )
+    return f"{text}; separating a gap of {100 * GAP:g} points would need about {needed:,}."
+
+
+def _rounded(count: int) -> int:
+    """To two digits, as it is an estimate."""
+    unit = int(10 ** max(0, len(str(count)) - 2))
+    return -(-count // unit) * unit

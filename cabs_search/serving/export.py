@@ -1,0 +1,280 @@
+"""A recipe as a folder that transformers loads.
+
+PATH/                       the merged trunk: ``AutoModel.from_pretrained(PATH)`` PATH/recipe.json,
+README.md the recipe, and a model card PATH/heads/TASK/            trunk and head:
+``AutoModelForSequenceClassification.from_pretrained(PATH/heads/TASK)``,
+                            or the AutoModelFor... of the task's kind; the trunk's file is a hard
+                            link where the file system has them
+
+Compact, for stores that know no links, the trunk is there once, in PATH/trunks/, and the heads'
+indices name it there (once more where an expert calls its tensors by other names); PATH itself is
+then no model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.checkpoints.writer import CheckpointWriter
+from cabs_search.merging.cache import StoredVector
+from cabs_search.merging.family import Family
+from cabs_search.merging.merge import merged_tensors
+from cabs_search.merging.recipe import Recipe
+from cabs_search.tasks.tokenizer import pad_token_id
+
+SIDE_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+)
+TRUNK, HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+ROOT = "model.safetensors"
+
+
+def export(
+    family: Family,
+    recipe: Recipe,
+    to: str | Path,
+    *,
+    heads: Mapping[str, str] | None = None,
+    facts: Iterable[str] = (),
+    dtype: torch.dtype | None = None,
+    vectors: Mapping[str, StoredVector] | None = None,
+    progress: Callable[[int], Any] | None = None,
+    compact: bool = False,
+) -> Path:
+    """Write a merged model, tensor by tensor, so that memory does not grow with the model.
+
+    Args:
+        to: a folder that does not exist, or is empty; it appears under its name only when it is
+            whole.
+        heads: the expert whose head to use, by the name of the folder under ``heads/``; None: every
+            expert's own.
+        facts: lines for the model card, such as scores.
+        dtype: of the merged weights; None: the base's own.
+        vectors: the method's vectors by expert, in pruning order; None: pruned and combined here.
+        progress: told the number of weights done.
+        compact: write the trunk once for all heads, and no model without a head.
+
+    Raises:
+        ValueError: the folder is not empty, or a checkpoint cannot be read.
+
+    """
+    path = Path(to)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{to}: must be a new or an empty folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dtype = dtype or family.base.read(family.alignment.shared[0]).dtype
+    work = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        _write_trunk(family, work, merged_tensors(family, recipe, dtype, vectors), dtype, progress)
+        chosen = heads if heads is not None else {name: name for name in family.experts}
+        trunks: dict[tuple[str, ...], Path] = {}
+        for name, expert in chosen.items():
+            _write_head(
+                family,
+                expert,
+                Checkpoint(work),
+                work / "heads" / name,
+                dtype,
+                trunks,
+                compact=compact,
+            )
+        if compact:
+            (work / ROOT).unlink()
+        (work / "recipe.json").write_text(
+            json.dumps(recipe.as_dict(), indent=2, ensure_ascii=False) + "\n"
+        )
+        (work / "README.md").write_text(
+            _card(family, recipe, list(chosen), facts), encoding="utf-8"
+        )
+        if path.exists():
+            path.rmdir()
+        work.rename(path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return path
+
+
+def _write_trunk(
+    family: Family,
+    to: Path,
+    merged: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    progress: Callable[[int], Any] | None,
+) -> None:
+    base = family.base
+    own = [name for name in base.names if name not in family.alignment.shapes]
+    with CheckpointWriter(to / ROOT, base.names, {"format": "pt"}) as writer:
+        for name, tensor in merged:
+            writer.add(base.model_name(name), tensor)
+            if progress:
+                progress(tensor.numel())
+        for name in own:
+            tensor = base.read(name)
+            writer.add(
+                base.model_name(name), tensor.to(dtype) if tensor.is_floating_point() else tensor
+            )
+    _copy_side_files(base, to, dtype)
+
+
+def _write_head(
+    family: Family,
+    expert: str,
+    merged: Checkpoint,
+    to: Path,
+    dtype: torch.dtype,
+    trunks: dict[tuple[str, ...], Path],
+    *,
+    compact: bool,
+) -> None:
+    """The whole model of one task: the trunk under the expert's names, once for all that agree, and
+    the head.
+    """
+    checkpoint = family.experts[expert]
+    shared = family.alignment.shared
+    names = tuple(checkpoint.model_name(name) for name in shared)
+    to.mkdir(parents=True)
+    if names not in trunks:
+        file = to.parents[1] / "trunks" / f"{len(trunks)}.safetensors" if compact else to / TRUNK
+        with CheckpointWriter(file, names, {"format": "pt"}) as writer:
+            for name in shared:
+                writer.add(checkpoint.model_name(name), merged.read(name))
+        trunks[names] = file
+    elif not compact:
+        _link(trunks[names], to / TRUNK)
+    trunk = f"../../trunks/{trunks[names].name}" if compact else TRUNK
+    own = {
+        name: checkpoint.model_name(name)
+        for name in checkpoint.names
+        if name not in family.alignment.shapes
+    }
+    with CheckpointWriter(to / HEAD, own.values(), {"format": "pt"}) as writer:
+        for name, in_model in own.items():
+            tensor = checkpoint.read(name)
+            if tensor.is_floating_point():
+                writer.add(in_model, tensor.to(dtype))
+            else:  # buffers, such as position ids, come from the base
+                writer.add(
+                    in_model, family.base.read(name) if name in family.base.names else tensor
+                )
+    index = {
+        "metadata": {"total_size": sum((to / file).stat().st_size for file in (trunk, HEAD))},
+        "weight_map": dict.fromkeys(names, trunk) | dict.fromkeys(own.values(), HEAD),
+    }
+    (to / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    _copy_side_files(checkpoint, to, dtype, fallback=family.base)
+    _set_pad_token(to)
+
+
+def compact_bytes(family: Family, heads: Iterable[str], dtype: torch.dtype) -> int:
+    """What a compact export takes, but for configurations and tokenizers; ``heads``: their experts,
+    one for each.
+    """
+    checkpoints = [family.experts[expert] for expert in heads]
+    trunks = {tuple(c.model_name(name) for name in family.alignment.shared) for c in checkpoints}
+    own = sum(
+        math.prod(c.shape(name))
+        for c in checkpoints
+        for name in c.names
+        if name not in family.alignment.shapes
+    )
+    return dtype.itemsize * (len(trunks) * family.alignment.weights + own)
+
+
+def _link(source: Path, to: Path) -> None:
+    try:
+        os.link(source, to)
+    except OSError:
+        shutil.copy(source, to)
+
+
+def _copy_side_files(
+    checkpoint: Checkpoint, to: Path, dtype: torch.dtype, fallback: Checkpoint | None = None
+) -> None:
+    """The config, which says in which dtype the model is loaded, and the tokenizer, the base's
+    where there is none.
+    """
+    config = {k: v for k, v in checkpoint.config.items() if k != "torch_dtype"}
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    (to / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for source in (checkpoint, fallback):
+        found = (
+            {f for pattern in SIDE_FILES for f in source.folder.glob(pattern)} if source else set()
+        )
+        if found:
+            for file in found:
+                shutil.copy(file, to / file.name)
+            return
+
+
+def _set_pad_token(folder: Path) -> None:
+    """Say in a decoder's config what its items were padded with, without which it takes no
+    batches.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(folder)
+    if config.pad_token_id is None and any(folder.glob("tokenizer*")):
+        values = json.loads((folder / "config.json").read_text())
+        values["pad_token_id"] = pad_token_id(config, AutoTokenizer.from_pretrained(folder))
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _lambdas(recipe: Recipe, expert: str) -> str:
+    """λ of one expert in words."""
+    found = [(key, value) for key, value in recipe.lambdas if key.split(".")[0] == expert]
+    return ", ".join(
+        f"λ{key.removeprefix(expert).replace('.', ' of ')} = {value:g}" for key, value in found
+    )
+
+
+def _shown(folder: Path) -> str:
+    """A checkpoint's name for people: a hub id where it came from the hub."""
+    cached = [part for part in folder.parts if part.startswith("models--")]
+    return cached[-1].removeprefix("models--").replace("--", "/") if cached else folder.name
+
+
+def _card(family: Family, recipe: Recipe, heads: Iterable[str], facts: Iterable[str]) -> str:
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [merge, cabs]",
+        "---",
+        "",
+        "# Merged model",
+        "",
+        f"`{recipe}`",
+        "",
+    ]
+    lines += [f"- base: `{_shown(family.base.folder)}` (content {family.base.fingerprint})"]
+    lines += [
+        f"- expert {name}: `{_shown(e.folder)}` (content {family.fingerprints[name]}),"
+        f" {_lambdas(recipe, name)}"
+        for name, e in family.experts.items()
+    ]
+    lines += [
+        "",
+        *facts,
+        "",
+        "Heads:",
+        "",
+        *(f"- `heads/{name}`" for name in heads),
+        "",
+        "Made by cabs-search.",
+        "",
+    ]
+    return "\n".join(lines)

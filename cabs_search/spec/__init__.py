@@ -1,0 +1,1 @@
+"""The YAML file that names a study; needs no torch."""

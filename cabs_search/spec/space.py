@@ -1,0 +1,187 @@
+"""What is searched: a space of methods, settings and λ."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import fields
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from cabs_search.merging.masks.rules import parse_nm
+from cabs_search.merging.recipe import Groups, split_name
+from cabs_search.spec.fields import STRICT, Coefficient, Name, Once, listed
+
+MOST_STEPS = 1_000_000
+"""Values that a range of λ may hold."""
+
+
+def _nm(value: Any) -> tuple[int, int]:
+    if not isinstance(value, str) and not (isinstance(value, (list, tuple)) and len(value) == 2):
+        raise ValueError(f"n:m must be written as n:m, such as 64:256, but got {value!r}")
+    return parse_nm(value)
+
+
+def _method(name: str) -> str:
+    split_name(name)
+    return name
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(
+            f"a group must be a regular expression, but got {text!r}: {error}"
+        ) from None
+    return text
+
+
+NM = Annotated[tuple[int, int], BeforeValidator(_nm)]
+MethodName = Annotated[str, AfterValidator(_method)]
+Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Range:
+    """Values of λ."""
+
+    low: Coefficient = 0.0
+    high: Coefficient = 2.0
+    step: Annotated[float, Field(gt=0)] = 0.01
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(
+                f"low <= high must hold, but got (low={self.low:g}, high={self.high:g})"
+            )
+        if (self.high - self.low) / self.step > MOST_STEPS:
+            raise ValueError(
+                f"(high - low) / step <= {MOST_STEPS} must hold, but step is {self.step:g}"
+            )
+        if not math.isclose(
+            round((self.high - self.low) / self.step) * self.step,
+            self.high - self.low,
+            abs_tol=1e-9,
+        ):
+            raise ValueError(
+                f"high - low must be a multiple of step, but got (low={self.low:g},"
+                f" high={self.high:g}, step={self.step:g})"
+            )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """How many values it holds."""
+        return round((self.high - self.low) / self.step) + 1
+
+    def __contains__(self, value: float) -> bool:
+        steps = (value - self.low) / self.step
+        return self.low - 1e-9 <= value <= self.high + 1e-9 and math.isclose(
+            steps, round(steps), abs_tol=1e-6
+        )
+
+    def grid(self, most: int) -> tuple[float, ...]:
+        """At most so many of its values, evenly spread, both ends among them."""
+        count = min(most, self.steps)
+        places = [round(i * (self.steps - 1) / max(1, count - 1)) for i in range(count)]
+        return tuple(round(self.low + place * self.step, 9) for place in places)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Lambda(Range):
+    """The range of λ, and which task vectors, tensors and methods have one of their own."""
+
+    shared: bool = False
+    """One λ for all experts, or one for each."""
+    groups: dict[Name, Pattern] = Field(default_factory=dict)
+    """Tensors that have λ of their own: a regular expression searched for in their names, by the
+    group's name; a tensor is in the first group that fits.
+    """
+    methods: dict[MethodName, Range] = Field(default_factory=dict)
+    """Ranges of methods that need another one, as those do that rescale what they keep."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Space:
+    """What is searched: every field with more than one value is a dimension."""
+
+    lambda_: Lambda = Field(default=Lambda(), alias="lambda")
+    method: Annotated[
+        tuple[MethodName, ...], BeforeValidator(listed), Field(min_length=1), Once
+    ] = ("cabs",)
+    nm: Annotated[tuple[NM, ...], BeforeValidator(listed), Field(min_length=1), Once] = ((64, 256),)
+    density: (
+        Annotated[tuple[Density, ...], BeforeValidator(listed), Field(min_length=1), Once] | None
+    ) = None
+    """Share kept by methods without n:m. None: the n/m of ``nm``."""
+    density_shared: bool = True
+    """One density, or n:m, for all experts, or one for each."""
+    order: (
+        Literal["all"] | Annotated[tuple[tuple[Name, ...], ...], Field(min_length=1), Once] | None
+    ) = None
+    """Pruning orders: ``all``, a list, or (None) just the experts' own."""
+    overlap: Literal["fill", "drop"] = "fill"
+    overlap_merge: Literal["sum", "ties"] = "sum"
+    """How vectors add up where masks that should be disjoint meet."""
+    tail: Literal["keep", "drop"] = "keep"
+
+    def identity(self) -> dict[str, str]:
+        """What a study may not change while it goes on: all but the ranges of λ, as text by
+        field.
+        """
+        found = {
+            f.name: _as_text(getattr(self, f.name)) for f in fields(self) if f.name != "lambda_"
+        }
+        lambda_ = {
+            "lambda.shared": str(self.lambda_.shared),
+            "lambda.groups": _as_text(self.groups),
+        }
+        return found | {"density": _as_text(self.densities)} | lambda_
+
+    def but(self, **changes: Any) -> Space:
+        """A copy with some fields changed."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | changes
+        return Space(**{"lambda": values.pop("lambda_")}, **values)
+
+    @cached_property
+    def densities(self) -> tuple[float, ...]:
+        """The densities of methods without n:m."""
+        return self.density or tuple(dict.fromkeys(n / m for n, m in self.nm))
+
+    def range_of(self, method: str) -> Range:
+        """A method's range of λ."""
+        return self.lambda_.methods.get(method, self.lambda_)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Groups of tensors with λ of their own."""
+        return tuple(self.lambda_.groups.items())
+
+
+def _as_text(value: Any) -> str:
+    """A setting for people: a list with commas, n:m and orders as they are written."""
+    if not isinstance(value, tuple):
+        return str(value)
+    marks = {int: ":", str: ">"}
+    return ", ".join(
+        marks[type(v[0])].join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Baseline:
+    """Candidates with one λ for all experts, scored before any proposal."""
+
+    lambda_: Annotated[tuple[Coefficient, ...], Field(min_length=1, alias="lambda")]
+    nm: NM | None = None
+    """None: the space's first."""
+    density: Density | None = None
+    """None: the space's first."""
+    order: tuple[Name, ...] | None = None
+    """None: the space's first."""

@@ -1,0 +1,1 @@
+"""Tests and intervals, of runs and of items: numpy and scipy only."""

@@ -1,0 +1,1 @@
+"""Rows of data as tokenized items, divided into a search and a confirm split."""

@@ -1,0 +1,1 @@
+"""MLflow runs, models and saved views; the only importer of MLflow."""

@@ -1,0 +1,1 @@
+"""One file a command: from a spec to what it leaves behind."""

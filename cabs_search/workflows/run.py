@@ -1,0 +1,122 @@
+"""One study from spec to leaderboard: checks everything, searches, tracks, reports. What
+``cabs-search run`` calls.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cabs_search.merging.recipe import Recipe
+from cabs_search.record.folder import StudyFolder, only_driver, record_versions, write_spec
+from cabs_search.record.outcomes import Outcomes
+from cabs_search.results.leaderboard import Leaderboard, board_of
+from cabs_search.results.scores import RecordScores
+from cabs_search.spec.locations import cache_folder
+from cabs_search.spec.study import Spec
+from cabs_search.tasks.items import Items, SplitName
+from cabs_search.tracking.background import BackgroundTracker, Say
+from cabs_search.workflows.findings import findings, study_files
+from cabs_search.workflows.prepare import Prepared, to_stderr
+
+if TYPE_CHECKING:
+    from cabs_search.search.study import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """What a search found and where it is kept."""
+
+    folder: Path
+    leaderboard: Leaderboard
+    best: Recipe
+    """The candidate with the best search score."""
+    scored_items: int
+    """Items scored in this run; what was on record is not scored again."""
+    tracking_uri: str
+
+
+def run(
+    spec: Spec | str | Path,
+    output: str | Path | None = None,
+    *,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    say: Say = to_stderr,
+) -> SearchResult:
+    """Search a space until its budget is spent; on a folder with an unfinished study, go on with
+    it.
+
+    Args:
+        spec: a spec, or the path of its file.
+        output: the study's folder; None: ``results/NAME``.
+        address: a running Ray cluster's; None: workers on this machine.
+        tracking_uri: MLflow's; None: SQLite in the folder.
+        say: told what is being done.
+
+    Raises:
+        ValueError: the spec, its models or its data are wrong; nothing has been written then.
+        RuntimeError: the search failed on the way; what was scored is kept.
+
+    """
+    opened = Prepared(spec, output, address, say)
+    spec, folder = opened.spec, opened.folder
+    with only_driver(folder) as is_new, BackgroundTracker(folder, tracking_uri, say) as book:
+        from cabs_search.cluster.driver import search
+
+        try:
+            study = _open_study(spec, folder, opened.items, opened.weights)
+            calibrations = opened.prune_calibrated(spec)
+        except ValueError:
+            if is_new:  # refused before anything was done
+                shutil.rmtree(folder)
+            raise
+        record_versions(folder)
+        tracked = book.study(spec)
+        tracked.open(study.outcomes, study.id)
+        study.take_up(tracked.candidate)
+        say(f"starting workers; the study is kept in {folder}")
+        try:
+            search(study, opened.items, cache_folder(), calibrations=calibrations, address=address)
+            scores = RecordScores.read(spec, study.outcomes)
+            board = board_of(spec, scores)
+            files = study_files(board, folder, say)
+            tracked.end(scores.confirmed, *findings(opened, spec, board, study.best, files))
+        except BaseException:
+            tracked.close()
+            raise
+    if study.exhausted:
+        say(
+            f"nothing new was proposed after {study.done} candidates: the space is, or nearly is,"
+            " searched through"
+        )
+    if study.best is None:
+        raise RuntimeError("no candidate was scored")
+    return SearchResult(
+        folder=folder,
+        leaderboard=board,
+        best=study.best.recipe,
+        scored_items=study.scored_items,
+        tracking_uri=book.uri,
+    )
+
+
+def _open_study(
+    spec: Spec,
+    folder: Path,
+    items: Mapping[SplitName, Mapping[str, Items]],
+    weights: Mapping[str, str],
+) -> Study:
+    """The record and the search of a folder, seen to be of this spec, which is written beside
+    them.
+    """
+    from cabs_search.search.study import Study
+
+    outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
+    outcomes.bind(spec, items, weights)
+    study = Study(spec, folder, items, outcomes)
+    write_spec(spec, folder)
+    return study

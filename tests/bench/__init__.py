@@ -1,1 +1,0 @@
-"""What the program costs, held against what a user would run instead and against the machine: ``make bench``."""

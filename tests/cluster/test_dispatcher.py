@@ -1,0 +1,299 @@
+"""The desk between a study and its workers, without Ray: who gets what when, and what is lost when
+somebody dies.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cabs_search.cluster.dispatcher import AHEAD_SHARE, STEP_SECONDS, Batch, Dispatcher, Part
+from cabs_search.cluster.driver import stop_ray
+from cabs_search.kinds.kinds import Outcome
+from cabs_search.record.outcomes import Outcomes
+from cabs_search.search.axes import axis_values
+from cabs_search.search.candidates import candidate_of
+from cabs_search.search.jobs import BlockResult, Finished, Job
+from cabs_search.search.studies import Studies
+from cabs_search.search.study import Study
+from cabs_search.spec.load import parse
+from cabs_search.spec.study import Spec
+from cabs_search.tasks.load import load_study_items
+from tests.conftest import pico_values
+
+Fed = deque[tuple[str, Job, int]]
+
+
+class Floor:
+    """Workers that score by a formula, each block in ``seconds`` of a clock that is not the
+    wall's.
+    """
+
+    def __init__(
+        self, folder: Path, items: Any, specs: list[Spec], workers: int = 2, seconds: float = 0.01
+    ) -> None:
+        self.items, self.seconds = items, seconds
+        self.outcomes = Outcomes(folder / "outcomes", specs[0].tasks)
+        self.outcomes.bind(specs[0], items, {"base": "b"})
+        self.finished: list[Finished] = []
+        self.failing: set[str] = set()
+        self.study: Study | Studies
+        if len(specs) == 1:
+            self.study = self.open(specs[0], folder, "")
+        else:
+            makers = {
+                s.name: (s.search.trials, lambda s=s: self.open(s, folder, s.name)) for s in specs
+            }
+            self.study = Studies(specs[0], items, self.outcomes, makers, lambda *_: None)
+        self.desk = Dispatcher(self.study, workers)
+        self.todo: dict[str, Fed] = {}
+        self.sent: list[tuple[str, Batch]] = []
+        self.scored: list[tuple[str, str, int]] = []
+        for i in range(workers):
+            self.join(f"worker {i}")
+
+    def open(self, spec: Spec, folder: Path, part: str) -> Study:
+        busy = getattr(getattr(self, "study", None), "is_confirming", lambda _: False)
+        study = Study(spec, folder, self.items, self.outcomes, part=part, is_busy=busy)
+        study.take_up(self.finished.append)
+        return study
+
+    def join(self, worker: str) -> None:
+        self.todo[worker] = deque()
+
+        def send(batch: Batch) -> None:
+            self.sent.append((worker, batch))
+            self.todo[worker] += [
+                (job_id, job, block) for job_id, job in batch.items() for block in job.todo
+            ]
+
+        self.desk.join(worker, send)
+
+    def step(self, worker: str) -> list[Part]:
+        """What a worker does before it reports."""
+        todo, parts, seconds = self.todo[worker], [], 0.0
+        while todo and seconds < STEP_SECONDS:
+            job_id, job, block = todo.popleft()
+            if job.recipe.key in self.failing:
+                parts.append(
+                    Part(job_id=job_id, error="ValueError: the loss on mood is not finite")
+                )
+                while todo and todo[0][0] == job_id:
+                    todo.popleft()
+                continue
+            self.scored.append((job.recipe.key, job.split, block))
+            parts.append(Part(job_id=job_id, result=self.result(job, block)))
+            seconds += self.seconds
+        return parts
+
+    def result(self, job: Job, block: int) -> BlockResult:
+        quality = 1 - min(1.0, sum(abs(v - 0.8) for v in job.recipe.lambda_.values()) / 3)
+        outcomes = {}
+        for task, rows in self.study.blocks[job.split][block].items():
+            scores = (np.random.default_rng(list(rows)).random(len(rows)) < quality).astype(
+                np.float32
+            )
+            labels = self.items[job.split][task].labels[rows]
+            outcomes[task] = Outcome(scores, 1 - scores, np.where(scores > 0, labels, labels + 1))
+        return BlockResult(
+            block=block, outcomes=outcomes, materialize_seconds=0.0, evaluate_seconds=self.seconds
+        )
+
+    def run(self, steps: int = 10**6) -> None:
+        """All workers by turns, until the desk has no more or so many steps are done."""
+        self.desk.rest()
+        while not self.desk.finished and steps:
+            for worker in list(self.todo):
+                self.desk.take(worker, self.step(worker))
+                self.desk.rest()
+            steps -= 1
+
+
+@pytest.fixture(scope="module")
+def spec(pico: Path) -> Spec:
+    return parse(pico_values(pico, trials=60))
+
+
+@pytest.fixture(scope="module")
+def items(spec: Spec) -> Any:
+    return load_study_items(spec)
+
+
+def jobs_of(floor: Floor) -> list[int]:
+    return [
+        len(batch)
+        for _, batch in floor.sent
+        if all(job.split == "search" for job in batch.values())
+    ]
+
+
+def test_small_candidates_go_out_together_and_the_budget_is_met(
+    spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    floor = Floor(tmp_path, items, [spec])
+    floor.run()
+    assert floor.study.complete
+    assert len(floor.outcomes.scored("search")) == 60
+    assert len(floor.scored) == len(set(floor.scored)), "something was scored twice"
+    most = int(60 * AHEAD_SHARE) // 2
+    assert max(jobs_of(floor)) == most, "an eighth of the budget is out, at two workers"
+    numbers = [f.number for f in floor.finished]
+    assert len(numbers) == len(set(numbers)) == 60
+
+
+def test_large_candidates_go_out_alone_and_before_a_worker_has_run_dry(
+    spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    floor = Floor(tmp_path, items, [spec], seconds=2.0)
+    floor.desk.rest()
+    for _ in range(10):
+        for worker in floor.todo:
+            floor.desk.take(worker, floor.step(worker))
+            floor.desk.rest()
+            blocks = floor.todo[worker]
+            assert blocks, "a worker waits"
+            assert len({job_id for job_id, _, _ in blocks}) <= 2
+    assert set(jobs_of(floor)) == {1}
+
+
+def test_a_candidate_of_a_batch_fails_alone(spec: Spec, items: Any, tmp_path: Path) -> None:
+    floor = Floor(tmp_path, items, [spec])
+    floor.run(steps=2)
+    _, batch = next((worker, batch) for worker, batch in reversed(floor.sent) if len(batch) > 1)
+    bad = list(batch.values())[1].recipe
+    floor.failing = {bad.key}
+    floor.run()
+    assert [(f.recipe, f.error) for f in floor.finished if f.state == "failed"] == [
+        (bad, "ValueError: the loss on mood is not finite")
+    ]
+    assert len(floor.outcomes.scored("search")) == 59
+    assert floor.study.done == 60
+
+
+@pytest.mark.parametrize("unwritten", [True, False])
+def test_a_driver_killed_in_the_middle_of_batches(
+    spec: Spec, items: Any, tmp_path: Path, unwritten: bool
+) -> None:
+    """What was written is not scored again, and of what was not written only that."""
+    floor = Floor(tmp_path, items, [spec])
+    floor.run(steps=3)
+    parts = floor.step("worker 0")[:4] if unwritten else []
+    lost = {(job.recipe.key, job.split, p.result.block) for p in parts if p.result for _, b in floor.sent
+            for job_id, job in b.items() if job_id == p.job_id}  # fmt: skip
+    floor.desk.take("worker 0", parts)
+    written = {
+        key
+        for key in floor.scored
+        if key[2] in floor.outcomes.done_blocks(recipe_of(floor, key[0]), "search")
+    }
+    again = Floor(tmp_path, items, [spec])
+    again.run()
+    assert not written & set(again.scored)
+    assert lost <= set(again.scored)
+    assert len(again.outcomes.scored("search")) == again.study.done == 60
+    numbers = [f.number for f in again.finished]
+    assert len(numbers) == len(set(numbers)) == 60, "nothing counts twice"
+
+
+def recipe_of(floor: Floor, key: str) -> Any:
+    return next(
+        job.recipe for _, batch in floor.sent for job in batch.values() if job.recipe.key == key
+    )
+
+
+def test_a_candidate_that_kills_workers_takes_no_other_with_it(
+    spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    floor = Floor(tmp_path, items, [spec])
+    floor.run(steps=2)
+    poison = next(job for job_id, job, _ in floor.todo["worker 1"]).recipe.key
+    floor.desk.rest()
+    born = 2
+    while not floor.desk.finished:
+        for worker in list(floor.todo):
+            if any(job.recipe.key == poison for _, job, _ in floor.todo[worker]):
+                del floor.todo[worker]
+                floor.desk.died(worker)
+                floor.join(f"worker {born}")
+                born += 1
+            else:
+                floor.desk.take(worker, floor.step(worker))
+            floor.desk.rest()
+    failed = [(f.recipe.key, f.error) for f in floor.finished if f.state == "failed"]
+    assert failed == [(poison, "its worker died 4 times")]
+    assert len(floor.outcomes.scored("search")) == 59
+    assert len(floor.scored) - len(set(floor.scored)) == 0
+
+
+def test_studies_share_workers(pico: Path, items: Any, tmp_path: Path) -> None:
+    values = axis_values(parse(pico_values(pico, trials=20)), ["nm"])
+    rows = [value for value in values if value.same_as is None]
+    floor = Floor(tmp_path, items, [row.spec for row in rows])
+    floor.run()
+    assert floor.study.complete
+    assert floor.study.done == 20 * len(rows)
+    assert len(floor.scored) == len(set(floor.scored))
+    for row in rows:
+        assert len(floor.outcomes.scored("search", candidate_of(row.spec))) == 20
+
+
+def test_a_search_that_fails_gives_nothing_more(spec: Spec, items: Any, tmp_path: Path) -> None:
+    floor = Floor(tmp_path, items, [spec])
+    floor.desk.rest()
+    floor.desk.stop("a worker could not start: OutOfMemoryError: no room")
+    sent = len(floor.sent)
+    floor.desk.rest()
+    assert floor.desk.finished
+    assert len(floor.sent) == sent
+    again = Floor(tmp_path, items, [spec])
+    again.run(steps=1)
+    assert {f.state for f in again.finished} == {"complete"}
+
+
+def test_workers_that_never_start_end_the_search(spec: Spec, items: Any, tmp_path: Path) -> None:
+    desk = Dispatcher(Floor(tmp_path, items, [spec]).study, 1)
+    for i in range(4):
+        assert not desk.finished
+        desk.died(f"worker {i}")
+        desk.rest()
+    assert desk.finished
+
+
+def test_a_failed_study_leaves_its_rows_to_another(spec: Spec, items: Any, tmp_path: Path) -> None:
+    """A row to confirm whose worker died just before its study failed is not waited for."""
+    specs = [
+        replace(spec, name=name, search=replace(spec.search, trials=1)) for name in ("one", "two")
+    ]
+    floor = Floor(tmp_path, items, specs)
+    study = floor.study
+    jobs = [study.next_job(str(i)) for i in range(2)]
+    assert isinstance(jobs[1], Job)
+    assert jobs[1].split == "confirm"
+    study.died("1")
+    assert study.is_confirming(jobs[1].recipe)
+    study._study(
+        "two"
+    ).singles.clear()  # as in a comparison, where the first study alone confirms them
+    study._studies["one"].stop("for a test")
+    given = [study.next_job(str(i)) for i in range(2, 12)]
+    assert not study._studies["one"].is_confirming(jobs[1].recipe)
+    assert jobs[1].recipe.key in [
+        job.recipe.key for job in given if isinstance(job, Job) and job.split == "confirm"
+    ]
+
+
+def test_no_thread_collects_garbage_while_ray_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ends the whole process where a reference of its own is freed in the middle of its
+    shutdown.
+    """
+    seen = []
+    monkeypatch.setattr("ray.shutdown", lambda: seen.append(gc.isenabled()))
+    stop_ray()
+    assert seen == [False]
+    assert gc.isenabled()

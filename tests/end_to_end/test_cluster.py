@@ -1,0 +1,126 @@
+"""A search on a Ray cluster that already runs: by --address, and as a Ray job by jobs/launch.py."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cabs_search.results.leaderboard import read_leaderboard
+from tests.conftest import pico_values, write_spec
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A head node on loopback, as ``ray start --head`` makes it."""
+    port, dashboard = free_port(), free_port()
+    temp = tmp_path_factory.mktemp("ray")
+    env = os.environ | {
+        "CABS_SEARCH_CACHE": str(temp / "cache"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # else Ray makes a reachable address of a loopback one
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    with (temp / "log").open("w") as log:
+        process = subprocess.Popen(
+            ["ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2",
+             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+             f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"],
+            env=env, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(
+                    f"http://127.0.0.1:{dashboard}/api/version", timeout=5
+                ).close()
+                break
+            except OSError as error:
+                if "401" in str(error) or "403" in str(error):
+                    break
+                assert process.poll() is None, (temp / "log").read_text()
+                assert time.monotonic() < deadline, (temp / "log").read_text()
+                time.sleep(0.5)
+        yield env | {"GCS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_a_search_joins_a_running_cluster(head: dict[str, str], pico: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path / "pico.yaml", pico_values(pico, trials=4))
+    command = [
+        sys.executable,
+        "-m",
+        "cabs_search.cli",
+        "run",
+        str(spec),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    found = subprocess.run(
+        [*command, "--address", head["GCS"]],
+        env=head,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert read_leaderboard(tmp_path / "out").candidates == 4
+
+
+def launch(head: dict[str, str], spec: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "launch.py"),
+        str(spec),
+        "--address",
+        head["DASHBOARD"],
+    ]
+    return subprocess.run(
+        [*command, "--output", str(output)],
+        env=head,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_search_runs_as_a_job(head: dict[str, str], pico: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path / "pico.yaml", pico_values(pico, trials=4))
+    found = launch(head, spec, tmp_path / "out")
+    assert found.returncode == 0, (found.stdout + found.stderr)[-3000:]
+    assert "best found" in found.stdout
+    assert read_leaderboard(tmp_path / "out").candidates == 4
+
+
+def test_a_job_that_fails_says_so(head: dict[str, str], tmp_path: Path) -> None:
+    found = launch(head, Path("/no/where.yaml"), tmp_path / "out")
+    assert found.returncode == 1
+    assert "/no/where.yaml: no such file" in found.stdout

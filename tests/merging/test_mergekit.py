@@ -1,0 +1,170 @@
+"""Our merged tensors against mergekit's, which `make .venv-mergekit` installs in an environment of
+its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+from transformers import AutoModel
+
+import cabs_search
+from tests.conftest import EXPERTS
+
+MERGEKIT = Path(__file__).parents[2] / ".venv-mergekit"
+TENSORS = "model.safetensors"
+DENSITY = 0.3251
+"""Near 0.3, where ours (to the nearest) and mergekit (down) keep equally many in a tensor of any
+pico size.
+"""
+TOLERANCE = 1e-6
+"""Absolute. Weights are below 2 here, where float32 steps are at most 1.2e-7, and the same sums in
+another order end a few steps apart. A weight kept, dropped or turned by mistake is off by what the
+task vectors hold there, some 1e-2.
+"""
+LAMBDA = 0.7
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
+Tensors = dict[str, Array]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def trunks(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pico family without heads: mergekit wants the same tensor names in all models."""
+    root = tmp_path_factory.mktemp("trunks")
+    for name in ("base", *EXPERTS):
+        AutoModel.from_pretrained(pico / name).save_pretrained(root / name)
+    return root
+
+
+def read(folder: Path) -> Tensors:
+    return load_file(folder / TENSORS)
+
+
+def by_mergekit(
+    trunks: Path,
+    out: Path,
+    method: str,
+    weights: dict[str, float],
+    *,
+    density: float = 1.0,
+    **settings: Any,
+) -> Tensors:
+    """What mergekit makes of the trunks, by tensor name; a skip that says why where it is not
+    installed.
+
+    Its command for bare files of tensors: `mergekit-yaml` 0.1.5 stops at a BertModel, adding a list
+    to a tuple.
+    """
+    if not (MERGEKIT / ".installed").exists():
+        pytest.skip(f"mergekit is not installed: {reason()}")
+    config = {
+        "merge_method": method,
+        "base_model": str(trunks / "base" / TENSORS),
+        "models": [
+            {
+                "model": str(trunks / name / TENSORS),
+                "parameters": {"weight": weight, "density": density},
+            }
+            for name, weight in weights.items()
+        ],
+        "parameters": {"int8_mask": False, **settings},
+        "dtype": "float32",
+    }
+    recipe = out.with_suffix(".yaml")
+    recipe.write_text(yaml.safe_dump(config))
+    command = [MERGEKIT / "bin" / "mergekit-pytorch", recipe, out, "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return read(out)
+
+
+def reason() -> str:
+    """pip's first error, where `make test-all` has tried in vain."""
+    log = MERGEKIT / "pip.log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return next(
+        (line for line in lines if line.startswith("ERROR")),
+        "make .venv-mergekit does it, or tells why not",
+    )
+
+
+def by_us(trunks: Path, method: str, lambdas: dict[str, float], **settings: Any) -> Tensors:
+    experts = {name: trunks / name for name in lambdas}
+    merged = cabs_search.merge(trunks / "base", experts, lambdas, method=method, **settings)
+    return {name: tensor.numpy() for name, tensor in merged.items()}
+
+
+def trim(delta: Array, density: float) -> Array:
+    """The int(density * size) largest magnitudes, zeros elsewhere."""
+    kept = np.argsort(-np.abs(delta), axis=None, kind="stable")[: int(density * delta.size)]
+    out = np.zeros_like(delta)
+    out.flat[kept] = delta.flat[kept]
+    return out
+
+
+def by_hand(trunks: Path, *, mean: bool) -> Tensors:
+    """TIES with one λ for all in a few lines: trim, elect a sign for each weight, take those that
+    agree.
+    """
+    base, experts = read(trunks / "base"), [read(trunks / name) for name in EXPERTS]
+    merged = {}
+    for name, origin in base.items():
+        deltas = np.stack([trim(expert[name] - origin, DENSITY) for expert in experts])
+        agree = np.sign(deltas) == np.where(deltas.sum(axis=0) >= 0, 1, -1)
+        total = (deltas * agree).sum(axis=0)
+        merged[name] = origin + LAMBDA * (
+            total / np.maximum(agree.sum(axis=0), 1) if mean else total
+        )
+    return merged
+
+
+def assert_same(found: Tensors, expected: Tensors) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        np.testing.assert_allclose(tensor, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+def test_the_density_keeps_equally_many_by_either_rounding(trunks: Path) -> None:
+    sizes = {tensor.size for tensor in read(trunks / "base").values()}
+    assert all(int(DENSITY * size) == int(DENSITY * size + 0.5) > 0 for size in sizes), sizes
+
+
+def test_task_arithmetic_is_mergekits(trunks: Path, tmp_path: Path) -> None:
+    lambdas = dict(zip(EXPERTS, (0.3, 1.1, -0.4), strict=True))
+    assert_same(
+        by_us(trunks, "task-arithmetic", lambdas),
+        by_mergekit(trunks, tmp_path / "out", "task_arithmetic", lambdas),
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "mean"),
+    [("ties-sum-magnitude", False), ("ties-magnitude", True)],
+)
+def test_ties_is_mergekits(trunks: Path, tmp_path: Path, method: str, mean: bool) -> None:
+    """One λ for all, given as mergekit's ``lambda``, with weights of 1.
+
+    Its ``normalize``, the mean, divides by the weights that agree, which would cancel a λ among
+    them; and it elects the sign of the weighted vectors, so that unequal weights make it another
+    method than ours.
+    """
+    theirs = by_mergekit(
+        trunks,
+        tmp_path / "out",
+        "ties",
+        dict.fromkeys(EXPERTS, 1.0),
+        density=DENSITY,
+        normalize=mean,
+        **{"lambda": LAMBDA},
+    )
+    assert_same(by_hand(trunks, mean=mean), theirs)
+    assert_same(by_us(trunks, method, dict.fromkeys(EXPERTS, LAMBDA), density=DENSITY), theirs)

@@ -1,0 +1,160 @@
+"""Searching every dimension: a recipe and its parameters say the same; what counts as one space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from cabs_search.merging.recipe import METHOD_NAMES, make_recipe
+from cabs_search.search.candidates import baselines, dimensions, holds, method_of, methods_of
+from cabs_search.search.space import lambda_keys, params_of, size, suggest
+from cabs_search.spec.load import parse
+from cabs_search.spec.study import Spec
+from tests.conftest import EXPERTS, pico_values
+
+GROUPS = {"embeddings": "embeddings", "lower": r"layer\.0\.", "rest": "."}
+SPACES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "all methods": {"method": list(METHOD_NAMES)},
+    "density": {"method": ["dare", "magnitude", "cabs"], "density": [0.1, 0.25, 1.0]},
+    "density each": {
+        "method": ["dare", "cabs", "task-arithmetic"],
+        "density": [0.1, 0.3],
+        "density_shared": False,
+    },
+    "shared": {"lambda": {"low": 0.1, "high": 0.7, "step": 0.1, "shared": True}},
+    "groups": {
+        "method": ["ca", "ties-dare"],
+        "lambda": {"low": -1, "high": 1, "step": 0.25, "groups": GROUPS},
+    },
+    "groups shared": {
+        "lambda": {"low": 0, "high": 1, "step": 0.05, "groups": GROUPS, "shared": True}
+    },
+    "own ranges": {
+        "method": ["cabs", "random", "ties"],
+        "lambda": {
+            "low": 1,
+            "high": 2,
+            "step": 0.1,
+            "methods": {"random": {"low": 2, "high": 10, "step": 0.5}},
+        },
+    },
+    "overlap": {
+        "method": ["cabs", "ca"],
+        "overlap": "drop",
+        "overlap_merge": "ties",
+        "tail": "drop",
+    },
+}
+
+
+def spec_of(pico: Path, changes: dict[str, Any]) -> Spec:
+    values = pico_values(pico)
+    values["space"] |= changes
+    return parse(values)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_recipe_and_its_parameters_say_the_same(pico: Path, name: str) -> None:
+    spec = spec_of(pico, SPACES[name])
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    found = set()
+    for _ in range(60):
+        trial = study.ask()
+        recipe = suggest(spec, trial)
+        found.add(recipe.method.name)
+        assert params_of(spec, recipe) == pytest.approx(trial.params), recipe
+        assert holds(spec, recipe.method)
+        assert [key for key, _ in recipe.lambdas] in (list(EXPERTS), lambda_keys(spec))
+        study.enqueue_trial(trial.params)
+        assert suggest(spec, study.ask()) == recipe
+    methods = {m.name for m in methods_of(spec)}
+    assert found <= methods
+    assert len(methods) == 1 or len(found) > 1
+
+
+def test_what_is_outside_has_no_parameters(pico: Path) -> None:
+    spec = spec_of(pico, SPACES["own ranges"])
+    for method, lambda_, inside in (
+        (method_of(spec, "cabs"), 1.5, True),
+        (method_of(spec, "cabs"), 2.5, False),
+        (method_of(spec, "cabs"), 1.55, False),
+        (method_of(spec, "random"), 2.5, True),
+        (method_of(spec, "random"), 1.5, False),
+        (method_of(spec, "task-arithmetic"), 1.5, False),
+        (method_of(spec, "cabs", nm=(1, 4)), 1.5, False),
+        (method_of(spec, "ties", density=0.33), 1.5, False),
+    ):
+        recipe = make_recipe(method, dict.fromkeys(EXPERTS, lambda_))
+        assert (params_of(spec, recipe) is not None) == inside, recipe
+
+
+def test_methods_have_the_dimensions_of_their_rule(pico: Path) -> None:
+    spec = spec_of(pico, {"density": [0.1, 0.5]})
+    assert set(dimensions(spec, "cabs")) == {"nm", "order"}
+    assert set(dimensions(spec, "ca")) == {"density", "order"}
+    assert set(dimensions(spec, "ties-dare")) == {"density"}
+    assert dimensions(spec, "task-arithmetic") == {}
+
+
+def test_densities_are_those_of_nm_unless_given(pico: Path) -> None:
+    assert spec_of(pico, {}).space.densities == (0.25,), "2:8 and 8:32 are one density"
+    assert spec_of(pico, {"density": 0.5}).space.densities == (0.5,)
+
+
+def test_size_counts_every_dimension(pico: Path) -> None:
+    lambdas = 21**3
+    assert size(spec_of(pico, {})) == 2 * 6 * lambdas
+    assert size(spec_of(pico, {"density_shared": False})) == 2**3 * 6 * lambdas
+    assert (
+        size(spec_of(pico, {"method": ["dare", "ties-ca"], "density": [0.1, 0.2]}))
+        == (2 + 2 * 6) * lambdas
+    )
+    shared = {"low": 0, "high": 1, "step": 0.5, "groups": GROUPS, "shared": True}
+    assert size(spec_of(pico, {"method": "dare", "lambda": shared})) == 3**3
+    assert size(spec_of(pico, {"method": "dare", "lambda": shared | {"shared": False}})) == 3**9
+
+
+def test_random_masks_take_the_studys_seed(pico: Path) -> None:
+    values = pico_values(pico) | {"seed": 5, "baselines": {"dare": {"lambda": [1.0]}}}
+    assert [r.as_dict()["seed"] for r in baselines(parse(values))] == [5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"density": 0.0}, "space.density[0]: Input should be greater than 0, but got 0.0"),
+        (
+            {"density": 1.5},
+            "space.density[0]: Input should be less than or equal to 1, but got 1.5",
+        ),
+        (
+            {"method": ["dare", "dare"]},
+            "space.method: each value must stand once, but got dare twice",
+        ),
+        (
+            {"lambda": {"groups": {"x": "("}}},
+            "space.lambda.groups.x: a group must be a regular expression, but got '('",
+        ),
+        ({"lambda": {"methods": {"magic": {}}}}, "method must be one of"),
+        (
+            {"lambda": {"methods": {"dare": {"low": 1, "high": 0}}}},
+            "space.lambda.methods.dare: low <= high must hold",
+        ),
+        (
+            {"lambda": {"methods": {"dare": {"shared": True}}}},
+            "space.lambda.methods.dare.shared: no such field",
+        ),
+        (
+            {"overlap_merge": "mean"},
+            "space.overlap_merge: Input should be 'sum' or 'ties', but got 'mean'",
+        ),
+    ],
+)
+def test_bad_values_meet_one_line(pico: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:  # the message is compared as text below
+        spec_of(pico, changes)
+    assert message in str(caught.value)

@@ -1,0 +1,448 @@
+"""What a search does next, without Ray: budgets, duplicates, crashes, failures. Scores are a
+function of λ.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from cabs_search.kinds.kinds import Outcome
+from cabs_search.merging.recipe import Recipe
+from cabs_search.record.outcomes import Outcomes
+from cabs_search.results.leaderboard import build_leaderboard
+from cabs_search.search import space
+from cabs_search.search.candidates import baselines, ranked, reference_recipes
+from cabs_search.search.jobs import BlockResult, Finished, Job
+from cabs_search.search.study import Study
+from cabs_search.spec.load import parse
+from cabs_search.spec.study import Spec
+from cabs_search.tasks.load import load_study_items
+from tests.conftest import pico_values
+
+
+class Bench:
+    """Runs a study's jobs as a driver would, scoring by a formula, and can stop at any block as a
+    kill would.
+    """
+
+    def __init__(self, spec: Spec, folder: Path, items: Any) -> None:
+        self.spec, self.folder, self.items = spec, folder, items
+        self.outcomes = Outcomes(folder / "outcomes", spec.tasks)
+        self.outcomes.bind(spec, items, {"base": "b"})
+        self.finished: list[Finished] = []
+        self.scored: list[tuple[str, str, int]] = []
+        self.study = Study(spec, folder, items, self.outcomes)
+        self.study.take_up(self.finished.append)
+
+    def result(self, job: Job, block: int) -> BlockResult:
+        self.scored.append((job.recipe.key, job.split, block))
+        quality = 1 - min(1.0, sum(abs(v - 0.8) for v in job.recipe.lambda_.values()) / 3)
+        outcomes = {}
+        for task, rows in self.study.blocks[job.split][block].items():
+            draws = np.random.default_rng(list(rows)).random(len(rows))
+            scores = (draws < quality).astype(np.float32)
+            labels = self.items[job.split][task].labels[rows]
+            outcomes[task] = Outcome(scores, 1 - scores, np.where(scores > 0, labels, labels + 1))
+        return BlockResult(
+            block=block, outcomes=outcomes, materialize_seconds=0.1, evaluate_seconds=0.2
+        )
+
+    def run(self, blocks: int | None = None, fail: str | None = None) -> int:
+        """Up to a number of blocks, two jobs at a time; the blocks that were left."""
+        live: dict[str, tuple[Job, list[int]]] = {}
+        count, left = 0, 10**9 if blocks is None else blocks
+        while left:
+            while len(live) < 2 and isinstance(job := self.study.next_job(str(count)), Job):
+                live[str(count)] = (job, list(job.todo))
+                count += 1
+            if not live:
+                assert job == "finished"
+                break
+            name = sorted(live)[count % len(live)]
+            job, todo = live[name]
+            if fail and job.split == "search":
+                del live[name]
+                self.study.finish(name, fail)
+                continue
+            self.study.record([(name, self.result(job, todo.pop(0)))])
+            left -= 1
+            if not todo:
+                del live[name]
+                self.study.finish(name)
+        return left
+
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        storage = f"sqlite:///{self.folder / 'study.db'}"
+        return optuna.load_study(study_name=self.spec.name, storage=storage).get_trials()
+
+
+@pytest.fixture(scope="module")
+def spec(pico: Path) -> Spec:
+    return parse(pico_values(pico, trials=12))
+
+
+@pytest.fixture(scope="module")
+def items(spec: Spec) -> Any:
+    return load_study_items(spec)
+
+
+def test_a_search_ends_with_the_budget_and_the_rows_confirmed(
+    spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    searched, confirmed = (bench.outcomes.scored(split) for split in ("search", "confirm"))
+    assert len(searched) == 12
+    assert {r.key for r in reference_recipes(spec).values()} <= confirmed.keys()
+    assert {r.key for r in bench.study.rows_to_confirm()} <= confirmed.keys()
+    best = max(searched.values(), key=lambda s: s.score)
+    assert bench.study.best is not None
+    assert bench.study.best.score == best.score
+    told = [t.value for t in bench.trials() if t.state == TrialState.COMPLETE]
+    assert sorted(told) == pytest.approx(sorted(s.score for s in searched.values()))
+    assert len(bench.scored) == len(set(bench.scored))
+
+
+def test_rows_are_tested_against_what_search_scores_chose(
+    pico: Path, items: Any, tmp_path: Path
+) -> None:
+    """The best baseline and the best found are fixed before the confirm split is looked at."""
+    values = pico_values(pico, trials=12)
+    values["baselines"] = {"task-arithmetic": {"lambda": [0.3]}, "cabs": {"lambda": [1.0]}}
+    spec = parse(values)
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    board = build_leaderboard(spec, bench.outcomes)
+    baselines_by_score = sorted(
+        (r for r in board.rows if r.role == "baseline"), key=lambda r: r.search_score or 0
+    )
+    assert board.baseline == baselines_by_score[-1].label
+    assert baselines_by_score[0].search_score != baselines_by_score[-1].search_score
+    assert board.row("best found").search_score == max(tried.score for tried in board.tried)
+    for row in board.rows:
+        if row.role in ("baseline", "candidate"):
+            keys = {
+                "best baseline": board.row(board.baseline).key,
+                "best found": board.row("best found").key,
+            }
+            assert set(row.against) == {name for name, key in keys.items() if key != row.key}
+
+
+def test_the_record_knows_which_items_stand_together(
+    spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    clusters = Bench(spec, tmp_path, items).outcomes.clusters("confirm")
+    for task, found in clusters.items():
+        groups = items["confirm"][task].groups
+        assert len(found) == len(groups) == len(items["confirm"][task])
+        assert [[a == b for b in groups] for a in groups] == [
+            [a == b for b in found] for a in found
+        ]
+
+
+def test_baselines_come_first(spec: Spec, items: Any, tmp_path: Path) -> None:
+    bench = Bench(spec, tmp_path, items)
+    jobs = [bench.study.next_job(str(i)) for i in range(4)]
+    assert [str(job.recipe) for job in jobs if isinstance(job, Job)] == [
+        "task-arithmetic λ=0.5",
+        "task-arithmetic λ=1",
+        "cabs 2:8 mood>animal>pair λ=1",
+        "cabs 2:8 mood>animal>pair λ=1.5",
+    ]
+
+
+@pytest.mark.parametrize("stops", [(1,), (2, 5), (7, 1, 3), (1, 1, 1, 1), (20, 20, 20)])
+def test_a_killed_search_goes_on(
+    spec: Spec, items: Any, tmp_path: Path, stops: tuple[int, ...]
+) -> None:
+    scored: list[tuple[str, str, int]] = []
+    for blocks in stops:
+        bench = Bench(spec, tmp_path, items)
+        bench.run(blocks)
+        scored += bench.scored
+    last = Bench(spec, tmp_path, items)
+    last.run()
+    scored += last.scored
+    assert len(scored) == len(set(scored)), "something was scored twice"
+    assert not [t for t in last.trials() if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+    searched = last.outcomes.scored("search")
+    assert len(searched) == 12
+    numbers = [f.number for f in last.finished]
+    assert len(numbers) == len(set(numbers)) == 12, "the last driver is told every candidate once"
+    assert {f.recipe.key for f in last.finished} == searched.keys()
+
+
+def test_a_candidate_interrupted_between_its_last_block_and_its_end(
+    spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    bench = Bench(spec, tmp_path, items)
+    job = bench.study.next_job("a")
+    assert isinstance(job, Job)
+    for block in job.todo:
+        bench.study.record([("a", bench.result(job, block))])
+    again = Bench(spec, tmp_path, items)
+    again.run()
+    assert (job.recipe.key, "search", 0) not in again.scored
+    assert job.recipe.key in {f.recipe.key for f in again.finished if f.state == "complete"}
+
+
+def test_a_known_candidate_is_not_scored_again(pico: Path, items: Any, tmp_path: Path) -> None:
+    """A space of 4 candidates is searched through, and the search ends before its budget."""
+    values = pico_values(pico, trials=50)
+    values["space"] = {
+        "nm": ["2:8"],
+        "lambda": {"low": 0.5, "high": 2.0, "step": 0.5, "shared": True},
+    }
+    spec = parse(values)
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    assert bench.study.exhausted
+    assert (
+        bench.study.done == 6
+    )  # 4 of the space, of which 1 and 1.5 are baselines, and 2 of task arithmetic
+    assert len(bench.scored) == len(set(bench.scored))
+
+
+def test_a_failed_candidate_is_failed_and_never_scored(
+    spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    bench = Bench(spec, tmp_path, items)
+    job = bench.study.next_job("a")
+    assert isinstance(job, Job)
+    bench.study.finish("a", "ValueError: the loss on mood is not finite")
+    bench.run()
+    failed = [f for f in bench.finished if f.state == "failed"]
+    assert [f.recipe for f in failed] == [job.recipe]
+    assert failed[0].error == "ValueError: the loss on mood is not finite"
+    assert failed[0].scored is None
+    assert [t.value for t in bench.trials() if t.state == TrialState.FAIL] == [None]
+    assert bench.study.done == 12
+    assert len(bench.outcomes.scored("search")) == 11
+
+
+def test_a_dead_workers_job_goes_to_another_behind_what_is_recorded(
+    spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    bench = Bench(spec, tmp_path, items)
+    job = bench.study.next_job("a")
+    assert isinstance(job, Job)
+    bench.study.record([("a", bench.result(job, job.todo[0]))])
+    bench.study.died("a")
+    again = bench.study.next_job("b")
+    assert again == Job(recipe=job.recipe, split="search", todo=job.todo[1:], alone=True)
+    for block in again.todo:
+        bench.study.record([("b", bench.result(again, block))])
+    bench.study.died("b")  # after its last block
+    bench.run()
+    assert len(bench.scored) == len(set(bench.scored))
+    assert [f.state for f in bench.finished] == ["complete"] * 12
+
+
+def test_a_candidate_that_kills_its_workers_has_failed(
+    spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    bench = Bench(spec, tmp_path, items)
+    recipes = []
+    for i in range(4):
+        job = bench.study.next_job(str(i))
+        assert isinstance(job, Job)
+        recipes.append(job.recipe)
+        bench.study.died(str(i))
+    assert len(set(recipes)) == 1
+    bench.run()
+    failed = [f for f in bench.finished if f.state == "failed"]
+    assert [(f.recipe, f.error) for f in failed] == [(recipes[0], "its worker died 4 times")]
+
+
+def test_a_search_of_failures_gives_up(spec: Spec, items: Any, tmp_path: Path) -> None:
+    bench = Bench(spec, tmp_path, items)
+    bench.run(fail="MemoryError: no room")
+    assert bench.study.failure == "3 candidates in a row failed, the last one: MemoryError: no room"
+    assert bench.study.done <= 4, "two were at work"
+
+
+def test_another_study_in_the_folder_is_refused(
+    pico: Path, spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    Bench(spec, tmp_path, items)
+    values = pico_values(pico, trials=12, block=9)
+    with pytest.raises(ValueError, match=r"holds another study \(search.block differs\)"):
+        Bench(parse(values), tmp_path, items)
+    with pytest.raises(ValueError, match=r"holds another study \(weights of base differs\)"):
+        Outcomes(tmp_path / "outcomes", spec.tasks).bind(spec, items, {"base": "other"})
+
+
+def test_params_and_recipes_agree(spec: Spec) -> None:
+    """What a sampler proposed is found again from the recipe, so that an interrupted candidate can
+    be queued.
+    """
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for _ in range(30):
+        trial = study.ask()
+        recipe = space.suggest(spec, trial)
+        assert space.params_of(spec, recipe) == pytest.approx(trial.params)
+
+
+def test_the_space_is_counted(pico: Path) -> None:
+    assert space.size(parse(pico_values(pico))) == 21**3 * 2 * 6
+
+
+def test_a_shared_database_keeps_two_studies_of_one_name_apart(
+    pico: Path, items: Any, tmp_path: Path
+) -> None:
+    spec = parse(pico_values(pico, trials=12, storage=f"sqlite:///{tmp_path / 'shared.db'}"))
+    Bench(spec, tmp_path / "one", items).run(blocks=2)
+    with pytest.raises(ValueError, match="the study 'pico' there belongs to another record"):
+        Bench(spec, tmp_path / "two", items)
+
+
+def test_a_lost_study_is_rebuilt_from_the_record(spec: Spec, items: Any, tmp_path: Path) -> None:
+    first = Bench(spec, tmp_path, items)
+    first.run()
+    (tmp_path / "study.db").unlink()
+    again = Bench(spec, tmp_path, items)
+    again.run()
+    assert not {r.key for r in baselines(spec)} & {key for key, _, _ in again.scored}, (
+        "what is on record is not scored again"
+    )
+
+
+def test_the_sampler_sees_baselines_and_resumed_candidates(
+    spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    Bench(spec, tmp_path, items).run(blocks=17)
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    for trial in bench.trials():
+        if trial.state == TrialState.COMPLETE:
+            recipe = Recipe.from_dict(json.loads(trial.user_attrs["recipe"]))
+            assert trial.params == pytest.approx(space.params_of(spec, recipe) or {})
+
+
+def test_ties_do_not_depend_on_which_ended_first(spec: Spec, items: Any, tmp_path: Path) -> None:
+    """The rows that are confirmed are the rows that are reported, also where scores are equal."""
+    bench = Bench(spec, tmp_path, items)
+    bench.result_ = bench.result  # type: ignore[attr-defined]
+
+    def equal(job: Job, block: int) -> BlockResult:
+        found = bench.result_(job, block)  # type: ignore[attr-defined]
+        labels = {
+            t: items[job.split][t].labels[rows]
+            for t, rows in bench.study.blocks[job.split][block].items()
+        }
+        same = {
+            t: Outcome(np.ones_like(o.scores), o.losses, labels[t])
+            for t, o in found.outcomes.items()
+        }
+        return replace(found, outcomes=same)
+
+    bench.result = equal  # type: ignore[method-assign]
+    bench.run()
+    labels = [row.label for row in build_leaderboard(spec, bench.outcomes).rows]
+    wanted = {"best shared-λ task-arithmetic", "best shared-λ cabs", "best found", "found #2"}
+    assert wanted <= set(labels)
+    scored = list(bench.outcomes.scored("search").values())
+    assert ranked(scored) != scored
+    assert [s.recipe for s in ranked(scored)] == [s.recipe for s in ranked(scored[::-1])]
+
+
+def test_a_kill_between_an_error_and_its_end(spec: Spec, items: Any, tmp_path: Path) -> None:
+    bench = Bench(spec, tmp_path, items)
+    job = bench.study.next_job("a")
+    assert isinstance(job, Job)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            bench.study._storage,
+            "set_trial_state_values",
+            lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            bench.study.finish("a", "ValueError: no")
+    again = Bench(spec, tmp_path, items)
+    again.run()
+    assert [f.recipe for f in again.finished if f.state == "failed"] == [job.recipe]
+    assert again.study.done == 12
+    assert len(again.outcomes.scored("search")) == 11
+
+
+@pytest.mark.parametrize(
+    "at", ["create_new_trial", "set_trial_user_attr", "set_trial_state_values", "record"]
+)
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_kill_before_or_after_any_write(
+    spec: Spec, items: Any, tmp_path: Path, at: str, after: bool, count: int
+) -> None:
+    calls = {"left": count}
+
+    def dying(act: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            calls["left"] -= 1
+            if calls["left"] == 0 and not after:
+                raise KeyboardInterrupt
+            found = act(*arguments, **named)
+            if calls["left"] == 0:
+                raise KeyboardInterrupt
+            return found
+
+        return call
+
+    scored: list[tuple[str, str, int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        home = Outcomes if at == "record" else optuna.storages.RDBStorage
+        patch.setattr(home, at, dying(getattr(home, at)))
+        with pytest.raises(KeyboardInterrupt):
+            bench = None
+            bench = Bench(spec, tmp_path, items)
+            bench.run()
+        scored += [] if bench is None else bench.scored
+    last = Bench(spec, tmp_path, items)
+    last.run()
+    lost = 1 if at == "record" and not after else 0  # that block was scored, and could not be kept
+    assert len(scored + last.scored) - len(set(scored + last.scored)) <= lost
+    assert not [t for t in last.trials() if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+    assert len(last.outcomes.scored("search")) == 12
+    assert len({f.number for f in last.finished}) == len(last.finished) == 12
+
+
+def test_a_worker_that_cannot_start_costs_no_candidate(
+    spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    bench = Bench(spec, tmp_path, items)
+    bench.study.next_job("a")
+    bench.study.stop("a worker could not start: OutOfMemoryError: no room")
+    assert bench.study.next_job("b") == "finished"
+    assert bench.study.failure is not None
+    again = Bench(spec, tmp_path, items)
+    again.run()
+    assert [f.state for f in again.finished] == ["complete"] * 12
+
+
+def test_a_space_of_other_values_is_refused(
+    pico: Path, spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    Bench(spec, tmp_path, items).run()
+    values = pico_values(pico, trials=20)
+    values["space"]["nm"] = ["2:8", "4:8"]
+    with pytest.raises(
+        ValueError, match="space.nm: must stay as it was when the study in study.db began"
+    ):
+        Bench(parse(values), tmp_path, items)
+
+
+def test_a_task_scored_by_another_head_is_another_study(
+    pico: Path, spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    Bench(spec, tmp_path, items)
+    values = pico_values(pico, trials=12)
+    values["tasks"]["mood"]["expert"] = "pair"
+    with pytest.raises(ValueError, match=r"tasks.mood.expert differs"):
+        Bench(parse(values), tmp_path, items)

@@ -1,0 +1,75 @@
+"""A logged model in a fresh process, on the confirm items, beside what is on record of it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+
+def served(folder: Path, model_id: str) -> dict[str, tuple[Any, Any]]:
+    """Predictions and metric by task: what the model of a study says, and what the record says."""
+    command = [sys.executable, "-m", "tests.support.served", str(folder), model_id]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert found.returncode == 0, found.stderr[-3000:]
+    said: dict[str, tuple[Any, Any]] = json.loads(found.stdout)
+    return {task: (both[0], both[1]) for task, both in said.items()}
+
+
+def main(folder: Path, model_id: str) -> None:
+    """Print it as JSON."""
+    import mlflow
+    import pandas as pd
+
+    from cabs_search.metrics.metrics import metric, values_of
+    from cabs_search.spec.load import load
+    from cabs_search.tracking.server import default_uri
+    from tests.support.records import record_of
+
+    mlflow.set_tracking_uri(default_uri(folder))
+    model = mlflow.pyfunc.load_model(f"models:/{model_id}")
+    spec, outcomes = load(folder / "spec.yaml"), record_of(folder)
+    recorded = outcomes.scored("confirm")[
+        mlflow.MlflowClient().get_logged_model(model_id).tags["recipe"]
+    ]
+    labels, said = outcomes.labels("confirm"), {}
+    for name, task in spec.tasks.items():
+        found = model.predict(
+            pd.DataFrame(rows_of(spec, name, outcomes.path)), params={"task": name}
+        )
+        score = metric(task, values_of(task, found), labels[name])
+        said[name] = (
+            (found, score),
+            (recorded.tasks[name].predictions.tolist(), recorded.scores[name]),
+        )
+    print(json.dumps(said))
+
+
+def rows_of(spec: Any, name: str, record: Path) -> list[dict[str, Any]]:
+    """A task's confirm rows in the record's order, with the columns that a prediction needs."""
+    from transformers import AutoConfig
+
+    from cabs_search.kinds.kinds import label_of, texts_of
+    from cabs_search.serving.predictor import inputs_of
+    from cabs_search.tasks.dataset import Row, read_dataset
+
+    task, config, rows = (
+        spec.tasks[name],
+        AutoConfig.from_pretrained(spec.experts[spec.expert_of(name)]),
+        {},
+    )
+    for row in read_dataset(name, task, task.confirm.split or task.split):
+        texts = texts_of(name, task, row)
+        key = Row(texts, label_of(name, task, config, texts, row[task.label])).key
+        rows[key] = {column: row[column] for column in inputs_of(task)}
+    asked = "SELECT item FROM items WHERE split = 'confirm' AND task = ? ORDER BY position"
+    with closing(sqlite3.connect(record)) as db:
+        return [rows[key] for (key,) in db.execute(asked, (name,))]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,65 @@
+"""MLflow's tracking server as a process, to be written to, killed and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+STARTS_WITHIN = 180
+"""Seconds."""
+
+
+class Server:
+    """A tracking server over SQLite on a free port of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        """``folder``: where it keeps runs and artifacts, for as long as one likes."""
+        self._folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        store, artifacts = (
+            f"sqlite:///{self._folder / 'mlflow.db'}",
+            str(self._folder / "artifacts"),
+        )
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
+        command += [
+            "--artifacts-destination",
+            artifacts,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self._port),
+        ]
+        with (self._folder / "log").open("a") as log:
+            self._process = subprocess.Popen(
+                [*command, "--workers", "1"], stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + STARTS_WITHIN
+        while True:
+            try:
+                urlopen(
+                    f"{self.uri}/health", timeout=5
+                ).close()  # its port is open before it can answer
+                return
+            except OSError:
+                assert time.monotonic() < deadline, (self._folder / "log").read_text()[-3000:]
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        """Kill it, if it runs."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
