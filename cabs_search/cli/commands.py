@@ -252,7 +252,7 @@ def _links(folder: Path, uri: str, root: str) -> dict[str, str]:
     """Addresses of a folder's runs and saved views in the UI at ``root``, by name; empty where
     there are no runs.
     """
-    from cabs_search.record.folder import StudyFolder, axes_of, is_comparison
+    from cabs_search.record.folder import StudyFolder, StudyId, axes_of, is_comparison
     from cabs_search.record.outcomes import Outcomes
     from cabs_search.search.axes import experiment_name
     from cabs_search.spec.load import load
@@ -265,7 +265,7 @@ def _links(folder: Path, uri: str, root: str) -> dict[str, str]:
         uri,
         root.rstrip("/"),
         name,
-        Outcomes(StudyFolder(folder).outcomes, spec.tasks).study_id(),
+        StudyId(Outcomes(StudyFolder(folder).outcomes, spec.tasks).study_id()),
         is_comparison=over is not None,
     )
 

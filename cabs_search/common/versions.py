@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("cabs-search", "torch", "transformers", "ray", "optuna", "mlflow")
-"""Whose versions the page names, beside Python's."""
+"""Packages whose versions the page and MLflow name, beside Python's."""
 
 
 def versions() -> dict[str, str]:
-    """Of this program and of what its numbers depend on."""
-    found = {"Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    if revision := _git("rev-parse", "--short=12", "HEAD"):
-        found["git revision"] = revision + (
-            ", with changes" if _git("status", "--porcelain") else ""
+    """Return the versions of Python, of ``PACKAGES`` and of the git revision, if any."""
+    known = {"Python": platform.python_version()} | package_versions(PACKAGES)
+    if revision := git("rev-parse", "--short=12", "HEAD"):
+        known["git revision"] = revision + (
+            ", with changes" if git("status", "--porcelain") else ""
         )
-    return found
+    return known
 
 
-def _git(*arguments: str) -> str:
-    """What git says of the working directory; nothing where there is no git, or no repository."""
+def package_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    installed = {}
+    for package in packages:
+        try:
+            installed[package] = version(package)
+        except PackageNotFoundError:  # such as this one in a checkout that is not installed
+            continue
+    return installed
+
+
+def git(*arguments: str) -> str:
+    """Return what git prints in the working directory; "" if there is no git or no repository."""
     try:
         done = subprocess.run(
             ["git", *arguments], capture_output=True, text=True, timeout=10, check=False
@@ -34,10 +41,3 @@ def _git(*arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def installed_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # such as this one in a checkout that is not installed
-        return None

@@ -29,6 +29,7 @@ from optuna.trial import TrialState
 
 from cabs_search.merging.recipe import Recipe
 from cabs_search.metrics.metrics import Values
+from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Block, Outcomes, Scored
 from cabs_search.scoring.batches import blocks
 from cabs_search.search import space
@@ -124,7 +125,7 @@ class Study:
         name.
         """
         source = self.spec.search.storage or "study.db"
-        ours = self.outcomes.study_id() + (f"/{self._part}" if self._part else "")
+        ours = str(self.id)
         if self._study.user_attrs.get("id", ours) != ours:
             raise ValueError(
                 f"{source}: the study {self.spec.name!r} there belongs to another record; choose"
@@ -144,9 +145,9 @@ class Study:
         self._study.set_user_attr("space", now)
 
     @property
-    def id(self) -> str:
-        """A name that no other study has."""
-        return str(self._study.user_attrs["id"])
+    def id(self) -> StudyId:
+        """Name that no other study has."""
+        return StudyId(self.outcomes.study_id(), self._part)
 
     @property
     def complete(self) -> bool:
