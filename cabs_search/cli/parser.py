@@ -18,6 +18,7 @@ from cabs_search.cli.commands import (
     _ui,
     _vectors,
 )
+from cabs_search.merging.masks.rules import SETTINGS
 
 ONE = ("candidates in all, baselines among them", "the study's folder (default: results/NAME)")
 EACH = (
@@ -116,24 +117,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--method", default="cabs", metavar="M", help="cabs (default), task-arithmetic, ties, ..."
     )
-    made.add_argument(
-        "--nm", default="64:256", metavar="N:M", help="weights kept of every M (default 64:256)"
-    )
-    made.add_argument(
-        "--density",
-        type=float,
-        metavar="D",
-        help="share kept, by methods without n:m (default: n/m)",
-    )
-    made.add_argument(
-        "--order", metavar="A,B", help="pruning order (default: as the experts are given)"
-    )
-    made.add_argument("--overlap", default="fill", metavar="fill|drop")
+    for setting in SETTINGS.values():
+        made.add_argument(f"--{setting.name}", metavar=setting.metavar, help=setting.help)
     made.add_argument("--overlap-merge", default="sum", metavar="sum|ties")
-    made.add_argument("--tail", default="keep", metavar="keep|drop")
-    made.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of random masks (default 0)"
-    )
     made.add_argument(
         "--lambda",
         dest="lambdas",

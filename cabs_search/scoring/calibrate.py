@@ -21,7 +21,8 @@ from tqdm import tqdm
 from cabs_search.checkpoints.writer import checksum_holds
 from cabs_search.merging.calibration import Calibration, write_calibration
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.rules import CALIBRATED, MASKS, Mask, SparseGpt
+from cabs_search.merging.masks.rule import MaskRule as Mask
+from cabs_search.merging.masks.rules import CALIBRATED, MASKS
 from cabs_search.merging.recipe import split_name
 from cabs_search.scoring.batches import batches, collate
 from cabs_search.scoring.models import load_model, pick_device
@@ -49,7 +50,7 @@ def calibrate(
     needing = [mask for mask in masks if isinstance(mask, CALIBRATED)]
     if not needing:
         return {}
-    whole = any(isinstance(mask, SparseGpt) for mask in needing)
+    whole = any(mask.calibration == "gram" for mask in needing)
     tasks = {spec.expert_of(task): task for task in reversed(spec.tasks)}
     tasks = {expert: tasks[expert] for expert in spec.experts if expert in tasks}
     first = {expert: _first(items[task]) for expert, task in tasks.items()}

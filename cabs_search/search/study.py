@@ -114,7 +114,7 @@ class Study:
         self.scored_items = 0
         self._repeated = 0
         """Proposals that were known, and are not yet written down."""
-        self._singles = tuple(reference_recipes(spec).values() if alone else ())
+        self._singles = tuple(reference_recipes(spec.experts).values() if alone else ())
         self.singles = deque(self._singles)
         self._is_busy = is_busy
         self._confirm: deque[Recipe] | None = None

@@ -236,10 +236,8 @@ def _set_pad_token(folder: Path) -> None:
 
 def _lambdas(recipe: Recipe, expert: str) -> str:
     """λ of one expert in words."""
-    found = [(key, value) for key, value in recipe.lambdas if key.split(".")[0] == expert]
-    return ", ".join(
-        f"λ{key.removeprefix(expert).replace('.', ' of ')} = {value:g}" for key, value in found
-    )
+    own = [(key.group, value) for key, value in recipe.lambdas if key.expert == expert]
+    return ", ".join(f"λ of {group} = {v:g}" if group else f"λ = {v:g}" for group, v in own)
 
 
 def _shown(folder: Path) -> str:

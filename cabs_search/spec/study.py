@@ -124,9 +124,7 @@ class Spec:
         values: dict[str, Any] = TypeAdapter(Spec).dump_python(
             self, mode="json", by_alias=True, exclude_defaults=False
         )
-        values["space"]["nm"] = [f"{n}:{m}" for n, m in self.space.nm]
-        for name, baseline in self.baselines.items():
-            values["baselines"][name]["nm"] = baseline.nm and f"{baseline.nm[0]}:{baseline.nm[1]}"
+        values["space"] |= values["space"].pop("more")
         return values
 
     def override(self, *, trials: int | None = None, workers: int | None = None) -> Spec:

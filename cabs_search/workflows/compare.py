@@ -61,7 +61,7 @@ def compare(
     """
     spec = spec if isinstance(spec, Spec) else load(spec)
     rows = [value for value in axis_values(spec, over) if value.same_as is None]
-    name = experiment_name(spec, over)
+    name = experiment_name(spec.name, over)
     opened = Prepared(spec, output or Path("results") / name, address, say, over)
     with (
         only_driver(opened.folder) as is_new,

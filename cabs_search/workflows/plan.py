@@ -15,7 +15,8 @@ import yaml
 from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.rules import CALIBRATED, KeepAll, density_of
+from cabs_search.merging.masks.keep_all import KeepAll
+from cabs_search.merging.masks.rules import CALIBRATED, density_of
 from cabs_search.merging.recipe import SUM, Method
 from cabs_search.merging.resident import VECTOR_BYTES
 from cabs_search.scoring.batches import batch_tokens, batches
@@ -142,7 +143,11 @@ def _plan(spec: Spec, unreachable: str | None = None) -> Plan:
         *(r.method for r in baselines(spec)),
     }
     candidates = min(spec.search.trials, size(spec) + len(baselines(spec)))
-    rows = len(reference_recipes(spec)) + len(spec.baselines) + min(spec.search.confirm, candidates)
+    rows = (
+        len(reference_recipes(spec.experts))
+        + len(spec.baselines)
+        + min(spec.search.confirm, candidates)
+    )
     entries: dict[Any, int] = dict.fromkeys(
         ((m, e) for one in methods for m in _steps(one) for e in spec.experts), 0
     )

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.rules import CALIBRATED, Mask
+from cabs_search.merging.masks.rule import MaskRule as Mask
+from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Method, group_of
 from cabs_search.record.folder import check_folder
 from cabs_search.scoring.calibrate import calibrated, check_calibration
@@ -70,7 +71,7 @@ class Prepared:
         needing: dict[Mask, None] = {}
         for spec in specs:
             alike = replace(
-                spec, space=spec.space.but(density_shared=True)
+                spec, space=spec.space.replace(density_shared=True)
             )  # has every vector, as each is alone
             methods = (*methods_of(alike), *(recipe.method for recipe in baselines(spec)))
             needing |= dict.fromkeys(m.mask for m in methods if isinstance(m.mask, CALIBRATED))

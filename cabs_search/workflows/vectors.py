@@ -20,7 +20,8 @@ from cabs_search.common.files import whole_file
 from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.rules import CALIBRATED, Mask
+from cabs_search.merging.masks.rule import MaskRule as Mask
+from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Method, split_name
 from cabs_search.merging.sparse import Kept
 from cabs_search.scoring.calibrate import calibrated, check_calibration
@@ -110,8 +111,10 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
     for name in only:
         split_name(name)
     if only:
-        spec = replace(spec, space=spec.space.but(method=tuple(dict.fromkeys(only))), baselines={})
-    spec = replace(spec, space=spec.space.but(density_shared=True))
+        spec = replace(
+            spec, space=spec.space.replace(method=tuple(dict.fromkeys(only))), baselines={}
+        )
+    spec = replace(spec, space=spec.space.replace(density_shared=True))
     family, store = Family.open(spec.base, spec.experts), VectorCache(cache_folder())
     methods: dict[Mask, Method] = {}
     for method in (*methods_of(spec), *(r.method for r in baselines(spec))):

@@ -198,7 +198,7 @@ def test_mlflow_children_hold_what_a_candidate_is_and_did(study: Path) -> None:
         candidate = scored[run.data.tags["recipe"]]
         params = run.data.params
         assert params["method"] == candidate.recipe.method.name
-        assert {e: float(params[f"lambda.{e}"]) for e in EXPERTS} == candidate.recipe.lambda_
+        assert {e: float(params[f"lambda.{e}"]) for e in EXPERTS} == candidate.recipe.lambda_by_name
         if params["method"] == "cabs":
             assert params["order"].split(">") == sorted(
                 EXPERTS, key=lambda e: int(params[f"rank.{e}"])
