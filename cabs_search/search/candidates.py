@@ -90,7 +90,8 @@ def baselines(spec: Spec) -> list[Recipe]:
         given = {"nm": baseline.nm, "density": baseline.density, "order": baseline.order}
         method = method_of(spec, name, **{k: v for k, v in given.items() if v is not None})
         for value in baseline.lambda_:
-            recipes.append(make_recipe(method, dict.fromkeys(spec.experts, value)))
+            lambdas = dict.fromkeys(spec.experts, value)
+            recipes += [make_recipe(method, lambdas)]
     return recipes
 
 

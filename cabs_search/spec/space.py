@@ -19,9 +19,8 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
+from cabs_search.merging.masks import settings
 from cabs_search.merging.masks.rules import SETTINGS
-from cabs_search.merging.masks.settings import NM as NMValue
-from cabs_search.merging.masks.settings import parse_nm
 from cabs_search.merging.recipe import Groups, split_name
 from cabs_search.spec.fields import STRICT, Coefficient, Name, Once, listed
 
@@ -29,10 +28,10 @@ MOST_STEPS = 1_000_000
 """Values that a range of λ may hold."""
 
 
-def _nm(value: Any) -> NMValue:
+def _nm(value: Any) -> settings.NM:
     if not isinstance(value, str) and not (isinstance(value, (list, tuple)) and len(value) == 2):
         raise ValueError(f"n:m must be written as n:m, such as 64:256, but got {value!r}")
-    return parse_nm(value)
+    return settings.parse_nm(value)
 
 
 def _method(name: str) -> str:
@@ -50,7 +49,7 @@ def _pattern(text: str) -> str:
     return text
 
 
-NM = Annotated[NMValue, PlainValidator(_nm), PlainSerializer(str)]
+NM = Annotated[settings.NM, PlainValidator(_nm), PlainSerializer(str)]
 MethodName = Annotated[str, AfterValidator(_method)]
 Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
@@ -135,7 +134,7 @@ class Space:
         tuple[MethodName, ...], BeforeValidator(listed), Field(min_length=1), Once
     ] = ("cabs",)
     nm: Annotated[tuple[NM, ...], BeforeValidator(listed), Field(min_length=1), Once] = (
-        NMValue(64, 256),
+        settings.NM(64, 256),
     )
     density: (
         Annotated[tuple[Density, ...], BeforeValidator(listed), Field(min_length=1), Once] | None
