@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cabs_search.common.formats import first_line
-from cabs_search.record.folder import (
-    StudyFolder,
-    only_driver,
-    record_versions,
-    write_comparison,
-    write_spec,
-)
+from cabs_search.record.comparison_file import write_comparison
+from cabs_search.record.folder import StudyFolder, only_driver, write_spec
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.versions_file import record_versions
 from cabs_search.results.comparison import Comparison, read_comparison
 from cabs_search.results.leaderboard import board_of
 from cabs_search.results.scores import RecordScores

@@ -8,7 +8,8 @@ from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.folder import StudyFolder, is_comparison
+from cabs_search.record.comparison_file import is_comparison
+from cabs_search.record.folder import StudyFolder
 from cabs_search.record.outcomes import Outcomes, Scored
 from cabs_search.results.comparison import best_of
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard

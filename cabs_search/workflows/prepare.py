@@ -14,7 +14,7 @@ from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rules import CALIBRATED, Mask
 from cabs_search.merging.recipe import Method, group_of
-from cabs_search.record.folder import check_folder
+from cabs_search.record.comparison_file import check_folder
 from cabs_search.scoring.calibrate import calibrated, check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.search.candidates import baselines, methods_of
@@ -53,7 +53,7 @@ class Prepared:
             check_reachable(address)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: must be a folder")
-        check_folder(folder, spec, over)
+        check_folder(folder, spec.space, over)
         say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
         self.family = Family.open(spec.base, spec.experts)
         check_heads(spec, self.family)

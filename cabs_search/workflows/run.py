@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.folder import StudyFolder, only_driver, record_versions, write_spec
+from cabs_search.record.folder import StudyFolder, only_driver, write_spec
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.versions_file import record_versions
 from cabs_search.results.leaderboard import Leaderboard, board_of
 from cabs_search.results.scores import RecordScores
 from cabs_search.spec.locations import cache_folder

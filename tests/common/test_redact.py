@@ -6,7 +6,9 @@ from cabs_search.common.redact import without_password, without_passwords
 
 
 def test_every_address_in_a_message_is_hidden() -> None:
-    text = "http://me:PW@a:1/x?token=T&n=1 failed (postgresql://u:PW@b/db?api_key=K#f); me@home?key=k"
+    text = (
+        "http://me:PW@a:1/x?token=T&n=1 failed (postgresql://u:PW@b/db?api_key=K#f); me@home?key=k"
+    )
     shown = "http://a:1/x?token=***&n=1 failed (postgresql://b/db?api_key=***#f); me@home?key=k"
     assert without_password(text) == shown
 
