@@ -123,6 +123,11 @@ class Spec:
         """Return the expert whose head scores a task."""
         return self.tasks[task].expert or task
 
+    @property
+    def heads(self) -> dict[str, str]:
+        """By task, the expert whose head scores it."""
+        return {task: self.expert_of(task) for task in self.tasks}
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values as the YAML file would hold them."""
         values: dict[str, Any] = TypeAdapter(Spec).dump_python(
@@ -135,6 +140,9 @@ class Spec:
 
     def override(self, *, trials: int | None = None, workers: int | None = None) -> Spec:
         """Return a copy with the values that the command line gave."""
-        given = {"trials": trials, "workers": workers}
-        changes = {field: value for field, value in given.items() if value is not None}
-        return replace(self, search=replace(self.search, **changes))
+        search = replace(
+            self.search,
+            trials=self.search.trials if trials is None else trials,
+            workers=self.search.workers if workers is None else workers,
+        )
+        return replace(self, search=search)
