@@ -111,7 +111,7 @@ def _vectors(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from cabs_search.record.folder import is_comparison
+    from cabs_search.record.comparison_file import is_comparison
     from cabs_search.reporting.html.page import write_page
     from cabs_search.reporting.terminal.leaderboard import leaderboard_text
     from cabs_search.results.comparison import read_comparison
@@ -244,7 +244,8 @@ def _links(folder: Path, uri: str, root: str) -> dict[str, str]:
     """Addresses of a folder's runs and saved views in the UI at ``root``, by name; empty where
     there are no runs.
     """
-    from cabs_search.record.folder import StudyFolder, axes_of, is_comparison
+    from cabs_search.record.comparison_file import axes_of, is_comparison
+    from cabs_search.record.folder import StudyFolder
     from cabs_search.record.outcomes import Outcomes
     from cabs_search.search.axes import experiment_name
     from cabs_search.spec.load import load

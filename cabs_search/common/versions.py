@@ -7,37 +7,33 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("cabs-search", "torch", "transformers", "ray", "optuna", "mlflow")
-"""Whose versions the page names, beside Python's."""
+"""Packages whose versions the page names, beside Python's."""
 
 
 def versions() -> dict[str, str]:
-    """Of this program and of what its numbers depend on."""
-    found = {"Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    """Return the versions of Python and PACKAGES, and the git revision if there is one."""
+    installed = {name: installed_version(name) for name in PACKAGES}
+    known = {"Python": platform.python_version()}
+    known |= {name: text for name, text in installed.items() if text}
     if revision := _git("rev-parse", "--short=12", "HEAD"):
-        found["git revision"] = revision + (
-            ", with changes" if _git("status", "--porcelain") else ""
-        )
-    return found
-
-
-def _git(*arguments: str) -> str:
-    """What git says of the working directory; nothing where there is no git, or no repository."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        is_changed = _git("status", "--porcelain")
+        known["git revision"] = f"{revision}, with changes" if is_changed else revision
+    return known
 
 
 def installed_version(package: str) -> str | None:
+    """Return a package's version, or None if it is not installed, as this one in a checkout."""
     try:
         return version(package)
-    except PackageNotFoundError:  # such as this one in a checkout that is not installed
+    except PackageNotFoundError:
         return None
+
+
+def _git(*arguments: str) -> str:
+    """Return what git prints in the working directory; empty if it fails or is not installed."""
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

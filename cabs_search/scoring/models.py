@@ -11,7 +11,6 @@ from torch import Tensor
 from cabs_search.common.formats import first_line
 from cabs_search.kinds.kinds import head_of
 from cabs_search.merging.family import Family
-from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Kind
 
 
@@ -65,10 +64,9 @@ def load_model(
     return model
 
 
-def check_heads(spec: Spec, family: Family) -> None:
-    """Raises ValueError where an expert that scores a task has no head."""
-    for task in spec.tasks:
-        expert = spec.expert_of(task)
+def check_heads(heads: Mapping[str, str], family: Family) -> None:
+    """Raise ValueError if an expert has no head that is to score a task; ``heads``: by task."""
+    for task, expert in heads.items():
         if not family.alignment.heads[expert]:
             raise ValueError(
                 f"experts.{expert}: the expert that scores {task} must have a head, but has only"

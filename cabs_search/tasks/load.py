@@ -33,11 +33,10 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
 
     task, expert = spec.tasks[name], Path(spec.experts[spec.expert_of(name)])
     where = f"tasks.{name}"
-    has_tokenizer = any(expert.glob("tokenizer*")) or any(expert.glob("vocab*"))
     try:
         config = AutoConfig.from_pretrained(expert)
         tokenizer = AutoTokenizer.from_pretrained(
-            expert if has_tokenizer else spec.base, **tokenizer_arguments(task, config)
+            expert if has_tokenizer(expert) else spec.base, **tokenizer_arguments(task, config)
         )
     except Exception as error:
         raise ValueError(
@@ -79,6 +78,11 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
                 f" {task.max_length} and an item of {longest} tokens"
             )
     return found
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Tell whether a model's folder holds a tokenizer; if not, the base's is used."""
+    return any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
 
 
 def _reads(task: Task) -> tuple[Any, ...]:

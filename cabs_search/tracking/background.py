@@ -50,12 +50,12 @@ class BackgroundTracker:
         uri: a tracking URI; None: SQLite in ``folder``.
         say: told what the user must know.
         """
-        from cabs_search.common.redact import without_logins
+        from cabs_search.common.redact import without_password
         from cabs_search.tracking.server import default_uri
 
         self.folder, self.given_uri, self.say = folder, uri, say
         self.uri = uri or default_uri(folder)
-        self._name = f"MLflow at {without_logins(self.uri)}"
+        self._name = f"MLflow at {without_password(self.uri)}"
         self._room = BoundedSemaphore(UNWRITTEN)
         self._thread = ThreadPoolExecutor(1)
         self._is_away, self._again, self._forced_seconds = False, 0.0, 0.0

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 import requests
 
 from cabs_search.common.formats import first_line
-from cabs_search.common.redact import without_logins
+from cabs_search.common.redact import without_password
 
 ARTIFACT_STORE_DOWN = (500,)
 """What a server answers that cannot reach its artifacts: of them, it is no outage that passes."""
@@ -17,7 +17,7 @@ ARTIFACT_STORE_DOWN = (500,)
 
 def cause(error: BaseException) -> str:
     """What lies behind an error, in a few words."""
-    return without_logins(first_line(list(_chain(error))[-1]))[:120]
+    return without_password(first_line(list(_chain(error))[-1]))[:120]
 
 
 def is_unanswered(error: BaseException, *, refusals: Collection[int] = ()) -> bool:

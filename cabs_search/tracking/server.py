@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cabs_search.common.redact import without_logins
+from cabs_search.common.redact import without_password
 from cabs_search.tracking import views
 from cabs_search.tracking.runs import STUDY_TAG
 
@@ -32,7 +32,7 @@ def remember_uri(folder: Path, uri: str | None) -> None:
     if uri is None or not is_server(uri):
         kept.unlink(missing_ok=True)
         return
-    kept.write_text(without_logins(uri) + "\n", encoding="utf-8")
+    kept.write_text(without_password(uri) + "\n", encoding="utf-8")
 
 
 def is_server(uri: str) -> bool:

@@ -44,6 +44,7 @@ from tests.conftest import EXPERTS, pico_values, write_spec
 from tests.support.records import record_of
 
 COMMAND = [sys.executable, "-m", "cabs_search.cli"]
+HEAVY = ("torch", "transformers", "ray", "optuna", "mlflow", "pandas", "matplotlib")
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -276,6 +277,18 @@ def test_a_report_needs_neither_experts_nor_data(study: Path, tmp_path: Path) ->
         text.replace(str(load(study / "spec.yaml").base), "/gone/base").replace(".csv", ".gone")
     )
     assert read_leaderboard(copy) == read_leaderboard(study)
+
+
+def test_reading_a_leaderboard_loads_no_torch(study: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from cabs_search.results.leaderboard import read_leaderboard
+assert read_leaderboard(Path({str(study)!r})).rows
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
