@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cabs_search.common.files import connect, use_write_ahead_log
-from cabs_search.kinds.kinds import Outcome
+from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
-from cabs_search.metrics.metrics import Values, metric, values_of
+from cabs_search.metrics.base import Values
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
 from cabs_search.tasks.items import SPLITS, Items, SplitName
@@ -140,9 +140,8 @@ class Outcomes:
             with self._kept:
                 yield self._kept
             return
-        with closing(connect(self.path)) as db:
-            with db:
-                yield db
+        with closing(connect(self.path)) as db, db:
+            yield db
 
     def bind(
         self, spec: Spec, items: Mapping[SplitName, Mapping[str, Items]], weights: Mapping[str, str]
@@ -167,7 +166,7 @@ class Outcomes:
         for split, by_task in items.items():
             study |= {f"{split} items of {task}": i.digest for task, i in by_task.items()}
         for name, task in spec.tasks.items():
-            study[f"tasks.{name}.kind"] = task.kind
+            study[f"tasks.{name}.kind"] = task.kind.name
             study[f"tasks.{name}.metric"] = (
                 f"{task.metric} {json.dumps(task.metric_arguments, sort_keys=True)}"
             )
@@ -329,13 +328,13 @@ class Outcomes:
             tasks[task] = Outcome(
                 np.frombuffer(b"".join(row[1] for row in mine), "<f4"),
                 np.frombuffer(b"".join(row[2] for row in mine), "<f4"),
-                values_of(
-                    self._tasks[task], [value for row in mine for value in json.loads(row[3])]
+                self._tasks[task].kind.values(
+                    [value for row in mine for value in json.loads(row[3])]
                 ),
             )
             if len(tasks[task].scores) != len(labels[task]):
                 return None
-            scores[task] = metric(self._tasks[task], tasks[task].predictions, labels[task])
+            scores[task] = self._tasks[task].measure.compute(tasks[task].predictions, labels[task])
         return Scored(recipe, tasks, scores, sum(row[4] for row in rows))
 
     def labels(self, split: SplitName) -> dict[str, Values]:
@@ -346,6 +345,6 @@ class Outcomes:
             for task, label in db.execute(query, (split,)):
                 found.setdefault(task, []).append(label)
         return {
-            task: values_of(self._tasks[task], list(map(json.loads, texts)))
+            task: self._tasks[task].kind.values(list(map(json.loads, texts)))
             for task, texts in found.items()
         }

@@ -79,9 +79,9 @@ class Spec:
                     f" {task.expert or name}"
                 )
         for name in self.tasks:
-            expert, kinds = self.expert_of(name), {self.tasks[name].kind: name}
+            expert, kinds = self.expert_of(name), {self.tasks[name].kind.name: name}
             kinds |= {
-                task.kind: other
+                task.kind.name: other
                 for other, task in self.tasks.items()
                 if self.expert_of(other) == expert
             }

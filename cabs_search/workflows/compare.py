@@ -122,7 +122,8 @@ class _Compared:
         for value in self._rows:
             try:
                 check_calibration(value.spec)
-                wanting |= {value.label: value.spec} if calibrated_methods(value.spec) else {}
+                if calibrated_methods((*value.spec.space.method, *value.spec.baselines)):
+                    wanting[value.label] = value.spec
             except ValueError as error:
                 self._failures[value.label] = first_line(error)
         try:

@@ -74,7 +74,7 @@ def calibrated_vectors(
         return None
     store, family = (
         VectorCache(cache_folder()),
-        calibrated(spec, family, load_study_items(spec)["search"], [mask]),
+        calibrated(family, load_study_items(spec)["search"], [mask], cache_folder(), spec.device),
     )
     return store.open(store.ensure(family, recipe.method))
 

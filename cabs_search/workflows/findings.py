@@ -14,7 +14,7 @@ from cabs_search.reporting.html.page import write_page
 from cabs_search.results.comparison import Comparison
 from cabs_search.results.leaderboard import Leaderboard
 from cabs_search.serving.export import compact_bytes, export
-from cabs_search.serving.predictor import inputs_of, write_tasks
+from cabs_search.serving.predictor import write_tasks
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.dataset import read_dataset
 from cabs_search.tracking.background import Say
@@ -109,12 +109,12 @@ def _model(opened: Prepared, spec: Spec, board: Leaderboard, best: Scored) -> Mo
             vectors=vectors,
             compact=True,
         )
-        write_tasks(spec, to)
+        write_tasks(spec.tasks, to)
 
     def example() -> dict[str, Any]:
         name, task = next(iter(spec.tasks.items()))
         row = read_dataset(f"tasks.{name}", task, task.search.split or task.split)[0]
-        return {column: row[column] for column in inputs_of(task)}
+        return {column: row[column] for column in task.input_columns}
 
     recipe = best.recipe
     return Model(key=recipe.key, text=str(recipe), tasks=spec.tasks, write=write, example=example)

@@ -150,7 +150,7 @@ def _plan(spec: Spec, unreachable: str | None = None) -> Plan:
     if unreachable is None:
         items, store = load_study_items(spec), VectorCache(cache_folder())
         family = Family.open(spec.base, spec.experts)
-        check_heads(spec, family)
+        check_heads(spec.tasks, family)
         check_groups(spec, family)
         entries = _entries(family, store, {step for method in methods for step in _steps(method)})
         searched, confirmed = (
@@ -158,7 +158,7 @@ def _plan(spec: Spec, unreachable: str | None = None) -> Plan:
         )
         total, speed = (
             candidates * searched + rows * confirmed,
-            _items_per_second(spec, store, items),
+            _items_per_second(spec, family, store, items),
         )
         model_bytes = family.alignment.weights * getattr(torch, spec.dtype).itemsize
         needs = Needs(
@@ -228,13 +228,16 @@ def _vector_bytes(family: Family, method: Method, expert: str) -> int:
 
 
 def _items_per_second(
-    spec: Spec, store: VectorCache, items: Mapping[SplitName, Mapping[str, Items]]
+    spec: Spec,
+    family: Family,
+    store: VectorCache,
+    items: Mapping[SplitName, Mapping[str, Items]],
 ) -> float:
     """One worker's speed on a batch of each task, after one to warm up."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // spec.workers))
     try:
-        bench = Workbench(spec, store)
+        bench = Workbench(family, spec.tasks, store, device=spec.device, dtype=spec.dtype)
         seconds = 0.0
         for task, mine in items["search"].items():
             chosen = list(batches(mine.lengths, mine.counts, batch_tokens(bench.device)))

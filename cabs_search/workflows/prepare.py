@@ -56,7 +56,7 @@ class Prepared:
         check_folder(folder, spec, over)
         say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
         self.family = Family.open(spec.base, spec.experts)
-        check_heads(spec, self.family)
+        check_heads(spec.tasks, self.family)
         check_groups(spec, self.family)
         self.items = load_study_items(spec)
         pick_device(spec.device)
@@ -77,7 +77,9 @@ class Prepared:
             check_calibration(spec)
         if not needing:
             return {}
-        family = calibrated(self.spec, self.family, self.items["search"], needing)
+        family = calibrated(
+            self.family, self.items["search"], needing, cache_folder(), self.spec.device
+        )
         for mask in needing:
             total = family.alignment.weights
             with tqdm(

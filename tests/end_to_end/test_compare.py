@@ -496,7 +496,7 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
     spec = parse(small(pico))
     items = load_study_items(spec)["search"]
     family = Family.open(spec.base, spec.experts)
-    found = calibrate(spec, family, items, tmp_path, [make_method("sparsegpt", EXPERTS).mask])
+    found = calibrate(family, items, [make_method("sparsegpt", EXPERTS).mask], tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(
         pico / "pair", dtype=torch.float32
     ).eval()
@@ -518,7 +518,7 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
         assert gram is not None
         assert torch.allclose(gram, inputs.T @ inputs, rtol=1e-4, atol=1e-3), tensor
     assert found["pair"].gram("embeddings.word_embeddings.weight") is None
-    again = calibrate(spec, family, items, tmp_path, [make_method("wanda", EXPERTS).mask])
+    again = calibrate(family, items, [make_method("wanda", EXPERTS).mask], tmp_path)
     diagonal = again["pair"].gram("pooler.dense.weight")
     assert diagonal is not None
     assert torch.allclose(
@@ -532,12 +532,10 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
     assert value is not None
     assert torch.equal(key, value), "they see the same inputs"
     assert (
-        calibrate(spec, family, items, tmp_path, [make_method("sparsegpt", EXPERTS).mask])[
-            "pair"
-        ].path
+        calibrate(family, items, [make_method("sparsegpt", EXPERTS).mask], tmp_path)["pair"].path
         == found["pair"].path
     )
-    assert calibrate(spec, family, items, tmp_path, [make_method("dare", EXPERTS).mask]) == {}
+    assert calibrate(family, items, [make_method("dare", EXPERTS).mask], tmp_path) == {}
 
 
 @pytest.mark.usefixtures("workers")
