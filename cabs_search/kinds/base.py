@@ -198,7 +198,6 @@ class Kind(ABC):
         """Return arguments that the tokenizer is loaded with."""
         return {}
 
-    @abstractmethod
     def encode(
         self,
         where: str,
@@ -208,7 +207,7 @@ class Kind(ABC):
         texts: Sequence[str],
         label: Any,
     ) -> Item:
-        """Tokenize one row.
+        """Tokenize one row; here a text or a pair, into one sequence.
 
         Args:
             texts: what ``texts`` returns.
@@ -218,6 +217,10 @@ class Kind(ABC):
             ValueError: the row does not fit into ``max_length``.
 
         """
+        encoded = tokenizer(
+            *([text] for text in texts), truncation=True, max_length=task.max_length
+        )
+        return Item(sequences=sequences_of(encoded), label=label)
 
     def shape_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Shape padded sequences, each field [sequences, tokens], as the model takes them."""
@@ -290,12 +293,6 @@ def class_of(where: str, task: TaskFields, config: Any, label: Any) -> int:
         f" ({', '.join(f'{i} {n}' for n, i in config.label2id.items())}), but column {task.label}"
         f" has {label!r}"
     )
-
-
-def encode_texts(task: TaskFields, tokenizer: Any, texts: Sequence[str], label: Any) -> Item:
-    """Tokenize a text or a pair into one sequence."""
-    encoded = tokenizer(*([text] for text in texts), truncation=True, max_length=task.max_length)
-    return Item(sequences=sequences_of(encoded), label=label)
 
 
 def sequences_of(encoded: Mapping[str, Any]) -> tuple[dict[str, list[int]], ...]:

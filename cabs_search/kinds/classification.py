@@ -11,7 +11,6 @@ from cabs_search.kinds.base import (
     Outcome,
     TaskFields,
     class_of,
-    encode_texts,
     score_classes,
     to_host,
 )
@@ -39,18 +38,6 @@ class Classification(Kind):
     def placeholder_label(self, texts: Sequence[str]) -> int:
         """Return the first class."""
         return 0
-
-    def encode(
-        self,
-        where: str,
-        task: TaskFields,
-        tokenizer: Any,
-        config: Any,
-        texts: Sequence[str],
-        label: int,
-    ) -> Item:
-        """Tokenize the text or pair into one sequence."""
-        return encode_texts(task, tokenizer, texts, label)
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [items, classes]."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cabs_search.kinds.base import Item, Kind, Outcome, TaskFields, encode_texts, to_host
+from cabs_search.kinds.base import Item, Kind, Outcome, TaskFields, to_host
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_NUMBERS
 
@@ -49,18 +49,6 @@ class Regression(Kind):
     def placeholder_label(self, texts: Sequence[str]) -> float:
         """Return 0."""
         return 0.0
-
-    def encode(
-        self,
-        where: str,
-        task: TaskFields,
-        tokenizer: Any,
-        config: Any,
-        texts: Sequence[str],
-        label: float,
-    ) -> Item:
-        """Tokenize the text or pair into one sequence."""
-        return encode_texts(task, tokenizer, texts, label)
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [items, 1]."""

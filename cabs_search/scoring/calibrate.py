@@ -51,20 +51,9 @@ def calibrated(
         device: ``cpu``, ``cuda``, or ``auto``.
 
     """
-    return replace(family, calibrations=calibrate(family, items, masks, cache, device))
-
-
-def calibrate(
-    family: Family,
-    items: Mapping[str, Items],
-    masks: Iterable[Mask],
-    cache: Path,
-    device: str = "auto",
-) -> dict[str, Calibration]:
-    """Return statistics by expert, of those that have a task; see ``calibrated``."""
     needing = [mask for mask in masks if isinstance(mask, CALIBRATED)]
     if not needing:
-        return {}
+        return family
     whole = any(isinstance(mask, SparseGpt) for mask in needing)
     experts = heads({task: i.task for task, i in items.items()})
     # The first task of an expert counts, so it is set last.
@@ -79,7 +68,8 @@ def calibrate(
             for expert in missing:
                 found = statistics(family, expert, first[expert], device, bar, whole=whole)
                 write_calibration(paths[expert], *found)
-    return {expert: Calibration(path) for expert, path in paths.items()}
+    calibrations = {expert: Calibration(path) for expert, path in paths.items()}
+    return replace(family, calibrations=calibrations)
 
 
 def _first(items: Items) -> Items:

@@ -34,6 +34,7 @@ def test_an_added_kind_is_searched_and_recorded(pico: Path, tmp_path: Path) -> N
     (page_spec,) = blocks_of(PAGE, "yaml")
     values = pico_values(pico, trials=2, confirm=1, workers=1)
     values |= yaml.safe_load(page_spec) | {"baselines": {}}
+    values["experts"], values["space"]["nm"] = {"animal": str(pico / "animal")}, "2:8"
     spec, out = write_spec(tmp_path / "spec.yaml", values), tmp_path / "out"
     command = ["-m", "cabs_search.cli", "run", str(spec), "--output", str(out), "--json"]
     board = json.loads(python(program, *command, cache=tmp_path / "cache"))

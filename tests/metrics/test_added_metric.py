@@ -15,7 +15,8 @@ from tests.support.outside import add_value, blocks_of, copy_program, python
 
 PAGE = "add-a-metric.md"
 OVER_WORDS = """
-words = Task(kind="token-classification", dataset={"csv": "x"}, text="t", metric="balanced_accuracy")
+source, name = {"csv": "x"}, "balanced_accuracy"
+words = Task(kind="token-classification", dataset=source, text="t", metric=name)
 labels = words.kind.values([["O", "O", "O"], ["B"]])
 predictions = words.kind.values([["O", "O", "B"], ["B"]])
 print(words.measure.compute(predictions, labels))
