@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cabs_search.common.files import connect, use_write_ahead_log
-from cabs_search.kinds.kinds import Outcome
+from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
-from cabs_search.metrics.metrics import Values, metric, values_of
+from cabs_search.metrics.base import Values
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
 from cabs_search.tasks.items import SPLITS, Items, SplitName
@@ -291,7 +291,7 @@ class Outcomes:
             tasks[name] = _outcome(task, [row for row in rows if row[0] == name])
             if len(tasks[name].scores) != len(labels[name]):
                 return None
-            scores[name] = metric(task, tasks[name].predictions, labels[name])
+            scores[name] = task.measure.compute(tasks[name].predictions, labels[name])
         return Scored(recipe, tasks, scores, sum(row[4] for row in rows))
 
     def labels(self, split: SplitName) -> dict[str, Values]:
@@ -301,7 +301,7 @@ class Outcomes:
         with self._connect() as db:
             for task, label in db.execute(query, (split,)):
                 stored.setdefault(task, []).append(json.loads(label))
-        return {task: values_of(self._tasks[task], labels) for task, labels in stored.items()}
+        return {task: self._tasks[task].kind.values(labels) for task, labels in stored.items()}
 
 
 def _identity(spec: Spec, items: ItemsOfSplits, weights: Mapping[str, str]) -> dict[str, str]:
@@ -317,7 +317,7 @@ def _identity(spec: Spec, items: ItemsOfSplits, weights: Mapping[str, str]) -> d
         study |= {f"{split} items of {task}": its.digest for task, its in by_task.items()}
     for name, task in spec.tasks.items():
         arguments = json.dumps(task.metric_arguments, sort_keys=True)
-        study[f"tasks.{name}.kind"] = task.kind
+        study[f"tasks.{name}.kind"] = task.kind.name
         study[f"tasks.{name}.metric"] = f"{task.metric} {arguments}"
         study[f"tasks.{name}.max_length"] = str(task.max_length)
         study[f"tasks.{name}.expert"] = spec.expert_of(name)
@@ -360,5 +360,5 @@ def _outcome(task: Task, rows: Iterable[BlockRow]) -> Outcome:
         losses += block_losses
         predictions += json.loads(block_predictions)
     return Outcome(
-        np.frombuffer(scores, "<f4"), np.frombuffer(losses, "<f4"), values_of(task, predictions)
+        np.frombuffer(scores, "<f4"), np.frombuffer(losses, "<f4"), task.kind.values(predictions)
     )

@@ -28,7 +28,7 @@ import optuna
 from optuna.trial import TrialState
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.metrics.metrics import Values
+from cabs_search.metrics.base import Values
 from cabs_search.record.outcomes import Block, Outcomes, Scored
 from cabs_search.scoring.batches import blocks
 from cabs_search.search import space

@@ -88,7 +88,7 @@ class Spec:
         for name in self.tasks:
             expert = self.expert_of(name)
             mates = [other for other in self.tasks if self.expert_of(other) == expert]
-            kinds = {self.tasks[other].kind: other for other in mates}
+            kinds = {self.tasks[other].kind.name: other for other in mates}
             if len(kinds) > 1:
                 given = ", ".join(f"{kind} in {other}" for kind, other in sorted(kinds.items()))
                 raise ValueError(

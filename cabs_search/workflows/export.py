@@ -92,7 +92,8 @@ def scored_vectors(
     if not isinstance(mask, CALIBRATED):
         return None
     items = load_study_items(spec)["search"] if items is None else items
-    cache, family = VectorCache(cache_folder()), calibrated(spec, family, items, [mask])
+    family = calibrated(family, items, [mask], cache_folder(), spec.device)
+    cache = VectorCache(cache_folder())
     return cache.open(cache.ensure(family, recipe.method))
 
 

@@ -14,7 +14,7 @@ from cabs_search.reporting.html.page import write_page
 from cabs_search.results.comparison import Comparison
 from cabs_search.results.leaderboard import Leaderboard
 from cabs_search.serving.export import compact_bytes, export
-from cabs_search.serving.predictor import inputs_of, write_tasks
+from cabs_search.serving.predictor import write_tasks
 from cabs_search.tasks.dataset import read_dataset
 from cabs_search.tracking.background import Say
 from cabs_search.tracking.summary import summary_of
@@ -105,11 +105,11 @@ def _model(prepared: Prepared, board: Leaderboard, best: Scored) -> Model:
             vectors=scored_vectors(spec, family, recipe, prepared.items["search"]),
             compact=True,
         )
-        write_tasks(spec, to)
+        write_tasks(spec.tasks, to)
 
     def example() -> dict[str, Any]:
         name, task = next(iter(spec.tasks.items()))
         row = read_dataset(f"tasks.{name}", task, task.search.split or task.split)[0]
-        return {column: row[column] for column in inputs_of(task)}
+        return {column: row[column] for column in task.input_columns}
 
     return Model(key=recipe.key, text=str(recipe), tasks=spec.tasks, write=write, example=example)

@@ -160,7 +160,7 @@ def plan(path: str | Path) -> Plan:
     if family is not None and not unreachable:
         searched, confirmed = (sum(map(len, items[split].values())) for split in SPLITS)
         total = candidates * searched + rows * confirmed
-        speed = _items_per_second(spec, items["search"])
+        speed = _items_per_second(spec, family, items["search"])
         entries = _entries(family, steps)
         vectors = len(entries)
         needs = Needs(
@@ -274,12 +274,13 @@ def _gpu_bytes(family: Family, method: Method, expert: str) -> int:
     return int(kept * (4 if _is_dense(method) else 4 + 4))
 
 
-def _items_per_second(spec: Spec, items: Mapping[str, Items]) -> float:
+def _items_per_second(spec: Spec, family: Family, items: Mapping[str, Items]) -> float:
     """Measure one worker's speed on a batch of each task, after one to warm up."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // spec.workers))
     try:
-        bench = Workbench(spec, VectorCache(cache_folder()))
+        cache = VectorCache(cache_folder())
+        bench = Workbench(family, spec.tasks, cache, device=spec.device, dtype=spec.dtype)
         seconds = 0.0
         for task, its in items.items():
             chosen = list(batches(its.lengths, its.counts, batch_tokens(bench.device)))

@@ -111,7 +111,9 @@ def prune_calibrated(prepared: Prepared, specs: Iterable[Spec], say: Say) -> Cal
     masks = dict.fromkeys(mask for spec in specs for mask in _calibrated_masks(spec))
     if not masks:
         return Calibrated()
-    family = calibrated(prepared.spec, prepared.family, prepared.items["search"], masks)
+    family = calibrated(
+        prepared.family, prepared.items["search"], masks, cache_folder(), prepared.spec.device
+    )
     total, notes = family.alignment.weights, dict[str, None]()
     for mask in masks:
         with tqdm(

@@ -121,7 +121,8 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
         methods.setdefault(method.mask, method)
     if any(isinstance(mask, CALIBRATED) for mask in methods):
         check_calibration(spec)
-        family = calibrated(spec, family, load_study_items(spec)["search"], methods)
+        items = load_study_items(spec)["search"]
+        family = calibrated(family, items, methods, cache_folder(), spec.device)
     with tqdm(methods.values(), desc="vectors", unit="method", file=sys.stderr) as bar:
         return [inspect(family, store, method) for method in bar]
 

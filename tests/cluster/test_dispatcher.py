@@ -15,7 +15,7 @@ import pytest
 
 from cabs_search.cluster.dispatcher import AHEAD_SHARE, STEP_SECONDS, Batch, Dispatcher, Part
 from cabs_search.cluster.driver import stop_ray
-from cabs_search.kinds.kinds import Outcome
+from cabs_search.kinds.base import Outcome
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.axes import axis_values
 from cabs_search.search.candidates import candidate_of

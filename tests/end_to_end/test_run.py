@@ -30,7 +30,6 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from cabs_search.cli.main import main
-from cabs_search.metrics.metrics import metric
 from cabs_search.reporting.terminal.leaderboard import leaderboard_text
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
 from cabs_search.scoring.forward import evaluate
@@ -258,7 +257,8 @@ def test_an_export_scores_exactly_what_the_leaderboard_said(
             tmp_path / "best" / "heads" / task
         ).eval()
         found = evaluate(model, items[task], np.arange(len(items[task])), torch.device("cpu"))
-        assert metric(spec.tasks[task], found.predictions, items[task].labels) == row.tasks[task]
+        metric = spec.tasks[task].measure.compute(found.predictions, items[task].labels)
+        assert metric == row.tasks[task]
         assert found.predictions.tolist() == recorded.tasks[task].predictions.tolist()
         assert found.losses == pytest.approx(recorded.tasks[task].losses, abs=1e-5)
         trunks.add(

@@ -14,7 +14,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from cabs_search.kinds.kinds import Outcome
+from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.results.leaderboard import build_leaderboard
