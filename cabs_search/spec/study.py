@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from cabs_search.spec.fields import STRICT, Count, Name
 from cabs_search.spec.space import Baseline, MethodName, Space
-from cabs_search.spec.task import Task
+from cabs_search.spec.task import Task, heads
 
 MOST_EXPERTS_IN_ALL_ORDERS = 6
 
@@ -125,8 +125,8 @@ class Spec:
 
     @property
     def heads(self) -> dict[str, str]:
-        """By task, the expert whose head scores it."""
-        return {task: self.expert_of(task) for task in self.tasks}
+        """Expert whose head scores each task, by the task's name."""
+        return heads(self.tasks)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values as the YAML file would hold them."""

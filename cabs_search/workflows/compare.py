@@ -113,7 +113,7 @@ def _prune_calibrated(
     for row in rows:
         try:
             check_calibration(row.spec)
-            if calibrated_methods(row.spec):
+            if calibrated_methods((*row.spec.space.method, *row.spec.baselines)):
                 needing[row.label] = row.spec
         except ValueError as error:
             failures[row.label] = first_line(error)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cabs_search.kinds.kinds import Item, Outcome
 
+from cabs_search.kinds.base import Item, Outcome
 from cabs_search.merging.recipe import Recipe, make_method, make_recipe
 from cabs_search.record.outcomes import Block, Bound, Outcomes
 from cabs_search.spec.load import parse
