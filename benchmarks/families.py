@@ -41,7 +41,7 @@ def quickstart(tasks: Iterable[str], items: int, **changes: Any) -> Spec:
             name: replace(spec.tasks[name], search=search, confirm=confirm, **changes)
             for name in chosen
         },
-        space=spec.space.but(order=orders),
+        space=spec.space.replace(order=orders),
         baselines={},
     )
 

@@ -27,7 +27,7 @@ from benchmarks import families, program, size
 from benchmarks.figures import CORES, Ledger, Target, copier, in_fresh_process, interleaved
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.rules import parse_nm
+from cabs_search.merging.masks.settings import parse_nm
 from cabs_search.merging.recipe import make_method, make_recipe
 from cabs_search.serving.export import export
 from cabs_search.spec.locations import cache_folder

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cabs_search.kinds.kinds import Outcome
+from cabs_search.kinds.base import Outcome
 from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.recipe import Method
@@ -51,7 +51,8 @@ def tensors(held: Resident) -> Mapping[str, torch.Tensor]:
 
 def workbench(spec: Spec, cache: Path) -> Workbench:
     """What a worker holds."""
-    return Workbench(spec, VectorCache(cache))
+    family = Family.open(spec.base, spec.experts)
+    return Workbench(family, spec.tasks, VectorCache(cache), device=spec.device, dtype=spec.dtype)
 
 
 def score(

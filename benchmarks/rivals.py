@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.figures import MERGEKIT
-from cabs_search.kinds.kinds import Item
+from cabs_search.kinds.base import Item
 
 PADDED = 128
 """Tokens the authors' scripts pad every item to."""

@@ -130,7 +130,7 @@ def measure(ledger: Ledger) -> None:
 def study() -> Spec:
     """CABS over two n:m, all orders of the quickstart's file and a λ for each of three experts."""
     spec = families.quickstart(TASKS, ITEMS)
-    space = spec.space.but(lambda_=Lambda(low=1.0, high=2.4, step=0.1))
+    space = spec.space.replace(lambda_=Lambda(low=1.0, high=2.4, step=0.1))
     return replace(spec, space=space, search=replace(spec.search, confirm=1))
 
 

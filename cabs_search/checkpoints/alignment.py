@@ -1,75 +1,102 @@
-"""Which tensors a base and its experts share, and which are heads."""
+"""Tensors that a base and its experts share, and tensors that are heads."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
 
 from cabs_search.checkpoints.checkpoint import Checkpoint
 
 TRUNK_FIELDS = (
-    *("model_type", "vocab_size"),
+    "model_type",
+    "vocab_size",
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("n_embd", "n_layer", "n_head"),  # GPT-2
     *("dim", "n_layers", "n_heads"),  # DistilBERT
 )
-"""What a base and its experts must have alike in ``config.json``."""
+"""Fields of ``config.json`` that must be equal in a base and its experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """What a base and its experts have in common."""
+    """Shared tensors and heads of one base and its experts."""
 
     shared: tuple[str, ...]
-    """Floating tensors that the base and every expert have: what is merged."""
+    """Floating-point tensors of the trunk that every checkpoint has: the tensors to merge."""
     heads: Mapping[str, tuple[str, ...]]
-    """By expert, the floating tensors that are its own (a classifier): never merged."""
+    """By expert, the other floating-point tensors (a classifier): never merged."""
     shapes: Mapping[str, tuple[int, ...]]
     """Shapes of the shared tensors."""
 
     @property
     def weights(self) -> int:
         """Number of shared weights."""
-        return sum(_numel(shape) for shape in self.shapes.values())
+        return sum(map(math.prod, self.shapes.values()))
 
 
 def align(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> Alignment:
     """Find the shared tensors and the heads.
 
     Raises:
-        ValueError: an expert is of another architecture than the base, or a tensor of another
-            shape.
+        ValueError: an expert is of another architecture than the base, or a tensor of its trunk
+            has another shape.
 
     """
     for name, expert in experts.items():
         _check_config(base, name, expert)
-    in_all = set(base.names).intersection(*(e.names for e in experts.values()))
-    floating = {
-        t for t in in_all if all(c.read(t).is_floating_point() for c in (base, *experts.values()))
-    }
+    shared = _shared(base, experts)
     for name, expert in experts.items():
-        for tensor in sorted(floating):
-            if base.shape(tensor) != expert.shape(tensor):
-                raise ValueError(
-                    f"experts.{name}: every shared tensor must have the base's shape, but {tensor}"
-                    f" is {expert.shape(tensor)} against {base.shape(tensor)}"
-                )
-    if not floating or 2 * sum(_numel(base.shape(t)) for t in floating) < _total(base):
+        _check_shapes(base, name, expert, shared)
+    weights = sum(math.prod(base.shape(tensor)) for tensor in base.names)
+    shapes = {tensor: base.shape(tensor) for tensor in shared}
+    if not shared or 2 * sum(map(math.prod, shapes.values())) < weights:
         raise ValueError(
-            f"experts must share most of the base's weights, but {len(floating)} of its"
+            f"experts must share most of the base's weights, but {len(shared)} of its"
             f" {len(base.names)} tensors are in every expert:"
             f" {', '.join(f'{n}={e.folder}' for n, e in experts.items())}"
         )
-    heads = {
-        name: tuple(
-            t for t in expert.names if t not in floating and expert.read(t).is_floating_point()
-        )
-        for name, expert in experts.items()
-    }
-    shared = tuple(sorted(floating))
-    return Alignment(shared=shared, heads=heads, shapes={t: base.shape(t) for t in shared})
+    heads = {name: _head(expert, shapes) for name, expert in experts.items()}
+    return Alignment(shared=shared, heads=heads, shapes=shapes)
+
+
+def _shared(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> tuple[str, ...]:
+    """Return the sorted names of trunk tensors that are floating-point in every checkpoint."""
+    prefix = trunk_prefix(base)
+    in_all = set(base.names).intersection(*(expert.names for expert in experts.values()))
+    checkpoints = (base, *experts.values())
+    return tuple(
+        tensor
+        for tensor in sorted(in_all)
+        if tensor.startswith(prefix)
+        and all(c.read(tensor).is_floating_point() for c in checkpoints)
+    )
+
+
+def _head(expert: Checkpoint, shared: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    rest = (tensor for tensor in expert.names if tensor not in shared)
+    return tuple(tensor for tensor in rest if expert.read(tensor).is_floating_point())
+
+
+def trunk_prefix(checkpoint: Checkpoint) -> str:
+    """Return the prefix that sets the trunk's names apart from a head's, such as ``bert.``.
+
+    The prefix is the first component that holds most weights, if all tensors with a row for each
+    token of the vocabulary and some numbered blocks stand under it. Otherwise it is empty, and
+    every tensor counts as the trunk's: a bare trunk has its embeddings beside its blocks, and a
+    language model has an output layer (``lm_head``) beside its trunk, which is merged with it.
+    """
+    weights: Counter[str] = Counter()
+    for tensor in checkpoint.names:
+        weights[tensor.split(".", 1)[0] + "."] += math.prod(checkpoint.shape(tensor))
+    prefix = max(weights, key=lambda first: weights[first], default="")
+    inside = [tensor for tensor in checkpoint.names if tensor.startswith(prefix)]
+    rows = (checkpoint.config.get("vocab_size"),)
+    embeddings = {tensor for tensor in checkpoint.names if checkpoint.shape(tensor)[:1] == rows}
+    has_blocks = any(re.search(r"\.\d+\.", tensor) for tensor in inside)
+    return prefix if has_blocks and embeddings and embeddings <= set(inside) else ""
 
 
 def _check_config(base: Checkpoint, name: str, expert: Checkpoint) -> None:
@@ -82,9 +109,10 @@ def _check_config(base: Checkpoint, name: str, expert: Checkpoint) -> None:
             )
 
 
-def _total(checkpoint: Checkpoint) -> int:
-    return sum(_numel(checkpoint.shape(t)) for t in checkpoint.names)
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
+def _check_shapes(base: Checkpoint, name: str, expert: Checkpoint, shared: tuple[str, ...]) -> None:
+    for tensor in shared:
+        if base.shape(tensor) != expert.shape(tensor):
+            raise ValueError(
+                f"experts.{name}: every shared tensor must have the base's shape, but {tensor}"
+                f" is {expert.shape(tensor)} against {base.shape(tensor)}"
+            )

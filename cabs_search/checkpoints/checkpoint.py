@@ -1,13 +1,12 @@
-"""Checkpoints on disk, read lazily and written as a stream.
+"""Checkpoints on disk, read lazily.
 
-A checkpoint is a local folder as ``save_pretrained`` leaves it: one ``model.safetensors``, shards
+A checkpoint is a local folder as ``save_pretrained`` writes it: one ``model.safetensors``, shards
 beside ``model.safetensors.index.json``, or (older models) the same as ``pytorch_model.bin``.
-Tensors are mapped, and read one at a time. ``align`` says which tensors a base and its experts
-share and which are an expert's own head.
+Files are memory-mapped, and tensors read one at a time.
 
-Tensors go by the base's names. An expert, saved from the trunk inside a classifier, has a prefix
-more (``bert.encoder…`` against ``encoder…``) or less; opened with ``base=`` it answers to the
-base's names.
+An expert that was saved as a classifier has names with one prefix more than its bare base
+(``bert.encoder…`` against ``encoder…``), or one less. Opened with ``base=``, it uses the base's
+names.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from cabs_search.common.formats import first_line
 
 
 class Checkpoint:
-    """One model on disk; opening it reads headers, never weights."""
+    """One model on disk. Opening it reads headers, not weights."""
 
     def __init__(self, folder: str | Path, *, base: Checkpoint | None = None) -> None:
-        """Open the checkpoint in ``folder``; with ``base``, its tensors go by the base's names.
+        """Open the checkpoint in ``folder``, its tensors under the names of ``base`` if given.
 
         Raises:
             ValueError: no such folder, no weights in it, or a damaged file.
@@ -68,9 +67,10 @@ class Checkpoint:
         if path not in self._open:
             try:
                 if path.suffix == ".bin":
+                    # Files from before torch 1.6 are not zip archives and cannot be mapped.
                     self._open[path] = torch.load(
                         path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True
-                    )  # files from before torch 1.6 are no zip, and cannot be mapped
+                    )
                 else:
                     self._open[path] = safe_open(path, framework="pt")
             except (
@@ -85,21 +85,21 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """``config.json``, empty where there is none."""
+        """Content of ``config.json``; empty if there is no such file."""
         path = self.folder / "config.json"
         return _json(path) if path.is_file() else {}
 
     @property
     def names(self) -> list[str]:
-        """Every tensor's name, sorted."""
+        """Names of all tensors, sorted."""
         return sorted(self._in_file)
 
     def model_name(self, name: str) -> str:
-        """What the loaded model's ``state_dict`` calls this tensor."""
+        """Return this tensor's name in the loaded model's ``state_dict``."""
         return _modern(self._in_file[name])
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, from the header."""
+        """Return a tensor's shape, read from the header."""
         raw = self._in_file[name]
         reader = self._reader(self._files[raw])
         return tuple(
@@ -107,7 +107,7 @@ class Checkpoint:
         )
 
     def read(self, name: str) -> Tensor:
-        """One tensor, as stored. Raises ValueError where the file is damaged."""
+        """Read one tensor as stored."""
         raw = self._in_file[name]
         reader = self._reader(self._files[raw])
         tensor: Tensor = reader[raw] if isinstance(reader, dict) else reader.get_tensor(raw)
@@ -115,19 +115,17 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of names, dtypes, shapes and bytes: equal for equal weights, wherever and however
-        sharded.
-        """
+        """Hash of names, dtypes, shapes and bytes; the same for one file and for shards."""
         digest = hashlib.blake2b(digest_size=16)
-        for name, raw in sorted((raw, name) for name, raw in self._in_file.items()):
-            tensor = self.read(raw).contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        for raw, name in sorted((raw, name) for name, raw in self._in_file.items()):
+            tensor = self.read(name).contiguous()
+            digest.update(f"{raw} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(as_bytes(tensor))
         return digest.hexdigest()
 
 
 def _modern(name: str) -> str:
-    """Names that transformers renames when it loads old checkpoints."""
+    """Return the name that transformers gives a tensor of an old checkpoint when it loads it."""
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         if name.endswith(old):
             return name.removesuffix(old) + new
@@ -135,25 +133,27 @@ def _modern(name: str) -> str:
 
 
 def _renamed(raw: Mapping[str, str], base: Checkpoint) -> dict[str, str]:
-    """``raw`` (name -> name in the file) under the naming that has most in common with the base's
-    names.
+    """Add or remove the one prefix that makes most names equal to the base's.
+
+    Args:
+        raw: name in the file by name.
+        base: the checkpoint whose names to use.
+
     """
-    theirs = set(base.names)
-    less = [
-        {name.removeprefix(first): file for name, file in raw.items()} for first in _firsts(raw)
-    ]
-    more = [{first + name: file for name, file in raw.items()} for first in _firsts(theirs)]
-    return max([dict(raw), *less, *more], key=lambda way: len(theirs.intersection(way)))
+    wanted = set(base.names)
+    shorter = [{name.removeprefix(p): file for name, file in raw.items()} for p in _prefixes(raw)]
+    longer = [{p + name: file for name, file in raw.items()} for p in _prefixes(wanted)]
+    return max([dict(raw), *shorter, *longer], key=lambda names: len(wanted.intersection(names)))
 
 
-def _firsts(names: Iterable[str]) -> list[str]:
-    """The first components of names, each with its dot."""
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """Return the first components of names, each with its dot."""
     return sorted({name.split(".", 1)[0] + "." for name in names})
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {first_line(error)}") from error
-    return found
+    return content

@@ -25,23 +25,26 @@ DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""The dtypes that are written, by their name in a safetensors header."""
+"""Names of dtypes in a safetensors header."""
 
 
 class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
-    """Writes one safetensors file, tensor after tensor, in constant memory.
+    """Writer of one safetensors file, tensor after tensor, in constant memory.
 
-    The file appears under its name only when all of it is on disk; before that, and after an error,
-    nothing is there. ``metadata["crc32"]`` holds a checksum of the data.
+    The file appears under its name only when all of it is on disk; after an error it does not
+    appear. ``metadata["crc32"]`` holds a checksum of the data.
     """
 
     def __init__(
         self, path: Path, names: Iterable[str], metadata: Mapping[str, str] | None = None
     ) -> None:
-        """Args:
-        path: the file to make; its folder is made too.
-        names: every name that may be added, so that the header's room can be kept.
-        metadata: text to store in the header.
+        """Prepare to write; the file is opened on entering the context.
+
+        Args:
+            path: the file to write; its folder is made if needed.
+            names: all names that may be added, so that enough room is left for the header.
+            metadata: text to store in the header.
+
         """
         self.path = path
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
@@ -59,9 +62,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         return self
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Append one tensor. Its bytes should be a multiple of 8, so that its neighbours stay
-        aligned.
-        """
+        """Append one tensor; a multiple of 8 bytes, so that the next one is aligned."""
         data = as_bytes(tensor.detach().cpu().contiguous())
         self._file.write(data)
         self._checksum = zlib.crc32(data, self._checksum)
@@ -94,7 +95,7 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
 
 
 def checksum_holds(path: Path) -> bool:
-    """Whether a file that CheckpointWriter made is whole and unchanged."""
+    """Tell whether a file that CheckpointWriter wrote is whole and unchanged."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -107,5 +108,5 @@ def checksum_holds(path: Path) -> bool:
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """A contiguous CPU tensor's bytes, not copied."""
+    """Return the bytes of a contiguous CPU tensor without copying."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")

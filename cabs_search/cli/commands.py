@@ -60,7 +60,7 @@ def _compare(options: argparse.Namespace) -> None:
         address=options.address,
         tracking_uri=options.tracking_uri,
     )
-    folder = options.output or Path("results") / experiment_name(spec, options.over)
+    folder = options.output or Path("results") / experiment_name(spec.name, options.over)
     _print_comparison(options, found)
     if not options.json:
         _print_page(folder)
@@ -111,7 +111,7 @@ def _vectors(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from cabs_search.record.folder import is_comparison
+    from cabs_search.record.comparison_file import is_comparison
     from cabs_search.reporting.html.page import write_page
     from cabs_search.reporting.terminal.leaderboard import leaderboard_text
     from cabs_search.results.comparison import read_comparison
@@ -136,7 +136,7 @@ def _merge(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from cabs_search.merging.family import Family
-    from cabs_search.merging.masks.rules import CALIBRATED, parse_nm
+    from cabs_search.merging.masks.rules import SETTINGS
     from cabs_search.merging.recipe import make_method, make_recipe
     from cabs_search.serving.export import export
     from cabs_search.spec.fields import NAME_PATTERN
@@ -156,19 +156,11 @@ def _merge(options: argparse.Namespace) -> None:
     lambdas = dict.fromkeys(experts, 1.0) | {
         k: _number(v) for k, v in _mapping("--lambda", options.lambdas).items()
     }
-    order = options.order.split(",") if options.order else None
+    settings = {name: getattr(options, name) for name in SETTINGS}
     method = make_method(
-        options.method,
-        tuple(experts),
-        nm=parse_nm(options.nm),
-        density=options.density,
-        order=order,
-        overlap=options.overlap,
-        overlap_merge=options.overlap_merge,
-        tail=options.tail,
-        seed=options.seed,
+        options.method, tuple(experts), overlap_merge=options.overlap_merge, **settings
     )
-    if isinstance(method.mask, CALIBRATED):
+    if method.mask.calibration != "none":
         raise ValueError(
             f"--method: {options.method} needs calibration items, which only a study has; use run"
             " or compare"
@@ -252,7 +244,8 @@ def _links(folder: Path, uri: str, root: str) -> dict[str, str]:
     """Addresses of a folder's runs and saved views in the UI at ``root``, by name; empty where
     there are no runs.
     """
-    from cabs_search.record.folder import StudyFolder, StudyId, axes_of, is_comparison
+    from cabs_search.record.comparison_file import axes_of, is_comparison
+    from cabs_search.record.folder import StudyFolder, StudyId
     from cabs_search.record.outcomes import Outcomes
     from cabs_search.search.axes import experiment_name
     from cabs_search.spec.load import load
@@ -260,7 +253,7 @@ def _links(folder: Path, uri: str, root: str) -> dict[str, str]:
 
     spec = load(StudyFolder(folder).spec, locations=False)
     over = axes_of(folder) if is_comparison(folder) else None
-    name = experiment_name(spec, over) if over else spec.name
+    name = experiment_name(spec.name, over) if over else spec.name
     return ui_links(
         uri,
         root.rstrip("/"),

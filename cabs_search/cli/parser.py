@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from cabs_search.merging.masks.settings import Setting
 
 from cabs_search.cli.commands import (
     PROGRAM,
@@ -32,8 +36,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every command and its options."""
+def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
+    """Make the parser of all commands and options.
+
+    Args:
+        with_settings: whether ``merge`` has an option for each setting of a mask rule; these take a
+            moment to load, which no other command should wait for.
+
+    """
     root = _Parser(
         PROGRAM, description="Find the best way to merge fine-tuned models that share a base."
     )
@@ -116,24 +126,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--method", default="cabs", metavar="M", help="cabs (default), task-arithmetic, ties, ..."
     )
-    made.add_argument(
-        "--nm", default="64:256", metavar="N:M", help="weights kept of every M (default 64:256)"
-    )
-    made.add_argument(
-        "--density",
-        type=float,
-        metavar="D",
-        help="share kept, by methods without n:m (default: n/m)",
-    )
-    made.add_argument(
-        "--order", metavar="A,B", help="pruning order (default: as the experts are given)"
-    )
-    made.add_argument("--overlap", default="fill", metavar="fill|drop")
+    for setting in _mask_settings() if with_settings else ():
+        made.add_argument(f"--{setting.name}", metavar=setting.metavar, help=setting.help)
     made.add_argument("--overlap-merge", default="sum", metavar="sum|ties")
-    made.add_argument("--tail", default="keep", metavar="keep|drop")
-    made.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of random masks (default 0)"
-    )
     made.add_argument(
         "--lambda",
         dest="lambdas",
@@ -161,6 +156,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("folder", type=Path, metavar="DIR")
     made.add_argument("--port", type=_port, default=5000)
     return root
+
+
+def _mask_settings() -> Iterable[Setting]:
+    from cabs_search.merging.masks.rules import SETTINGS
+
+    return SETTINGS.values()
 
 
 def _count(text: str) -> int:

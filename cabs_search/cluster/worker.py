@@ -20,6 +20,7 @@ from ray import tune
 
 from cabs_search.cluster.dispatcher import STEP_SECONDS, Batch, Part
 from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.family import Family
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.jobs import BlockResult, Job
 from cabs_search.spec.study import Spec
@@ -64,7 +65,14 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         warnings.filterwarnings("always", module="cabs_search")
         warnings.showwarning = self._hear
         try:
-            self._bench = Workbench(context.spec, VectorCache(context.cache), context.calibrations)
+            self._bench = Workbench(
+                Family.open(context.spec.base, context.spec.experts),
+                context.spec.tasks,
+                VectorCache(context.cache),
+                device=context.spec.device,
+                dtype=context.spec.dtype,
+                calibrations=context.calibrations,
+            )
         except (
             Exception
         ) as error:  # told at the first step: Tune would try again and then keep it to itself

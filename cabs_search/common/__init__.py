@@ -1,1 +1,1 @@
-"""Helpers of every stage: files, formats, redaction, versions. Imports nothing of ours."""
+"""Helpers of all packages: files, formats, redaction, versions. Imports nothing of cabs_search."""

@@ -8,12 +8,12 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 SQLITE_SECONDS = 60.0
-"""How long a connection waits for another one's transaction."""
+"""Longest wait of a connection for another one's transaction."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to; it replaces ``path`` if no error is raised."""
+    """Yield a temporary path beside ``path``; the file replaces ``path`` if nothing is raised."""
     temporary = path.with_name(f".{path.name}")
     try:
         yield temporary
@@ -25,25 +25,25 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> Path:
-    """Write a text file that appears whole or not at all; its path."""
+    """Write a text file that appears whole or not at all, and return its path."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a SQLite database, made where there is none."""
+    """Open a SQLite database, and make it if there is none."""
     return sqlite3.connect(path, timeout=SQLITE_SECONDS)
 
 
 def use_write_ahead_log(path: Path) -> None:
-    """Set a SQLite database to write ahead, which it stays: a transaction waits for the disk once."""
+    """Set a SQLite database to write-ahead logging for good: one wait for the disk a commit."""
     with closing(connect(path)) as database:
         database.execute("PRAGMA journal_mode=WAL")
 
 
 def shipped_folder(name: str) -> Path:
-    """Find the data folder ``name`` that ships: in an installed package, or beside it in a checkout."""
+    """Return a data folder that ships: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / name
     return inside if inside.is_dir() else package.parent / name

@@ -1,4 +1,4 @@
-"""Numbers, errors and tables as people read them."""
+"""Numbers, errors, tables and hashes as text."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without its further lines; its kind where it says nothing."""
+    """Return the first line of an error's message, or its class's name if it has none."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def finite(value: Any) -> Any:
-    """Plain values with None for numbers that JSON does not know."""
+    """Replace infinite numbers and NaN, which JSON does not have, by None in plain values."""
     if isinstance(value, Mapping):
-        return {key: finite(each) for key, each in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(each) for each in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def duration(seconds: float) -> str:
+    """Format seconds as seconds, minutes, or hours and minutes."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -30,38 +31,35 @@ def duration(seconds: float) -> str:
 
 
 def as_p(p_value: float) -> str:
-    """A p-value with two digits; of permutations none is under their number's inverse."""
+    """Format a p-value with two digits, or as below 0.001: permutations resolve no less."""
     return "< 0.001" if p_value < 0.001 else f"{p_value:.2g}"
 
 
-def table(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Columns padded to their widest cell."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Pad the columns of rows to their widest cell, and return a line for each row."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def number(value: float | None) -> str:
-    """A score as the leaderboard shows it."""
+    """Format a score as in the leaderboard; empty if there is none."""
     return "" if value is None or not math.isfinite(value) else f"{value:z.4f}"
 
 
 def points(value: float | None) -> str:
-    """A difference of scores in points."""
+    """Format a difference of scores in points, hundredths of a score; empty if there is none."""
     if value is None or not math.isfinite(value):
         return ""
     return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−").replace("+0.0", "0.0")
 
 
 def between(interval: Sequence[float] | None) -> str:
-    """An interval as the leaderboard shows it."""
+    """Format an interval as in the leaderboard; empty if there is none."""
     return "" if interval is None else f"[{interval[0]:z.3f}, {interval[1]:z.3f}]"
 
 
 def show_bytes(count: float) -> str:
-    """A number of bytes for people."""
+    """Format a number of bytes with its unit."""
     for unit in ("bytes", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -70,5 +68,5 @@ def show_bytes(count: float) -> str:
 
 
 def digest(text: str, size: int = 8) -> str:
-    """Hash a text: BLAKE2b of ``size`` bytes, in hexadecimal."""
+    """Return the BLAKE2b hash of a text, ``size`` bytes in hexadecimal."""
     return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()

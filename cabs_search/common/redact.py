@@ -1,4 +1,4 @@
-"""Passwords and secrets in addresses, hidden before they are shown or logged."""
+"""Passwords and secrets hidden in addresses before they are shown, logged or kept."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-SCHEME = r"[A-Za-z][\w+.-]*://"
-SECRET_PARAMETER = r"[?&][^=&#\s]*(?:password|passwd|pwd|token|secret|key)[^=&#\s]*="
+ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://\S+")
+SECRET_PARAMETER = re.compile(
+    r"([?&][^=&#\s]*(?:password|passwd|pwd|token|secret|key)[^=&#\s]*=)[^&#\s]*", re.IGNORECASE
+)
 
 
 def without_password(text: str) -> str:
-    """Hide user, password and secret parameters of an address, or of all addresses in a text."""
-    # An address that stands alone is hidden to its end; one in a sentence ends at a space.
-    within = "." if re.match(SCHEME, text) else r"\S"
-    text = re.sub(SCHEME + within + "+", lambda url: _without_login(url[0]), text, flags=re.DOTALL)
-    value = rf"(?:(?![&#]){within})*"
-    return re.sub(rf"({SECRET_PARAMETER}){value}", r"\1***", text, flags=re.IGNORECASE | re.DOTALL)
+    """Return a text with user, password and secret parameters of its addresses hidden."""
+    # Parameters also of addresses without a scheme, which errors of requests quote.
+    text = SECRET_PARAMETER.sub(r"\1***", text)
+    return ADDRESS.sub(lambda address: _without_login(address[0]), text)
 
 
 def _without_login(url: str) -> str:
-    scheme, rest = re.split(r"(?<=://)", url, maxsplit=1)
-    # A database's password may have slashes and question marks.
-    if scheme not in ("http://", "https://"):
-        rest = re.sub(r"^[^:/@]*(:[^@]*)?@", "", rest)
-    return scheme + re.sub(r"^[^/?#]*@", "", rest)
+    scheme = r"^([^:]*://)"
+    if not url.startswith(("http://", "https://")):
+        # The password of a database may contain slashes and question marks.
+        url = re.sub(scheme + r"[^:/@]*(:[^@]*)?@", r"\1", url)
+    return re.sub(scheme + r"[^/?#]*@", r"\1", url)
 
 
 def without_passwords(plain: Any) -> Any:
-    """Hide secrets in every text of a spec's plain values."""
+    """Return a spec's plain values with the secrets of every text hidden."""
     if isinstance(plain, Mapping):
         return {key: without_passwords(value) for key, value in plain.items()}
     if isinstance(plain, list):

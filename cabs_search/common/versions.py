@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("cabs-search", "torch", "transformers", "ray", "optuna", "mlflow")
@@ -12,32 +13,28 @@ PACKAGES = ("cabs-search", "torch", "transformers", "ray", "optuna", "mlflow")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of ``PACKAGES`` and of the git revision, if any."""
+    """Return the versions of Python and PACKAGES, and the git revision if there is one."""
     known = {"Python": platform.python_version()} | package_versions(PACKAGES)
     if revision := git("rev-parse", "--short=12", "HEAD"):
-        known["git revision"] = revision + (
-            ", with changes" if git("status", "--porcelain") else ""
-        )
+        is_changed = git("status", "--porcelain")
+        known["git revision"] = f"{revision}, with changes" if is_changed else revision
     return known
 
 
 def package_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
-    installed = {}
+    """Return the versions of packages that are installed; this one is not in a checkout."""
+    known = {}
     for package in packages:
-        try:
-            installed[package] = version(package)
-        except PackageNotFoundError:  # such as this one in a checkout that is not installed
-            continue
-    return installed
+        with suppress(PackageNotFoundError):
+            known[package] = version(package)
+    return known
 
 
 def git(*arguments: str) -> str:
-    """Return what git prints in the working directory; "" if there is no git or no repository."""
+    """Return what git prints in the working directory; empty if it fails or is not installed."""
+    command = ["git", *arguments]
     try:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, timeout=10, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,1 +1,1 @@
-"""Kinds of task: columns, encoding, head, scoring."""
+"""Kinds of task: columns, encoding, head, scoring and metrics, one file a kind."""

@@ -1,4 +1,4 @@
-"""Statistics of what an expert's linear layers saw on calibration items."""
+"""Statistics of the inputs of an expert's linear layers on calibration items."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cabs_search.checkpoints.writer import CheckpointWriter
 
 
 class Calibration:
-    """One expert's statistics, mapped: G of every linear layer."""
+    """Statistics of one expert, mapped: G = XᵀX of every linear layer's inputs X."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,33 +27,32 @@ class Calibration:
 
     @property
     def key(self) -> str:
-        """A name that only statistics of the same expert and items have."""
+        """Name that only statistics of the same expert and items have."""
         return self.path.stem
 
     def gram(self, tensor: str) -> Tensor | None:
-        """G of the layer whose weight this is, float32, [in, in], or where no rule needs more its
-        diagonal, [in].
+        """Read G of the layer that has the weight: float32, [in, in], or its diagonal, [in].
 
-        None where it is no linear layer's weight.
+        None if the tensor is no linear layer's weight.
         """
-        found: Tensor | None = (
-            self._file.get_tensor(self._same.get(tensor, tensor)) if self.knows(tensor) else None
-        )
-        return found
+        if not self.knows(tensor):
+            return None
+        gram: Tensor = self._file.get_tensor(self._same.get(tensor, tensor))
+        return gram
 
     def knows(self, tensor: str) -> bool:
-        """Whether it is a linear layer's weight; nothing is read."""
+        """Tell whether a tensor is a linear layer's weight; nothing is read."""
         return self._same.get(tensor, tensor) in self._names
 
     def is_transposed(self, tensor: str) -> bool:
-        """Whether the weight is stored as [in, out], as GPT-2's are."""
+        """Tell whether a weight is stored as [in, out], as GPT-2's are."""
         return tensor in self._transposed
 
 
 def write_calibration(
     path: Path, grams: Mapping[str, Tensor], same: Mapping[str, str], transposed: Sequence[str]
 ) -> Calibration:
-    """Write statistics, whole or not at all.
+    """Write statistics to a file that appears whole or not at all.
 
     Args:
         path: the file.

@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
-import torch
-
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 CHUNK = 1 << 18
@@ -17,29 +15,32 @@ CHUNK = 1 << 18
 
 
 def chunks(total: int, step: int = CHUNK) -> list[slice]:
-    """0 … total in slices of ``step``, the last may be shorter."""
+    """Cut 0 … total into slices of ``step``; the last may be shorter."""
     return [slice(start, min(start + step, total)) for start in range(0, total, step)]
 
 
 def parallel_map(act: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
-    """``[act(part) for part in parts]``; its threads pay where ``act`` spends its time in numpy and
-    torch.
+    """Return ``[act(part) for part in parts]``, over threads.
+
+    Threads pay where ``act`` spends its time in numpy and torch.
     """
+    import torch  # late: mask rules are read without it
+
     threads = torch.get_num_threads()
     if min(threads, len(parts)) < 2:
         return [act(part) for part in parts]
 
-    def alone(part: Part) -> Result:
-        if (
-            torch.get_num_threads() > 1
-        ):  # torch's own threads within ours would be in each other's way
+    def act_alone(part: Part) -> Result:
+        # torch's own threads within ours would be in each other's way
+        if torch.get_num_threads() > 1:
             torch.set_num_threads(1)
         return act(part)
 
     try:
-        return list(_pool(threads).map(alone, parts))
+        return list(_pool(threads).map(act_alone, parts))
     finally:
-        torch.set_num_threads(threads)  # a thread's setting is what threads to come begin with
+        # new threads begin with the setting of the thread that starts them
+        torch.set_num_threads(threads)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A base with its experts, opened and checked against one another."""
+"""A base with the experts tuned from it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,36 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from cabs_search.checkpoints.alignment import Alignment, align
 from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.merging.calibration import Calibration
-from cabs_search.merging.masks.prune import Survey, keep, survey_of
-from cabs_search.merging.masks.rules import Mask
+from cabs_search.merging.masks.prune import prune
+from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.sparse import Kept
-from cabs_search.merging.task_vector import Delta, task_vector
+from cabs_search.merging.task_vector import TaskVector
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A base and the experts tuned from it, opened and checked against one another."""
+    """A base and its experts, opened and checked against one another."""
 
     base: Checkpoint
     experts: Mapping[str, Checkpoint]
     alignment: Alignment
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
-    """What experts' layers saw on calibration items, for the rules that need it."""
+    """Statistics of experts' layers on calibration items, for the rules that need them."""
 
     @classmethod
     def open(cls, base: str | Path, experts: Mapping[str, str | Path]) -> Family:
-        """Open folders. Raises ValueError where one cannot be read or is of another architecture or
-        shape.
+        """Open folders.
+
+        Raises:
+            ValueError: one cannot be read or is of another architecture or shape.
+
         """
         opened = Checkpoint(base)
         tuned = {name: Checkpoint(path, base=opened) for name, path in experts.items()}
@@ -40,36 +44,36 @@ class Family:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """The experts' content hashes."""
+        """Content hashes of the experts."""
         return {name: expert.fingerprint for name, expert in self.experts.items()}
+
+    @cached_property
+    def vectors(self) -> dict[str, TaskVector]:
+        """Task vectors by expert."""
+        shared = self.alignment.shared
+        return {name: TaskVector(self.base, e, shared) for name, e in self.experts.items()}
+
+    def survey(self, mask: MaskRule, experts: Iterable[str] | None = None) -> dict[str, Any]:
+        """Let a rule look over whole vectors before it prunes them; ``experts``: None for all."""
+        chosen = self.experts if experts is None else experts
+        return {expert: mask.survey(expert, self.vectors[expert]) for expert in chosen}
 
     def prune(
         self,
-        mask: Mask,
+        mask: MaskRule,
         tensor: str,
-        survey: Survey,
-        known: Mapping[str, Kept | None] | None = None,
+        survey: Mapping[str, Any],
+        pruned: Mapping[str, Kept | None] | None = None,
     ) -> Iterator[tuple[str, Kept | None]]:
-        """What a rule keeps of one tensor, by expert in pruning order; ``known`` vectors are not
-        pruned again.
+        """Prune one tensor of every vector; ``survey`` as the method returned it, else as in
+        ``prune``.
         """
-
-        def delta(expert: str) -> Delta:
-            return task_vector(self.base, self.experts[expert], tensor)
-
-        return keep(mask, tensor, delta, tuple(self.experts), known=known, survey=survey)
-
-    def survey(self, mask: Mask, experts: Iterable[str] | None = None) -> Survey:
-        """What a rule must know of whole vectors before it prunes them; ``experts``: whose, None
-        for all.
-        """
-        sizes = {tensor: self.numel(tensor) for tensor in self.alignment.shared}
-        return survey_of(mask, tuple(experts or self.experts), sizes, self.delta, self.calibrations)
+        return prune(mask, tensor, self.vectors, survey, self.calibrations, pruned or {})
 
     def delta(self, tensor: str, expert: str) -> Tensor:
-        """One expert's task vector on one tensor."""
-        return task_vector(self.base, self.experts[expert], tensor).whole()
+        """Read one expert's task vector on one tensor."""
+        return self.vectors[expert][tensor].whole()
 
     def numel(self, tensor: str) -> int:
-        """A shared tensor's number of weights."""
+        """Return a shared tensor's number of weights."""
         return math.prod(self.alignment.shapes[tensor])

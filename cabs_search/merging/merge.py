@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cabs_search.merging.cache import StoredVector
 from cabs_search.merging.combine.sums import TensorSum, write_sums
-from cabs_search.merging.combine.ties import combined
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.rules import parse_nm
 from cabs_search.merging.packed import Packed
 from cabs_search.merging.recipe import Recipe, make_method, make_recipe
 from cabs_search.merging.sparse import Kept
@@ -24,9 +23,11 @@ def merged_tensors(
     dtype: torch.dtype | None = None,
     vectors: Mapping[str, StoredVector] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """A fresh merge, one shared tensor at a time, so that memory does not grow with the model.
+    """Merge anew, one shared tensor at a time, so that memory does not grow with the model.
 
     Args:
+        family: base and experts.
+        recipe: the merged model.
         dtype: of the result; None: the base's own. The arithmetic is float32 in any case.
         vectors: the method's vectors by expert, in pruning order; None: pruned and combined here.
 
@@ -35,23 +36,21 @@ def merged_tensors(
 
     """
     method = recipe.method
-    survey = family.survey(method.mask) if vectors is None else None
+    survey = family.survey(method.mask) if vectors is None else {}
     for name in family.alignment.shared:
         base = family.base.read(name)
         out = base.to(dtype or base.dtype, copy=True).contiguous()
         kept: dict[str, Kept | None]
-        if survey is None:
-            kept = {expert: v.kept(name, base.numel()) for expert, v in (vectors or {}).items()}
-        else:
-            kept = dict(family.prune(method.mask, name, survey))
         if vectors is None:
-            kept = dict(
-                zip(kept, combined(method.combine, list(kept.values()), base.numel()), strict=True)
-            )
+            pruned = dict(family.prune(method.mask, name, survey))
+            left = method.combine.combine(list(pruned.values()), base.numel())
+            kept = dict(zip(pruned, left, strict=True))
+        else:
+            kept = {expert: vector.kept(name, base.numel()) for expert, vector in vectors.items()}
         parts = {expert: Packed.of(one) for expert, one in kept.items() if one is not None}
         if parts:
-            one = TensorSum(out.view(-1), base.reshape(-1), tuple(parts.values()))
-            write_sums([(one, [recipe.lambda_of(expert, name) for expert in parts])])
+            total = TensorSum(out.view(-1), base.reshape(-1), tuple(parts.values()))
+            write_sums([(total, [recipe.lambda_of(expert, name) for expert in parts])])
         yield name, out
 
 
@@ -63,12 +62,9 @@ def merge(
     nm: tuple[int, int] | str = (64, 256),
     order: Sequence[str] | None = None,
     *,
-    density: float | None = None,
-    overlap: str = "fill",
     overlap_merge: str = "sum",
-    tail: str = "keep",
-    seed: int = 0,
     dtype: torch.dtype | None = None,
+    **settings: Any,
 ) -> dict[str, Tensor]:
     """Merge experts into their base: one recipe, no search.
 
@@ -78,11 +74,10 @@ def merge(
         method: one of ``recipe.METHOD_NAMES``, but for those that need calibration items.
         nm: weights kept per block, weights per block.
         order: pruning order; None: the order of ``experts``.
-        density: share kept, by methods without n:m; None: n/m.
-        overlap, tail: as in ``sparsify.conflict_aware``.
         overlap_merge: as in ``recipe.make_method``.
-        seed: of random masks.
         dtype: of the result; None: the base's own.
+        settings: other settings of the method's mask rule, such as ``density``, ``overlap``,
+            ``tail`` and ``seed``.
 
     Returns:
         The merged shared tensors by the base's names.
@@ -95,15 +90,7 @@ def merge(
         raise ValueError("at least one expert is needed")
     family = Family.open(base, experts)
     chosen = make_method(
-        method,
-        tuple(experts),
-        nm=parse_nm(nm),
-        density=density,
-        order=order,
-        overlap=overlap,
-        overlap_merge=overlap_merge,
-        tail=tail,
-        seed=seed,
+        method, tuple(experts), nm=nm, order=order, overlap_merge=overlap_merge, **settings
     )
     if set(lambdas) != set(experts):
         raise ValueError(

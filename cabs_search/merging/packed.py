@@ -1,6 +1,4 @@
-"""What a vector keeps of one tensor as the cache stores it and workers add it up: values and small
-positions.
-"""
+"""Kept weights of one tensor as the cache stores them and workers add them up."""
 
 from __future__ import annotations
 
@@ -16,9 +14,9 @@ from torch import Tensor
 from cabs_search.merging.sparse import Kept
 
 SPAN = 256
-"""Weights that one byte can tell apart."""
+"""Weights whose place one byte can name."""
 STRIDE = 1 << 16
-"""A sum can begin at every multiple of as many weights; a multiple of SPAN."""
+"""Weights between two places at which a sum can begin; a multiple of SPAN."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +24,15 @@ class Packed:
     """Values and positions, at one bit a weight or one byte a kept weight, whichever is less."""
 
     values: Tensor
-    """Float32, [kept]; every weight of the tensor where there are neither bits nor offsets."""
+    """Float32, [kept]; every weight of the tensor if there are neither bits nor offsets."""
     numel: int
-    """The tensor's number of weights."""
+    """Number of weights of the tensor."""
     bits: Tensor | None = None
     """Uint8, [8 · words]: one bit a weight, the lowest first, filled up to words of 64."""
     offsets: Tensor | None = None
-    """Uint8, [kept]: where each stands in its span of 256 weights."""
+    """Uint8, [kept]: place of each in its span of 256 weights."""
     counts: Tensor | None = None
-    """Int16, [spans]: how many each span keeps."""
+    """Int16, [spans]: number of weights that each span keeps."""
 
     @classmethod
     def of(cls, kept: Kept) -> Packed:
@@ -56,7 +54,7 @@ class Packed:
         )
 
     def kept(self) -> Kept:
-        """Unpack."""
+        """Unpack the values and their mask."""
         if self.bits is not None:
             bits = np.unpackbits(self.bits.numpy(), count=self.numel, bitorder="little")
             return Kept(self.values, torch.from_numpy(bits.view(np.bool_)))
@@ -71,7 +69,7 @@ class Packed:
 
     @cached_property
     def starts(self) -> npt.NDArray[np.int64]:
-        """Which value is the first of each STRIDE of weights, [strides]."""
+        """Index of the first value of each STRIDE of weights, [strides]."""
         firsts = np.arange(0, self.numel, STRIDE, dtype=np.int64)
         if self.bits is not None:
             each = np.bitwise_count(self.bits.numpy().view(np.uint64))
@@ -88,7 +86,7 @@ class Packed:
 
     @property
     def bytes(self) -> int:
-        """Memory that it takes or maps."""
+        """Memory taken or mapped."""
         return sum(
             t.nbytes for t in (self.values, self.bits, self.offsets, self.counts) if t is not None
         )

@@ -1,88 +1,100 @@
-"""What names one merged model: plain frozen values that every stage shares.
+"""Names of merged models: plain frozen values that every stage shares.
 
-A method is a mask rule (``sparsify``) and a combine rule (``combine``). Its name is the mask's,
-with the combine rule's
-before it unless vectors are just added: ``dare``, ``ties-dare``. ``ties`` alone trims whole
-vectors, as its paper does.
+A method is a mask rule and a combine rule. Its name is the mask's, with the combine rule's
+before it
+unless vectors are just added: ``dare``, ``ties-dare``. ``ties`` alone trims whole vectors, as
+its paper does.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple
 
-from cabs_search.merging.combine.rules import COMBINES, Combine, Sum
-from cabs_search.merging.masks.rules import (
-    MASKS,
-    NM,
-    Mask,
-    PerExpert,
-    VectorMagnitude,
-    check_choice,
-    check_density,
-    check_nm,
-    order_of,
-    parse_nm,
-    settings,
-    value_for,
-)
+from cabs_search.common.formats import digest
+from cabs_search.merging.combine.plain_sum import Sum
+from cabs_search.merging.combine.rule import CombineRule
+from cabs_search.merging.combine.rules import COMBINES
+from cabs_search.merging.masks.magnitude_vector import VectorMagnitude
+from cabs_search.merging.masks.rule import MaskRule
+from cabs_search.merging.masks.rules import MASKS, SETTINGS, order_of, settings
+from cabs_search.merging.masks.settings import check_choice
 
 Groups = tuple[tuple[str, str], ...]
-"""Groups of tensors with λ of their own: (name, pattern); a tensor is in the first group whose
-pattern it holds.
+"""Groups of tensors with λ of their own: (name, pattern); a tensor is in the first group that
+fits.
 """
 SUM = Sum()
+MOST_LAMBDA = 1e6
+"""Largest |λ|, so that float32 sums stay finite."""
+
+
+class LambdaKey(NamedTuple):
+    """Owner of a λ: an expert, or one group of an expert's tensors."""
+
+    expert: str
+    group: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.expert}.{self.group}" if self.group else self.expert
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How task vectors are pruned and how they add up."""
+    """A way to prune task vectors and to add them up."""
 
-    mask: Mask
-    combine: Combine = SUM
+    mask: MaskRule
+    combine: CombineRule = SUM
 
     @property
     def name(self) -> str:
-        """As a spec writes it."""
+        """Name in a spec."""
         return _name(self.combine.name, self.mask.name)
 
     @property
     def has_order(self) -> bool:
-        """Whether the pruning order makes a difference."""
+        """True if the pruning order makes a difference."""
         return "order" in settings(self.mask)
 
+    @property
+    def shown(self) -> dict[str, str]:
+        """Texts of the settings that a search varies, by name."""
+        return {
+            name: one.as_text(getattr(self.mask, name))
+            for name, one in settings(self.mask).items()
+            if one.is_searched
+        }
+
     def __str__(self) -> str:
-        shown = [self.name]
-        for setting in ("nm", "density", "order"):
-            if setting in settings(self.mask):
-                value = getattr(self.mask, setting)
-                shown.append(">".join(value) if setting == "order" else _shown(value))
-        return " ".join(shown)
+        return " ".join([self.name, *self.shown.values()])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A method with its settings, and λ of every task vector."""
+    """One merged model: a method with its settings, and λ of every task vector."""
 
     method: Method
-    lambdas: tuple[tuple[str, float], ...]
-    """(expert, λ) in the family's order; with groups (expert.group, λ)."""
+    lambdas: tuple[tuple[LambdaKey, float], ...]
+    """λ in the family's order of experts."""
     groups: Groups = ()
 
     @cached_property
-    def lambda_(self) -> dict[str, float]:
-        """λ by expert, or by expert.group."""
+    def _by_key(self) -> dict[LambdaKey, float]:
         return dict(self.lambdas)
+
+    @cached_property
+    def lambda_by_name(self) -> dict[str, float]:
+        """λ by ``EXPERT``, or ``EXPERT.GROUP``, as JSON and MLflow name them."""
+        return {str(key): value for key, value in self.lambdas}
 
     @property
     def experts(self) -> tuple[str, ...]:
         """Experts in the family's order."""
-        return tuple(dict.fromkeys(key.split(".")[0] for key, _ in self.lambdas))
+        return tuple(dict.fromkeys(key.expert for key, _ in self.lambdas))
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -91,62 +103,59 @@ class Recipe:
 
     @property
     def is_shared(self) -> bool:
-        """Whether one λ serves all experts."""
+        """True if one λ serves all experts."""
         return len({value for _, value in self.lambdas}) == 1
 
     def lambda_of(self, expert: str, tensor: str) -> float:
-        """λ of one expert's vector in one tensor."""
-        return self.lambda_[f"{expert}.{group_of(self.groups, tensor)}" if self.groups else expert]
+        """Return λ of one expert's vector in one tensor."""
+        group = group_of(self.groups, tensor) if self.groups else ""
+        return self._by_key[LambdaKey(expert, group)]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values, from which ``from_dict`` makes an equal recipe."""
+        """Return plain JSON values, from which ``from_dict`` makes an equal recipe."""
         mask = self.method.mask
-        values = {name: _plain(getattr(mask, name)) for name in settings(mask)}
-        groups = (
-            {"groups": [list(group) for group in self.groups]} if self.groups else {}
-        )  # their order counts
-        return {"method": self.method.name, **values, **groups, "lambda": self.lambda_}
+        plain: dict[str, Any] = {"method": self.method.name}
+        for name, one in settings(mask).items():
+            plain[name] = one.as_plain(getattr(mask, name))
+        if self.groups:  # as a list, because their order counts
+            plain["groups"] = [list(group) for group in self.groups]
+        return plain | {"lambda": self.lambda_by_name}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """The recipe that ``as_dict`` described."""
-        rest = {k: v for k, v in values.items() if k not in ("method", "lambda", "groups")}
-        if "nm" in rest:
-            rest["nm"] = _each(rest["nm"], parse_nm)
-        if "density" in rest:
-            rest["density"] = _each(rest["density"], float)
-        if "order" in rest:
-            rest["order"] = tuple(rest["order"])
+        """Make the recipe that ``as_dict`` described."""
         combine, mask = split_name(values["method"])
-        return cls(
-            method=Method(mask=MASKS[mask](**rest), combine=COMBINES[combine]()),
-            lambdas=tuple((str(k), float(v)) for k, v in values["lambda"].items()),
-            groups=tuple((str(name), str(pattern)) for name, pattern in values.get("groups", ())),
-        )
+        rule = MASKS[mask]
+        chosen = {name: one.from_plain(values[name]) for name, one in settings(rule).items()}
+        groups = tuple((str(name), str(pattern)) for name, pattern in values.get("groups", ()))
+        lambdas = {lambda_key(key, groups): float(value) for key, value in values["lambda"].items()}
+        method = Method(mask=rule(**chosen), combine=COMBINES[combine]())
+        return cls(method=method, lambdas=tuple(lambdas.items()), groups=groups)
 
     @cached_property
     def key(self) -> str:
-        """A short name, equal for equal recipes: 16 hexadecimal digits."""
-        text = json.dumps(self.as_dict(), sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        """Short name, equal for equal recipes: 16 hexadecimal digits."""
+        return digest(json.dumps(self.as_dict(), sort_keys=True))
 
     def __str__(self) -> str:
-        values = set(self.lambda_.values())
-        each = (
-            f"λ={values.pop():g}"
-            if len(values) == 1
-            else " ".join(f"{k}={v:g}" for k, v in self.lambdas)
-        )
-        return f"{self.method} {each}"
+        if self.is_shared:
+            return f"{self.method} λ={self.lambdas[0][1]:g}"
+        return " ".join([str(self.method), *(f"{key}={value:g}" for key, value in self.lambdas)])
 
 
-def make_recipe(method: Method, lambdas: Mapping[str, float], groups: Groups = ()) -> Recipe:
-    """A recipe with λ rounded to 1e-9, so that 0.1 + 0.2 and 0.3 are one candidate.
+def lambda_key(name: str, groups: Groups) -> LambdaKey:
+    """Read ``EXPERT``, or with groups ``EXPERT.GROUP``."""
+    return LambdaKey(*name.split(".", 1)) if groups else LambdaKey(name)
+
+
+def make_recipe(
+    method: Method, lambdas: Mapping[LambdaKey, float] | Mapping[str, float], groups: Groups = ()
+) -> Recipe:
+    """Make a recipe with λ rounded to 1e-9, so that 0.1 + 0.2 and 0.3 are one candidate.
 
     Args:
         method: the method.
-        lambdas: λ by expert; with groups by expert.group. Groups in which every expert has one λ
-            are left out: it is
+        lambdas: λ by expert, or by key. Groups in which every expert has one λ are left out: it is
             the same merged model.
         groups: groups of tensors.
 
@@ -154,22 +163,25 @@ def make_recipe(method: Method, lambdas: Mapping[str, float], groups: Groups = (
         ValueError: a λ is not finite, or too large for float32 sums.
 
     """
+    rounded: dict[LambdaKey, float] = {}
     for name, value in lambdas.items():
-        if not abs(value) <= 1e6:
+        if not abs(value) <= MOST_LAMBDA:
             raise ValueError(f"-1e6 <= λ <= 1e6 must hold, but got {name}={value}")
-    rounded = {key: round(float(value), 9) + 0.0 for key, value in lambdas.items()}
+        key = lambda_key(name, groups) if isinstance(name, str) else name
+        rounded[key] = round(float(value), 9) + 0.0
     if groups:
         by_expert: dict[str, set[float]] = {}
         for key, value in rounded.items():
-            by_expert.setdefault(key.split(".")[0], set()).add(value)
+            by_expert.setdefault(key.expert, set()).add(value)
         if all(len(values) == 1 for values in by_expert.values()):
-            groups, rounded = (), {expert: values.pop() for expert, values in by_expert.items()}
+            groups = ()
+            rounded = {LambdaKey(expert): values.pop() for expert, values in by_expert.items()}
     return Recipe(method=method, lambdas=tuple(rounded.items()), groups=groups)
 
 
 @lru_cache(maxsize=100_000)
 def group_of(groups: Groups, tensor: str) -> str:
-    """The group that a tensor is in. Raises ValueError where it is in none."""
+    """Return the group that a tensor is in. Raises ValueError if it is in none."""
     for name, pattern in groups:
         if re.search(pattern, tensor):
             return name
@@ -180,81 +192,56 @@ def group_of(groups: Groups, tensor: str) -> str:
 
 
 def make_method(
-    name: str,
-    experts: Sequence[str],
-    *,
-    nm: PerExpert[NM] = (64, 256),
-    density: PerExpert[float] | None = None,
-    order: Sequence[str] | None = None,
-    overlap: str = "fill",
-    overlap_merge: str = "sum",
-    tail: str = "keep",
-    seed: int = 0,
+    name: str, experts: Sequence[str], *, overlap_merge: str = "sum", **given: Any
 ) -> Method:
-    """A method by its name, with those of the settings that its mask rule has.
+    """Make a method by its name, with those of the settings that its mask rule has.
 
     Args:
         name: one of METHOD_NAMES, or any other COMBINE-MASK.
         experts: the experts' names.
-        nm: weights kept per block, weights per block; for all or (expert, value) pairs.
-        density: share kept; for all or (expert, value) pairs; None: n/m.
-        order: pruning order; None: that of ``experts``.
-        overlap, tail, seed: as in ``sparsify``.
         overlap_merge: ``sum`` or ``ties``, how vectors add up where rules that keep them apart
-            could not; ``ties``
-            makes ``cabs`` the method ``ties-cabs``.
+            could
+            not; ``ties`` makes ``cabs`` the method ``ties-cabs``.
+        given: settings by name, each one value or (expert, value) pairs; None or absent: the
+            default
+            (``masks.settings``).
 
     Raises:
-        ValueError: a setting breaks its rule.
+        ValueError: there is no such setting, or one breaks its rule.
 
     """
     combine, mask = split_name(name)
-    nms = {e: value_for(nm, e) for e in experts}
-    densities = {
-        e: n / m if density is None else value_for(density, e) for e, (n, m) in nms.items()
-    }
-    for n, m in nms.values():
-        check_nm(n, m)
-    for value in densities.values():
-        check_density(value)
-    if sorted(order or experts) != sorted(experts):
-        raise ValueError(
-            f"order must name every expert once ({', '.join(experts)}), but got"
-            f" {', '.join(order or ())}"
-        )
-    check_choice("overlap", overlap, ("fill", "drop"))
     check_choice("overlap_merge", overlap_merge, ("sum", "ties"))
-    check_choice("tail", tail, ("keep", "drop"))
-    values: dict[str, Any] = {
-        "nm": collapsed(nms),
-        "density": collapsed(densities),
-        "order": tuple(order or experts),
-        "overlap": overlap,
-        "tail": tail,
-        "seed": seed,
-    }
+    if unknown := given.keys() - SETTINGS.keys():
+        raise ValueError(f"a setting must be one of {', '.join(SETTINGS)}, but got {min(unknown)}")
+    values: dict[str, Any] = {}
+    for setting in SETTINGS.values():
+        values[setting.name] = setting.resolve(given.get(setting.name), experts, values)
     rule = MASKS[mask]
-    if "overlap" in settings(rule) and overlap_merge == "ties" and combine == SUM.name:
+    own = settings(rule)
+    if "overlap" in own and overlap_merge == "ties" and combine == SUM.name:
         combine = "ties"
-    return Method(
-        mask=rule(**{name: values[name] for name in settings(rule)}), combine=COMBINES[combine]()
-    )
+    return Method(mask=rule(**{name: values[name] for name in own}), combine=COMBINES[combine]())
 
 
-def collapsed(values: Mapping[str, Any]) -> PerExpert[Any]:
-    """One value where all experts have the same, else (expert, value) pairs."""
-    return next(iter(values.values())) if len(set(values.values())) == 1 else tuple(values.items())
-
-
+@lru_cache
 def split_name(method: str) -> tuple[str, str]:
-    """The names of a method's combine and mask rules. Raises ValueError where there is no such
-    method.
+    """Return the names of a method's combine and mask rules.
+
+    Raises:
+        ValueError: there is no such method.
+
     """
     for combine in COMBINES:
         for mask in MASKS:
             if method == _name(combine, mask):
                 return combine, mask
     raise ValueError(f"method must be one of {', '.join(METHOD_NAMES)}, but got {method!r}")
+
+
+def rule_of(method: str) -> type[MaskRule]:
+    """Return the mask rule of a method. Raises ValueError if there is no such method."""
+    return MASKS[split_name(method)[1]]
 
 
 def _name(combine: str, mask: str) -> str:
@@ -264,32 +251,6 @@ def _name(combine: str, mask: str) -> str:
 
 
 METHOD_NAMES = tuple(
-    _name(rule.name, mask) for rule in COMBINES.values() for mask in rule.beside or tuple(MASKS)
+    _name(rule.name, mask) for rule in COMBINES.values() for mask in rule.beside or MASKS
 )
-"""The methods that the papers compare, and so does ``compare --over method``."""
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON: n:m as text, pairs as a mapping."""
-    if not isinstance(value, tuple):
-        return value
-    if isinstance(value[0], tuple):
-        return {expert: _plain(setting) for expert, setting in value}
-    return list(value) if isinstance(value[0], str) else f"{value[0]}:{value[1]}"
-
-
-def _each(value: Any, parse: Any) -> Any:
-    return (
-        tuple((k, parse(v)) for k, v in value.items())
-        if isinstance(value, Mapping)
-        else parse(value)
-    )
-
-
-def _shown(value: Any) -> str:
-    plain = _plain(value)
-    if isinstance(plain, dict):
-        return ",".join(
-            f"{expert}={_shown(cast('Any', setting))}" for expert, setting in plain.items()
-        )
-    return plain if isinstance(plain, str) else f"{plain:g}"
+"""Methods that the papers compare, and so does ``compare --over method``."""

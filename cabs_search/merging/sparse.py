@@ -9,15 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cabs_search.merging.chunks import chunks, parallel_map
-
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What one vector keeps of one tensor."""
+    """Weights that one vector keeps of one tensor."""
 
     values: Tensor
-    """Float32, [kept]; every weight of the tensor, flat, where ``mask`` is None."""
+    """Float32, [kept]; every weight of the tensor, flat, if ``mask`` is None."""
     mask: Tensor | None
     """Bool, [weights], of the flattened tensor."""
 
@@ -28,18 +26,7 @@ class Kept:
 
     @classmethod
     def at(cls, positions: Tensor, values: Tensor, numel: int) -> Kept | None:
-        """Of a tensor of ``numel`` weights the values at some positions; None for none."""
+        """Make it from values at some positions of a tensor of ``numel`` weights; None for none."""
         mask = torch.zeros(numel, dtype=torch.bool)
         mask[positions] = True
         return cls(values, mask) if len(values) else None
-
-
-def kept_by(delta: Tensor, mask: Tensor) -> Kept | None:
-    """The weights of ``delta`` that ``mask`` keeps; None where it keeps none."""
-    weights, chosen = delta.reshape(-1).numpy(), mask.reshape(-1).numpy()
-    values = np.concatenate(
-        parallel_map(
-            lambda part: weights[part].take(np.flatnonzero(chosen[part])), chunks(len(weights))
-        )
-    )
-    return Kept(torch.from_numpy(values), mask.reshape(-1)) if len(values) else None

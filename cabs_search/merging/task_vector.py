@@ -1,8 +1,9 @@
-"""Task vectors: expert minus base, in float32 whatever the files hold (Task Arithmetic, arXiv
-2212.04089).
-"""
+"""Task vectors: expert minus base, in float32 whatever the files hold (arXiv 2212.04089)."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,57 +12,83 @@ from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.merging.chunks import chunks, parallel_map
 
 PROBE_SIZE = 1 << 14
-"""Weights that torch does not spread over threads: those would spin a while after each look, in the
-way of ours.
+"""Chunk size of the zero test: so small that torch starts no threads, which would keep ours
+waiting.
 """
+NOT_FINITE = "every weight must be finite"
 
 
 class Delta:
-    """τ of one tensor, computed where it is asked for, so that it need not be held in whole.
+    """τ of one tensor, computed part by part when it is read, so that it need not be held
+    whole.
 
-    Subtracting after the conversion matters: in half precision a small change would round to zero.
+    Both sides become float32 before they are subtracted: in half precision a small change would
+    round to zero.
     """
 
     def __init__(
-        self, tuned: Tensor, base: Tensor | None = None, error: str = "every weight must be finite"
+        self,
+        tuned: Tensor,
+        base: Tensor | None = None,
+        error: str = NOT_FINITE,
+        *,
+        check: bool = True,
     ) -> None:
-        """``tuned`` minus ``base``, of any floating dtypes; without a base, ``tuned`` itself.
+        """Prepare ``tuned`` minus ``base``; nothing is read.
 
-        ``error``: said where a weight is not finite.
+        Args:
+            tuned, base: of any floating dtypes, one shape; no base: ``tuned`` itself.
+            error: message if a weight is not finite.
+            check: whether weights must be finite.
+
         """
-        self.shape, self.numel, self._error = tuned.shape, tuned.numel(), error
-        self._tuned, self._base = (
-            tuned.detach().reshape(-1),
-            None if base is None else base.reshape(-1),
-        )
+        self.shape, self.numel = tuned.shape, tuned.numel()
+        self._error, self._check = error, check
+        self._tuned = tuned.detach().reshape(-1)
+        self._base = None if base is None else base.reshape(-1)
 
     def part(self, part: slice) -> Tensor:
-        """Some weights in row-major order: float32, flat. Raises ValueError where one is not
+        """Read some weights in row-major order: float32, flat. Raises ValueError if one is not
         finite.
         """
-        found = self._tuned[part].to(torch.float32)
+        values = self._tuned[part].to(torch.float32)
         if self._base is not None:
-            found = found - self._base[part].to(torch.float32)
-        if (
-            not torch.isfinite(found.sum()) and not torch.isfinite(found).all()
-        ):  # the sum first: it is one pass less
+            values = values - self._base[part].to(torch.float32)
+        # The sum first: it tells in one pass instead of two.
+        if self._check and not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
             raise ValueError(self._error)
-        return found
+        return values
 
     def whole(self) -> Tensor:
-        """Every weight: float32, the tensor's shape."""
-        found = torch.empty(self.numel)
-        parallel_map(lambda part: found[part].copy_(self.part(part)), chunks(self.numel))
-        return found.reshape(self.shape)
+        """Read every weight: float32, the tensor's shape."""
+        values = torch.empty(self.numel)
+        parallel_map(lambda part: values[part].copy_(self.part(part)), chunks(self.numel))
+        return values.reshape(self.shape)
 
     def is_zero(self) -> bool:
-        """Whether the expert left the tensor as it was."""
-        return not any(
-            self.part(part).any() for part in chunks(self.numel, PROBE_SIZE)
-        )  # most often the first one tells
+        """Tell whether the expert left the tensor as it was; mostly the first chunk tells."""
+        return not any(self.part(part).any() for part in chunks(self.numel, PROBE_SIZE))
 
 
 def task_vector(base: Checkpoint, expert: Checkpoint, name: str) -> Delta:
-    """τ of one tensor; reading it raises ValueError where the expert or the base is not finite."""
-    error = f"{expert.folder}: every weight must be finite, but {name} minus the base's is not"
+    """Return τ of one tensor; reading it raises ValueError if expert or base is not finite."""
+    error = f"{expert.folder}: {NOT_FINITE}, but {name} minus the base's is not"
     return Delta(expert.read(name), base.read(name), error)
+
+
+@dataclass(frozen=True)
+class TaskVector(Mapping[str, Delta]):
+    """τ of every shared tensor of one expert, by name; read when it is asked for."""
+
+    base: Checkpoint
+    expert: Checkpoint
+    tensors: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> Delta:
+        return task_vector(self.base, self.expert, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)

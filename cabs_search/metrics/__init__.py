@@ -1,1 +1,1 @@
-"""Metrics of tasks, from predictions and labels alone."""
+"""Metrics: a number from predictions and labels."""

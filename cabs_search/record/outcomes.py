@@ -1,7 +1,7 @@
-"""Per-item results of every candidate, on disk: the record that everything else is computed from.
+"""The record of a study: the results of every candidate on every item, in one SQLite file.
 
-One SQLite file, written by the driver alone, blocks of items at a time. A block's primary key is
-(recipe, split, block, task): nothing is recorded twice, and what is recorded is never scored again.
+Everything else is computed from it. The driver alone writes it, a block of items at a time. A
+block's primary key is (recipe, split, block, task): no item is recorded or scored twice.
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ import json
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cabs_search.common.files import connect, use_write_ahead_log
-from cabs_search.kinds.kinds import Outcome
+from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
-from cabs_search.metrics.metrics import Values, metric, values_of
+from cabs_search.metrics.base import Values
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
 from cabs_search.tasks.items import SPLITS, Items, SplitName
 
 VERSION = 2
-"""Of the record's form; a record of another is refused."""
+"""Version of the schema; a record of another version is refused."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS search (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -41,10 +42,21 @@ CREATE TABLE IF NOT EXISTS blocks (
     PRIMARY KEY (recipe, split, block, task));
 CREATE TABLE IF NOT EXISTS spent (what TEXT PRIMARY KEY, amount REAL NOT NULL);
 """
-ADD = (
-    "INSERT INTO spent VALUES (?, ?) ON CONFLICT (what) DO UPDATE SET amount = amount +"
-    " excluded.amount"
-)
+ADD_AMOUNT = """
+INSERT INTO spent VALUES (?, ?)
+ON CONFLICT (what) DO UPDATE SET amount = amount + excluded.amount
+"""
+BLOCKS_OF_RECIPE = """
+SELECT task, scores, losses, predictions, evaluate_seconds FROM blocks
+WHERE recipe = ? AND split = ? ORDER BY block
+"""
+RECIPES_BY_COMPLETION = """
+SELECT recipe FROM blocks WHERE split = ? GROUP BY recipe ORDER BY max(rowid)
+"""
+BlockRow = tuple[str, bytes, bytes, str, float]
+"""A row of BLOCKS_OF_RECIPE."""
+ItemsOfSplits = Mapping[SplitName, Mapping[str, Items]]
+"""Items in the study's order, by split and task."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,13 +73,14 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """One task's items of one split, as a record is tied to them."""
+    """The items of one task and split that a record is tied to."""
 
     task: str
     split: SplitName
     digest: str
     """See ``Items.digest``."""
     items: int
+    """Number of items."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,22 +91,22 @@ class Scored:
     tasks: Mapping[str, Outcome]
     """By task, in the study's order of items."""
     scores: Mapping[str, float]
-    """The task's metric by task."""
+    """By task, its metric."""
     evaluate_seconds: float
 
     @property
     def score(self) -> float:
-        """The mean of the tasks' metrics: what a search maximizes."""
+        """Mean of the tasks' metrics: the objective of the search."""
         return float(np.mean(list(self.scores.values())))
 
     @property
     def losses(self) -> dict[str, float]:
-        """Mean loss by task: nats, of a regression the mean squared error."""
+        """Mean loss by task: nats, or the mean squared error of a regression."""
         return {task: float(outcome.losses.mean()) for task, outcome in self.tasks.items()}
 
     @property
     def items(self) -> int:
-        """Items scored."""
+        """Number of items scored."""
         return sum(len(outcome.scores) for outcome in self.tasks.values())
 
 
@@ -101,7 +114,12 @@ class Outcomes:
     """The record of one study."""
 
     def __init__(self, folder: Path, tasks: Mapping[str, Task]) -> None:
-        """Open, or make, the record of ``tasks`` in ``folder``."""
+        """Open the record of ``tasks`` in ``folder``, and make it if there is none.
+
+        Raises:
+            ValueError: the file is damaged, or of another version.
+
+        """
         self._tasks = tasks
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "outcomes.sqlite"
@@ -123,9 +141,8 @@ class Outcomes:
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
-        """One connection for all that is done within: closing the last one costs as much as a
-        block's record.
-        """
+        """Use one connection for everything inside the context, and restart the clock."""
+        # SQLite writes the log back when the last connection closes, which costs a block's time.
         with closing(connect(self.path)) as self._kept:
             self._clock = time.monotonic()
             try:
@@ -135,44 +152,27 @@ class Outcomes:
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        """A connection and a transaction."""
+        """Open a transaction, on the kept connection if there is one."""
         if self._kept is not None:
             with self._kept:
                 yield self._kept
             return
-        with closing(connect(self.path)) as db:
-            with db:
-                yield db
+        with closing(connect(self.path)) as db, db:
+            yield db
 
-    def bind(
-        self, spec: Spec, items: Mapping[SplitName, Mapping[str, Items]], weights: Mapping[str, str]
-    ) -> None:
-        """Tie the record to a study, or see that it is tied to this one.
+    def bind(self, spec: Spec, items: ItemsOfSplits, weights: Mapping[str, str]) -> None:
+        """Tie a new record to a study, or check that it is tied to this one.
 
         Args:
-            items: the items by split and task, in order.
-            weights: fingerprint of the base and of each expert.
+            spec: the study.
+            items: by split and task.
+            weights: fingerprint of the base and of each expert, by name.
 
         Raises:
             ValueError: the record is of other weights, items or blocks.
 
         """
-        study = {f"weights of {name}": value for name, value in weights.items()}
-        study |= {
-            "name": spec.name,
-            "search.block": str(spec.search.block),
-            "dtype": spec.dtype,
-            "seed": str(spec.seed),
-        }
-        for split, by_task in items.items():
-            study |= {f"{split} items of {task}": i.digest for task, i in by_task.items()}
-        for name, task in spec.tasks.items():
-            study[f"tasks.{name}.kind"] = task.kind
-            study[f"tasks.{name}.metric"] = (
-                f"{task.metric} {json.dumps(task.metric_arguments, sort_keys=True)}"
-            )
-            study[f"tasks.{name}.max_length"] = str(task.max_length)
-            study[f"tasks.{name}.expert"] = spec.expert_of(name)
+        study = _identity(spec, items, weights)
         with self._connect() as db:
             known = dict(db.execute("SELECT key, value FROM study"))
             for key in sorted(known.keys() | study.keys()):
@@ -182,41 +182,20 @@ class Outcomes:
                         " another --output"
                     )
             db.executemany("INSERT OR IGNORE INTO study VALUES (?, ?)", study.items())
-            db.executemany(
-                "INSERT OR IGNORE INTO items VALUES (?, ?, ?, ?, ?)",
-                (
-                    (split, task, position, key, json.dumps(row.label))
-                    for split, by_task in items.items()
-                    for task, i in by_task.items()
-                    for position, (key, row) in enumerate(zip(i.keys, i.rows, strict=True))
-                ),
-            )
-            db.executemany(
-                "INSERT OR IGNORE INTO search VALUES (?, ?)",
-                (
-                    (
-                        f"{split} groups of {task}",
-                        json.dumps(np.unique(i.groups, return_inverse=True)[1].tolist()),
-                    )
-                    for split, by_task in items.items()
-                    for task, i in by_task.items()
-                    if i.groups
-                ),
-            )
+            db.executemany("INSERT OR IGNORE INTO items VALUES (?, ?, ?, ?, ?)", _item_rows(items))
+            db.executemany("INSERT OR IGNORE INTO search VALUES (?, ?)", _group_rows(items))
 
     def bound(self) -> list[Bound]:
-        """What items the record is of, by task and split."""
+        """Return the items that the record is tied to, by task and split."""
         with self._connect() as db:
-            known = dict(db.execute("SELECT key, value FROM study"))
-            counts = {
-                (t, s): n
-                for t, s, n in db.execute("SELECT task, split, count(*) FROM items GROUP BY 1, 2")
-            }
+            study = dict(db.execute("SELECT key, value FROM study"))
+            rows = db.execute("SELECT task, split, count(*) FROM items GROUP BY task, split")
+            counts = {(task, split): count for task, split, count in rows}
         return [
             Bound(
                 task=task,
                 split=split,
-                digest=known[f"{split} items of {task}"],
+                digest=study[f"{split} items of {task}"],
                 items=counts[task, split],
             )
             for task in self._tasks
@@ -224,128 +203,162 @@ class Outcomes:
         ]
 
     def study_id(self) -> str:
-        """A name of the record's own, by which it and its search know one another."""
+        """Return the record's random id, which the Optuna study and the MLflow runs refer to."""
         with self._connect() as db:
             db.execute("INSERT OR IGNORE INTO search VALUES ('id', ?)", (uuid.uuid4().hex,))
             return str(db.execute("SELECT value FROM search WHERE key = 'id'").fetchone()[0])
 
-    def record(self, found: Sequence[Block], spent: Mapping[str, float] | None = None) -> None:
-        """Add scored blocks and what was spent, the clock's time since the last ones among it, all
-        or none.
+    def record(self, blocks: Sequence[Block], spent: Mapping[str, float] | None = None) -> None:
+        """Add scored blocks and what was spent on them, in one transaction.
 
-        Raises sqlite3.IntegrityError where a block is there: nothing is scored twice.
+        Args:
+            blocks: the blocks.
+            spent: amounts by what they were spent on, beside the seconds since the last call.
+
+        Raises:
+            sqlite3.IntegrityError: a block is recorded already.
+
         """
-        recipes = {block.recipe.key: json.dumps(block.recipe.as_dict()) for block in found}
+        recipes = {block.recipe.key: json.dumps(block.recipe.as_dict()) for block in blocks}
+        rows = [row for block in blocks for row in _block_rows(block)]
         now = time.monotonic()
-        took, self._clock = {"wall": now - self._clock, **(spent or {})}, now
+        amounts, self._clock = {"wall": now - self._clock, **(spent or {})}, now
         with self._connect() as db:
             db.executemany("INSERT OR IGNORE INTO recipes VALUES (?, ?)", recipes.items())
-            db.executemany(
-                "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    (
-                        block.recipe.key,
-                        block.split,
-                        block.number,
-                        task,
-                        o.scores.astype("<f4").tobytes(),
-                        o.losses.astype("<f4").tobytes(),
-                        json.dumps(o.predictions.tolist()),
-                        block.evaluate_seconds / len(block.outcomes),
-                    )
-                    for block in found
-                    for task, o in block.outcomes.items()
-                ),
-            )
-            db.executemany(ADD, took.items())
+            db.executemany("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            db.executemany(ADD_AMOUNT, amounts.items())
 
     def spent(self) -> dict[str, float]:
-        """Seconds and other amounts by what they were spent on, over all runs."""
+        """Return seconds and other amounts of all runs, by what they were spent on."""
         with self._connect() as db:
             seconds = db.execute("SELECT split, sum(evaluate_seconds) FROM blocks GROUP BY split")
-            return {f"evaluate {split}": s for split, s in seconds} | dict(
-                db.execute("SELECT what, amount FROM spent")
-            )
+            amounts = {f"evaluate {split}": total for split, total in seconds}
+            return amounts | dict(db.execute("SELECT what, amount FROM spent"))
 
     def clusters(self, split: SplitName) -> dict[str, npt.NDArray[np.int64]]:
-        """By task which items stand or fall together, counted from 0, [n]."""
+        """Return the number of each item's group by task, counted from 0, [items]."""
+        query = "SELECT task, count(*) FROM items WHERE split = ? GROUP BY task"
         with self._connect() as db:
             known = dict(db.execute("SELECT key, value FROM search"))
-            count = dict(
-                db.execute(
-                    "SELECT task, count(*) FROM items WHERE split = ? GROUP BY task", (split,)
-                )
-            )
-        found = {task: known.get(f"{split} groups of {task}") for task in self._tasks}
+            counts = dict(db.execute(query, (split,)))
+        stored = {task: known.get(_groups_key(split, task)) for task in self._tasks}
         return {
-            task: np.array(json.loads(text) if text else range(count[task]), dtype=np.int64)
-            for task, text in found.items()
+            task: np.array(json.loads(text) if text else range(counts[task]), dtype=np.int64)
+            for task, text in stored.items()
         }
 
     def done_blocks(self, recipe: Recipe, split: SplitName) -> set[int]:
-        """The blocks of a split that are scored for a recipe."""
+        """Return the numbers of a split's blocks that are scored for a recipe."""
         query = "SELECT DISTINCT block FROM blocks WHERE recipe = ? AND split = ?"
         with self._connect() as db:
-            return {row[0] for row in db.execute(query, (recipe.key, split))}
+            return {number for (number,) in db.execute(query, (recipe.key, split))}
 
     def scored(
         self, split: SplitName, wanted: Callable[[Recipe], bool] = lambda _: True
     ) -> dict[str, Scored]:
-        """Recipes of which all items of a split are scored, by key, in the order they were
-        completed.
+        """Return the wanted recipes with every item of a split scored, by key.
+
+        They come in the order in which they were completed.
         """
         with self._connect() as db:
-            recipes = {
-                k: Recipe.from_dict(json.loads(r))
-                for k, r in db.execute("SELECT key, recipe FROM recipes")
-            }
-            query = "SELECT recipe FROM blocks WHERE split = ? GROUP BY recipe ORDER BY max(rowid)"
-            order = [recipes[row[0]] for row in db.execute(query, (split,))]
+            stored = dict(db.execute("SELECT key, recipe FROM recipes"))
+            keys = [key for (key,) in db.execute(RECIPES_BY_COMPLETION, (split,))]
+        recipes = [Recipe.from_dict(json.loads(stored[key])) for key in keys]
         labels = self.labels(split)
-        found = (self.scored_one(split, recipe, labels) for recipe in order if wanted(recipe))
-        return {scored.recipe.key: scored for scored in found if scored is not None}
+        completed = {
+            recipe.key: self.scored_one(split, recipe, labels)
+            for recipe in recipes
+            if wanted(recipe)
+        }
+        return {key: scored for key, scored in completed.items() if scored is not None}
 
     def scored_one(
-        self,
-        split: SplitName,
-        recipe: Recipe,
-        labels: Mapping[str, Values] | None = None,
+        self, split: SplitName, recipe: Recipe, labels: Mapping[str, Values] | None = None
     ) -> Scored | None:
-        """One recipe's outcomes on a split; None unless all items are scored. ``labels``: where
-        they are known.
+        """Return one recipe's results on a split, or None unless all items are scored.
+
+        Args:
+            split: the split.
+            recipe: the recipe.
+            labels: those of the split, if the caller has them already.
+
         """
-        query = (
-            "SELECT task, scores, losses, predictions, evaluate_seconds FROM blocks "
-            "WHERE recipe = ? AND split = ? ORDER BY block"
-        )
-        with self._connect() as db:
-            rows: Sequence[tuple[str, bytes, bytes, str, float]] = list(
-                db.execute(query, (recipe.key, split))
-            )
         labels = self.labels(split) if labels is None else labels
+        with self._connect() as db:
+            rows: list[BlockRow] = list(db.execute(BLOCKS_OF_RECIPE, (recipe.key, split)))
         tasks, scores = {}, {}
-        for task in self._tasks:
-            mine = [row for row in rows if row[0] == task]
-            tasks[task] = Outcome(
-                np.frombuffer(b"".join(row[1] for row in mine), "<f4"),
-                np.frombuffer(b"".join(row[2] for row in mine), "<f4"),
-                values_of(
-                    self._tasks[task], [value for row in mine for value in json.loads(row[3])]
-                ),
-            )
-            if len(tasks[task].scores) != len(labels[task]):
+        for name, task in self._tasks.items():
+            tasks[name] = _outcome(task, [row for row in rows if row[0] == name])
+            if len(tasks[name].scores) != len(labels[name]):
                 return None
-            scores[task] = metric(self._tasks[task], tasks[task].predictions, labels[task])
+            scores[name] = task.measure.compute(tasks[name].predictions, labels[name])
         return Scored(recipe, tasks, scores, sum(row[4] for row in rows))
 
     def labels(self, split: SplitName) -> dict[str, Values]:
-        """What the items' predictions are held against by task, in order."""
+        """Return the items' labels by task, in the study's order."""
         query = "SELECT task, label FROM items WHERE split = ? ORDER BY task, position"
-        found: dict[str, list[str]] = {}
+        stored: dict[str, list[Any]] = {}
         with self._connect() as db:
             for task, label in db.execute(query, (split,)):
-                found.setdefault(task, []).append(label)
-        return {
-            task: values_of(self._tasks[task], list(map(json.loads, texts)))
-            for task, texts in found.items()
-        }
+                stored.setdefault(task, []).append(json.loads(label))
+        return {task: self._tasks[task].kind.values(labels) for task, labels in stored.items()}
+
+
+def _identity(spec: Spec, items: ItemsOfSplits, weights: Mapping[str, str]) -> dict[str, str]:
+    """Return everything that must stay the same while a study goes on, by name."""
+    study = {f"weights of {name}": fingerprint for name, fingerprint in weights.items()}
+    study |= {
+        "name": spec.name,
+        "search.block": str(spec.search.block),
+        "dtype": spec.dtype,
+        "seed": str(spec.seed),
+    }
+    for split, by_task in items.items():
+        study |= {f"{split} items of {task}": its.digest for task, its in by_task.items()}
+    for name, task in spec.tasks.items():
+        arguments = json.dumps(task.metric_arguments, sort_keys=True)
+        study[f"tasks.{name}.kind"] = task.kind.name
+        study[f"tasks.{name}.metric"] = f"{task.metric} {arguments}"
+        study[f"tasks.{name}.max_length"] = str(task.max_length)
+        study[f"tasks.{name}.expert"] = spec.expert_of(name)
+    return study
+
+
+def _item_rows(items: ItemsOfSplits) -> Iterator[tuple[str, str, int, str, str]]:
+    for split, by_task in items.items():
+        for task, its in by_task.items():
+            for position, (key, row) in enumerate(zip(its.keys, its.rows, strict=True)):
+                yield split, task, position, key, json.dumps(row.label)
+
+
+def _group_rows(items: ItemsOfSplits) -> Iterator[tuple[str, str]]:
+    for split, by_task in items.items():
+        for task, its in by_task.items():
+            if its.groups:
+                numbers = np.unique(its.groups, return_inverse=True)[1]
+                yield _groups_key(split, task), json.dumps(numbers.tolist())
+
+
+def _groups_key(split: SplitName, task: str) -> str:
+    return f"{split} groups of {task}"
+
+
+def _block_rows(block: Block) -> Iterator[tuple[str, str, int, str, bytes, bytes, str, float]]:
+    seconds = block.evaluate_seconds / len(block.outcomes)
+    for task, outcome in block.outcomes.items():
+        scores, losses = (a.astype("<f4").tobytes() for a in (outcome.scores, outcome.losses))
+        predictions = json.dumps(outcome.predictions.tolist())
+        key = (block.recipe.key, block.split, block.number, task)
+        yield *key, scores, losses, predictions, seconds
+
+
+def _outcome(task: Task, rows: Iterable[BlockRow]) -> Outcome:
+    """Join one task's blocks in their order."""
+    scores, losses, predictions = b"", b"", []
+    for _, block_scores, block_losses, block_predictions, _ in rows:
+        scores += block_scores
+        losses += block_losses
+        predictions += json.loads(block_predictions)
+    return Outcome(
+        np.frombuffer(scores, "<f4"), np.frombuffer(losses, "<f4"), task.kind.values(predictions)
+    )

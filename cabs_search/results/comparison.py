@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cabs_search.common.formats import finite
-from cabs_search.record.folder import StudyFolder, stored_comparison
+from cabs_search.record.comparison_file import stored_comparison
+from cabs_search.record.folder import StudyFolder
 from cabs_search.record.outcomes import Outcomes, Scored
 from cabs_search.results.as_reported import Reported, as_reported
 from cabs_search.results.leaderboard import BASELINE, SIGNIFICANT, Entry, Row, lines_alone, rows_of

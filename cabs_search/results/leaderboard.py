@@ -210,7 +210,7 @@ def lines_alone(spec: Spec, confirmed: Mapping[str, Scored]) -> list[Entry]:
     """Base, experts and, where all of these are confirmed, the ideal."""
     alone = {
         label: confirmed[recipe.key]
-        for label, recipe in reference_recipes(spec).items()
+        for label, recipe in reference_recipes(spec.experts).items()
         if recipe.key in confirmed
     }
     lines = [
@@ -287,7 +287,7 @@ def _tried(spec: Spec, scores: RecordScores) -> list[Tried]:
                 method=recipe.method.name,
                 amount=amount_of(recipe.method),
                 order=">".join(recipe.order) if recipe.method.has_order else "",
-                lambdas=dict(recipe.lambdas),
+                lambdas=recipe.lambda_by_name,
                 shared=recipe.lambdas[0][1] if recipe.is_shared else None,
                 score=scored.score,
                 tasks={task: scored.scores[task] for task in spec.tasks},

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from cabs_search.metrics.bootstrap import is_quick
 from cabs_search.results.panel import Panel
 from cabs_search.results.scores import RecordScores
 from cabs_search.spec.study import Spec
@@ -67,4 +66,4 @@ def optimism_of(spec: Spec, scores: RecordScores, panel: Panel, key: str | None)
 
 def is_quick_of(spec: Spec) -> bool:
     """Whether all metrics can be resampled for every candidate of a search."""
-    return all(is_quick(task) for task in spec.tasks.values())
+    return all(task.measure.is_quick for task in spec.tasks.values())

@@ -15,9 +15,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from cabs_search.kinds.kinds import Outcome
-from cabs_search.metrics.bootstrap import is_mean, is_quick, resampled
-from cabs_search.metrics.metrics import Values
+from cabs_search.kinds.base import Outcome
+from cabs_search.metrics.base import Values
 from cabs_search.spec.study import Spec
 from cabs_search.stats.paired import mcnemar, paired, wilcoxon
 from cabs_search.stats.simultaneous import (
@@ -97,9 +96,9 @@ class Panel:
         self._spec, self._found, self._labels, self._clusters = spec, found, labels, clusters
         self.names = list(found)
         self._place = {name: place for place, name in enumerate(self.names)}
-        quick = all(is_quick(task) for task in spec.tasks.values())
+        quick = all(task.measure.is_quick for task in spec.tasks.values())
         self._count = replicates if quick else min(replicates, SLOW_REPLICATES)
-        self._is_mean = all(is_mean(task) for task in spec.tasks.values())
+        self._is_mean = all(task.measure.is_mean for task in spec.tasks.values())
         counts = [len(labels[task]) for task in spec.tasks]
         self.items = sum(counts)
         self._sizes = dict(zip(spec.tasks, counts, strict=True))
@@ -126,11 +125,10 @@ class Panel:
 
     def _resampled(self, place: int, task: str) -> Floats:
         outcomes = [found.tasks[task] for found in self._found.values()]
-        of = [o.scores for o in outcomes], [o.predictions for o in outcomes]
+        of = [o.scores for o in outcomes], [o.predictions for o in outcomes], self._labels[task]
+        measure = self._spec.tasks[task].measure
         samples = resample_weights(self._clusters[task], self._count, (self._spec.seed, place))
-        return np.concatenate(
-            [resampled(self._spec.tasks[task], *of, self._labels[task], w) for w in samples]
-        )
+        return np.concatenate([measure.resample(*of, weights) for weights in samples])
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95 % intervals of the scores, by name, that hold for all of them together."""

@@ -40,7 +40,7 @@ class RecordScores:
         all others took.
         """
         alone, is_wanted = (
-            {recipe.key for recipe in reference_recipes(spec).values()},
+            {recipe.key for recipe in reference_recipes(spec.experts).values()},
             wanted or (lambda _: True),
         )
         return cls(

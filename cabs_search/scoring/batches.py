@@ -12,36 +12,37 @@ from torch import Tensor
 from cabs_search.tasks.items import Ints, Items
 
 BATCH_TOKENS = 1024
-"""Tokens a batch holds at the most, padding counted: what activations take then stays in cache."""
+"""Most tokens of a batch, padding counted; small, so that activations stay in the cache."""
 GPU_BATCH_TOKENS = 16 * BATCH_TOKENS
-"""On a GPU, which must be kept busy; not measured."""
+"""Most tokens of a batch on a GPU, which must be kept busy; not measured."""
 PASS_TOKENS = 24
-"""Tokens that take about as long as what a forward does beside its tokens."""
+"""Cost of a forward pass beside its tokens, as a number of tokens that take as long."""
 
 
 def batches(lengths: Ints, counts: Ints, tokens: int = BATCH_TOKENS) -> Iterator[Ints]:
-    """Rows for each batch: similar lengths together, at most ``tokens`` a batch once padded (one
-    row at the least).
+    """Yield the rows of each batch, items of similar length together.
 
-    Of all ways to cut the rows, longest first, the one with the fewest tokens, padding and
-    ``PASS_TOKENS`` a batch counted.
+    Of all ways to cut the items, longest first, into batches of at most ``tokens`` (one item at
+    least), the one with the fewest tokens, where padding and ``PASS_TOKENS`` per batch count.
 
     Args:
-        lengths: tokens of each item's longest sequence, [items].
-        counts: sequences of each item, [items].
-        tokens: that a batch may hold, padding counted.
+        lengths: number of tokens of each item's longest sequence, [items].
+        counts: number of sequences of each item, [items].
+        tokens: most tokens of a batch, padding counted.
 
     """
     order = np.argsort(lengths, kind="stable")[::-1]
-    held = np.concatenate([[0], counts[order].cumsum()])
+    before = np.concatenate([[0], counts[order].cumsum()])
+    # Dynamic programme: costs[i] is the least cost of the i longest items in whole batches, and
+    # begins[i] the item that the last of these batches begins with.
     costs, begins = np.full(len(order) + 1, np.inf), np.zeros(len(order) + 1, np.int64)
     costs[0] = 0
     for start, longest in enumerate(lengths[order]):
-        most = int(np.searchsorted(held, held[start] + tokens // longest, side="right")) - 1
-        ends = slice(start + 1, max(start + 1, most) + 1)
-        found = costs[start] + PASS_TOKENS + longest * (held[ends] - held[start])
-        better = found < costs[ends]
-        costs[ends][better], begins[ends][better] = found[better], start
+        last = int(np.searchsorted(before, before[start] + tokens // longest, side="right")) - 1
+        ends = slice(start + 1, max(start + 1, last) + 1)
+        cost = costs[start] + PASS_TOKENS + longest * (before[ends] - before[start])
+        is_less = cost < costs[ends]
+        costs[ends][is_less], begins[ends][is_less] = cost[is_less], start
     cuts = [len(order)]
     while cuts[-1]:
         cuts.append(int(begins[cuts[-1]]))
@@ -50,40 +51,37 @@ def batches(lengths: Ints, counts: Ints, tokens: int = BATCH_TOKENS) -> Iterator
 
 
 def batch_tokens(device: torch.device) -> int:
-    """Tokens that a batch may hold."""
+    """Return the most tokens of a batch on a device."""
     return BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
 
 
 def collate(items: Items, rows: Ints) -> dict[str, Tensor]:
-    """One padded batch: every field of the sequences and the attention mask, each int64,
-    [sequences, longest].
+    """Return one padded batch: each field of the sequences and the attention mask, int64.
 
-    For multiple choice [1, sequences, longest]: all are choices of one item to the model, as items
-    may have more or fewer of them.
+    The shape is [sequences, longest], or what the kind of task makes of it.
     """
     chosen = np.concatenate([np.arange(items.firsts[i], items.firsts[i + 1]) for i in rows])
     starts, sizes = items.starts[chosen], np.diff(items.starts)[chosen]
     steps = np.arange(sizes.max())
-    inside = steps < sizes[:, None]
-    places = (starts[:, None] + steps)[inside]
-    batch = {"attention_mask": torch.from_numpy(inside.astype(np.int64))}
+    is_token = steps < sizes[:, None]
+    places = (starts[:, None] + steps)[is_token]
+    batch = {"attention_mask": torch.from_numpy(is_token.astype(np.int64))}
     for field, pad in items.pad.items():
-        filled = np.full(inside.shape, pad, np.int64)
-        filled[inside] = items.tokens[field][places]
+        filled = np.full(is_token.shape, pad, np.int64)
+        filled[is_token] = items.tokens[field][places]
         batch[field] = torch.from_numpy(filled)
-    return (
-        {f: tensor[None] for f, tensor in batch.items()}
-        if items.task.kind == "multiple-choice"
-        else batch
-    )
+    return items.task.kind.shape_batch(batch)
 
 
 def blocks(items: Mapping[str, Items], size: int) -> list[dict[str, Ints]]:
-    """The items of all tasks in blocks: each has its share of every task, some ``size`` of the
-    largest.
+    """Divide the items of all tasks into blocks that have an equal share of every task.
+
+    Args:
+        items: by task.
+        size: about how many items of the largest task are in a block.
 
     Returns:
-        For each block, rows by task.
+        Rows by task, for each block.
 
     """
     count = max(1, -(-max(len(i) for i in items.values()) // size))

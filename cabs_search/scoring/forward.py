@@ -1,31 +1,33 @@
-"""Forward passes over items: heads that share a trunk, tokens that a head reads."""
+"""Forward passes over items; heads on one trunk share its pass, and unread tokens are skipped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cabs_search.kinds.kinds import Outcome, head_of, outcome
+from cabs_search.kinds.base import Outcome
 from cabs_search.scoring.batches import batch_tokens, batches, collate
-from cabs_search.spec.task import Task
 from cabs_search.tasks.items import Ints, Items
 
 FIRST_TOKEN_ONLY = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
-"""Model types whose heads for a sequence read its first token alone, and whose layers are built as
-BERT's are.
-"""
+"""Model types with BERT's layers, whose heads for a sequence read its first token alone."""
 READS_ONE_TOKEN = ("ForSequenceClassification", "ForMultipleChoice")
 HEAD_FIELDS = (
-    "_name_or_path", "architectures", "id2label", "label2id", "problem_type", "classifier_dropout", "pad_token_id",
+    "_name_or_path",
+    "architectures",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "classifier_dropout",
+    "pad_token_id",
     "transformers_version",
-)  # fmt: skip
-"""Fields of a configuration on which no trunk depends; the pad token's comes with the items."""
+)
+"""Fields of a config that no trunk depends on; the pad token's comes with the items."""
 
 
 def evaluate(model: Any, items: Items, rows: Ints, device: torch.device) -> Outcome:
@@ -37,13 +39,12 @@ def evaluate(model: Any, items: Items, rows: Ints, device: torch.device) -> Outc
 def evaluate_together(
     scored: Sequence[tuple[Any, Items, Ints]], device: torch.device
 ) -> list[Outcome]:
-    """Score models that have one trunk on items that have the same sequences: each batch goes
-    through it once.
+    """Score models with equal trunks on items with equal sequences, one trunk pass per batch.
 
     Args:
         scored: models, each with its items and the rows of them to score; see ``same_trunk`` and
             ``same_sequences``.
-        device: the models'.
+        device: the device of the models.
 
     """
     outcomes = [
@@ -54,51 +55,65 @@ def evaluate_together(
         )
         for _, items, rows in scored
     ]
-    first, items, rows = scored[0]
-    models = {id(model): model for model, _, _ in scored}
-    for model in models.values():
-        model.config.pad_token_id = items.pad[
-            "input_ids"
-        ]  # by which a decoder finds an item's last token
-    with one_pass(models.values()), first_token_only(first, items.task):
+    _, items, rows = scored[0]
+    models = list({id(model): model for model, _, _ in scored}.values())
+    for model in models:
+        # A decoder finds an item's last token by its padding.
+        model.config.pad_token_id = items.pad["input_ids"]
+    with one_pass(models), first_token_only(models[0], items.task.kind.head):
         for batch in batches(items.lengths[rows], items.counts[rows], batch_tokens(device)):
             inputs = {k: v.to(device) for k, v in collate(items, rows[batch]).items()}
-            outputs = {key: model(**inputs) for key, model in models.items()}
+            outputs = {id(model): model(**inputs) for model in models}
             for (model, mine, places), whole in zip(scored, outcomes, strict=True):
-                found = outcome(
+                part = mine.task.kind.outcome(
                     mine.task, outputs[id(model)], [mine.rows[i] for i in places[batch]]
                 )
-                whole.scores[batch], whole.losses[batch] = found.scores, found.losses
-                whole.predictions[batch] = found.predictions
+                whole.scores[batch], whole.losses[batch] = part.scores, part.losses
+                whole.predictions[batch] = part.predictions
     return outcomes
 
 
 @contextmanager
-def one_pass(models: Iterable[Any]) -> Iterator[None]:
-    """While it lasts the first model's trunk computes, and the others' give what it last gave."""
-    first, *others = [model.base_model for model in models]
-    kept: list[Any] = [None]
-
-    def keep(_: Any, __: Any, output: Any) -> None:
-        kept[0] = output
-
-    handle = first.register_forward_hook(keep)
-    try:
-        for trunk in others:
-            trunk.forward = lambda *_, **__: kept[0]
+def one_pass(models: Sequence[Any]) -> Iterator[None]:
+    """Let the first model's trunk compute, and the others repeat its last output."""
+    first, *others = models
+    repeat = _RepeatOutput()
+    with ExitStack() as stack:
+        stack.callback(first.base_model.register_forward_hook(repeat.keep).remove)
+        for model in others:
+            stack.enter_context(_replaced(model, model.base_model_prefix, repeat))
         yield
-    finally:
-        handle.remove()
-        for trunk in others:
-            vars(trunk).pop("forward", None)
+
+
+class _RepeatOutput(nn.Module):
+    """Returns the last output that another module's forward hook gave it, whatever the inputs."""
+
+    output: Any = None
+
+    def keep(self, _module: Any, _inputs: Any, output: Any) -> None:
+        """Keep an output; a forward hook."""
+        self.output = output
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Return the kept output."""
+        return self.output
 
 
 @contextmanager
-def first_token_only(model: Any, task: Task) -> Iterator[None]:
-    """While it lasts the last layer computes just the token that the head reads, where that is the
-    first one.
+def _replaced(parent: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
+    original = getattr(parent, name)
+    setattr(parent, name, module)
+    try:
+        yield
+    finally:
+        setattr(parent, name, original)
 
-    Of a layer it saves all but keys and values.
+
+@contextmanager
+def first_token_only(model: Any, head: str) -> Iterator[None]:
+    """Let the last layer compute the first token only, if that is all that the head reads.
+
+    This saves everything in the layer but keys and values. ``head`` is a kind's.
     """
     config = model.config
     is_known = (
@@ -106,63 +121,65 @@ def first_token_only(model: Any, task: Task) -> Iterator[None]:
         and config._attn_implementation == "sdpa"
         and not config.is_decoder
     )
-    if not is_known or config.chunk_size_feed_forward or head_of(task.kind) not in READS_ONE_TOKEN:
+    if not is_known or config.chunk_size_feed_forward or head not in READS_ONE_TOKEN:
         yield
         return
     last = model.base_model.encoder.layer[-1].attention
-    handle = last.output.register_forward_pre_hook(
-        lambda _, inputs: tuple(tensor[:, :1] for tensor in inputs)
-    )
-    last.self.forward = partial(_first_attends, last.self)
-    try:
+    with ExitStack() as stack:
+        # The layer adds its input to the attention's output: both must have one token.
+        hook = last.output.register_forward_pre_hook(
+            lambda _, inputs: tuple(tensor[:, :1] for tensor in inputs)
+        )
+        stack.callback(hook.remove)
+        stack.enter_context(_replaced(last, "self", _FirstTokenAttention(last.self)))
         yield
-    finally:
-        del last.self.forward
-        handle.remove()
 
 
-def _first_attends(
-    layer: Any, hidden: Tensor, attention_mask: Tensor | None = None, **_: Any
-) -> tuple[Tensor, None]:
+class _FirstTokenAttention(nn.Module):
     """BERT's self-attention of each sequence's first token, [sequences, 1, hidden]."""
 
-    def heads(projection: Any, states: Tensor) -> Tensor:
-        found: Tensor = (
-            projection(states).unflatten(-1, (layer.num_attention_heads, -1)).transpose(1, 2)
-        )
-        return found
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
 
-    found = torch.nn.functional.scaled_dot_product_attention(
-        heads(layer.query, hidden[:, :1]),
-        heads(layer.key, hidden),
-        heads(layer.value, hidden),
-        attn_mask=None if attention_mask is None else attention_mask[:, :, :1],
-    )
-    return found.transpose(1, 2).flatten(2), None
+    def forward(
+        self, hidden: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor, None]:
+        """Attend from the first token to all tokens."""
+        layer: Any = self.attention
+
+        def by_head(states: Tensor) -> Tensor:
+            split: Tensor = states.unflatten(-1, (layer.num_attention_heads, -1))
+            return split.transpose(1, 2)
+
+        attended = nn.functional.scaled_dot_product_attention(
+            by_head(layer.query(hidden[:, :1])),
+            by_head(layer.key(hidden)),
+            by_head(layer.value(hidden)),
+            attn_mask=None if attention_mask is None else attention_mask[:, :, :1],
+        )
+        return attended.transpose(1, 2).flatten(2), None
 
 
 def same_trunk(one: Any, other: Any) -> bool:
-    """Whether two models are alike but for their heads: one class, one configuration, the same
-    values in the trunk.
-    """
+    """Tell whether two models differ in their heads only: equal class, config and trunk values."""
     if type(one) is not type(other) or one.base_model is one:
         return False
-    configs = [
-        {k: v for k, v in m.config.to_dict().items() if k not in HEAD_FIELDS} for m in (one, other)
-    ]
-    ours, theirs = (m.base_model.state_dict() for m in (one, other))
-    return (
-        configs[0] == configs[1]
-        and ours.keys() == theirs.keys()
-        and all(
-            t.data_ptr() == theirs[n].data_ptr() or torch.equal(t, theirs[n])
-            for n, t in ours.items()
-        )
+    ours, theirs = (
+        {k: v for k, v in model.config.to_dict().items() if k not in HEAD_FIELDS}
+        for model in (one, other)
+    )
+    if ours != theirs:
+        return False
+    tensors, others = (model.base_model.state_dict() for model in (one, other))
+    return tensors.keys() == others.keys() and all(
+        tensor.data_ptr() == others[name].data_ptr() or torch.equal(tensor, others[name])
+        for name, tensor in tensors.items()
     )
 
 
 def same_sequences(one: tuple[Items, Ints], other: tuple[Items, Ints]) -> bool:
-    """Whether rows of two tasks are the same to a trunk."""
+    """Tell whether rows of two tasks are the same to a trunk."""
     (ours, rows), (theirs, others) = one, other
     return (
         ours.pad == theirs.pad

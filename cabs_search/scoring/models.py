@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from cabs_search.common.formats import first_line
-from cabs_search.kinds.kinds import head_of
+from cabs_search.kinds.base import Kind
 from cabs_search.merging.family import Family
-from cabs_search.spec.study import Spec
-from cabs_search.spec.task import Kind
 
 
 def load_model(
@@ -23,8 +21,20 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Any:
-    """The expert's model with its own head; its shared tensors are replaced by those given, not
-    copied.
+    """Load an expert's model with its own head.
+
+    Args:
+        family: the base and its experts.
+        expert: name of the expert.
+        kind: kind of the tasks that its head scores.
+        shared: tensors by shared name that replace the model's own; not copied.
+        dtype: of the model.
+        device: of the model.
+
+    Raises:
+        ValueError: the architecture has no such head, the checkpoint lacks tensors, or the model
+            has few of the shared ones.
+
     """
     import transformers
     from transformers.utils import logging
@@ -32,43 +42,38 @@ def load_model(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     checkpoint = family.experts[expert]
-    auto: Any = getattr(transformers, f"AutoModel{head_of(kind)}")
+    auto: Any = getattr(transformers, f"AutoModel{kind.head}")
     try:
         model, loading = auto.from_pretrained(
             checkpoint.folder, dtype=dtype, output_loading_info=True
         )
-    except ValueError as error:  # an architecture that has no such head
+    except ValueError as error:
         raise ValueError(
             f"experts.{expert}: cannot be loaded for {kind}: {first_line(error)}"
         ) from error
-    if missing := sorted(
-        loading["missing_keys"]
-    ):  # transformers would fill them with random values
+    # transformers would fill missing tensors with random values.
+    if missing := sorted(loading["missing_keys"]):
         raise ValueError(
             f"experts.{expert}: a model that scores must be whole, but has no {', '.join(missing)}"
         )
     model = model.eval().to(device)
     state = model.state_dict(keep_vars=True)
-    found = {
-        name: tensor for name, tensor in shared.items() if checkpoint.model_name(name) in state
-    }
-    if 2 * sum(t.numel() for t in found.values()) < sum(t.numel() for t in shared.values()):
+    # A task's model need not use all shared tensors: RoBERTa's classifier has no pooler.
+    used = {checkpoint.model_name(name): tensor for name, tensor in shared.items()}
+    used = {name: tensor for name, tensor in used.items() if name in state}
+    if 2 * sum(t.numel() for t in used.values()) < sum(t.numel() for t in shared.values()):
         raise ValueError(
             f"experts.{expert}: {type(model).__name__} has few of the shared tensors; is it another"
             " model?"
         )
-    for (
-        name,
-        tensor,
-    ) in found.items():  # a task's model need not use all, as RoBERTa's classifier has no pooler
-        state[checkpoint.model_name(name)].data = tensor
+    for name, tensor in used.items():
+        state[name].data = tensor
     return model
 
 
-def check_heads(spec: Spec, family: Family) -> None:
-    """Raises ValueError where an expert that scores a task has no head."""
-    for task in spec.tasks:
-        expert = spec.expert_of(task)
+def check_heads(heads: Mapping[str, str], family: Family) -> None:
+    """Raise ValueError if an expert has no head that is to score a task; ``heads``: by task."""
+    for task, expert in heads.items():
         if not family.alignment.heads[expert]:
             raise ValueError(
                 f"experts.{expert}: the expert that scores {task} must have a head, but has only"
@@ -77,7 +82,12 @@ def check_heads(spec: Spec, family: Family) -> None:
 
 
 def pick_device(device: str) -> str:
-    """``auto`` as what there is."""
+    """Return the device; for ``auto`` a GPU if there is one.
+
+    Raises:
+        ValueError: ``cuda`` is asked for, but there is no GPU.
+
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: cuda is asked for, but torch finds no GPU")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

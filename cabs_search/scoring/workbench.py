@@ -1,7 +1,7 @@
-"""A model on items: one outcome per item, batched by length.
+"""A resident model with a head for each task, scored on items.
 
-``Workbench`` is what a worker holds: the trunk once, every task's head beside it, and the items.
-Its tensors are rewritten in place by ``materialize``; all heads see the same trunk.
+``Workbench`` is what a worker holds: the trunk once and every expert's head on it. Its tensors are
+rewritten in place for each candidate; all heads see the same trunk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cabs_search.kinds.kinds import Outcome
+from cabs_search.kinds.base import Outcome
 from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.calibration import Calibration
 from cabs_search.merging.family import Family
@@ -25,96 +25,121 @@ from cabs_search.merging.recipe import Method, Recipe
 from cabs_search.merging.resident import Resident
 from cabs_search.scoring.forward import evaluate_together, same_sequences, same_trunk
 from cabs_search.scoring.models import load_model, pick_device
-from cabs_search.spec.study import Spec
+from cabs_search.spec.task import Task, heads
 from cabs_search.tasks.items import Ints, Items
 
 METHODS_OPEN = 64
-"""Methods whose vectors a worker keeps open."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
+"""Number of methods whose vectors a worker keeps open."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # values of malloc.h
 KEPT_BYTES, MAPPED_BYTES = 256 << 20, 32 << 20
-"""Freed memory that a process keeps; a buffer so large goes back in any case."""
+"""Freed memory that a process keeps; size from which a buffer goes back to the system anyway."""
 
 
 class Workbench:
     """A resident model with all its heads, ready to become any candidate."""
 
     def __init__(
-        self, spec: Spec, store: VectorCache, calibrations: Mapping[str, Path] | None = None
+        self,
+        family: Family,
+        tasks: Mapping[str, Task],
+        cache: VectorCache,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        calibrations: Mapping[str, Path] | None = None,
     ) -> None:
-        """Load the base and every head; raises ValueError where they do not fit together.
+        """Load the base and the heads of all tasks.
 
         Args:
-            calibrations: files of what experts' layers saw, for mask rules that need it.
+            family: the base and its experts.
+            tasks: by name.
+            cache: cache of the experts' vectors.
+            device: ``cpu``, ``cuda``, or ``auto``.
+            dtype: name of the model's dtype.
+            calibrations: files of calibration statistics by expert, for mask rules that need them.
+
+        Raises:
+            ValueError: a head does not fit to its task or to the base.
 
         """
         keep_memory()
-        self.spec, self.store = spec, store
-        self.device = torch.device(pick_device(spec.device))
+        self.family, self._cache = family, cache
+        self.device = torch.device(pick_device(device))
+        self._experts = heads(tasks)
         self._calibrations = dict(calibrations or {})
-        self._vectors = lru_cache(METHODS_OPEN)(self._opened)
-        self.family = Family.open(spec.base, spec.experts)
-        dtype: torch.dtype = getattr(torch, spec.dtype)
+        self._vectors = lru_cache(METHODS_OPEN)(self._open_vectors)
+        model_dtype: torch.dtype = getattr(torch, dtype)
         shared: dict[str, Tensor] = {
-            name: torch.empty(shape, dtype=dtype, device=self.device)
-            for name, shape in self.family.alignment.shapes.items()
+            name: torch.empty(shape, dtype=model_dtype, device=self.device)
+            for name, shape in family.alignment.shapes.items()
         }
-        self.resident = Resident(self.family.base, shared)
+        self.resident = Resident(family.base, shared)
+        kinds = {self._experts[name]: task.kind for name, task in tasks.items()}
         self.models = {
-            expert: load_model(self.family, expert, kind, shared, dtype, self.device)
-            for expert, kind in {
-                spec.expert_of(name): task.kind for name, task in spec.tasks.items()
-            }.items()
+            expert: load_model(family, expert, kind, shared, model_dtype, self.device)
+            for expert, kind in kinds.items()
         }
-        self._trunks = {
-            expert: next(
-                name
-                for name, first in self.models.items()
-                if first is model or same_trunk(first, model)
-            )
-            for expert, model in self.models.items()
-        }
+        self._trunks = {expert: self._first_with_trunk(expert) for expert in self.models}
+
+    def _first_with_trunk(self, expert: str) -> str:
+        """Return the first expert whose model has the same trunk."""
+        model = self.models[expert]
+        return next(
+            name
+            for name, first in self.models.items()
+            if first is model or same_trunk(first, model)
+        )
 
     def materialize(self, recipe: Recipe) -> None:
         """Become a candidate; vectors that the cache lacks are built."""
         self.resident.materialize(self._vectors(recipe.method), recipe)
 
-    def _opened(self, method: Method) -> dict[str, StoredVector]:
+    def _open_vectors(self, method: Method) -> dict[str, StoredVector]:
         if isinstance(method.mask, CALIBRATED) and not self.family.calibrations:
-            known = {expert: Calibration(path) for expert, path in self._calibrations.items()}
-            self.family = replace(self.family, calibrations=known)
-        return self.store.open(self.store.ensure(self.family, method))
+            opened = {expert: Calibration(path) for expert, path in self._calibrations.items()}
+            self.family = replace(self.family, calibrations=opened)
+        return self._cache.open(self._cache.ensure(self.family, method))
 
     def score(self, items: Mapping[str, Items], rows: Mapping[str, Ints]) -> dict[str, Outcome]:
-        """Score the present candidate on some items of each task; tasks on the same items share a
-        pass of the trunk.
+        """Score the present candidate; tasks on the same items share a pass through the trunk.
+
+        Args:
+            items: by task.
+            rows: the rows of each task to score, by task.
+
+        Returns:
+            Outcomes by task, in the order of ``rows``.
+
         """
         groups: list[list[str]] = []
-        for task, mine in rows.items():
+        for task in rows:
             for group in groups:
-                if self._alike(task, group[0]) and same_sequences(
-                    (items[task], mine), (items[group[0]], rows[group[0]])
-                ):
+                if self._share_pass(task, group[0], items, rows):
                     group.append(task)
                     break
             else:
                 groups.append([task])
-        found: dict[str, Outcome] = {}
+        outcomes: dict[str, Outcome] = {}
         for group in groups:
-            scored = [
-                (self.models[self.spec.expert_of(task)], items[task], rows[task]) for task in group
-            ]
-            found |= zip(group, evaluate_together(scored, self.device), strict=True)
-        return {task: found[task] for task in rows}
+            scored = [(self.models[self._experts[t]], items[t], rows[t]) for t in group]
+            outcomes |= zip(group, evaluate_together(scored, self.device), strict=True)
+        return {task: outcomes[task] for task in rows}
 
-    def _alike(self, *tasks: str) -> bool:
-        return len({self._trunks[self.spec.expert_of(task)] for task in tasks}) == 1
+    def _share_pass(
+        self, one: str, other: str, items: Mapping[str, Items], rows: Mapping[str, Ints]
+    ) -> bool:
+        """Tell whether two tasks have the same trunk and the same sequences."""
+        trunks = {self._trunks[self._experts[task]] for task in (one, other)}
+        return len(trunks) == 1 and same_sequences(
+            (items[one], rows[one]), (items[other], rows[other])
+        )
 
 
 def keep_memory() -> None:
-    """Let the process keep what it frees: else glibc gives a batch's buffers back, and the next
-    batch's are faulted in.
+    """Let the process keep what it frees, if its C library is glibc.
 
-    That takes a tenth of a forward on a CPU. Elsewhere than in glibc nothing changes.
+    Otherwise glibc returns a batch's buffers to the system, and the next batch's are faulted in
+    again: a tenth of a forward pass on a CPU.
     """
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

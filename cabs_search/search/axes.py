@@ -1,8 +1,8 @@
-"""The same search for each value of something: methods, orders, n:m, densities, or two of these
+"""Axes of a comparison: the same search for each method, order, n:m, density, or two of these
 crossed.
 
-Every value is a study of its own with the same budget, over one record, so that all are scored on
-the same items and nothing is scored twice.
+Every value is a study of its own with the same budget, over one record, so that all are scored
+on the same items and nothing is scored twice.
 """
 
 from __future__ import annotations
@@ -10,21 +10,26 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from cabs_search.merging.masks.rules import MASKS, check_density, parse_nm, settings
-from cabs_search.merging.recipe import METHOD_NAMES, Method, split_name
-from cabs_search.search.candidates import methods_of
-from cabs_search.spec.space import Baseline
+from cabs_search.merging.masks.rules import SETTINGS, settings
+from cabs_search.merging.masks.settings import NM
+from cabs_search.merging.recipe import METHOD_NAMES, Method, rule_of, split_name
+from cabs_search.search.candidates import dimensions, methods_of
+from cabs_search.spec.space import Baseline, Space
 from cabs_search.spec.study import Spec
 
-AXES = ("method", "order", "nm", "density")
+SEARCHED = [name for name, setting in SETTINGS.items() if setting.is_searched]
+AXES = tuple(dict.fromkeys(("method", "order", "nm", "density", *SEARCHED)))
+"""Names of the axes: methods, and the settings that a search varies."""
 DENSITIES = (0.1, 0.25, 0.5, 0.75)
-"""What is compared where a spec names no densities."""
+"""Densities compared if a spec names none."""
 MOST_METHODS = 5000
 """Methods of a row that are held against those of others."""
 MOST_SHARED = 8
-"""Values of λ, shared by all experts, that each study begins with where the spec gives none."""
+"""Values of λ, shared by all experts, that each study begins with if the spec gives none."""
 REFERENCE = "task-arithmetic"
+"""Method that all values are held against."""
 MOST_CONFIRMED = 3
 """Candidates of each value that are confirmed: a row is the best of them by search score."""
 
@@ -34,51 +39,61 @@ class Value:
     """One row of a comparison."""
 
     label: str
-    """The axes' values, such as ``dare 0.25``."""
+    """Texts of the axes' values, such as ``dare 0.25``."""
+    values: tuple[str, ...]
+    """Text of each axis's value."""
     spec: Spec
     """Its own space and budget."""
     same_as: str | None = None
-    """The row that is the same study, such as Task Arithmetic at another density."""
+    """Label of the row that is the same study, such as Task Arithmetic at another density."""
     is_reference: bool = False
-    """Whether it is no value of an axis, but what all are held against."""
+    """True if it is no value of an axis, but what all are held against."""
 
 
-def experiment_name(spec: Spec, over: Sequence[str]) -> str:
-    """What a comparison is called in MLflow, and its folder by default."""
-    return f"{spec.name}-over-{'-'.join(text.partition('=')[0] for text in over)}"
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What a comparison varies."""
+
+    name: str
+    values: Mapping[str, Any]
+    """Values by their texts."""
+
+
+def experiment_name(study: str, over: Sequence[str]) -> str:
+    """Name a comparison of a study, in MLflow and as its default folder."""
+    return f"{study}-over-{'-'.join(text.partition('=')[0] for text in over)}"
 
 
 def axis_values(spec: Spec, over: Sequence[str]) -> list[Value]:
-    """The rows of a comparison.
+    """Make the rows of a comparison.
 
     Args:
         spec: the study.
-        over: one or two of ``method``, ``order``, ``nm``, ``density``; ``AXIS=V,V`` names the
-            values to compare, else
-            they are the spec's own, all methods, or DENSITIES.
+        over: one or two of AXES; ``AXIS=V,V`` names the values to compare, else they are the spec's
+            own, all methods, or DENSITIES.
 
     Raises:
         ValueError: no such axis or value, or a single one.
 
     """
     axes = [_axis(spec, text) for text in over]
-    names = {name for name, _ in axes}
-    if (
-        not 1 <= len(axes) <= 2 or len(names) < len(axes) or {"nm", "density"} == names
-    ):  # which are one thing
+    names = {axis.name for axis in axes}
+    # n:m and density are one thing
+    if not 1 <= len(axes) <= 2 or len(names) < len(axes) or names == {"nm", "density"}:
         raise ValueError(
             f"--over: one axis or two different ones are needed, but got {', '.join(over)}"
         )
-    found: list[Value] = []
+    rows: list[Value] = []
     known: dict[frozenset[Method], str] = {}
-    for chosen in itertools.product(*(texts for _, texts in axes)):
-        label = " ".join(chosen)
+    for texts in itertools.product(*(axis.values for axis in axes)):
+        label = " ".join(texts)
+        chosen = {axis.name: axis.values[text] for axis, text in zip(axes, texts, strict=True)}
         try:
-            own = _with(spec, label, dict(zip((name for name, _ in axes), chosen, strict=True)))
+            own = _with(spec, label, chosen)
         except ValueError as error:
             raise ValueError(f"--over: {str(error).removeprefix('--over: ')}") from None
         methods = frozenset(itertools.islice(methods_of(own), MOST_METHODS))
-        found.append(Value(label=label, spec=own, same_as=known.get(methods)))
+        rows.append(Value(label=label, values=texts, spec=own, same_as=known.get(methods)))
         for other, theirs in known.items():
             if methods & other and methods != other:
                 raise ValueError(
@@ -91,60 +106,66 @@ def axis_values(spec: Spec, over: Sequence[str]) -> list[Value]:
             f"--over: two values at the least are needed, but {', '.join(over)} gives"
             f" {', '.join(known.values())}"
         )
-    if not any(v.label == REFERENCE or REFERENCE in v.spec.space.method for v in found):
+    if not any(v.label == REFERENCE or REFERENCE in v.spec.space.method for v in rows):
         own = _with(spec, REFERENCE, {"method": REFERENCE})
-        found.append(Value(label=REFERENCE, spec=own, is_reference=True))
-    return found
+        rows.append(Value(label=REFERENCE, values=(REFERENCE,), spec=own, is_reference=True))
+    return rows
 
 
-def _axis(spec: Spec, text: str) -> tuple[str, list[str]]:
+def _axis(spec: Spec, text: str) -> Axis:
+    """Read ``AXIS`` or ``AXIS=V,V``."""
     name, given, listed = text.partition("=")
     if name not in AXES:
         raise ValueError(f"--over: one of {', '.join(AXES)} is needed, but got {name}")
     if given:
-        return name, [value.strip() for value in listed.split(",") if value.strip()]
-    match name:
-        case "method":
-            return name, list(METHOD_NAMES)
-        case "order":
-            return name, [">".join(order) for order in spec.orders]
-        case "nm":
-            return name, [f"{n}:{m}" for n, m in spec.space.nm]
-        case _:
-            return name, [f"{d:g}" for d in spec.space.density or DENSITIES]
+        texts = [value.strip() for value in listed.split(",") if value.strip()]
+        return Axis(name=name, values={value: _read(name, value, spec) for value in texts})
+    if name == "method":
+        return Axis(name=name, values={method: method for method in METHOD_NAMES})
+    if name == "density":
+        values: Sequence[Any] = spec.space.density or DENSITIES
+    elif name == "nm":
+        values = spec.space.nm
+    elif name == "order":
+        values = spec.orders
+    else:
+        methods = [m for m in spec.space.method if name in settings(rule_of(m))]
+        values = dimensions(spec, methods[0])[name] if methods else ()
+    return Axis(name=name, values={SETTINGS[name].text(value): value for value in values})
 
 
-def _with(spec: Spec, label: str, chosen: Mapping[str, str]) -> Spec:
-    """A spec whose space is one value of each axis, for the methods on which the axes make a
-    difference.
-    """
+def _read(axis: str, text: str, spec: Spec) -> Any:
+    """Read one value of an axis. Raises ValueError if it breaks its rule."""
+    try:
+        if axis == "method":
+            split_name(text)
+            return text
+        if axis == "order":
+            order = tuple(text.split(">"))
+            if sorted(order) != sorted(spec.experts):
+                raise ValueError(
+                    f"an order must name every expert once ({', '.join(spec.experts)}), but got {text}"
+                )
+            return order
+        return SETTINGS[axis].parse(text)
+    except ValueError as error:
+        raise ValueError(f"--over: {error}") from None
+
+
+def _with(spec: Spec, label: str, chosen: Mapping[str, Any]) -> Spec:
+    """Make a spec whose space has one value of each axis, for the methods that the axes change."""
     space = spec.space
-    for axis, text in chosen.items():
-        match axis:
-            case "method":
-                split_name(text)
-                space = space.but(method=(text,))
-            case "order":
-                space = space.but(order=(_order(spec, text),))
-            case "nm":
-                space = space.but(nm=(parse_nm(text),), density=None)
-            case "density":
-                density, block = _density(text), space.nm[0][1]
-                if (n := round(density * block)) < 1:
-                    raise ValueError(
-                        f"--over: density * m >= 1/2 must hold, but got {text} with"
-                        f" {space.nm[0][0]}:{block}"
-                    )
-                space = space.but(density=(density,), nm=((n, block),))
+    for axis, value in chosen.items():
+        space = _space_with(space, axis, value)
     if "method" not in chosen:
-        fields = {"order": {"order"}, "nm": {"nm"}, "density": {"density", "nm"}}
-        of_all = set.intersection(*(fields[axis] for axis in chosen))
-        fitting = tuple(m for m in space.method if of_all & set(settings(MASKS[split_name(m)[1]])))
+        alike = {"density": {"density", "nm"}}  # a density is n/m as well
+        wanted = set.intersection(*(alike.get(axis, {axis}) for axis in chosen))
+        fitting = tuple(m for m in space.method if wanted & settings(rule_of(m)).keys())
         if not fitting:
             raise ValueError(
                 f"{' and '.join(chosen)} makes no difference to {', '.join(space.method)}"
             )
-        space = space.but(method=fitting)
+        space = space.replace(method=fitting)
     baselines = {m: _shared(spec, m, chosen) for m in space.method}
     search = replace(spec.search, confirm=min(spec.search.confirm, MOST_CONFIRMED))
     return replace(
@@ -152,33 +173,28 @@ def _with(spec: Spec, label: str, chosen: Mapping[str, str]) -> Spec:
     )
 
 
-def _order(spec: Spec, text: str) -> tuple[str, ...]:
-    order = tuple(text.split(">"))
-    if sorted(order) != sorted(spec.experts):
+def _space_with(space: Space, axis: str, value: Any) -> Space:
+    if axis == "nm":
+        return space.replace(nm=(value,), density=None)
+    if axis != "density":
+        return space.replace(**{axis: (value,)})
+    block = space.nm[0].m
+    if (n := round(value * block)) < 1:
         raise ValueError(
-            f"--over: an order must name every expert once ({', '.join(spec.experts)}), but got"
-            f" {text}"
+            f"--over: density * m >= 1/2 must hold, but got {value:g} with {space.nm[0]}"
         )
-    return order
+    return space.replace(density=(value,), nm=(NM(n, block),))
 
 
-def _density(text: str) -> float:
-    try:
-        density = float(text)
-    except ValueError:
-        raise ValueError(f"--over: a density must be a number, but got {text}") from None
-    check_density(density)
-    return density
-
-
-def _shared(spec: Spec, method: str, chosen: Mapping[str, str]) -> Baseline:
-    """The shared λ that a row begins with: the spec's own, else spread over the method's range."""
+def _shared(spec: Spec, method: str, chosen: Mapping[str, Any]) -> Baseline:
+    """Make the shared λ that a row begins with: the spec's own, else spread over the method's
+    range.
+    """
     given = spec.baselines.get(method)
-    if given is not None:
-        amounts = (
-            {} if {"nm", "density"} & chosen.keys() else {"nm": given.nm, "density": given.density}
-        )
-        order = {} if "order" in chosen else {"order": given.order}
-        return Baseline(**{"lambda": given.lambda_}, **amounts, **order)  # type: ignore[arg-type]
-    most = max(2, min(MOST_SHARED, spec.search.trials // 2))
-    return Baseline(**{"lambda": spec.space.range_of(method).grid(most)})  # type: ignore[arg-type]
+    if given is None:
+        most = max(2, min(MOST_SHARED, spec.search.trials // 2))
+        return Baseline(**{"lambda": spec.space.range_of(method).grid(most)})  # type: ignore[arg-type]
+    kept: dict[str, Any] = {} if "order" in chosen else {"order": given.order}
+    if not {"nm", "density"} & chosen.keys():
+        kept |= {"nm": given.nm, "density": given.density}
+    return Baseline(**{"lambda": given.lambda_}, **kept)  # type: ignore[arg-type]

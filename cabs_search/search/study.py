@@ -28,7 +28,7 @@ import optuna
 from optuna.trial import TrialState
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.metrics.metrics import Values
+from cabs_search.metrics.base import Values
 from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Block, Outcomes, Scored
 from cabs_search.scoring.batches import blocks
@@ -115,7 +115,7 @@ class Study:
         self.scored_items = 0
         self._repeated = 0
         """Proposals that were known, and are not yet written down."""
-        self._singles = tuple(reference_recipes(spec).values() if alone else ())
+        self._singles = tuple(reference_recipes(spec.experts).values() if alone else ())
         self.singles = deque(self._singles)
         self._is_busy = is_busy
         self._confirm: deque[Recipe] | None = None

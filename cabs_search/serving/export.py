@@ -1,14 +1,14 @@
 """A recipe as a folder that transformers loads.
 
-PATH/                       the merged trunk: ``AutoModel.from_pretrained(PATH)`` PATH/recipe.json,
-README.md the recipe, and a model card PATH/heads/TASK/            trunk and head:
-``AutoModelForSequenceClassification.from_pretrained(PATH/heads/TASK)``,
-                            or the AutoModelFor... of the task's kind; the trunk's file is a hard
-                            link where the file system has them
+PATH/                  the merged trunk: ``AutoModel.from_pretrained(PATH)``
+PATH/recipe.json       the recipe
+PATH/README.md         a model card
+PATH/heads/TASK/       trunk and head, for the ``AutoModelFor...`` of the task's kind; the trunk's
+                       file is a hard link if the file system has them
 
-Compact, for stores that know no links, the trunk is there once, in PATH/trunks/, and the heads'
-indices name it there (once more where an expert calls its tensors by other names); PATH itself is
-then no model.
+Compact, for stores that know no links, the trunk is written once, in PATH/trunks/, and the heads'
+indices name it there (once more if an expert calls its tensors by other names); PATH itself is then
+no model.
 """
 
 from __future__ import annotations
@@ -56,18 +56,22 @@ def export(
     progress: Callable[[int], Any] | None = None,
     compact: bool = False,
 ) -> Path:
-    """Write a merged model, tensor by tensor, so that memory does not grow with the model.
+    """Write a merged model tensor by tensor, so that memory does not grow with the model.
 
     Args:
-        to: a folder that does not exist, or is empty; it appears under its name only when it is
-            whole.
+        family: the base and its experts.
+        recipe: the recipe to merge by.
+        to: a folder that does not exist, or is empty; it gets its name only when it is complete.
         heads: the expert whose head to use, by the name of the folder under ``heads/``; None: every
             expert's own.
         facts: lines for the model card, such as scores.
         dtype: of the merged weights; None: the base's own.
         vectors: the method's vectors by expert, in pruning order; None: pruned and combined here.
-        progress: told the number of weights done.
+        progress: called with the number of weights done.
         compact: write the trunk once for all heads, and no model without a head.
+
+    Returns:
+        The folder.
 
     Raises:
         ValueError: the folder is not empty, or a checkpoint cannot be read.
@@ -141,8 +145,9 @@ def _write_head(
     *,
     compact: bool,
 ) -> None:
-    """The whole model of one task: the trunk under the expert's names, once for all that agree, and
-    the head.
+    """Write the model of one task: its head, and the trunk under the expert's names.
+
+    ``trunks`` holds the files of trunks that are written, by their tensors' names.
     """
     checkpoint = family.experts[expert]
     shared = family.alignment.shared
@@ -167,10 +172,10 @@ def _write_head(
             tensor = checkpoint.read(name)
             if tensor.is_floating_point():
                 writer.add(in_model, tensor.to(dtype))
-            else:  # buffers, such as position ids, come from the base
-                writer.add(
-                    in_model, family.base.read(name) if name in family.base.names else tensor
-                )
+            else:
+                # Buffers, such as position ids, come from the base.
+                is_shared = name in family.base.names
+                writer.add(in_model, family.base.read(name) if is_shared else tensor)
     index = {
         "metadata": {"total_size": sum((to / file).stat().st_size for file in (trunk, HEAD))},
         "weight_map": dict.fromkeys(names, trunk) | dict.fromkeys(own.values(), HEAD),
@@ -181,8 +186,9 @@ def _write_head(
 
 
 def compact_bytes(family: Family, heads: Iterable[str], dtype: torch.dtype) -> int:
-    """What a compact export takes, but for configurations and tokenizers; ``heads``: their experts,
-    one for each.
+    """Return the size of a compact export without configs and tokenizers.
+
+    ``heads`` are the heads' experts, one for each head.
     """
     checkpoints = [family.experts[expert] for expert in heads]
     trunks = {tuple(c.model_name(name) for name in family.alignment.shared) for c in checkpoints}
@@ -205,26 +211,25 @@ def _link(source: Path, to: Path) -> None:
 def _copy_side_files(
     checkpoint: Checkpoint, to: Path, dtype: torch.dtype, fallback: Checkpoint | None = None
 ) -> None:
-    """The config, which says in which dtype the model is loaded, and the tokenizer, the base's
-    where there is none.
+    """Write the config, with the dtype to load the model in, and copy the tokenizer.
+
+    If the checkpoint has no tokenizer, the fallback's is copied.
     """
     config = {k: v for k, v in checkpoint.config.items() if k != "torch_dtype"}
     config["dtype"] = str(dtype).removeprefix("torch.")
     (to / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for source in (checkpoint, fallback):
-        found = (
-            {f for pattern in SIDE_FILES for f in source.folder.glob(pattern)} if source else set()
-        )
-        if found:
-            for file in found:
-                shutil.copy(file, to / file.name)
+        if source is None:
+            continue
+        files = {file for pattern in SIDE_FILES for file in source.folder.glob(pattern)}
+        for file in files:
+            shutil.copy(file, to / file.name)
+        if files:
             return
 
 
 def _set_pad_token(folder: Path) -> None:
-    """Say in a decoder's config what its items were padded with, without which it takes no
-    batches.
-    """
+    """Add to a decoder's config the pad token of its items; it takes no batches without one."""
     from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(folder)
@@ -236,16 +241,16 @@ def _set_pad_token(folder: Path) -> None:
 
 def _lambdas(recipe: Recipe, expert: str) -> str:
     """λ of one expert in words."""
-    found = [(key, value) for key, value in recipe.lambdas if key.split(".")[0] == expert]
-    return ", ".join(
-        f"λ{key.removeprefix(expert).replace('.', ' of ')} = {value:g}" for key, value in found
-    )
+    own = [(key.group, value) for key, value in recipe.lambdas if key.expert == expert]
+    return ", ".join(f"λ of {group} = {v:g}" if group else f"λ = {v:g}" for group, v in own)
 
 
 def _shown(folder: Path) -> str:
-    """A checkpoint's name for people: a hub id where it came from the hub."""
-    cached = [part for part in folder.parts if part.startswith("models--")]
-    return cached[-1].removeprefix("models--").replace("--", "/") if cached else folder.name
+    """Return a checkpoint's name for people: its hub id if it came from the hub."""
+    in_hub_cache = [part for part in folder.parts if part.startswith("models--")]
+    if not in_hub_cache:
+        return folder.name
+    return in_hub_cache[-1].removeprefix("models--").replace("--", "/")
 
 
 def _card(family: Family, recipe: Recipe, heads: Iterable[str], facts: Iterable[str]) -> str:

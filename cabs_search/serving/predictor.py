@@ -1,8 +1,7 @@
-"""A merged model with its tasks, as MLflow loads it: rows go in, and what comes out is what the
-search recorded.
+"""A merged model with its tasks, as MLflow loads it: rows in, the search's predictions out.
 
 ``mlflow.pyfunc.load_model(URI).predict(rows, params={"task": NAME})``: rows as a pandas DataFrame
-with the columns that the task reads, without labels. MLflow finds ``_load_pyfunc`` by this module's
+with the columns that the task reads, without labels. MLflow finds ``_load_pyfunc`` by the package's
 name; nothing here imports MLflow.
 """
 
@@ -19,10 +18,8 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from cabs_search.kinds.kinds import columns_of, head_of, no_label, texts_of, tokenizer_arguments
 from cabs_search.scoring.forward import evaluate
 from cabs_search.scoring.models import pick_device
-from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
 from cabs_search.tasks.dataset import Row
 from cabs_search.tasks.items import tokenize
@@ -30,29 +27,14 @@ from cabs_search.tasks.items import tokenize
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-
-TASKS = "tasks.json"
-"""The file that says what the heads beside it are for."""
+TASKS_FILE = "tasks.json"
 
 
-def write_tasks(spec: Spec, folder: Path) -> None:
-    """Add to an exported model what ``Served`` must know of its tasks."""
-    plain = {
-        name: TypeAdapter(Task).dump_python(task, mode="json") for name, task in spec.tasks.items()
-    }
-    (folder / TASKS).write_text(
-        json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-
-
-def inputs_of(task: Task) -> list[str]:
-    """The columns that a task reads."""
-    return [column for field, column in columns_of(task) if field in ("text", "choices")]
-
-
-def reads_lists(task: Task, column: str) -> bool:
-    """Whether a column holds a list of texts in each row: words, or choices."""
-    return task.kind == "token-classification" or column == task.choices
+def write_tasks(tasks: Mapping[str, Task], folder: Path) -> None:
+    """Add to an exported model the tasks of its heads, for ``Served``."""
+    plain = TypeAdapter(dict[str, Task]).dump_python(dict(tasks), mode="json")
+    text = json.dumps(plain, indent=2, ensure_ascii=False)
+    (folder / TASKS_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 class Served:
@@ -62,19 +44,18 @@ class Served:
         """Open what ``export(..., compact=True)`` and ``write_tasks`` have written."""
         self._folder, self._device = folder, torch.device(pick_device(device))
         self.tasks = TypeAdapter(dict[str, Task]).validate_json(
-            (folder / TASKS).read_text(encoding="utf-8")
+            (folder / TASKS_FILE).read_text(encoding="utf-8")
         )
         self._trunks: dict[tuple[str, str], Tensor] = {}
         self.loaded = cache(self._load)
-        """A task's model, its configuration and its tokenizer."""
+        """A task's model, its config and its tokenizer, by the task's name."""
 
     def predict(self, data: DataFrame, params: Mapping[str, Any] | None = None) -> list[Any]:
-        """Predictions, one a row: class numbers, numbers, choices' places, answers, or the names of
-        words' classes.
+        """Return one prediction per row, of the type that the task's kind predicts.
 
         Args:
-            data: the columns that the task reads; others are left alone.
-            params: ``task``: which one; needed where there are several.
+            data: the columns that the task reads; others are ignored.
+            params: ``task``: its name; None: the first task.
 
         Raises:
             ValueError: no such task or column, or a column holds something else than the task
@@ -87,42 +68,38 @@ class Served:
                 f"params.task: a task must be one of {', '.join(self.tasks)}, but got {name}"
             )
         task = self.tasks[name]
-        if missing := [column for column in inputs_of(task) if column not in data.columns]:
+        columns, kind = task.input_columns, task.kind
+        if missing := [column for column in columns if column not in data.columns]:
             raise ValueError(
                 f"{name}: no column {missing[0]}; the data has {', '.join(map(str, data.columns))}"
             )
         if data.empty:
             return []
         model, config, tokenizer = self.loaded(name)
-        texts = [
-            texts_of(name, task, _plain(row)) for row in data[inputs_of(task)].to_dict("records")
-        ]
-        items = tokenize(
-            name, tokenizer, config, task, [Row(each, no_label(task, each)) for each in texts]
-        )
-        found: list[Any] = evaluate(
-            model, items, np.arange(len(items)), self._device
-        ).predictions.tolist()
-        return found
+        texts = [kind.texts(name, task, _plain(row)) for row in data[columns].to_dict("records")]
+        # Predictions do not depend on labels.
+        rows = [Row(each, kind.placeholder_label(each)) for each in texts]
+        items = tokenize(name, tokenizer, config, task, rows)
+        outcome = evaluate(model, items, np.arange(len(items)), self._device)
+        return list(outcome.predictions.tolist())
 
     def _load(self, name: str) -> tuple[Any, Any, Any]:
         import transformers
 
-        folder, task = self._folder / "heads" / name, self.tasks[name]
-        auto: Any = getattr(transformers, f"AutoModel{head_of(task.kind)}")
+        folder, kind = self._folder / "heads" / name, self.tasks[name].kind
+        auto: Any = getattr(transformers, f"AutoModel{kind.head}")
         model = auto.from_pretrained(folder, dtype="auto").eval().to(self._device)
         files = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
         for tensor_name, tensor in model.state_dict(keep_vars=True).items():
-            if (file := files.get(tensor_name, "")).startswith(
-                ".."
-            ):  # the trunk's, which all heads share
+            file = files.get(tensor_name, "")
+            if file.startswith(".."):  # a trunk's, which all heads share
                 tensor.data = self._trunks.setdefault((file, tensor_name), tensor.data)
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, **tokenizer_arguments(task, model.config)
+            folder, **kind.tokenizer_arguments(model.config)
         )
         return model, model.config, tokenizer
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with lists where a DataFrame may have arrays."""
+    """Return a row with lists in place of a DataFrame's arrays."""
     return {column: v.tolist() if isinstance(v, np.ndarray) else v for column, v in row.items()}

@@ -14,7 +14,7 @@ Coefficient = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
 
 def listed(value: Any) -> Any:
-    """One value where a list is meant."""
+    """Wrap a single value in a list."""
     return [value] if isinstance(value, (str, float, int)) else value
 
 
@@ -26,3 +26,4 @@ def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Once = AfterValidator(_once)
+"""Validator of a list without repeated values."""

@@ -1,7 +1,6 @@
-"""What to search: one YAML file, checked as a whole before anything runs.
+"""A spec read from its YAML file, checked as a whole before anything runs.
 
-The classes here are the file's schema and, frozen, what the program works with. ``load`` reads a
-file and makes every location absolute; its errors name file, field, rule and value in one line.
+Errors name file, field, rule and value in one line.
 """
 
 from __future__ import annotations
@@ -16,30 +15,42 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cabs_search.common.files import shipped_folder
-from cabs_search.spec.locations import is_hub_id, locate
+from cabs_search.spec.locations import UnreachableError, locate
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
 
 
-def load(path: str | Path, *, locations: bool = True, download: bool = True) -> Spec:
-    """Read a spec; locations come back absolute.
+def load(path: str | Path, *, locations: bool = True) -> Spec:
+    """Read a spec and make its locations absolute.
 
     Args:
         path: a YAML file, or the name of one that ships in ``search_spaces/``.
         locations: whether models and data must be there; a report needs neither.
-        download: whether hub ids become folders, or stay as they are.
 
     Raises:
-        UnreachableError: a hub id is needed that the hub does not give.
-        ValueError: one line that names file, field, rule and value.
+        UnreachableError: the hub does not give a hub id.
+        ValueError: the file is no spec, or models or data are not there.
 
     """
     file = find_spec_file(path)
-    try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    return parse(values, str(path), file.parent, locations=locations, download=download)
+    return parse(_read(file, path), str(path), file.parent, locations=locations)
+
+
+def load_reachable(path: str | Path) -> tuple[Spec, dict[str, str]]:
+    """Read a spec and make absolute the locations that can be had now.
+
+    Returns:
+        The spec, in which hub ids that the hub does not give stay as they are; and the reason by
+        field of each of these.
+
+    Raises:
+        ValueError: the file is no spec, or a folder or file that it names is not there.
+
+    """
+    file = find_spec_file(path)
+    spec = parse(_read(file, path), str(path), locations=False)
+    unreachable: dict[str, str] = {}
+    return _located(spec, str(path), file.parent, unreachable), unreachable
 
 
 def parse(
@@ -48,23 +59,30 @@ def parse(
     relative_to: Path | None = None,
     *,
     locations: bool = True,
-    download: bool = True,
 ) -> Spec:
-    """A spec from plain values; ``source`` and ``relative_to`` as a file would give them."""
+    """Make a spec from plain values.
+
+    Args:
+        values: the content of a YAML file.
+        source: the name of the file in errors.
+        relative_to: start of relative locations; None: the working directory.
+        locations: as in ``load``.
+
+    Raises:
+        ValueError: as in ``load``.
+
+    """
     if not isinstance(values, Mapping):
         raise ValueError(f"{source}: a spec must be a mapping, but got {type(values).__name__}")
     try:
         spec = TypeAdapter(Spec).validate_python(dict(values))
     except ValidationError as error:
         raise ValueError(f"{source}: {_one_line(error)}") from None
-    try:
-        return _located(spec, relative_to or Path(), download=download) if locations else spec
-    except ValueError as error:
-        raise type(error)(f"{source}: {error}") from None
+    return _located(spec, source, relative_to or Path()) if locations else spec
 
 
 def find_spec_file(path: str | Path) -> Path:
-    """The file itself, or the one of that name among those that ship."""
+    """Return the file itself, or the one of that name that ships."""
     given = Path(path)
     if given.is_file():
         return given
@@ -74,45 +92,57 @@ def find_spec_file(path: str | Path) -> Path:
     raise ValueError(f"{path}: no such file")
 
 
-def _located(spec: Spec, folder: Path, *, download: bool) -> Spec:
+def _read(file: Path, path: str | Path) -> Any:
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _located(
+    spec: Spec, source: str, folder: Path, unreachable: dict[str, str] | None = None
+) -> Spec:
+    """Make locations absolute; note in ``unreachable``, if given, what the hub does not give."""
+
     def at(field: str, text: str) -> str:
-        if not download and is_hub_id(text, folder):
-            return text
         try:
             return str(locate(text, folder))
         except ValueError as error:
-            raise type(error)(f"{field}: {error}") from None
-
-    def data(name: str, task: Task) -> Task:
-        for kind in ("csv", "json", "parquet"):
-            if text := getattr(task.dataset, kind):
-                path = (folder / Path(text).expanduser()).resolve()
-                if not path.is_file():
-                    raise ValueError(f"tasks.{name}.dataset.{kind}: {text}: no such file")
-                return replace(task, dataset=replace(task.dataset, **{kind: str(path)}))
-        return task
+            if unreachable is None or not isinstance(error, UnreachableError):
+                raise type(error)(f"{source}: {field}: {error}") from None
+            unreachable[field] = str(error)
+            return text
 
     return replace(
         spec,
         base=at("base", spec.base),
         experts={name: at(f"experts.{name}", text) for name, text in spec.experts.items()},
-        tasks={name: data(name, task) for name, task in spec.tasks.items()},
+        tasks={name: _with_data(task, source, name, folder) for name, task in spec.tasks.items()},
     )
 
 
+def _with_data(task: Task, source: str, name: str, folder: Path) -> Task:
+    """Make the path of a task's data file absolute."""
+    for kind in ("csv", "json", "parquet"):
+        if text := getattr(task.dataset, kind):
+            path = (folder / Path(text).expanduser()).resolve()
+            if not path.is_file():
+                raise ValueError(f"{source}: tasks.{name}.dataset.{kind}: {text}: no such file")
+            return replace(task, dataset=replace(task.dataset, **{kind: str(path)}))
+    return task
+
+
 def _one_line(error: ValidationError) -> str:
-    """The first error of a spec as ``field: rule and value``."""
+    """Return the first error of a spec as ``field: rule and value``."""
     errors = error.errors()
-    first = next(
-        (e for e in errors if e["type"] == "value_error"), errors[0]
-    )  # of a union the branch that says why
+    # Each branch of a union has errors: a validator's own message says most.
+    first = next((e for e in errors if e["type"] == "value_error"), errors[0])
     where = ""
     for part in first["loc"]:
         if isinstance(part, int):
             where += f"[{part}]"
-        elif "(" not in str(part) and "[" not in str(
-            part
-        ):  # what pydantic adds to tell a union's branches apart
+        # A part with brackets is no field: pydantic adds it to name a branch of a union.
+        elif "(" not in str(part) and "[" not in str(part):
             where += f".{part}" if where else str(part)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -123,7 +153,7 @@ def _one_line(error: ValidationError) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 3:32 is text (not 212 in base 60) and a key that stands twice is an error."""
+    """YAML in which 3:32 is text (not 212, in base 60) and a repeated key is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]

@@ -1,4 +1,4 @@
-"""Where things are: the cache folder, and what a spec may write for a folder of weights."""
+"""Locations of models as a spec writes them, and the cache folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from platformdirs import user_cache_path
 from cabs_search.common.formats import first_line
 
 HUB_ID = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
-WEIGHT_FILES = (
+FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
@@ -21,35 +21,29 @@ WEIGHT_FILES = (
     "merges.txt",
     "*.model",
 )
+"""Files to download from the hub; older models have ``pytorch_model*`` in place of safetensors."""
 
 
 class UnreachableError(ValueError):
-    """What a location names is on the hub, which does not give it now."""
-
-
-def is_hub_id(text: str, relative_to: Path | None = None) -> bool:
-    """Whether a location names something on the hub, not here."""
-    here = (relative_to or Path()) / Path(text).expanduser()
-    return not here.exists() and not text.startswith(".") and bool(re.fullmatch(HUB_ID, text))
+    """Something on the hub that the hub does not give now."""
 
 
 def cache_folder() -> Path:
-    """``$CABS_SEARCH_CACHE``, else the user's cache folder. Safe to delete."""
+    """Return ``$CABS_SEARCH_CACHE``, else the user's cache folder, which is safe to delete."""
     return Path(os.environ.get("CABS_SEARCH_CACHE") or user_cache_path("cabs-search"))
 
 
 def locate(text: str, relative_to: Path | None = None) -> Path:
-    """The folder that a location names; a hub id is downloaded into the hub's own cache.
+    """Return the folder that a location names; a hub id is downloaded into the hub's own cache.
 
     Args:
         text: a folder; ``package:NAME/PATH`` inside an installed package; ``cache:PATH`` inside the
-            cache folder; or
-            a Hugging Face hub id, ``owner/name`` or ``owner/name@revision``.
-        relative_to: what a relative folder starts from; None: the working directory.
+            cache folder; or a Hugging Face hub id, ``owner/name`` or ``owner/name@revision``.
+        relative_to: start of a relative folder; None: the working directory.
 
     Raises:
-        ValueError: nothing is there.
-        UnreachableError: it is a hub id, and the hub does not give it.
+        ValueError: there is no such folder.
+        UnreachableError: the hub does not give a hub id.
 
     """
     kind, _, rest = text.partition(":")
@@ -57,22 +51,20 @@ def locate(text: str, relative_to: Path | None = None) -> Path:
         return _existing(cache_folder() / rest, text)
     if kind == "package":
         name, _, inside = rest.partition("/")
-        found = find_spec(name) if name.isidentifier() else None
-        if found is None or not found.submodule_search_locations:
+        package = find_spec(name) if name.isidentifier() else None
+        if package is None or not package.submodule_search_locations:
             raise ValueError(f"{text}: package {name} is not installed")
-        return _existing(Path(found.submodule_search_locations[0]) / inside, text)
+        return _existing(Path(package.submodule_search_locations[0]) / inside, text)
     path = (relative_to or Path()) / Path(text).expanduser()
-    if not is_hub_id(text, relative_to):
-        return _existing(path, text)
-    return _download(text)
+    is_hub_id = not path.exists() and not text.startswith(".") and re.fullmatch(HUB_ID, text)
+    return _download(text) if is_hub_id else _existing(path, text)
 
 
 def _existing(path: Path, text: str) -> Path:
     if not path.is_dir():
+        where = f" ({path})" if str(path) != text else ""
         hint = "; `cabs-search quickstart` makes it" if text.startswith("cache:quickstart/") else ""
-        raise ValueError(
-            f"{text}: no such folder" + (f" ({path})" if str(path) != text else "") + hint
-        )
+        raise ValueError(f"{text}: no such folder{where}{hint}")
     return path.resolve()
 
 
@@ -83,14 +75,12 @@ def _download(hub_id: str) -> Path:
     name, _, revision = hub_id.partition("@")
     disable_progress_bars()
     try:
-        found = snapshot_download(
-            name, revision=revision or None, allow_patterns=list(WEIGHT_FILES)
-        )
-        if not any(Path(found).glob("*.safetensors")):
-            found = snapshot_download(
+        folder = snapshot_download(name, revision=revision or None, allow_patterns=list(FILES))
+        if not any(Path(folder).glob("*.safetensors")):
+            folder = snapshot_download(
                 name, revision=revision or None, allow_patterns=["pytorch_model*"]
             )
     except Exception as error:
         text = f"{hub_id}: no such folder, and the hub did not give it: {first_line(error)}"
         raise UnreachableError(text) from error
-    return Path(found)
+    return Path(folder)

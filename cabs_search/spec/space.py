@@ -8,10 +8,19 @@ from dataclasses import fields
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
-from cabs_search.merging.masks.rules import parse_nm
+from cabs_search.merging.masks import settings
+from cabs_search.merging.masks.rules import SETTINGS
 from cabs_search.merging.recipe import Groups, split_name
 from cabs_search.spec.fields import STRICT, Coefficient, Name, Once, listed
 
@@ -19,10 +28,10 @@ MOST_STEPS = 1_000_000
 """Values that a range of λ may hold."""
 
 
-def _nm(value: Any) -> tuple[int, int]:
+def _nm(value: Any) -> settings.NM:
     if not isinstance(value, str) and not (isinstance(value, (list, tuple)) and len(value) == 2):
         raise ValueError(f"n:m must be written as n:m, such as 64:256, but got {value!r}")
-    return parse_nm(value)
+    return settings.parse_nm(value)
 
 
 def _method(name: str) -> str:
@@ -40,7 +49,7 @@ def _pattern(text: str) -> str:
     return text
 
 
-NM = Annotated[tuple[int, int], BeforeValidator(_nm)]
+NM = Annotated[settings.NM, PlainValidator(_nm), PlainSerializer(str)]
 MethodName = Annotated[str, AfterValidator(_method)]
 Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
@@ -107,15 +116,26 @@ class Lambda(Range):
     """Ranges of methods that need another one, as those do that rescale what they keep."""
 
 
+SPACE_SETTINGS = ("nm", "density", "order", "overlap", "tail")
+"""Settings of mask rules that are fields of ``Space``; those of other rules are gathered in
+``more``.
+"""
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Space:
-    """What is searched: every field with more than one value is a dimension."""
+    """Space of a search: every field with more than one value is a dimension.
+
+    Beside these fields, a space takes every setting that a mask rule declares.
+    """
 
     lambda_: Lambda = Field(default=Lambda(), alias="lambda")
     method: Annotated[
         tuple[MethodName, ...], BeforeValidator(listed), Field(min_length=1), Once
     ] = ("cabs",)
-    nm: Annotated[tuple[NM, ...], BeforeValidator(listed), Field(min_length=1), Once] = ((64, 256),)
+    nm: Annotated[tuple[NM, ...], BeforeValidator(listed), Field(min_length=1), Once] = (
+        settings.NM(64, 256),
+    )
     density: (
         Annotated[tuple[Density, ...], BeforeValidator(listed), Field(min_length=1), Once] | None
     ) = None
@@ -128,34 +148,50 @@ class Space:
     """Pruning orders: ``all``, a list, or (None) just the experts' own."""
     overlap: Literal["fill", "drop"] = "fill"
     overlap_merge: Literal["sum", "ties"] = "sum"
-    """How vectors add up where masks that should be disjoint meet."""
+    """Combine rule where masks that should be disjoint meet."""
     tail: Literal["keep", "drop"] = "keep"
+    more: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Values of other settings of mask rules, by the setting's name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_settings(cls, values: Any) -> Any:
+        given = dict(values.kwargs or {}) if isinstance(values, ArgsKwargs) else values
+        own = {"seed", *SPACE_SETTINGS}
+        names = SETTINGS.keys() - own
+        if not isinstance(given, dict) or not names & given.keys():
+            return values
+        more = {name: _read(name, given[name]) for name in given if name in names}
+        return {k: v for k, v in given.items() if k not in names} | {"more": more}
 
     def identity(self) -> dict[str, str]:
-        """What a study may not change while it goes on: all but the ranges of λ, as text by
+        """Return what a study may not change while it goes on, all but ranges of λ, as text by
         field.
         """
-        found = {
-            f.name: _as_text(getattr(self, f.name)) for f in fields(self) if f.name != "lambda_"
-        }
-        lambda_ = {
+        texts = {f.name: _as_text(getattr(self, f.name)) for f in fields(self)}
+        del texts["lambda_"], texts["more"]
+        texts |= {name: _as_text(values) for name, values in self.more.items()}
+        return texts | {
+            "density": _as_text(self.densities),
             "lambda.shared": str(self.lambda_.shared),
             "lambda.groups": _as_text(self.groups),
         }
-        return found | {"density": _as_text(self.densities)} | lambda_
 
-    def but(self, **changes: Any) -> Space:
-        """A copy with some fields changed."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)} | changes
+    def replace(self, **changes: Any) -> Space:
+        """Copy the space with some fields, or settings of mask rules, changed."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        more = {name: changes.pop(name) for name in [*changes] if name not in values}
+        values |= changes
+        values["more"] = {**values["more"], **more}
         return Space(**{"lambda": values.pop("lambda_")}, **values)
 
     @cached_property
     def densities(self) -> tuple[float, ...]:
-        """The densities of methods without n:m."""
-        return self.density or tuple(dict.fromkeys(n / m for n, m in self.nm))
+        """Densities of methods without n:m."""
+        return self.density or tuple(dict.fromkeys(nm.density for nm in self.nm))
 
     def range_of(self, method: str) -> Range:
-        """A method's range of λ."""
+        """Return a method's range of λ."""
         return self.lambda_.methods.get(method, self.lambda_)
 
     @cached_property
@@ -164,14 +200,20 @@ class Space:
         return tuple(self.lambda_.groups.items())
 
 
+def _read(name: str, value: Any) -> tuple[Any, ...]:
+    """Read the values of a mask rule's setting. Raises ValueError if one breaks its rule."""
+    try:
+        return tuple(SETTINGS[name].parse(one) for one in listed(value))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
 def _as_text(value: Any) -> str:
-    """A setting for people: a list with commas, n:m and orders as they are written."""
+    """Write a setting for people: a list with commas, n:m and orders as they are written."""
     if not isinstance(value, tuple):
         return str(value)
-    marks = {int: ":", str: ">"}
-    return ", ".join(
-        marks[type(v[0])].join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value
-    )
+    texts = (">".join(v) if type(v) is tuple else str(v) for v in value)
+    return ", ".join(texts)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

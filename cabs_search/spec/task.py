@@ -1,64 +1,45 @@
-"""What a merged model is scored on: a task of a spec."""
+"""Tasks of a spec: data, columns, the kind of task and its metric."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
-from pydantic.dataclasses import dataclass
-
-from cabs_search.spec.fields import STRICT, Name
-
-Kind = Literal[
-    "classification", "regression", "multiple-choice", "question-answering", "token-classification"
-]
-METRICS: Mapping[Kind, str] = {
-    "classification": "accuracy",
-    "regression": "pearsonr",
-    "multiple-choice": "accuracy",
-    "question-answering": "f1",
-    "token-classification": "accuracy",
-}
-"""The metric of a task that names none."""
-LESS_IS_BETTER = (
-    "mse",
-    "mae",
-    "mape",
-    "mase",
-    "smape",
-    "wer",
-    "cer",
-    "ter",
-    "perplexity",
-    "brier_score",
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+    model_validator,
 )
-"""Metrics that a search, which maximizes, would make worse."""
-OF_CLASSES = ("accuracy", "exact_match", "f1", "matthews_correlation")
-"""Metrics of classes that are computed here, and so need no network."""
-CORRELATIONS = ("pearsonr", "spearmanr")
-"""Those of regression."""
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticKnownError
+
+from cabs_search.kinds.base import Kind
+from cabs_search.kinds.registry import KINDS
+from cabs_search.metrics.base import Metric
+from cabs_search.spec.fields import STRICT, Name
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataSource:
-    """Where rows come from: just one of the five kinds."""
+    """Source of rows: exactly one of hub, csv, json, parquet and callable."""
 
     hub: str | None = None
-    """Hub id of a data set; with ``config`` where it has several."""
+    """Hub id of a data set; ``config`` chooses one of several."""
     config: str | None = None
     csv: str | None = None
     json: str | None = None
     """JSON lines."""
     parquet: str | None = None
     callable: str | None = None
-    """``package.module:function`` that returns a ``datasets.Dataset``, called with ``split=`` if
-    any.
-    """
+    """``package.module:function`` that returns a ``datasets.Dataset``; gets ``split=``, if any."""
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Self:
+    def _one_source(self) -> Self:
         given = [k for k in ("hub", "csv", "json", "parquet", "callable") if getattr(self, k)]
         if len(given) != 1:
             raise ValueError(
@@ -72,78 +53,66 @@ class DataSource:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Split:
-    """Which rows one phase scores."""
+    """Rows that one phase scores."""
 
     split: str | None = None
     """The data's own split; None: the task's ``split``."""
     items: Annotated[int, Field(ge=2)] | None = None
-    """How many rows at the most; None: all."""
+    """Most rows; None: all."""
+
+
+def _kind_named(value: Any) -> Kind:
+    for kind in KINDS:
+        if value in (kind, kind.name):
+            return kind
+    *names, last = (repr(kind.name) for kind in KINDS)
+    raise PydanticKnownError("literal_error", {"expected": f"{', '.join(names)} or {last}"})
 
 
 def _kind(info: ValidationInfo) -> Kind:
-    """The kind of the task of which a field is checked."""
-    kind: Kind = info.data.get("kind", "classification")
+    """Return the kind of the task whose field is checked."""
+    kind: Kind = info.data.get("kind", KINDS[0])
     return kind
 
 
-def _text_fits(value: str | tuple[str, str], info: ValidationInfo) -> str | tuple[str, str]:
-    match _kind(info):
-        case "question-answering" if isinstance(value, str):
-            raise ValueError(f"question-answering must have [question, context], but got {value}")
-        case "token-classification" if not isinstance(value, str):
-            raise ValueError(
-                f"token-classification must have one column of word lists, but got {list(value)}"
-            )
+def _check_text(value: str | tuple[str, str], info: ValidationInfo) -> str | tuple[str, str]:
+    _kind(info).check_text(value)
     return value
 
 
-def _choices_fit(
+def _check_choices(
     value: str | tuple[str, ...] | None, info: ValidationInfo
 ) -> str | tuple[str, ...] | None:
-    if _kind(info) == "multiple-choice" and value is None:
-        raise ValueError(
-            "multiple-choice must have a column of lists, or a list of columns, but got none"
-        )
-    if _kind(info) != "multiple-choice" and value is not None:
-        raise ValueError(f"choices go with multiple-choice, but got {value} with {_kind(info)}")
-    if isinstance(value, tuple) and len(value) < 2:
-        raise ValueError(
-            f"multiple-choice must have two columns at least, but got {', '.join(value) or 'none'}"
-        )
+    kind = _kind(info)
+    if value is not None and not kind.takes_choices:
+        takers = " or ".join(kind.name for kind in KINDS if kind.takes_choices)
+        raise ValueError(f"choices go with {takers}, but got {value} with {kind}")
+    kind.check_choices(value)
     return value
 
 
-def _own_metric(value: Any, info: ValidationInfo) -> Any:
-    return METRICS[_kind(info)] if value is None else value
+def _default_metric(value: Any, info: ValidationInfo) -> Any:
+    return _kind(info).metrics[0].name if value is None else value
 
 
-def _metric_fits(value: str, info: ValidationInfo) -> str:
-    if value in LESS_IS_BETTER:
-        raise ValueError(f"more must be better, as a search maximizes it, but got {value}")
-    home = CORRELATIONS if _kind(info) == "regression" else OF_CLASSES
-    if value in {*CORRELATIONS, *OF_CLASSES} - {*home}:
-        raise ValueError(
-            f"{_kind(info)} must have another metric, such as {METRICS[_kind(info)]}, but got"
-            f" {value}"
-        )
-    if _kind(info) == "question-answering" and value not in ("exact_match", "f1"):
-        raise ValueError(f"question-answering must have exact_match or f1, but got {value}")
+def _check_metric(value: str, info: ValidationInfo) -> str:
+    _kind(info).check_metric(value)
     return value
 
 
-def _own_length(value: Any, info: ValidationInfo) -> Any:
-    return (384 if _kind(info) == "question-answering" else 128) if value is None else value
+def _default_length(value: Any, info: ValidationInfo) -> Any:
+    return _kind(info).default_max_length if value is None else value
 
 
-def _own_stride(value: Any, info: ValidationInfo) -> Any:
-    return 128 if value is None and _kind(info) == "question-answering" else value
+def _default_stride(value: Any, info: ValidationInfo) -> Any:
+    return _kind(info).default_stride if value is None else value
 
 
-def _stride_fits(value: int | None, info: ValidationInfo) -> int | None:
-    if value is not None and _kind(info) != "question-answering":
-        raise ValueError(
-            f"a stride goes with question-answering, but got {value} with {_kind(info)}"
-        )
+def _check_stride(value: int | None, info: ValidationInfo) -> int | None:
+    kind = _kind(info)
+    if value is not None and kind.default_stride is None:
+        takers = " or ".join(kind.name for kind in KINDS if kind.default_stride is not None)
+        raise ValueError(f"a stride goes with {takers}, but got {value} with {kind}")
     if value is not None and value >= (most := info.data.get("max_length", math.inf)):
         raise ValueError(
             f"stride < max_length must hold, but got (stride={value}, max_length={most})"
@@ -153,49 +122,56 @@ def _stride_fits(value: int | None, info: ValidationInfo) -> int | None:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Task:
-    """What the merged model is scored on."""
+    """Items that a merged model is scored on, and how."""
 
-    kind: Kind = "classification"
-    """What a head does; it says which fields the data must have."""
+    kind: Annotated[Kind, PlainValidator(_kind_named), PlainSerializer(str, return_type=str)] = (
+        KINDS[0]
+    )
+    """The file of a kind says what its rows, its heads and its scores are."""
     dataset: DataSource
-    text: Annotated[str | tuple[str, str], AfterValidator(_text_fits)]
-    """The text's column, or the pair's two columns.
-
-    question-answering: question and context; multiple-choice: the context, or context and question;
-    token-classification: a column of word lists.
-    """
-    choices: Annotated[str | tuple[str, ...] | None, AfterValidator(_choices_fit)] = Field(
+    text: Annotated[str | tuple[str, str], AfterValidator(_check_text)]
+    """Column of the text, or the two columns of a pair; see the kind."""
+    choices: Annotated[str | tuple[str, ...] | None, AfterValidator(_check_choices)] = Field(
         default=None, validate_default=True, kw_only=True
     )
-    """multiple-choice: a column of lists, or a column for each choice."""
+    """Column of lists of choices, or one column for each choice."""
     label: str = "label"
     group: str | None = None
-    """A column; rows that share its value never stand on both sides of the split. None: rows with
-    equal text.
-    """
+    """Column; rows that share its value are never in both splits. None: rows with equal text."""
     split: str | None = None
     """The data's own split to read."""
     search: Split = Split()
     confirm: Split = Split()
     expert: Name | None = None
-    """Whose head scores it; None: the expert of the task's name."""
-    metric: Annotated[str, BeforeValidator(_own_metric), AfterValidator(_metric_fits)] = Field(
+    """Expert whose head scores the task; None: the expert of the task's name."""
+    metric: Annotated[str, BeforeValidator(_default_metric), AfterValidator(_check_metric)] = Field(
         default=None, validate_default=True, kw_only=True
     )
-    """Named as in ``evaluate``; None: the kind's own, see METRICS."""
+    """Name as in ``evaluate``; None: the kind's first."""
     metric_arguments: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the metric, such as ``average: macro`` for f1."""
-    max_length: Annotated[int, BeforeValidator(_own_length), Field(ge=4)] = Field(
+    """Arguments of the metric, such as ``average: macro`` for f1."""
+    max_length: Annotated[int, BeforeValidator(_default_length), Field(ge=4)] = Field(
         default=None, validate_default=True, kw_only=True
     )
-    """Tokens an item (question-answering: a window of it) is cut to; None: 128, for
-    question-answering 384.
-    """
+    """Number of tokens that an item, or each of its windows, is cut to; None: the kind's."""
     stride: Annotated[
         Annotated[int, Field(ge=0)] | None,
-        BeforeValidator(_own_stride),
-        AfterValidator(_stride_fits),
+        BeforeValidator(_default_stride),
+        AfterValidator(_check_stride),
     ] = Field(default=None, validate_default=True, kw_only=True)
-    """question-answering: tokens that one window of a long context has in common with the next;
-    None: 128.
-    """
+    """Number of tokens that neighbouring windows of a long context share; None: the kind's."""
+
+    @property
+    def measure(self) -> Metric:
+        """Metric with its arguments; ValueError if it takes none of them."""
+        return self.kind.metric(self.metric, self.metric_arguments)
+
+    @property
+    def input_columns(self) -> list[str]:
+        """Columns that a prediction needs."""
+        return [column for _, column in self.kind.inputs(self)]
+
+
+def heads(tasks: Mapping[str, Task]) -> dict[str, str]:
+    """Return the expert whose head scores each task, by the task's name."""
+    return {name: task.expert or name for name, task in tasks.items()}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cabs_search.common.formats import digest, first_line
-from cabs_search.kinds.kinds import columns_of, label_of, texts_of
 from cabs_search.spec.locations import UnreachableError
 from cabs_search.spec.task import Task
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One row in the program's own form."""
+    """One row as its kind reads it."""
 
     texts: tuple[str, ...]
     label: Any
@@ -25,18 +24,31 @@ class Row:
 
     @property
     def text(self) -> str:
-        """What makes two rows one text."""
+        """All texts in lower case; rows with equal ones never stand in both splits."""
         return " ".join(self.texts).lower().strip()
 
     @property
     def key(self) -> str:
-        """What names the row: a hash of its texts and label."""
+        """Name of the row: a hash of its texts and label."""
         return digest("\x1f".join((*self.texts, str(self.label))))
 
 
 def read_rows(where: str, task: Task, split: str | None, config: Any) -> list[Row]:
+    """Read a task's rows; equal rows count once.
+
+    Args:
+        where: start of errors, such as ``tasks.mood``.
+        task: the task.
+        split: the data's own split; None: all rows.
+        config: configuration of the expert whose head scores the task.
+
+    Raises:
+        ValueError: a column is missing, or holds something else than the kind reads.
+
+    """
     data = read_dataset(where, task, split)
-    columns = columns_of(task)
+    columns = [*task.kind.inputs(task), ("label", task.label)]
+    columns += [("group", task.group)] if task.group else []
     for field, column in columns:
         if column not in data.column_names:
             raise ValueError(
@@ -44,17 +56,22 @@ def read_rows(where: str, task: Task, split: str | None, config: Any) -> list[Ro
             )
     rows: dict[str, Row] = {}
     for values in data.select_columns(list(dict.fromkeys(column for _, column in columns))):
-        texts = texts_of(where, task, values)
-        row = Row(texts, label_of(where, task, config, texts, values[task.label]))
+        texts = task.kind.texts(where, task, values)
+        row = Row(texts, task.kind.label(where, task, config, texts, values[task.label]))
         group = values[task.group] if task.group else None
-        rows.setdefault(
-            row.key, replace(row, group=digest(row.text if group is None else str(group)))
-        )
+        group = digest(row.text if group is None else str(group))
+        rows.setdefault(row.key, replace(row, group=group))
     return list(rows.values())
 
 
 def read_dataset(where: str, task: Task, split: str | None) -> Dataset:
-    """The rows as a ``datasets.Dataset``. Raises ValueError where they cannot be had."""
+    """Return the rows as a ``datasets.Dataset``.
+
+    Raises:
+        UnreachableError: the hub does not give them.
+        ValueError: they cannot be read.
+
+    """
     from datasets import Dataset, disable_progress_bars, load_dataset
 
     source = task.dataset
@@ -62,21 +79,23 @@ def read_dataset(where: str, task: Task, split: str | None) -> Dataset:
     try:
         if source.callable:
             module, _, function = source.callable.partition(":")
-            made = getattr(importlib.import_module(module), function)
-            found = made(split=split) if split else made()
+            make = getattr(importlib.import_module(module), function)
+            data = make(split=split) if split else make()
         elif source.hub:
-            found = load_dataset(source.hub, source.config, split=split)
+            data = load_dataset(source.hub, source.config, split=split)
         else:
-            kind = "csv" if source.csv else "json" if source.json else "parquet"
-            found = load_dataset(kind, data_files=getattr(source, kind), split=split or "train")
+            form = "csv" if source.csv else "json" if source.json else "parquet"
+            data = load_dataset(form, data_files=getattr(source, form), split=split or "train")
     except (Exception, SystemExit) as error:
         text = f"{where}.dataset: cannot be read: {first_line(error.__cause__ or error)}"
         raise (UnreachableError if source.hub else ValueError)(text) from error
-    if not isinstance(found, Dataset):
+    if isinstance(data, dict):
         raise ValueError(
-            f"{where}.split: the data has several splits ({', '.join(found)}), of which one must be"
+            f"{where}.split: the data has several splits ({', '.join(data)}), of which one must be"
             " named"
-            if isinstance(found, dict)
-            else f"{where}.dataset: a datasets.Dataset is needed, but got {type(found).__name__}"
         )
-    return found
+    if not isinstance(data, Dataset):
+        raise ValueError(
+            f"{where}.dataset: a datasets.Dataset is needed, but got {type(data).__name__}"
+        )
+    return data

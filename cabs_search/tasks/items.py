@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cabs_search.common.formats import digest
-from cabs_search.kinds.kinds import Item, encode
-from cabs_search.metrics.metrics import Values, values_of
+from cabs_search.kinds.base import Item
+from cabs_search.metrics.base import Values
 from cabs_search.spec.task import Task
 from cabs_search.tasks.dataset import Row
 from cabs_search.tasks.tokenizer import pad_token_id
@@ -28,55 +28,51 @@ class Items:
 
     task: Task
     keys: tuple[str, ...]
-    """What names an item: a hash of its texts and label."""
+    """Name of each item: a hash of its texts and label."""
     rows: tuple[Item, ...]
     pad: Mapping[str, int]
-    """What each field of a sequence is padded with."""
+    """Padding of each field of a sequence."""
     groups: tuple[str, ...] = ()
-    """What an item stands or falls with, such as its article; empty: each item by itself."""
+    """Group of each item, such as its article; empty: each item by itself."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
     def digest(self) -> str:
-        """A hash of the items as the model sees them, and of their labels and order."""
+        """Hash of the items as the model sees them, and of their labels and order."""
         seen = [(row.sequences, row.label) for row in self.rows]
         return digest(repr((self.keys, seen, sorted(self.pad.items()))))
 
     @cached_property
     def labels(self) -> Values:
-        """What each item's prediction is held against, [items]."""
-        return values_of(self.task, [row.label for row in self.rows])
+        """Label of each item, [items]."""
+        return self.task.kind.values([row.label for row in self.rows])
 
     @cached_property
     def lengths(self) -> Ints:
-        """Tokens of each item's longest sequence, [items]."""
+        """Number of tokens of each item's longest sequence, [items]."""
         return np.array([row.longest for row in self.rows], dtype=np.int64)
 
     @cached_property
     def counts(self) -> Ints:
-        """Sequences of each item, [items]."""
+        """Number of sequences of each item, [items]."""
         return np.array([len(row.sequences) for row in self.rows], dtype=np.int64)
 
     @cached_property
     def firsts(self) -> Ints:
-        """Each item's first sequence among all, and behind the last item their number, [items +
-        1].
-        """
+        """Index of each item's first sequence among all, and their number, [items + 1]."""
         return np.concatenate([[0], self.counts.cumsum()])
 
     @cached_property
     def starts(self) -> Ints:
-        """Each sequence's first token among all, and behind the last sequence their number,
-        [sequences + 1].
-        """
+        """Index of each sequence's first token in ``tokens``, and their number, [sequences + 1]."""
         sizes = [len(sequence["input_ids"]) for row in self.rows for sequence in row.sequences]
         return np.concatenate([[0], np.array(sizes, dtype=np.int64).cumsum()])
 
     @cached_property
     def tokens(self) -> dict[str, Ints]:
-        """All sequences one behind another, by field of a sequence, [tokens]."""
+        """All sequences one after another, by field of a sequence, [tokens]."""
         sequences = [sequence for row in self.rows for sequence in row.sequences]
         return {
             f: np.concatenate([np.array(s[f], dtype=np.int64) for s in sequences]) for f in self.pad
@@ -84,13 +80,15 @@ class Items:
 
 
 def tokenize(where: str, tokenizer: Any, config: Any, task: Task, rows: Sequence[Row]) -> Items:
-    """Rows (one at the least) as items."""
-    items = tuple(encode(where, task, tokenizer, config, row.texts, row.label) for row in rows)
+    """Tokenize rows, of which there must be one at least."""
+    items = tuple(
+        task.kind.encode(where, task, tokenizer, config, row.texts, row.label) for row in rows
+    )
+    pad = dict.fromkeys(items[0].sequences[0], 0)
     return Items(
         task=task,
         keys=tuple(row.key for row in rows),
         rows=items,
-        pad=dict.fromkeys(items[0].sequences[0], 0)
-        | {"input_ids": pad_token_id(config, tokenizer)},
+        pad=pad | {"input_ids": pad_token_id(config, tokenizer)},
         groups=tuple(row.group for row in rows),
     )

@@ -12,22 +12,24 @@ from cabs_search.tasks.items import SplitName
 
 
 def divide(rows: Sequence[Row], task: Task, seed: int) -> dict[SplitName, list[Row]]:
-    """Whole groups, in the order of their hashes, to search until it has what it asks for, the
-    others to confirm.
+    """Divide rows by whole groups, in the order of the groups' hashes.
+
+    Groups go to the search split until it has as many rows as it asks for, then to the confirm
+    split.
     """
     rest = len(rows) - task.confirm.items if task.confirm.items else len(rows) // 2
     wanted = task.search.items or rest
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
-    sides: dict[SplitName, list[Row]] = {"search": [], "confirm": []}
+    parts: dict[SplitName, list[Row]] = {"search": [], "confirm": []}
     for group in sorted(groups, key=lambda group: digest(f"{seed} side {group}")):
-        sides["search" if len(sides["search"]) < wanted else "confirm"] += groups[group]
-    return sides
+        parts["search" if len(parts["search"]) < wanted else "confirm"] += groups[group]
+    return parts
 
 
 def without_leaks(where: str, parts: Mapping[SplitName, list[Row]]) -> dict[SplitName, list[Row]]:
-    """Search rows of which the confirm split has the group or the text are left out."""
+    """Drop search rows whose group or text is in the confirm split too, with a warning."""
     groups = {row.group for row in parts["confirm"]}
     texts = {row.text for row in parts["confirm"]}
     search = [row for row in parts["search"] if row.group not in groups and row.text not in texts]

@@ -1,4 +1,4 @@
-"""Facts of a model that its tokenizer does not know."""
+"""Facts about a model that its tokenizer does not know."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Any
 
 
 def positions(config: Any) -> float:
-    """How many tokens a model takes; RoBERTa counts its positions from behind the pad token."""
+    """Return the most tokens that a model takes; infinity if it does not say.
+
+    RoBERTa and its like count positions from behind the pad token.
+    """
     positions = getattr(config, "max_position_embeddings", None) or float("inf")
     if "roberta" in config.model_type or config.model_type == "camembert":
         positions -= config.pad_token_id + 1
@@ -14,9 +17,7 @@ def positions(config: Any) -> float:
 
 
 def pad_token_id(config: Any, tokenizer: Any) -> int:
-    """What a model's items are padded with: as its config says, else its tokenizer; its end mark
-    where neither does.
-    """
+    """Return the pad token of the config, else of the tokenizer, else the end mark of either."""
     ids = (
         config.pad_token_id,
         tokenizer.pad_token_id,

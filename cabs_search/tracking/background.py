@@ -110,7 +110,7 @@ class BackgroundTracker:
         self._thread.join()
 
     def study(self, spec: Spec, experiment: str | None = None) -> StudyLog:
-        """Return a queue of one study's writes; ``experiment``: its comparison's, if there is one."""
+        """Return the log of one study; ``experiment``: its comparison's name, if it is of one."""
         return StudyLog(self, spec, experiment)
 
     def add(self, write: Write) -> None:

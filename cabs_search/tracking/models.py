@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from cabs_search.common.versions import package_versions
-from cabs_search.serving.predictor import inputs_of, reads_lists
 from cabs_search.spec.task import Task
 from cabs_search.tracking.failures import is_unanswered
 from cabs_search.tracking.study_runs import StudyRuns
@@ -136,20 +135,14 @@ def _signature(tasks: Mapping[str, Task]) -> Any:
     text, listed = DataType.string, Array(DataType.string)
     kinds: dict[str, set[bool]] = {}
     for task in tasks.values():
-        for column in inputs_of(task):
-            kinds.setdefault(column, set()).add(reads_lists(task, column))
+        for column in task.input_columns:
+            kinds.setdefault(column, set()).add(task.kind.reads_lists(task, column))
     types = {
         column: AnyType() if len(has) > 1 else listed if has == {True} else text
         for column, has in kinds.items()
     }
-    made = {
-        "classification": DataType.long,
-        "multiple-choice": DataType.long,
-        "regression": DataType.double,
-        "question-answering": text,
-        "token-classification": listed,
-    }
-    predicted = [made[task.kind] for task in tasks.values()]
+    made = {int: DataType.long, float: DataType.double, str: text, list: listed}
+    predicted = [made[task.kind.predicts] for task in tasks.values()]
     return ModelSignature(
         inputs=Schema([ColSpec(type_, column, required=False) for column, type_ in types.items()]),
         outputs=Schema([ColSpec(predicted[0])])

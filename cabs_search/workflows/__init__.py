@@ -1,1 +1,1 @@
-"""One file a command: from a spec to what it leaves behind."""
+"""Work of the commands, one file each."""

@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cabs_search.common.formats import first_line
-from cabs_search.record.folder import (
-    StudyFolder,
-    only_driver,
-    record_versions,
-    write_comparison,
-    write_spec,
-)
+from cabs_search.record.comparison_file import write_comparison
+from cabs_search.record.folder import StudyFolder, only_driver, write_spec
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.versions_file import record_versions
 from cabs_search.results.comparison import Comparison, read_comparison
 from cabs_search.results.leaderboard import board_of
 from cabs_search.results.scores import RecordScores
@@ -27,7 +23,13 @@ from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tracking.background import BackgroundTracker, Say, StudyLog
 from cabs_search.workflows.findings import findings, write_study_page
-from cabs_search.workflows.prepare import Prepared, to_stderr
+from cabs_search.workflows.prepare import (
+    Calibrated,
+    Prepared,
+    prepare,
+    prune_calibrated,
+    to_stderr,
+)
 
 if TYPE_CHECKING:
     from cabs_search.search.studies import Studies
@@ -43,98 +45,104 @@ def compare(
     tracking_uri: str | None = None,
     say: Say = to_stderr,
 ) -> Comparison:
-    """The same search for each value of an axis; on a folder with an unfinished comparison, go on
-    with it.
+    """Run the same search for each value of an axis; continue a folder's unfinished comparison.
 
     Args:
         spec: a spec, or the path of its file; ``search.trials`` is each value's budget.
-        over: as in ``comparison.values``.
+        over: as in ``axis_values``.
         output: the comparison's folder; None: ``results/NAME-over-AXES``.
         address, tracking_uri, say: as in ``run``.
 
     Raises:
-        ValueError: the spec, the axes, its models or its data are wrong; nothing has been written
-            then.
-        RuntimeError: the workers failed on the way; what was scored is kept. A row that fails is no
-            error: it says why.
+        ValueError: the spec, the axes, its models or its data are wrong; nothing is written then.
+        RuntimeError: the workers failed on the way; all scores so far are kept. A row that fails is
+            no error: it says why.
 
     """
     spec = spec if isinstance(spec, Spec) else load(spec)
     rows = [value for value in axis_values(spec, over) if value.same_as is None]
-    name = experiment_name(spec, over)
-    opened = Prepared(spec, output or Path("results") / name, address, say, over)
-    with (
-        only_driver(opened.folder) as is_new,
-        BackgroundTracker(opened.folder, tracking_uri, say) as book,
-    ):
+    name = experiment_name(spec.name, over)
+    prepared = prepare(spec, output or Path("results") / name, address, say, over)
+    folder = prepared.folder
+    with only_driver(folder) as is_new, BackgroundTracker(folder, tracking_uri, say) as book:
         from cabs_search.cluster.driver import search
 
         try:
-            outcomes = Outcomes(StudyFolder(opened.folder).outcomes, spec.tasks)
-            outcomes.bind(spec, opened.items, opened.weights)
+            outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
+            outcomes.bind(spec, prepared.items, prepared.weights)
         except ValueError:
             if is_new:
-                shutil.rmtree(opened.folder)
+                shutil.rmtree(folder)
             raise
-        trackers = {v.label: book.study(v.spec, name) for v in rows}
-        compared = _Compared(opened, over, rows, outcomes, trackers)
-        calibrations = compared.prune_calibrated()
-        write_spec(spec, opened.folder)
-        record_versions(opened.folder)
+        trackers = {row.label: book.study(row.spec, name) for row in rows}
+        calibrated, failures = _prune_calibrated(prepared, rows, say)
+        write_spec(spec, folder)
+        record_versions(folder)
+        compared = _Compared(
+            prepared, over, rows, outcomes, trackers, failures, calibrated.notes, say
+        )
         compared.write()
-        say(f"starting workers for {len(rows)} studies; they are kept in {opened.folder}")
+        say(f"starting workers for {len(rows)} studies; they are kept in {folder}")
         try:
             search(
                 compared.studies(),
-                opened.items,
+                prepared.items,
                 cache_folder(),
-                calibrations=calibrations,
+                calibrations=calibrated.files,
                 address=address,
             )
         finally:
-            for tracked in trackers.values():
-                tracked.close()
-        found = read_comparison(opened.folder)
-        write_study_page(found, opened.folder, say)
-    return found
+            for tracker in trackers.values():
+                tracker.close()
+        comparison = read_comparison(folder)
+        write_study_page(comparison, folder, say)
+    return comparison
+
+
+def _prune_calibrated(
+    prepared: Prepared, rows: Sequence[Value], say: Say
+) -> tuple[Calibrated, dict[str, str]]:
+    """Build the vectors that need calibration items, for all rows at once.
+
+    Returns:
+        What was built, and by row the reason why it cannot run.
+
+    """
+    failures: dict[str, str] = {}
+    needing: dict[str, Spec] = {}
+    for row in rows:
+        try:
+            check_calibration(row.spec)
+            if calibrated_methods((*row.spec.space.method, *row.spec.baselines)):
+                needing[row.label] = row.spec
+        except ValueError as error:
+            failures[row.label] = first_line(error)
+    try:
+        return prune_calibrated(prepared, needing.values(), say), failures
+    except (ValueError, RuntimeError) as error:
+        return Calibrated(), failures | dict.fromkeys(needing, first_line(error))
 
 
 class _Compared:
-    """The studies of a comparison: opened when workers reach them, written down when they end."""
+    """The studies of a comparison: opened when workers reach them, recorded when they end."""
 
     def __init__(
         self,
-        opened: Prepared,
+        prepared: Prepared,
         over: Sequence[str],
         rows: Sequence[Value],
         outcomes: Outcomes,
         trackers: Mapping[str, StudyLog],
+        failures: Mapping[str, str],
+        notes: Sequence[str],
+        say: Say,
     ) -> None:
-        self._opened, self._over, self._rows = opened, over, rows
+        self._prepared, self._over, self._rows = prepared, over, rows
         self._outcomes, self._trackers = outcomes, trackers
-        self._failures: dict[str, str] = {}
-
-    def prune_calibrated(self) -> dict[str, Path]:
-        """As ``_Opened.prune_calibrated`` for all rows; a row for which it cannot be done fails by
-        itself.
-        """
-        wanting: dict[str, Spec] = {}
-        for value in self._rows:
-            try:
-                check_calibration(value.spec)
-                wanting |= {value.label: value.spec} if calibrated_methods(value.spec) else {}
-            except ValueError as error:
-                self._failures[value.label] = first_line(error)
-        try:
-            return self._opened.prune_calibrated(*wanting.values())
-        except (ValueError, RuntimeError) as error:
-            self._failures |= dict.fromkeys(wanting, first_line(error))
-            return {}
+        self._failures, self._notes, self._say = dict(failures), notes, say
 
     def studies(self) -> Studies:
-        """All rows that can run, as what the driver runs; the first one confirms base and
-        experts.
-        """
+        """Return the rows that can run, for the driver; the first confirms base and experts."""
         from cabs_search.search.studies import Studies
 
         runnable = [value for value in self._rows if value.label not in self._failures]
@@ -142,7 +150,7 @@ class _Compared:
             v.label: (v.spec.search.trials, self._opener(v, v is runnable[0])) for v in runnable
         }
         self._studies = Studies(
-            self._opened.spec, self._opened.items, self._outcomes, makers, self._ended
+            self._prepared.spec, self._prepared.items, self._outcomes, makers, self._ended
         )
         return self._studies
 
@@ -152,8 +160,8 @@ class _Compared:
 
             study = Study(
                 value.spec,
-                self._opened.folder,
-                self._opened.items,
+                self._prepared.folder,
+                self._prepared.items,
                 self._outcomes,
                 part=value.label,
                 alone=alone,
@@ -172,8 +180,8 @@ class _Compared:
         else:
             try:
                 self._track(label, study)
-            except Exception as error:  # is this row's alone: what it scored is on record
-                self._opened.say(f"{label}: what it found is not in MLflow: {first_line(error)}")
+            except Exception as error:  # the row's scores are on record, and other rows go on
+                self._say(f"{label}: what it found is not in MLflow: {first_line(error)}")
                 self._trackers[label].close()
         self.write()
 
@@ -181,11 +189,10 @@ class _Compared:
         scores = RecordScores.read(study.spec, self._outcomes, candidate_of(study.spec))
         board = board_of(study.spec, scores)
         best = study.best if study.spec.tracking.model == "always" else None
-        self._trackers[label].end(
-            scores.confirmed, *findings(self._opened, study.spec, board, best, {}, row=label)
-        )
+        results = findings(self._prepared, board, best, {}, row=label)
+        self._trackers[label].end(scores.confirmed, *results)
 
     def write(self) -> None:
-        """Keep what the record does not say."""
-        opened = self._opened
-        write_comparison(opened.folder, opened.spec, self._over, self._failures, opened.notes)
+        """Write the axes, failures and notes, which the record does not hold."""
+        prepared = self._prepared
+        write_comparison(prepared.folder, prepared.spec, self._over, self._failures, self._notes)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.folder import StudyFolder, is_comparison
+from cabs_search.record.comparison_file import is_comparison
+from cabs_search.record.folder import StudyFolder
 from cabs_search.record.outcomes import Outcomes, Scored
 from cabs_search.results.comparison import best_of
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
@@ -18,6 +20,7 @@ from cabs_search.serving.export import export
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
+from cabs_search.tasks.items import Items
 from cabs_search.tasks.load import load_study_items
 
 
@@ -25,9 +28,13 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
     """Write a searched candidate as a checkpoint.
 
     Args:
-        trial: ``best`` (by search score), or a candidate's number as the study and MLflow count; of
-            a comparison
-            ``best``, or a row's label.
+        folder: the folder of a study or a comparison.
+        trial: ``best`` (by search score), or a candidate's number as Optuna and MLflow count; of a
+            comparison ``best``, or a row's label.
+        to: a new or an empty folder.
+
+    Returns:
+        The candidate's recipe and the folder.
 
     Raises:
         ValueError: no such study or candidate; ``to`` is not empty.
@@ -35,51 +42,63 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
     """
     import torch
 
-    board = read_leaderboard(folder)
-    own = StudyFolder(Path(folder))
-    spec = load(own.spec)
-    outcomes = Outcomes(own.outcomes, spec.tasks)
-    searched = outcomes.scored("search")
-    if not searched:
-        raise ValueError(f"{folder}: no candidate is scored yet")
-    if trial == "best":
-        chosen = ranked(searched.values())[0]
-    elif is_comparison(folder):
-        chosen = searched[best_of(Path(folder), trial)]
-    else:
-        from cabs_search.search.storage import recipe_of_trial
-
-        key = recipe_of_trial(spec, Path(folder), trial)
-        if key not in searched:
-            raise ValueError(f"--trial: candidate {trial} has no complete score in {folder}")
-        chosen = searched[key]
+    board, study = read_leaderboard(folder), StudyFolder(Path(folder))
+    spec = load(study.spec)
+    chosen = _chosen(spec, study, trial)
     family = Family.open(spec.base, spec.experts)
-    heads = {task: spec.expert_of(task) for task in spec.tasks}
-    dtype = getattr(torch, spec.dtype)
-    facts = card_facts(board, chosen)
-    vectors = calibrated_vectors(spec, family, chosen.recipe)
     return chosen.recipe, export(
-        family, chosen.recipe, to, heads=heads, facts=facts, dtype=dtype, vectors=vectors
+        family,
+        chosen.recipe,
+        to,
+        heads=spec.heads,
+        facts=card_facts(board, chosen),
+        dtype=getattr(torch, spec.dtype),
+        vectors=scored_vectors(spec, family, chosen.recipe),
     )
 
 
-def calibrated_vectors(
-    spec: Spec, family: Family, recipe: Recipe
+def _chosen(spec: Spec, study: StudyFolder, trial: str) -> Scored:
+    searched = Outcomes(study.outcomes, spec.tasks).scored("search")
+    if not searched:
+        raise ValueError(f"{study.path}: no candidate is scored yet")
+    if trial == "best":
+        return ranked(searched.values())[0]
+    if is_comparison(study.path):
+        return searched[best_of(study.path, trial)]
+    from cabs_search.search.storage import recipe_of_trial
+
+    key = recipe_of_trial(spec, study.path, trial)
+    if key not in searched:
+        raise ValueError(f"--trial: candidate {trial} has no complete score in {study.path}")
+    return searched[key]
+
+
+def scored_vectors(
+    spec: Spec, family: Family, recipe: Recipe, items: Mapping[str, Items] | None = None
 ) -> dict[str, StoredVector] | None:
-    """The very vectors that were scored, where pruning needs calibration items; None where it does
-    not.
+    """Return the cached vectors that were scored, if their rule needs calibration items.
+
+    Args:
+        spec: the study.
+        family: its models.
+        recipe: the candidate.
+        items: the search split by task; None: read it if needed.
+
+    Returns:
+        Vectors by expert, in pruning order; None for other rules, whose vectors need no items.
+
     """
     mask = recipe.method.mask
     if not isinstance(mask, CALIBRATED):
         return None
-    store, family = (
-        VectorCache(cache_folder()),
-        calibrated(spec, family, load_study_items(spec)["search"], [mask]),
-    )
-    return store.open(store.ensure(family, recipe.method))
+    items = load_study_items(spec)["search"] if items is None else items
+    family = calibrated(family, items, [mask], cache_folder(), spec.device)
+    cache = VectorCache(cache_folder())
+    return cache.open(cache.ensure(family, recipe.method))
 
 
 def card_facts(board: Leaderboard, chosen: Scored) -> list[str]:
+    """Return the lines of the model card on a candidate's scores."""
     facts = [f"- search split: {chosen.score:.4f}"]
     for row in board.rows:
         if row.key == chosen.recipe.key:

@@ -1,4 +1,4 @@
-"""Hand a study's findings to its page and to MLflow."""
+"""Results of a finished study: its page, and everything that MLflow gets at the end."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from cabs_search.reporting.html.page import write_page
 from cabs_search.results.comparison import Comparison
 from cabs_search.results.leaderboard import Leaderboard
 from cabs_search.serving.export import compact_bytes, export
-from cabs_search.serving.predictor import inputs_of, write_tasks
-from cabs_search.spec.study import Spec
+from cabs_search.serving.predictor import write_tasks
 from cabs_search.tasks.dataset import read_dataset
 from cabs_search.tracking.background import Say
 from cabs_search.tracking.summary import summary_of
-from cabs_search.workflows.export import calibrated_vectors, card_facts
+from cabs_search.workflows.export import card_facts, scored_vectors
 from cabs_search.workflows.prepare import Prepared
 
 if TYPE_CHECKING:
@@ -28,21 +27,21 @@ if TYPE_CHECKING:
 
 
 MOST_MODEL_BYTES = 2_000_000_000
-"""The largest model that a study's run gets unasked."""
+"""Size of the largest model that is logged with ``tracking.model: auto``."""
 
 
-def write_study_page(found: Leaderboard | Comparison, folder: Path, say: Say) -> dict[str, bytes]:
-    """Write the page and read it; empty where it cannot be, which costs no result."""
+def write_study_page(results: Leaderboard | Comparison, folder: Path, say: Say) -> dict[str, bytes]:
+    """Write the page and return its content by name; empty if it cannot be written."""
     try:
-        written = write_page(found, folder)
-        return {written.name: written.read_bytes()}
+        page = write_page(results, folder)
+        return {page.name: page.read_bytes()}
     except (RuntimeError, OSError) as error:
         say(first_line(error))
         return {}
 
 
 def study_files(board: Leaderboard, folder: Path, say: Say) -> dict[str, bytes]:
-    """A study's page and its pictures, by name, as far as they can be made."""
+    """Return a study's page and its pictures by name, as far as they can be made."""
     files = write_study_page(board, folder, say)
     try:
         return files | {f"pictures/{name}.png": drawn for name, drawn in pictures(board).items()}
@@ -52,69 +51,65 @@ def study_files(board: Leaderboard, folder: Path, say: Say) -> dict[str, bytes]:
 
 
 def findings(
-    opened: Prepared,
-    spec: Spec,
+    prepared: Prepared,
     board: Leaderboard,
     best: Scored | None,
     files: Mapping[str, bytes],
     *,
     row: str = "",
 ) -> tuple[Summary, Model | None]:
-    """What MLflow is given at the end.
+    """Collect what MLflow gets at the end of a study.
 
     Args:
-        best: what is logged as a model, where the spec wants one.
-        files: the report and its pictures.
-        row: of a comparison, the study's.
+        prepared: the study, or the comparison that it is a row of.
+        board: the study's leaderboard.
+        best: the candidate to log as a model, if the spec wants one and it is not too large.
+        files: the page and the pictures, by name.
+        row: label of a comparison's row.
 
     """
     import torch
 
-    heads = [spec.expert_of(task) for task in spec.tasks]
-    size = compact_bytes(opened.family, heads, getattr(torch, spec.dtype))
-    is_large = spec.tracking.model == "auto" and size > MOST_MODEL_BYTES
-    is_wanted = best is not None and spec.tracking.model != "never"
-    hint = (
-        f"The best found takes {size / 1e9:.1f} GB and is not logged as a model unasked (`tracking:"
-        " {model: always}` does); the export below writes it."
-    )
-    folder = shlex.quote(str(opened.folder)) + (f" --trial {shlex.quote(row)}" if row else "")
-    summary = summary_of(board, folder, files, [hint] if is_wanted and is_large else [])
-    return summary, (
-        _model(opened, spec, board, best)
-        if best is not None and is_wanted and not is_large
-        else None
-    )
+    spec = prepared.spec
+    dtype = getattr(torch, spec.dtype)
+    size = compact_bytes(prepared.family, spec.heads.values(), dtype)
+    if spec.tracking.model == "never":
+        best = None
+    hints = []
+    if best is not None and spec.tracking.model == "auto" and size > MOST_MODEL_BYTES:
+        best = None
+        hints.append(
+            f"The best found takes {size / 1e9:.1f} GB and is not logged as a model unasked"
+            " (`tracking: {model: always}` does); the export below writes it."
+        )
+    folder = shlex.quote(str(prepared.folder)) + (f" --trial {shlex.quote(row)}" if row else "")
+    model = None if best is None else _model(prepared, board, best)
+    return summary_of(board, folder, files, hints), model
 
 
-def _model(opened: Prepared, spec: Spec, board: Leaderboard, best: Scored) -> Model:
+def _model(prepared: Prepared, board: Leaderboard, best: Scored) -> Model:
     import torch
 
     from cabs_search.tracking.models import Model
 
+    spec, family, recipe = prepared.spec, prepared.family, best.recipe
+
     def write(to: Path) -> None:
-        vectors = calibrated_vectors(spec, opened.family, best.recipe)
-        heads, dtype = (
-            {task: spec.expert_of(task) for task in spec.tasks},
-            getattr(torch, spec.dtype),
-        )
-        facts = card_facts(board, best)
         export(
-            opened.family,
-            best.recipe,
+            family,
+            recipe,
             to,
-            heads=heads,
-            facts=facts,
-            dtype=dtype,
-            vectors=vectors,
+            heads=spec.heads,
+            facts=card_facts(board, best),
+            dtype=getattr(torch, spec.dtype),
+            vectors=scored_vectors(spec, family, recipe, prepared.items["search"]),
             compact=True,
         )
-        write_tasks(spec, to)
+        write_tasks(spec.tasks, to)
 
     def example() -> dict[str, Any]:
         name, task = next(iter(spec.tasks.items()))
         row = read_dataset(f"tasks.{name}", task, task.search.split or task.split)[0]
-        return {column: row[column] for column in inputs_of(task)}
+        return {column: row[column] for column in task.input_columns}
 
-    recipe = best.recipe
     return Model(key=recipe.key, text=str(recipe), tasks=spec.tasks, write=write, example=example)

@@ -1,4 +1,4 @@
-"""Before a search: what it would do and need."""
+"""Work out what a search would do and need, without starting it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 import torch
 import yaml
 
+from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.rules import CALIBRATED, KeepAll, density_of
+from cabs_search.merging.masks.keep_all import KeepAll
+from cabs_search.merging.masks.rules import CALIBRATED, density_of
 from cabs_search.merging.recipe import SUM, Method
 from cabs_search.merging.resident import VECTOR_BYTES
 from cabs_search.scoring.batches import batch_tokens, batches
@@ -23,38 +25,36 @@ from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.candidates import baselines, methods_of, reference_recipes
-from cabs_search.spec.load import load
+from cabs_search.spec.load import load_reachable
 from cabs_search.spec.locations import UnreachableError, cache_folder
 from cabs_search.spec.study import Spec
-from cabs_search.tasks.items import Items, SplitName
-from cabs_search.tasks.load import load_study_items
+from cabs_search.tasks.items import SPLITS, Items, SplitName
+from cabs_search.tasks.load import has_tokenizer, load_items
 from cabs_search.workflows.prepare import check_groups
 
-ENTRY_BYTES_KEPT = 4 + 1
-"""A kept weight on disk: float32 and, unless a bit a weight is less, one byte for its position."""
 MOST_METHODS = 5000
-"""Methods that are looked at one by one."""
+"""Methods of a space to count vectors of."""
 LIBRARY_BYTES = 700 << 20
-"""What torch, transformers and Ray take in each worker."""
+"""Memory of torch, transformers and Ray in each worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What only models and data can tell."""
+    """Estimates that need every model and all data."""
 
     items: int
-    """To be scored in all, at the most."""
+    """Items to score in all, at most."""
     vectors_cached: int
     cache_bytes: int
-    """Of all vectors, about."""
+    """Estimated size of all vectors on disk."""
     worker_bytes: int
-    """Memory of one worker, about: the model and the libraries; on a GPU also the base and vectors,
-    which are mapped files, and shared, on the CPU.
+    """Estimated memory of one worker: the model and the libraries; on a GPU also the base and
+    vectors, which on the CPU are mapped files that workers share.
     """
     items_per_second: float
-    """Measured just now with one worker's threads."""
+    """Speed of one worker, measured now."""
     seconds: float
-    """For all workers together, about, without starting and building vectors."""
+    """Estimated time for all workers together, without starting and building vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,42 +62,55 @@ class Plan:
     """What a search would do and need."""
 
     spec: dict[str, Any]
-    """As resolved: every default and every location written out; hub ids that cannot be had as they
-    are.
+    """The resolved spec: every default and location written out, and hub ids that cannot be had
+    now as they are.
     """
     candidates: int
-    """To be scored on the search split."""
+    """Candidates to score on the search split."""
     space: int
-    """Distinct candidates that the space holds."""
+    """Distinct candidates in the space."""
     rows: int
-    """To be scored on the confirm split, at the most."""
+    """Candidates to score on the confirm split, at most."""
     vectors: int
     """Vectors that the space may need."""
+    heads: Mapping[str, tuple[str, ...]]
+    """By expert, the tensors outside the trunk, which are never merged."""
     needs: Needs | None
-    """None where models or data cannot be had now."""
-    unreachable: str | None
-    """Which those are."""
+    """None if models or data cannot be had now."""
+    unreachable: tuple[str, ...]
+    """Models and data that cannot be had now, and tasks that could not be checked without them."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        values = asdict(self)
+        """Return plain values for JSON."""
+        values = asdict(self) | {"unreachable": "; ".join(self.unreachable) or None}
         return values | (values.pop("needs") or {})
 
     def as_text(self) -> str:
-        """For a terminal."""
+        """Format for a terminal."""
         rows = [
             ("candidates", f"{self.candidates} of {self.space:,} in the space"),
             ("confirm rows", f"{self.rows}"),
+            *(("heads", text) for text in _heads_text(self.heads)),
         ]
         if self.needs is None:
-            rows += [
-                ("vectors", f"{self.vectors}"),
-                ("bytes, memory, time", f"unknown: {self.unreachable}"),
-            ]
+            rows += [("vectors", f"{self.vectors}"), ("bytes, memory, time", "unknown")]
+            rows += [("not checked", text) for text in self.unreachable]
         else:
             rows += _needs_rows(self.vectors, self.needs)
         resolved = yaml.safe_dump(self.spec, sort_keys=False, allow_unicode=True)
         return "\n".join([resolved, *table(rows)])
+
+
+def _heads_text(heads: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Return a line for each set of tensors that are heads, with the experts that have them."""
+    owners: dict[tuple[str, ...], list[str]] = {}
+    for expert, tensors in heads.items():
+        if tensors:
+            owners.setdefault(tensors, []).append(expert)
+    return [
+        f"{', '.join(tensors)} of {', '.join(experts)}: never merged"
+        for tensors, experts in owners.items()
+    ]
 
 
 def _needs_rows(vectors: int, needs: Needs) -> list[tuple[str, str]]:
@@ -115,134 +128,167 @@ def _needs_rows(vectors: int, needs: Needs) -> list[tuple[str, str]]:
 
 
 def plan(path: str | Path) -> Plan:
-    """Work out what a search would need; loads the model and scores a few items, starts no worker.
+    """Work out what a search would need; load the models and score a few items, start no worker.
 
-    Where the hub does not give what the spec names, the plan says so and holds what can be said
-    without it.
+    If the hub does not give what the spec names, the rest is checked all the same, and the plan
+    says what was not.
 
     Args:
         path: a spec's file, or the name of one that ships.
 
     Raises:
-        ValueError: the spec, its models or its data are wrong.
+        ValueError: the spec is wrong, or its models or data as far as they can be had.
 
     """
-    try:
-        return _plan(load(path))
-    except UnreachableError as error:
-        return _plan(load(path, download=False), str(error))
-
-
-def _plan(spec: Spec, unreachable: str | None = None) -> Plan:
     from cabs_search.search.space import size
 
+    spec, missing = load_reachable(path)
     check_calibration(spec)
-    methods = {
-        *itertools.islice(methods_of(spec), MOST_METHODS),
-        *(r.method for r in baselines(spec)),
-    }
-    candidates = min(spec.search.trials, size(spec) + len(baselines(spec)))
-    rows = len(reference_recipes(spec)) + len(spec.baselines) + min(spec.search.confirm, candidates)
-    entries: dict[Any, int] = dict.fromkeys(
-        ((m, e) for one in methods for m in _steps(one) for e in spec.experts), 0
+    asked_for = baselines(spec)
+    methods = {*itertools.islice(methods_of(spec), MOST_METHODS), *(r.method for r in asked_for)}
+    space = size(spec)
+    candidates = min(spec.search.trials, space + len(asked_for))
+    rows = (
+        len(reference_recipes(spec.experts))
+        + len(spec.baselines)
+        + min(spec.search.confirm, candidates)
     )
-    needs = None
-    if unreachable is None:
-        items, store = load_study_items(spec), VectorCache(cache_folder())
-        family = Family.open(spec.base, spec.experts)
-        check_heads(spec, family)
-        check_groups(spec, family)
-        entries = _entries(family, store, {step for method in methods for step in _steps(method)})
-        searched, confirmed = (
-            sum(len(i) for i in items[split].values()) for split in ("search", "confirm")
-        )
-        total, speed = (
-            candidates * searched + rows * confirmed,
-            _items_per_second(spec, store, items),
-        )
-        model_bytes = family.alignment.weights * getattr(torch, spec.dtype).itemsize
+    family = _check_models(spec, missing)
+    items, unreachable = _check_items(spec, missing)
+    steps = {step for method in methods for step in _steps(method)}
+    vectors, needs = len(steps) * len(spec.experts), None
+    if family is not None and not unreachable:
+        searched, confirmed = (sum(map(len, items[split].values())) for split in SPLITS)
+        total = candidates * searched + rows * confirmed
+        speed = _items_per_second(spec, family, items["search"])
+        entries = _entries(family, steps)
+        vectors = len(entries)
         needs = Needs(
             items=total,
-            vectors_cached=sum(isinstance(entry, Path) and entry.exists() for entry in entries),
+            vectors_cached=sum(isinstance(at, Path) and at.exists() for at in entries),
             cache_bytes=sum(entries.values()),
-            worker_bytes=model_bytes + _device_bytes(spec, family, methods) + LIBRARY_BYTES,
+            worker_bytes=_worker_bytes(spec, family, methods),
             items_per_second=speed,
             seconds=total / speed / spec.workers,
         )
     return Plan(
         spec=spec.as_dict(),
         candidates=candidates,
-        space=size(spec),
+        space=space,
         rows=rows,
-        vectors=len(entries),
+        vectors=vectors,
+        heads=family.alignment.heads if family else {},
         needs=needs,
-        unreachable=unreachable,
+        unreachable=tuple(unreachable),
     )
+
+
+def _check_models(spec: Spec, missing: Mapping[str, str]) -> Family | None:
+    """Check the models that are at hand, and return them; None without the base."""
+    experts = {name: at for name, at in spec.experts.items() if f"experts.{name}" not in missing}
+    pick_device(spec.device)
+    if "base" in missing:
+        for folder in experts.values():
+            Checkpoint(folder)
+        return None
+    family = Family.open(spec.base, experts)
+    check_heads({task: name for task, name in spec.heads.items() if name in experts}, family)
+    is_whole = len(experts) == len(spec.experts)
+    check_groups(spec.space.groups, family.alignment.shared, is_whole=is_whole)
+    return family
+
+
+def _check_items(
+    spec: Spec, missing: Mapping[str, str]
+) -> tuple[dict[SplitName, dict[str, Items]], list[str]]:
+    """Read the items of tasks whose data and models are at hand.
+
+    Returns:
+        Items by split and task, and a line for everything that is not at hand.
+
+    """
+    items: dict[SplitName, dict[str, Items]] = {split: {} for split in SPLITS}
+    unreachable = [f"{field}: {reason}" for field, reason in missing.items()]
+    for task, expert in spec.heads.items():
+        if f"experts.{expert}" in missing:
+            unreachable.append(f"tasks.{task}: cannot be checked without experts.{expert}")
+            continue
+        if "base" in missing and not has_tokenizer(Path(spec.experts[expert])):
+            unreachable.append(f"tasks.{task}: cannot be checked without the base's tokenizer")
+            continue
+        try:
+            for split, found in load_items(spec, task).items():
+                items[split][task] = found
+        except UnreachableError as error:
+            unreachable.append(str(error))
+    return items, unreachable
 
 
 def _steps(method: Method) -> set[Method]:
-    """The method, and what its combine rule begins with: each is an entry of every vector."""
+    """Return the method, and its mask alone, whose vectors the combine rule begins with."""
     return {method, Method(mask=method.mask)}
 
 
-def _device_bytes(spec: Spec, family: Family, methods: Iterable[Method]) -> int:
-    """Of a GPU: the base and the vectors of a candidate, and as many more as are kept beside
-    them.
-    """
-    if pick_device(spec.device) == "cpu":
-        return 0
-    base = sum(family.base.read(tensor).nbytes for tensor in family.alignment.shared)
-    sizes = [_vector_bytes(family, m, e) for m in methods for e in family.experts]
-    largest = max(sum(_vector_bytes(family, m, e) for e in family.experts) for m in methods)
-    return base + largest + min(VECTOR_BYTES, sum(sizes) - largest)
+def _entries(family: Family, methods: Iterable[Method]) -> dict[Path | tuple[Method, str], int]:
+    """Return the estimated bytes of each vector in the cache.
 
-
-def _entries(
-    family: Family, store: VectorCache, methods: Iterable[Method]
-) -> dict[Path | tuple[Method, str], int]:
-    """About how many bytes each entry takes; its path, unless that is known only after a
-    calibration pass.
+    A vector goes by its path, or by method and expert if the path depends on a calibration pass.
     """
-    found: dict[Path | tuple[Method, str], int] = {}
+    cache = VectorCache(cache_folder())
+    entries: dict[Path | tuple[Method, str], int] = {}
     for method in methods:
-        paths = {} if isinstance(method.mask, CALIBRATED) else store.paths(family, method)
+        paths = {} if isinstance(method.mask, CALIBRATED) else cache.paths(family, method)
         for expert in family.experts:
-            found[paths.get(expert, (method, expert))] = _entry_bytes(family, method, expert)
-    return found
+            entries[paths.get(expert, (method, expert))] = _disk_bytes(family, method, expert)
+    return entries
 
 
-def _entry_bytes(family: Family, method: Method, expert: str) -> int:
-    weights, kept = (
-        family.alignment.weights,
-        family.alignment.weights * density_of(method.mask, expert),
-    )
-    if isinstance(method.mask, KeepAll) and method.combine == SUM:
+def _is_dense(method: Method) -> bool:
+    return isinstance(method.mask, KeepAll) and method.combine == SUM
+
+
+def _disk_bytes(family: Family, method: Method, expert: str) -> int:
+    """Estimate a vector's size on disk: float32 values, and positions unless all are kept."""
+    weights = family.alignment.weights
+    kept = weights * density_of(method.mask, expert)
+    if _is_dense(method):
         return 4 * weights
-    return int(min(ENTRY_BYTES_KEPT * kept, 4 * kept + weights / 8))
+    # Positions take a byte for each kept weight, or a bit for each weight if that is less.
+    return int(min((4 + 1) * kept, 4 * kept + weights / 8))
 
 
-def _vector_bytes(family: Family, method: Method, expert: str) -> int:
-    """On a GPU: values, and where each stands."""
-    dense = isinstance(method.mask, KeepAll) and method.combine == SUM
-    return int(family.alignment.weights * density_of(method.mask, expert) * (4 if dense else 4 + 4))
+def _worker_bytes(spec: Spec, family: Family, methods: Iterable[Method]) -> int:
+    """Estimate a worker's memory; on a GPU also the base, a candidate's vectors and spare ones."""
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    model = family.alignment.weights * dtype.itemsize + LIBRARY_BYTES
+    if pick_device(spec.device) == "cpu":
+        return model
+    base = sum(family.base.read(tensor).nbytes for tensor in family.alignment.shared)
+    sizes = [sum(_gpu_bytes(family, method, e) for e in family.experts) for method in methods]
+    return model + base + max(sizes) + min(VECTOR_BYTES, sum(sizes) - max(sizes))
 
 
-def _items_per_second(
-    spec: Spec, store: VectorCache, items: Mapping[SplitName, Mapping[str, Items]]
-) -> float:
-    """One worker's speed on a batch of each task, after one to warm up."""
+def _gpu_bytes(family: Family, method: Method, expert: str) -> int:
+    """Estimate a vector's size on a GPU: float32 values, and int32 positions."""
+    kept = family.alignment.weights * density_of(method.mask, expert)
+    return int(kept * (4 if _is_dense(method) else 4 + 4))
+
+
+def _items_per_second(spec: Spec, family: Family, items: Mapping[str, Items]) -> float:
+    """Measure one worker's speed on a batch of each task, after one to warm up."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // spec.workers))
     try:
-        bench = Workbench(spec, store)
+        cache = VectorCache(cache_folder())
+        bench = Workbench(family, spec.tasks, cache, device=spec.device, dtype=spec.dtype)
         seconds = 0.0
-        for task, mine in items["search"].items():
-            chosen = list(batches(mine.lengths, mine.counts, batch_tokens(bench.device)))
+        for task, its in items.items():
+            chosen = list(batches(its.lengths, its.counts, batch_tokens(bench.device)))
             rows = chosen[len(chosen) // 2]
-            bench.score({task: mine}, {task: rows})
+            bench.score({task: its}, {task: rows})
             start = time.perf_counter()
-            bench.score({task: mine}, {task: rows})
-            seconds += (time.perf_counter() - start) / len(rows) * len(mine)
-        return sum(len(i) for i in items["search"].values()) / seconds
+            bench.score({task: its}, {task: rows})
+            seconds += (time.perf_counter() - start) / len(rows) * len(its)
+        return sum(map(len, items.values())) / seconds
     finally:
         torch.set_num_threads(threads)

@@ -1,121 +1,175 @@
-"""Check a spec, its models, its items and its folder."""
+"""Checks of a spec, its models, its items and its output folder, before anything is written."""
 
 from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.rules import CALIBRATED, Mask
-from cabs_search.merging.recipe import Method, group_of
-from cabs_search.record.folder import check_folder
+from cabs_search.merging.masks.rule import MaskRule as Mask
+from cabs_search.merging.masks.rules import CALIBRATED
+from cabs_search.merging.recipe import Groups, Method, group_of
+from cabs_search.record.comparison_file import check_folder
 from cabs_search.scoring.calibrate import calibrated, check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.search.candidates import baselines, methods_of
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
+from cabs_search.tasks.items import Items, SplitName
 from cabs_search.tasks.load import load_study_items
 from cabs_search.tracking.background import Say
 
 
 def to_stderr(text: str) -> None:
-    """Say something to the person who waits."""
+    """Print a message to the person who waits, above a progress bar."""
     tqdm.write(text, file=sys.stderr)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A spec seen to be right: its models, its items, its folder; nothing is written yet."""
+    """A checked spec with its opened models and its items."""
 
-    def __init__(
-        self,
-        spec: Spec | str | Path,
-        output: str | Path | None,
-        address: str | None,
-        say: Say,
-        over: Sequence[str] | None = None,
-    ) -> None:
-        self.say = say
-        self.spec = spec = spec if isinstance(spec, Spec) else load(spec)
-        self.folder = folder = Path(output) if output else Path("results") / spec.name
-        if set("?%") & set(str(folder.absolute())):
-            raise ValueError(
-                f"{folder}: must have no ? and no % in its path, which mean something in a"
-                " database's URL"
-            )
-        if address:
-            check_reachable(address)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder}: must be a folder")
-        check_folder(folder, spec, over)
-        say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
-        self.family = Family.open(spec.base, spec.experts)
-        check_heads(spec, self.family)
-        check_groups(spec, self.family)
-        self.items = load_study_items(spec)
-        pick_device(spec.device)
-        self.weights = {"base": self.family.base.fingerprint} | self.family.fingerprints
-        self.notes: list[str] = []
-
-    def prune_calibrated(self, *specs: Spec) -> dict[str, Path]:
-        """Build the vectors of rules that need calibration items, which workers could not; files of
-        the statistics.
-        """
-        needing: dict[Mask, None] = {}
-        for spec in specs:
-            alike = replace(
-                spec, space=spec.space.but(density_shared=True)
-            )  # has every vector, as each is alone
-            methods = (*methods_of(alike), *(recipe.method for recipe in baselines(spec)))
-            needing |= dict.fromkeys(m.mask for m in methods if isinstance(m.mask, CALIBRATED))
-            check_calibration(spec)
-        if not needing:
-            return {}
-        family = calibrated(self.spec, self.family, self.items["search"], needing)
-        for mask in needing:
-            total = family.alignment.weights
-            with tqdm(
-                total=total, unit="weight", unit_scale=True, desc=mask.name, file=sys.stderr
-            ) as bar:
-                VectorCache(cache_folder()).ensure(family, Method(mask=mask), bar.update)
-            self._note(family, mask)
-        return {expert: statistics.path for expert, statistics in family.calibrations.items()}
-
-    def _note(self, family: Family, mask: Mask) -> None:
-        other = {
-            tensor
-            for tensor in family.alignment.shared
-            if not all(s.knows(tensor) for s in family.calibrations.values())
-        }
-        part = sum(family.numel(tensor) for tensor in other) / family.alignment.weights
-        note = (
-            f"{mask.name}: {len(other)} of {len(family.alignment.shared)} tensors ({part:.0%} of"
-            " the weights) are no linear layer's and are pruned by magnitude."
-        )
-        if note not in self.notes:
-            self.notes.append(note)
-            self.say(note)
+    spec: Spec
+    folder: Path
+    """The output folder, which may not exist yet."""
+    family: Family
+    items: Mapping[SplitName, Mapping[str, Items]]
+    """By split and task."""
+    weights: Mapping[str, str]
+    """Fingerprint of the base and of each expert."""
 
 
-def check_groups(spec: Spec, family: Family) -> None:
-    """Raises ValueError unless every merged tensor is in a group of λ and every group has a
-    tensor.
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """Results of pruning by rules that need calibration items."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """By expert, the file of its calibration statistics; none if no rule needs them."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the report on what those rules could not prune."""
+
+
+def prepare(
+    spec: Spec | str | Path,
+    output: str | Path | None,
+    address: str | None,
+    say: Say,
+    over: Sequence[str] | None = None,
+) -> Prepared:
+    """Check everything that a search needs; write nothing.
+
+    Args:
+        spec: a spec, or the path of its file.
+        output: the output folder; None: ``results/NAME``.
+        address: a running Ray cluster's; None: workers on this machine.
+        say: receives a line when the long checks begin.
+        over: axes of a comparison; None: a single study.
+
+    Raises:
+        ValueError: the spec, its models, its data or the folder are wrong.
+        RuntimeError: nothing answers at ``address``.
+
     """
-    groups = spec.space.groups
-    if not groups:
-        return
-    try:
-        used = {group_of(groups, tensor) for tensor in family.alignment.shared}
-    except ValueError as error:
+    spec = spec if isinstance(spec, Spec) else load(spec)
+    folder = Path(output) if output else Path("results") / spec.name
+    if set("?%") & set(str(folder.absolute())):
         raise ValueError(
-            f"space.lambda.groups: {error}; a last group such as `other: .` takes the rest"
-        ) from None
+            f"{folder}: must have no ? and no % in its path, which mean something in a"
+            " database's URL"
+        )
+    if address:
+        check_reachable(address)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: must be a folder")
+    check_folder(folder, spec.space, over)
+    say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
+    family = Family.open(spec.base, spec.experts)
+    check_heads(spec.heads, family)
+    check_groups(spec.space.groups, family.alignment.shared)
+    items = load_study_items(spec)
+    pick_device(spec.device)
+    weights = {"base": family.base.fingerprint} | family.fingerprints
+    return Prepared(spec=spec, folder=folder, family=family, items=items, weights=weights)
+
+
+def prune_calibrated(prepared: Prepared, specs: Iterable[Spec], say: Say) -> Calibrated:
+    """Build the vectors of rules that need calibration items, which workers cannot do.
+
+    Args:
+        prepared: the study or comparison.
+        specs: its spec, or those of a comparison's rows.
+        say: receives the notes.
+
+    """
+    masks = dict.fromkeys(mask for spec in specs for mask in _calibrated_masks(spec))
+    if not masks:
+        return Calibrated()
+    family = calibrated(
+        prepared.family, prepared.items["search"], masks, cache_folder(), prepared.spec.device
+    )
+    total, notes = family.alignment.weights, dict[str, None]()
+    for mask in masks:
+        with tqdm(
+            total=total, unit="weight", unit_scale=True, desc=mask.name, file=sys.stderr
+        ) as bar:
+            VectorCache(cache_folder()).ensure(family, Method(mask=mask), bar.update)
+        if (note := _note(family, mask)) not in notes:
+            notes[note] = None
+            say(note)
+    files = {expert: statistics.path for expert, statistics in family.calibrations.items()}
+    return Calibrated(files=files, notes=tuple(notes))
+
+
+def _calibrated_masks(spec: Spec) -> list[Mask]:
+    check_calibration(spec)
+    # With one density for all experts each vector is there already: it is pruned alone.
+    shared = replace(spec, space=spec.space.replace(density_shared=True))
+    methods = (*methods_of(shared), *(recipe.method for recipe in baselines(spec)))
+    return [method.mask for method in methods if isinstance(method.mask, CALIBRATED)]
+
+
+def _note(family: Family, mask: Mask) -> str:
+    other = [
+        tensor
+        for tensor in family.alignment.shared
+        if not all(s.knows(tensor) for s in family.calibrations.values())
+    ]
+    share = sum(map(family.numel, other)) / family.alignment.weights
+    return (
+        f"{mask.name}: {len(other)} of {len(family.alignment.shared)} tensors ({share:.0%} of"
+        " the weights) are no linear layer's and are pruned by magnitude."
+    )
+
+
+def check_groups(groups: Groups, tensors: Collection[str], *, is_whole: bool = True) -> None:
+    """Check that groups of λ divide the merged tensors.
+
+    Args:
+        groups: the groups; none is right.
+        tensors: names of the merged tensors.
+        is_whole: whether these are known; if not, some of ``tensors`` may not be merged, and may be
+            in no group.
+
+    Raises:
+        ValueError: a tensor is in no group, or a group has no tensor.
+
+    """
+    used = set()
+    for tensor in tensors if groups else ():
+        try:
+            used.add(group_of(groups, tensor))
+        except ValueError as error:
+            if is_whole:
+                raise ValueError(
+                    f"space.lambda.groups: {error}; a last group such as `other: .` takes the rest"
+                ) from None
     for name, pattern in groups:
         if name not in used:
             raise ValueError(
@@ -125,7 +179,7 @@ def check_groups(spec: Spec, family: Family) -> None:
 
 
 def check_reachable(address: str) -> None:
-    """Raises RuntimeError where nothing answers at HOST:PORT; Ray itself would wait for ever."""
+    """Raise RuntimeError if nothing answers at HOST:PORT, where Ray would wait without end."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         try:

@@ -1,26 +1,23 @@
-"""One study from spec to leaderboard: checks everything, searches, tracks, reports. What
-``cabs-search run`` calls.
-"""
+"""Run one study from its spec to its leaderboard."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.folder import StudyFolder, only_driver, record_versions, write_spec
+from cabs_search.record.folder import StudyFolder, only_driver, write_spec
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.versions_file import record_versions
 from cabs_search.results.leaderboard import Leaderboard, board_of
 from cabs_search.results.scores import RecordScores
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
-from cabs_search.tasks.items import Items, SplitName
 from cabs_search.tracking.background import BackgroundTracker, Say
 from cabs_search.workflows.findings import findings, study_files
-from cabs_search.workflows.prepare import Prepared, to_stderr
+from cabs_search.workflows.prepare import Prepared, prepare, prune_calibrated, to_stderr
 
 if TYPE_CHECKING:
     from cabs_search.search.study import Study
@@ -28,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """What a search found and where it is kept."""
+    """Results of a search and where they are kept."""
 
     folder: Path
     leaderboard: Leaderboard
     best: Recipe
     """The candidate with the best search score."""
     scored_items: int
-    """Items scored in this run; what was on record is not scored again."""
+    """Items scored in this run; those on record are not scored again."""
     tracking_uri: str
 
 
@@ -47,29 +44,28 @@ def run(
     tracking_uri: str | None = None,
     say: Say = to_stderr,
 ) -> SearchResult:
-    """Search a space until its budget is spent; on a folder with an unfinished study, go on with
-    it.
+    """Search a space until its budget is spent; continue the unfinished study of a folder.
 
     Args:
         spec: a spec, or the path of its file.
         output: the study's folder; None: ``results/NAME``.
         address: a running Ray cluster's; None: workers on this machine.
         tracking_uri: MLflow's; None: SQLite in the folder.
-        say: told what is being done.
+        say: receives lines on what is being done.
 
     Raises:
-        ValueError: the spec, its models or its data are wrong; nothing has been written then.
-        RuntimeError: the search failed on the way; what was scored is kept.
+        ValueError: the spec, its models or its data are wrong; nothing is written then.
+        RuntimeError: the search failed on the way; all scores so far are kept.
 
     """
-    opened = Prepared(spec, output, address, say)
-    spec, folder = opened.spec, opened.folder
+    prepared = prepare(spec, output, address, say)
+    spec, folder = prepared.spec, prepared.folder
     with only_driver(folder) as is_new, BackgroundTracker(folder, tracking_uri, say) as book:
         from cabs_search.cluster.driver import search
 
         try:
-            study = _open_study(spec, folder, opened.items, opened.weights)
-            calibrations = opened.prune_calibrated(spec)
+            study = _open_study(prepared)
+            calibrated = prune_calibrated(prepared, [spec], say)
         except ValueError:
             if is_new:  # refused before anything was done
                 shutil.rmtree(folder)
@@ -80,11 +76,17 @@ def run(
         study.take_up(tracked.candidate)
         say(f"starting workers; the study is kept in {folder}")
         try:
-            search(study, opened.items, cache_folder(), calibrations=calibrations, address=address)
+            search(
+                study,
+                prepared.items,
+                cache_folder(),
+                calibrations=calibrated.files,
+                address=address,
+            )
             scores = RecordScores.read(spec, study.outcomes)
             board = board_of(spec, scores)
             files = study_files(board, folder, say)
-            tracked.end(scores.confirmed, *findings(opened, spec, board, study.best, files))
+            tracked.end(scores.confirmed, *findings(prepared, board, study.best, files))
         except BaseException:
             tracked.close()
             raise
@@ -104,19 +106,13 @@ def run(
     )
 
 
-def _open_study(
-    spec: Spec,
-    folder: Path,
-    items: Mapping[SplitName, Mapping[str, Items]],
-    weights: Mapping[str, str],
-) -> Study:
-    """The record and the search of a folder, seen to be of this spec, which is written beside
-    them.
-    """
+def _open_study(prepared: Prepared) -> Study:
+    """Open the record and the search, check that they are of this spec, and write the spec."""
     from cabs_search.search.study import Study
 
+    spec, folder, items = prepared.spec, prepared.folder, prepared.items
     outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
-    outcomes.bind(spec, items, weights)
+    outcomes.bind(spec, items, prepared.weights)
     study = Study(spec, folder, items, outcomes)
     write_spec(spec, folder)
     return study

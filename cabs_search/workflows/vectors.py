@@ -1,12 +1,10 @@
-"""What pruned vectors look like: how much of each tensor and layer is kept, where vectors meet,
-norms and angles.
-"""
+"""Statistics of pruned vectors: density by tensor and layer, overlap, norms and angles."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ from cabs_search.common.files import whole_file
 from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.rules import CALIBRATED, Mask
+from cabs_search.merging.masks.rule import MaskRule as Mask
+from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Method, split_name
 from cabs_search.merging.sparse import Kept
 from cabs_search.scoring.calibrate import calibrated, check_calibration
@@ -30,42 +29,44 @@ from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
 
 BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
-"""Where a tensor's name says which block it is in."""
+"""Number of a tensor's block in its name."""
 Matrix = tuple[tuple[float, ...], ...]
+"""One value for each pair of experts, in pruning order."""
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vectors:
-    """The pruned vectors of one method with its settings."""
+    """Statistics of the vectors of one method with its settings."""
 
     method: str
     experts: tuple[str, ...]
     """In pruning order."""
     density: Mapping[str, Mapping[str, float]]
-    """By tensor and expert, the share of weights kept."""
+    """Share of weights kept, by tensor and expert."""
     depth: Mapping[str, Mapping[str, float]]
-    """By layer from bottom to top and expert, the share of weights kept: what BS balances."""
+    """Share of weights kept, by layer from bottom to top and expert; CABS's BS balances it."""
     kept: Mapping[str, float]
-    """By expert, the share of all shared weights kept."""
+    """Share of all shared weights kept, by expert."""
     overlap: Matrix
-    """|mask_a and mask_b| / |mask_a|, a down, b across."""
+    """|mask_a and mask_b| / |mask_a|, a in rows, b in columns."""
     norm: Mapping[str, float]
-    """By expert, the L2 norm of the whole task vector."""
+    """L2 norm of the whole task vector, by expert."""
     kept_norm: Mapping[str, float]
-    """By expert, the L2 norm of what is kept."""
+    """L2 norm of the kept weights, by expert."""
     cosine: Matrix
-    """Between whole task vectors."""
+    """Cosines of whole task vectors."""
     kept_cosine: Matrix
-    """Between what is kept of them."""
+    """Cosines of the kept weights."""
     cache_bytes: Mapping[str, int]
-    """By expert."""
+    """Bytes in the cache, by expert."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     def as_text(self) -> str:
-        """For a terminal."""
+        """Format for a terminal."""
         names = self.experts
         rows = [[t, *(f"{d[e]:.4f}" for e in names)] for t, d in self.density.items()]
         rows += [
@@ -97,11 +98,11 @@ def _rows(names: tuple[str, ...], matrix: Matrix, form: str) -> list[list[str]]:
 
 
 def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
-    """Build what the cache lacks of a space's vectors, and look at them.
+    """Compute statistics of a space's vectors; build those that the cache lacks.
 
     Args:
         spec: the study.
-        only: methods to look at, of the space or not; none: the space's and its baselines'.
+        only: names of methods, of the space or not; none: the space's and its baselines'.
 
     Raises:
         ValueError: the spec's models are wrong, or there is no such method.
@@ -110,43 +111,43 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
     for name in only:
         split_name(name)
     if only:
-        spec = replace(spec, space=spec.space.but(method=tuple(dict.fromkeys(only))), baselines={})
-    spec = replace(spec, space=spec.space.but(density_shared=True))
+        spec = replace(
+            spec, space=spec.space.replace(method=tuple(dict.fromkeys(only))), baselines={}
+        )
+    spec = replace(spec, space=spec.space.replace(density_shared=True))
     family, store = Family.open(spec.base, spec.experts), VectorCache(cache_folder())
     methods: dict[Mask, Method] = {}
     for method in (*methods_of(spec), *(r.method for r in baselines(spec))):
         methods.setdefault(method.mask, method)
     if any(isinstance(mask, CALIBRATED) for mask in methods):
         check_calibration(spec)
-        family = calibrated(spec, family, load_study_items(spec)["search"], methods)
+        items = load_study_items(spec)["search"]
+        family = calibrated(family, items, methods, cache_folder(), spec.device)
     with tqdm(methods.values(), desc="vectors", unit="method", file=sys.stderr) as bar:
         return [inspect(family, store, method) for method in bar]
 
 
 def inspect(family: Family, store: VectorCache, method: Method) -> Vectors:
-    """Look at one method's vectors, tensor by tensor."""
+    """Compute statistics of one method's vectors, tensor by tensor."""
     opened = store.open(store.ensure(family, Method(mask=method.mask)))
-    names = tuple(opened)
+    names, tensors = tuple(opened), family.alignment.shared
+    # Sums over tensors of M Mᵀ, with a row of M for each expert: its mask, its task vector before
+    # pruning, and after.
     common, before, after = (np.zeros((len(names), len(names))) for _ in range(3))
-    for tensor in family.alignment.shared:
+    for tensor in tensors:
         whole = np.stack([family.delta(tensor, name).reshape(-1).numpy() for name in names])
-        kept = np.stack(
-            [_dense(opened[name].kept(tensor, whole.shape[1]), whole.shape[1]) for name in names]
-        )
+        size = whole.shape[1]
+        kept = np.stack([_dense(opened[name].kept(tensor, size), size) for name in names])
         masks = (kept != 0).astype(np.float32)
-        for total, part in ((common, masks), (before, whole), (after, kept)):
-            total += part @ part.T
-    density = {
-        t: {n: v.kept_per_tensor.get(t, 0) / family.numel(t) for n, v in opened.items()}
-        for t in family.alignment.shared
-    }
+        for total, rows in ((common, masks), (before, whole), (after, kept)):
+            total += rows @ rows.T
     norms, kept_norms = np.sqrt(np.diag(before)), np.sqrt(np.diag(after))
     return Vectors(
         method=str(method),
         experts=names,
-        density=density,
+        density={tensor: _shares(family, opened, [tensor]) for tensor in tensors},
         depth=_by_depth(family, opened),
-        kept=_shares(family, opened, family.alignment.shared),
+        kept=_shares(family, opened, tensors),
         overlap=_matrix(common / np.maximum(np.diag(common), 1)[:, None]),
         norm=dict(zip(names, norms.tolist(), strict=True)),
         kept_norm=dict(zip(names, kept_norms.tolist(), strict=True)),
@@ -157,9 +158,9 @@ def inspect(family: Family, store: VectorCache, method: Method) -> Vectors:
 
 
 def layer_of(tensor: str) -> str:
-    """The layer that a tensor's name says it is in."""
-    if found := BLOCK.search(tensor):
-        return f"block {found[1]}"
+    """Return the layer of a tensor, from its name."""
+    if block := BLOCK.search(tensor):
+        return f"block {block[1]}"
     return "embeddings" if re.search("embed|wte|wpe", tensor) else "other"
 
 
@@ -175,13 +176,13 @@ def _by_depth(family: Family, opened: Mapping[str, StoredVector]) -> dict[str, d
 
 
 def _shares(
-    family: Family, opened: Mapping[str, StoredVector], tensors: Iterable[str]
+    family: Family, opened: Mapping[str, StoredVector], tensors: Sequence[str]
 ) -> dict[str, float]:
-    """By expert, the share of the tensors' weights kept."""
-    chosen = list(tensors)
-    weights = sum(family.numel(t) for t in chosen)
+    """Return the share of the tensors' weights kept, by expert."""
+    weights = sum(map(family.numel, tensors))
     return {
-        n: sum(v.kept_per_tensor.get(t, 0) for t in chosen) / weights for n, v in opened.items()
+        expert: sum(vector.kept_per_tensor.get(t, 0) for t in tensors) / weights
+        for expert, vector in opened.items()
     }
 
 
@@ -189,28 +190,24 @@ def _dense(kept: Kept | None, numel: int) -> npt.NDArray[np.float32]:
     values = torch.zeros(numel)
     if kept is not None:
         values[slice(None) if kept.positions is None else kept.positions] = kept.values
-    found: npt.NDArray[np.float32] = values.numpy()
-    return found
+    dense: npt.NDArray[np.float32] = values.numpy()
+    return dense
 
 
-def _cosines(
-    dots: npt.NDArray[np.float64], norms: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    found: npt.NDArray[np.float64] = dots / np.maximum(
-        np.outer(norms, norms), np.finfo(np.float64).tiny
-    )
-    return found
+def _cosines(dots: Floats, norms: Floats) -> Floats:
+    cosines: Floats = dots / np.maximum(np.outer(norms, norms), np.finfo(np.float64).tiny)
+    return cosines
 
 
-def _matrix(values: npt.NDArray[np.float64]) -> Matrix:
+def _matrix(values: Floats) -> Matrix:
     return tuple(tuple(float(v) for v in row) for row in values)
 
 
-def draw(found: list[Vectors], to: Path) -> None:
-    """A picture, a row for each method: density against depth, overlap, cosines whole and kept.
+def draw(methods: Sequence[Vectors], to: Path) -> None:
+    """Draw a row for each method: density by layer, overlap, cosines of whole and kept vectors.
 
     Args:
-        found: what ``vectors`` found.
+        methods: one or more methods' vectors.
         to: a .png, .svg or .pdf file.
 
     Raises:
@@ -220,39 +217,35 @@ def draw(found: list[Vectors], to: Path) -> None:
     check_picture(to)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 3.8 * len(found)), layout="constrained")
-    grid = figure.subplots(len(found), 4, squeeze=False, width_ratios=[1.6, 1, 1, 1])
-    for axes, one in zip(grid, found, strict=True):
-        layers = list(one.depth)
-        for expert in one.experts:
-            axes[0].plot(
-                layers,
-                [one.depth[layer][expert] for layer in layers],
-                marker="o",
-                markersize=3,
-                label=expert,
-            )
-        axes[0].set(title=one.method, ylabel="share of weights kept", ylim=(0, None))
-        axes[0].tick_params(axis="x", rotation=60)
-        axes[0].legend(fontsize=8)
-        for ax, title, matrix in (
-            (axes[1], "overlap |a∧b| / |a|", one.overlap),
-            (axes[2], "cosine of whole vectors", one.cosine),
-            (axes[3], "cosine of what is kept", one.kept_cosine),
-        ):
-            _heat(ax, title, one.experts, matrix)
+    figure = Figure(figsize=(15, 3.8 * len(methods)), layout="constrained")
+    grid = figure.subplots(len(methods), 4, squeeze=False, width_ratios=[1.6, 1, 1, 1])
+    for axes, vectors in zip(grid, methods, strict=True):
+        _draw_depth(axes[0], vectors)
+        _draw_matrix(axes[1], "overlap |a∧b| / |a|", vectors.experts, vectors.overlap)
+        _draw_matrix(axes[2], "cosine of whole vectors", vectors.experts, vectors.cosine)
+        _draw_matrix(axes[3], "cosine of what is kept", vectors.experts, vectors.kept_cosine)
     to.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(to) as temporary:
         figure.savefig(temporary, format=to.suffix[1:], dpi=110)
 
 
 def check_picture(to: Path) -> None:
-    """Raises ValueError where a picture cannot be written so."""
+    """Raise ValueError unless a picture can be written to such a file."""
     if to.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--picture: a .png, .svg or .pdf file is needed, but got {to}")
 
 
-def _heat(ax: Any, title: str, names: tuple[str, ...], matrix: Matrix) -> None:
+def _draw_depth(ax: Any, vectors: Vectors) -> None:
+    layers = list(vectors.depth)
+    for expert in vectors.experts:
+        shares = [vectors.depth[layer][expert] for layer in layers]
+        ax.plot(layers, shares, marker="o", markersize=3, label=expert)
+    ax.set(title=vectors.method, ylabel="share of weights kept", ylim=(0, None))
+    ax.tick_params(axis="x", rotation=60)
+    ax.legend(fontsize=8)
+
+
+def _draw_matrix(ax: Any, title: str, names: tuple[str, ...], matrix: Matrix) -> None:
     ax.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
     ax.set(
         title=title,
@@ -264,12 +257,5 @@ def _heat(ax: Any, title: str, names: tuple[str, ...], matrix: Matrix) -> None:
     ax.tick_params(axis="x", rotation=60)
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
-            ax.text(
-                j,
-                i,
-                f"{value:.2f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if value > 0.6 else "black",
-            )
+            color = "white" if value > 0.6 else "black"
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)

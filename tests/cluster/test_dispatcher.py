@@ -15,7 +15,7 @@ import pytest
 
 from cabs_search.cluster.dispatcher import AHEAD_SHARE, STEP_SECONDS, Batch, Dispatcher, Part
 from cabs_search.cluster.driver import stop_ray
-from cabs_search.kinds.kinds import Outcome
+from cabs_search.kinds.base import Outcome
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.axes import axis_values
 from cabs_search.search.candidates import candidate_of
@@ -93,7 +93,7 @@ class Floor:
         return parts
 
     def result(self, job: Job, block: int) -> BlockResult:
-        quality = 1 - min(1.0, sum(abs(v - 0.8) for v in job.recipe.lambda_.values()) / 3)
+        quality = 1 - min(1.0, sum(abs(v - 0.8) for v in job.recipe.lambda_by_name.values()) / 3)
         outcomes = {}
         for task, rows in self.study.blocks[job.split][block].items():
             scores = (np.random.default_rng(list(rows)).random(len(rows)) < quality).astype(

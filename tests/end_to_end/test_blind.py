@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.family import Family
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.jobs import BlockResult, Job
@@ -93,7 +94,12 @@ def run_in_turn(spec: Spec, folder: Path, items: AllItems) -> None:
     outcomes.bind(spec, items, {"base": "b"})
     study, bench = (
         Study(spec, folder, items, outcomes),
-        Workbench(spec, VectorCache(cache_folder())),
+        Workbench(
+            Family.open(spec.base, spec.experts),
+            spec.tasks,
+            VectorCache(cache_folder()),
+            device=spec.device,
+        ),
     )
     study.take_up()
     count = 0

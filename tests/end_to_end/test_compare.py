@@ -24,7 +24,7 @@ from cabs_search.merging.recipe import METHOD_NAMES, make_method
 from cabs_search.record.outcomes import Scored
 from cabs_search.reporting.terminal.comparison import comparison_text
 from cabs_search.results.comparison import read_comparison
-from cabs_search.scoring.calibrate import ITEMS, calibrate
+from cabs_search.scoring.calibrate import ITEMS, calibrated
 from cabs_search.search.axes import axis_values
 from cabs_search.search.candidates import baselines, candidate_of, holds
 from cabs_search.spec.load import parse
@@ -496,7 +496,12 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
     spec = parse(small(pico))
     items = load_study_items(spec)["search"]
     family = Family.open(spec.base, spec.experts)
-    found = calibrate(spec, family, items, tmp_path, [make_method("sparsegpt", EXPERTS).mask])
+
+    def calibrations(method: str) -> Any:
+        mask = make_method(method, EXPERTS).mask
+        return calibrated(family, items, [mask], tmp_path).calibrations
+
+    found = calibrations("sparsegpt")
     model = AutoModelForSequenceClassification.from_pretrained(
         pico / "pair", dtype=torch.float32
     ).eval()
@@ -518,7 +523,7 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
         assert gram is not None
         assert torch.allclose(gram, inputs.T @ inputs, rtol=1e-4, atol=1e-3), tensor
     assert found["pair"].gram("embeddings.word_embeddings.weight") is None
-    again = calibrate(spec, family, items, tmp_path, [make_method("wanda", EXPERTS).mask])
+    again = calibrations("wanda")
     diagonal = again["pair"].gram("pooler.dense.weight")
     assert diagonal is not None
     assert torch.allclose(
@@ -531,13 +536,8 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
     assert key is not None
     assert value is not None
     assert torch.equal(key, value), "they see the same inputs"
-    assert (
-        calibrate(spec, family, items, tmp_path, [make_method("sparsegpt", EXPERTS).mask])[
-            "pair"
-        ].path
-        == found["pair"].path
-    )
-    assert calibrate(spec, family, items, tmp_path, [make_method("dare", EXPERTS).mask]) == {}
+    assert calibrations("sparsegpt")["pair"].path == found["pair"].path
+    assert calibrations("dare") == {}
 
 
 @pytest.mark.usefixtures("workers")

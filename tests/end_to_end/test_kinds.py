@@ -16,12 +16,10 @@ import torch
 import transformers
 from mlflow import MlflowClient
 
-from cabs_search.kinds.kinds import head_of
-from cabs_search.metrics.metrics import metric
+from cabs_search.kinds.regression import REGRESSION
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
 from cabs_search.scoring.forward import evaluate
 from cabs_search.spec.load import load
-from cabs_search.spec.task import Kind
 from cabs_search.tasks.load import load_study_items
 from cabs_search.tracking.server import default_uri
 from cabs_search.workflows.export import export_trial
@@ -30,7 +28,7 @@ from tests.support.records import record_of
 from tests.support.served import served
 from tests.support.standins import fields_of, make_base, make_expert, one_thread, write_data
 
-FAMILIES: dict[str, dict[str, tuple[Kind, dict[str, Any]]]] = {
+FAMILIES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "roberta": {
         "squad": ("question-answering", {}),
         "race": ("multiple-choice", {}),
@@ -116,18 +114,18 @@ def test_every_kind_is_searched_and_exported(
     items, row = load_study_items(spec)["confirm"], board.row("best found")
     recorded = outcomes.scored("confirm")[recipe.key]
     for name, task in spec.tasks.items():
-        auto = getattr(transformers, f"AutoModel{head_of(task.kind)}")
+        auto = getattr(transformers, f"AutoModel{task.kind.head}")
         model = auto.from_pretrained(folder / "heads" / name).eval()
         with one_thread():
             found = evaluate(model, items[name], np.arange(24), torch.device("cpu"))
         said = recorded.tasks[name]
-        if task.kind == "regression":
+        if task.kind == REGRESSION:
             assert found.predictions == pytest.approx(said.predictions, abs=1e-4)
         else:
             assert found.predictions.tolist() == said.predictions.tolist()
         assert found.losses == pytest.approx(said.losses, abs=1e-4)
         assert found.scores == pytest.approx(said.scores, abs=1e-4)
-        assert metric(task, said.predictions, items[name].labels) == row.tasks[name]
+        assert task.measure.compute(said.predictions, items[name].labels) == row.tasks[name]
         assert outcomes.labels("confirm")[name].tolist() == items[name].labels.tolist()
 
 
@@ -136,7 +134,7 @@ def test_the_logged_model_says_what_is_on_record(study: Path) -> None:
     experiment = client.get_experiment_by_name(spec.name)
     (model,) = client.search_logged_models([experiment.experiment_id])
     for name, (found, recorded) in served(study, model.model_id).items():
-        if spec.tasks[name].kind == "regression":
+        if spec.tasks[name].kind == REGRESSION:
             assert found[0] == pytest.approx(recorded[0], abs=1e-4)
             assert found[1] == pytest.approx(recorded[1], abs=1e-4)
         else:

@@ -30,7 +30,6 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from cabs_search.cli.main import main
-from cabs_search.metrics.metrics import metric
 from cabs_search.record.folder import StudyId
 from cabs_search.reporting.terminal.leaderboard import leaderboard_text
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
@@ -45,6 +44,7 @@ from tests.conftest import EXPERTS, pico_values, write_spec
 from tests.support.records import record_of
 
 COMMAND = [sys.executable, "-m", "cabs_search.cli"]
+HEAVY = ("torch", "transformers", "ray", "optuna", "mlflow", "pandas", "matplotlib")
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -199,7 +199,7 @@ def test_mlflow_children_hold_what_a_candidate_is_and_did(study: Path) -> None:
         candidate = scored[run.data.tags["recipe"]]
         params = run.data.params
         assert params["method"] == candidate.recipe.method.name
-        assert {e: float(params[f"lambda.{e}"]) for e in EXPERTS} == candidate.recipe.lambda_
+        assert {e: float(params[f"lambda.{e}"]) for e in EXPERTS} == candidate.recipe.lambda_by_name
         if params["method"] == "cabs":
             assert params["order"].split(">") == sorted(
                 EXPERTS, key=lambda e: int(params[f"rank.{e}"])
@@ -258,7 +258,8 @@ def test_an_export_scores_exactly_what_the_leaderboard_said(
             tmp_path / "best" / "heads" / task
         ).eval()
         found = evaluate(model, items[task], np.arange(len(items[task])), torch.device("cpu"))
-        assert metric(spec.tasks[task], found.predictions, items[task].labels) == row.tasks[task]
+        metric = spec.tasks[task].measure.compute(found.predictions, items[task].labels)
+        assert metric == row.tasks[task]
         assert found.predictions.tolist() == recorded.tasks[task].predictions.tolist()
         assert found.losses == pytest.approx(recorded.tasks[task].losses, abs=1e-5)
         trunks.add(
@@ -277,6 +278,18 @@ def test_a_report_needs_neither_experts_nor_data(study: Path, tmp_path: Path) ->
         text.replace(str(load(study / "spec.yaml").base), "/gone/base").replace(".csv", ".gone")
     )
     assert read_leaderboard(copy) == read_leaderboard(study)
+
+
+def test_reading_a_leaderboard_loads_no_torch(study: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from cabs_search.results.leaderboard import read_leaderboard
+assert read_leaderboard(Path({str(study)!r})).rows
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])

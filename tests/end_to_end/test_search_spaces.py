@@ -150,7 +150,7 @@ def test_a_study_is_planned_without_a_network(
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_study_is_what_the_paper_says(study: str) -> None:
-    spec = load(study, download=False)
+    spec = load(study, locations=False)
     assert (
         spec.base
         == {"roberta": "FacebookAI/roberta-base", "gpt2": "openai-community/gpt2"}[

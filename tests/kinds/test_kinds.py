@@ -13,20 +13,20 @@ import pytest
 import torch
 import transformers
 
-from cabs_search.kinds.kinds import Words, head_of, label_of, texts_of
-from cabs_search.metrics import squad
-from cabs_search.metrics.bootstrap import is_mean
-from cabs_search.metrics.metrics import check_metric, metric, values_of
+from cabs_search.kinds import question_answering as answering
+from cabs_search.kinds.token_classification import Words
+from cabs_search.metrics.squad import ANSWER_EXACT_MATCH, ANSWER_F1
 from cabs_search.scoring.forward import evaluate
 from cabs_search.spec.load import parse
-from cabs_search.spec.task import Kind, Task
+from cabs_search.spec.task import Task
 from cabs_search.tasks.items import Items
-from cabs_search.tasks.load import load_items
+from cabs_search.tasks.load import check_metric, load_items
 from tests.conftest import pico_values
 from tests.support.standins import (
     KINDS,
     MAX_LENGTH,
     as_items,
+    auto_class,
     make_base,
     make_expert,
     one_thread,
@@ -50,17 +50,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A function that gives the expert of an architecture and a kind, made once: model, config and
     tokenizer.
     """
-    root, made = tmp_path_factory.mktemp("standins"), dict[tuple[str, Kind], Any]()
+    root, made = tmp_path_factory.mktemp("standins"), dict[tuple[str, str], Any]()
 
-    def give(architecture: str, kind: Kind) -> Any:
+    def give(architecture: str, kind: str) -> Any:
         base = root / architecture / "base"
         if not base.exists():
             make_base(base, architecture)
         if (architecture, kind) not in made:
             folder = make_expert(root / architecture / kind, base, architecture, kind, 1)
-            model = (
-                getattr(transformers, f"AutoModel{head_of(kind)}").from_pretrained(folder).eval()
-            )
+            model = auto_class(kind).from_pretrained(folder).eval()
             made[architecture, kind] = (
                 model,
                 model.config,
@@ -71,7 +69,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return give
 
 
-def items_of(trained: Any, architecture: str, kind: Kind, **changes: Any) -> tuple[Any, Items]:
+def items_of(trained: Any, architecture: str, kind: str, **changes: Any) -> tuple[Any, Items]:
     model, config, tokenizer = trained(architecture, kind)
     return model, as_items(rows_of(kind, 7, ROWS), task_of(kind, **changes), config, tokenizer)
 
@@ -87,7 +85,7 @@ PAIRS += [
 
 
 @pytest.mark.parametrize(("architecture", "kind"), PAIRS)
-def test_a_batch_gives_what_one_by_one_gives(trained: Any, architecture: str, kind: Kind) -> None:
+def test_a_batch_gives_what_one_by_one_gives(trained: Any, architecture: str, kind: str) -> None:
     model, items = items_of(trained, architecture, kind)
     assert len({row.longest for row in items.rows}) > 1, "some are padded"
     together = evaluate(model, items, np.arange(ROWS), CPU)
@@ -100,13 +98,13 @@ def test_a_batch_gives_what_one_by_one_gives(trained: Any, architecture: str, ki
         )
     else:
         assert together.predictions.tolist() == [o.predictions[0] for o in alone]
-    assert metric(items.task, together.predictions, items.labels) > 0.5, (
+    assert items.task.measure.compute(together.predictions, items.labels) > 0.5, (
         "training taught it something"
     )
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "question-answering"])
-def test_losses_and_predictions_are_the_librarys_own(trained: Any, kind: Kind) -> None:
+def test_losses_and_predictions_are_the_librarys_own(trained: Any, kind: str) -> None:
     """One row at a time, untouched by padding, with the loss that transformers computes from
     labels.
     """
@@ -165,29 +163,29 @@ ANSWERS = [  # found, accepted, exact match, F1; by hand
 def test_answers_are_scored_as_in_squad(
     found: str, accepted: list[str], exact: float, f1: float
 ) -> None:
-    assert squad.score("exact_match", found, accepted) == exact
-    assert squad.score("f1", found, accepted) == pytest.approx(f1)
+    assert ANSWER_EXACT_MATCH.score(found, accepted) == exact
+    assert ANSWER_F1.score(found, accepted) == pytest.approx(f1)
 
 
 def test_the_metric_of_answers_is_the_mean_of_the_items() -> None:
     for name, place in (("exact_match", 2), ("f1", 3)):
         task = task_of("question-answering", metric=name)
         predictions, labels = (
-            values_of(task, [a[0] for a in ANSWERS]),
-            values_of(task, [a[1] for a in ANSWERS]),
+            task.kind.values([a[0] for a in ANSWERS]),
+            task.kind.values([a[1] for a in ANSWERS]),
         )
-        assert metric(task, predictions, labels) == pytest.approx(
+        assert task.measure.compute(predictions, labels) == pytest.approx(
             np.mean([a[place] for a in ANSWERS])
         )
-        assert is_mean(task)
+        assert task.measure.is_mean
 
 
-def naive_best(passage: squad.Passage, starts: Any, ends: Any) -> str:
+def naive_best(passage: answering.Passage, starts: Any, ends: Any) -> str:
     found = []
     for window, start, end in zip(passage.windows, starts, ends, strict=True):
         for i, (low, _) in enumerate(window.spans):
             for j, (_, high) in enumerate(window.spans):
-                if i <= j < i + squad.LONGEST_ANSWER:
+                if i <= j < i + answering.MAX_ANSWER_TOKENS:
                     score = float(start[window.first + i] + end[window.first + j])
                     found.append((score, passage.context[low:high].strip()))
     return max(found)[1]
@@ -198,12 +196,12 @@ def test_the_best_span_over_all_windows(trained: Any, architecture: str) -> None
     _, items = items_of(trained, architecture, "question-answering", max_length=44, stride=20)
     draw = torch.Generator().manual_seed(0)
     for row in items.rows:
-        assert isinstance(row.marks, squad.Passage)
+        assert isinstance(row.marks, answering.Passage)
         logits = [
             [torch.randn(len(s["input_ids"]), generator=draw) for s in row.sequences]
             for _ in range(2)
         ]
-        assert squad.best(row.marks, *logits) == naive_best(row.marks, *logits)
+        assert answering.best_span(row.marks, *logits) == naive_best(row.marks, *logits)
     assert max(len(row.sequences) for row in items.rows) > 1
 
 
@@ -212,7 +210,7 @@ def test_targets_cover_the_answer_and_windows_the_context(trained: Any, architec
     _, items = items_of(trained, architecture, "question-answering")
     held = 0
     for row, raw in zip(items.rows, rows_of("question-answering", 7, ROWS), strict=True):
-        assert isinstance(row.marks, squad.Passage)
+        assert isinstance(row.marks, answering.Passage)
         assert row.label == raw["answers"]["text"]
         assert all(len(s["input_ids"]) <= MAX_LENGTH for s in row.sequences)
         seen = {
@@ -246,7 +244,7 @@ def test_windows_of_a_long_context_give_the_answer_of_one_window(trained: Any) -
     for whole, cut in zip(one.rows, many.rows, strict=True):
         found = []
         for row in (whole, cut):
-            assert isinstance(row.marks, squad.Passage)
+            assert isinstance(row.marks, answering.Passage)
             logits = [
                 [torch.full((len(s["input_ids"]),), 9.0) for s in row.sequences] for _ in tables
             ]
@@ -254,7 +252,7 @@ def test_windows_of_a_long_context_give_the_answer_of_one_window(trained: Any) -
                 for window, values in zip(row.marks.windows, filled, strict=True):
                     for i, (low, _) in enumerate(window.spans):
                         values[window.first + i] = table[low]
-            found.append(squad.best(row.marks, *logits))
+            found.append(answering.best_span(row.marks, *logits))
         assert found[0] == found[1]
 
 
@@ -263,25 +261,24 @@ def test_the_loss_of_an_answer(trained: Any) -> None:
     _, _, tokenizer = trained("bert", "question-answering")
     context = "the cat sits near doctor smith and then the dog walks in"
     answer = ("doctor smith", context.index("doctor"))
-    _, whole = squad.cut(tokenizer, "who", context, answer, 40, 4)
+    _, whole = answering.cut_windows(tokenizer, "who", context, answer, 40, 4)
     starts, ends = torch.randn(1, 16), torch.randn(1, 16)
     (window,) = whole.windows
     assert window.target == (3 + 4, 3 + 5), "behind [CLS] who [SEP] and four words"
     logs = starts[0].log_softmax(0)[7] + ends[0].log_softmax(0)[8]
-    assert [float(v) for v in squad.losses(whole, list(starts), list(ends))] == pytest.approx(
-        [-float(logs) / 2]
-    )
-    encoded, torn = squad.cut(
+    (loss,) = answering.span_losses(whole, list(starts), list(ends))
+    assert float(loss) == pytest.approx(-float(logs) / 2)
+    encoded, torn = answering.cut_windows(
         tokenizer, "who", context, answer, 5, 0
     )  # one word a window: it stands in none
     assert len(encoded["input_ids"]) == len(torn.windows) == len(context.split())
     assert {window.target for window in torn.windows} == {(0, 0)}
-    _, part = squad.cut(tokenizer, "who", context, answer, 8, 2)
+    _, part = answering.cut_windows(tokenizer, "who", context, answer, 8, 2)
     assert [window.target is not None for window in part.windows].count(True) == 2
     with pytest.raises(
         ValueError, match=r"room for a question .* but got \(room=4, stride=4\) for 'who'"
     ):
-        squad.cut(tokenizer, "who", context, answer, 8, 4)
+        answering.cut_windows(tokenizer, "who", context, answer, 8, 4)
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "gpt2", "bert"])
@@ -315,12 +312,12 @@ def test_a_choice_may_be_called_by_place_number_or_letter() -> None:
     task = task_of("multiple-choice")
     texts = ("article", "question", "one", "two", "three")
     for label, place in ((2, 2), ("2", 2), ("C", 2), ("A", 0), (1.0, 1)):
-        assert label_of("t", task, None, texts, label) == place
+        assert task.kind.label("t", task, None, texts, label) == place
     for wrong in (3, "D", "a", "", "CC", -1, None, 0.5):
         with pytest.raises(
             ValueError, match="t.label: a label must be a choice's place from 0 to 2, or its letter"
         ):
-            label_of("t", task, None, texts, wrong)
+            task.kind.label("t", task, None, texts, wrong)
 
 
 def test_choices_from_columns_and_from_a_list_are_the_same(trained: Any) -> None:
@@ -358,34 +355,34 @@ def test_correlations_against_numpy() -> None:
     b = a + draw.normal(size=50)
     task = task_of("regression")
     assert task.metric == "pearsonr"
-    assert metric(task, a, b) == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert task.measure.compute(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1])
     ranks = [np.argsort(np.argsort(v)) for v in (a, b)]
-    assert metric(replace(task, metric="spearmanr"), a, b) == pytest.approx(
+    assert replace(task, metric="spearmanr").measure.compute(a, b) == pytest.approx(
         np.corrcoef(*ranks)[0, 1]
     )
     ties = np.round(a)
     from scipy.stats import spearmanr
 
-    assert metric(replace(task, metric="spearmanr"), ties, b) == pytest.approx(
+    assert replace(task, metric="spearmanr").measure.compute(ties, b) == pytest.approx(
         spearmanr(ties, b).statistic
     )
     for constant in (np.zeros(50), np.full(50, 3.5)):
-        assert metric(task, constant, b) == metric(task, a, constant) == 0.0
-    assert not is_mean(task)
+        assert task.measure.compute(constant, b) == task.measure.compute(a, constant) == 0.0
+    assert not task.measure.is_mean
 
 
 def test_metrics_of_words_are_over_all_words() -> None:
     from sklearn.metrics import f1_score
 
     task = task_of("token-classification")
-    predictions = values_of(task, [["O", "B"], ["O"], ["B", "B", "O"]])
-    labels = values_of(task, [["O", "O"], ["O"], ["B", "O", "O"]])
-    assert metric(task, predictions, labels) == pytest.approx(4 / 6)
+    predictions = task.kind.values([["O", "B"], ["O"], ["B", "B", "O"]])
+    labels = task.kind.values([["O", "O"], ["O"], ["B", "O", "O"]])
+    assert task.measure.compute(predictions, labels) == pytest.approx(4 / 6)
     macro = replace(task, metric="f1", metric_arguments={"average": "macro"})
-    assert metric(macro, predictions, labels) == f1_score(
+    assert macro.measure.compute(predictions, labels) == f1_score(
         list("OOOBOO"), list("OBOBBO"), average="macro"
     )
-    same = values_of(task, [["O", "B"], ["B", "O"]])
+    same = task.kind.values([["O", "B"], ["B", "O"]])
     assert same.shape == (2,), "also where all have as many words"
     with pytest.raises(ValueError, match=r"t\.metric: f1 cannot be computed"):
         check_metric("t", replace(task, metric="f1"), ("O", "B-PER", "I-PER"))
@@ -397,10 +394,10 @@ def test_other_metrics_of_words_are_given_their_names(monkeypatch: pytest.Monkey
             assert references == [["O", "B-PER"]]
             return {"PER": {}, "overall_precision": 0.1, "overall_f1": 0.3, "arguments": arguments}
 
-    monkeypatch.setattr("cabs_search.metrics.metrics._modules", {"seqeval": Module()})
+    monkeypatch.setattr("cabs_search.metrics.evaluated.load_module", lambda _: Module())
     task = task_of("token-classification", metric="seqeval", metric_arguments={"scheme": "IOB2"})
-    labels = values_of(task, [["O", "B-PER"]])
-    assert metric(task, labels, labels) == 0.3
+    labels = task.kind.values([["O", "B-PER"]])
+    assert task.measure.compute(labels, labels) == 0.3
 
 
 BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
@@ -476,7 +473,7 @@ def test_defaults_go_with_the_kind_and_survive_writing() -> None:
 
 
 SQUAD = {"question": "who", "context": "the cat and doctor smith"}
-BAD_ROWS: list[tuple[Kind, dict[str, Any], str]] = [
+BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
     (
         "regression",
         {"sentence1": "a", "sentence2": "b", "score": "x"},
@@ -560,11 +557,11 @@ BAD_ROWS: list[tuple[Kind, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("kind", "row", "message"), BAD_ROWS)
 def test_rows_that_a_kind_cannot_read_meet_one_line(
-    kind: Kind, row: dict[str, Any], message: str
+    kind: str, row: dict[str, Any], message: str
 ) -> None:
     task, config = task_of(kind), transformers.BertConfig(num_labels=2)
     with pytest.raises(ValueError) as caught:  # the message is compared as text below
-        label_of("t", task, config, texts_of("t", task, row), row[task.label])
+        task.kind.label("t", task, config, task.kind.texts("t", task, row), row[task.label])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
@@ -572,7 +569,7 @@ def test_rows_that_a_kind_cannot_read_meet_one_line(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_a_head_of_another_kind_is_refused(
-    pico: Path, tmp_path: Path, kind: Kind, suffix: str
+    pico: Path, tmp_path: Path, kind: str, suffix: str
 ) -> None:
     """The files read the same in either form, and a classifier of two classes serves one kind
     only.
@@ -586,8 +583,7 @@ def test_a_head_of_another_kind_is_refused(
     if kind == "classification":
         assert len(load_items(parse(values), "mood")["search"]) == 20
         return
-    with pytest.raises(
-        ValueError,
-        match=rf"tasks.mood.kind: {kind} needs a (model {head_of(kind)}|head of one output)",
-    ):
+    head = task_of(kind).kind.head
+    needs = rf"tasks.mood.kind: {kind} needs a (model {head}|head of one output)"
+    with pytest.raises(ValueError, match=needs):
         load_items(parse(values), "mood")

@@ -27,7 +27,6 @@ from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.calibration import write_calibration
 from cabs_search.merging.combine.sums import Placed, TensorSum, kernels, write_sums
-from cabs_search.merging.combine.ties import combined
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.n_m import conflict_aware
 from cabs_search.merging.merge import merged_tensors
@@ -143,9 +142,8 @@ def test_entries_give_back_what_was_kept(
     for tensor in family.alignment.shared:
         numel = family.numel(tensor)
         pruned = dict(family.prune(method.mask, tensor, survey))
-        for expert, kept in zip(
-            pruned, combined(method.combine, list(pruned.values()), numel), strict=True
-        ):
+        left = method.combine.combine(list(pruned.values()), numel)
+        for expert, kept in zip(pruned, left, strict=True):
             assert same(vectors[expert].kept(tensor, numel), kept)
 
 

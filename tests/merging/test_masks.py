@@ -130,7 +130,7 @@ def test_blocks_larger_than_a_chunk_and_many_chunks(monkeypatch: pytest.MonkeyPa
     torch.manual_seed(0)
     delta = torch.randn(3, 1001)
     expected = nm_mask(delta, 5, 32)
-    monkeypatch.setattr("cabs_search.merging.masks.top_k.CHUNK", 64)
+    monkeypatch.setattr("cabs_search.merging.masks.selection.CHUNK", 64)
     assert torch.equal(nm_mask(delta, 5, 32), expected)
     assert torch.equal(
         nm_mask(delta, 50, 320),

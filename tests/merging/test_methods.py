@@ -19,12 +19,12 @@ import cabs_search
 from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.merging.calibration import Calibration, write_calibration
 from cabs_search.merging.combine.sums import TensorSum, write_sums
-from cabs_search.merging.combine.ties import combined
 from cabs_search.merging.masks.calibrated import DAMPING, sparsegpt, wanda_scores
-from cabs_search.merging.masks.prune import Survey, keep, survey_of
-from cabs_search.merging.masks.top_k import share
+from cabs_search.merging.masks.prune import prune
+from cabs_search.merging.masks.selection import share
 from cabs_search.merging.packed import Packed
 from cabs_search.merging.recipe import METHOD_NAMES, Method, make_method, make_recipe
+from cabs_search.merging.sparse import Kept
 from cabs_search.merging.task_vector import Delta, task_vector
 from tests.conftest import EXPERTS
 
@@ -37,6 +37,18 @@ def made_up(seed: int, *shape: int, count: int = 3) -> dict[str, Tensor]:
     return {name: torch.randn(shape) for name in NAMES[:count]}
 
 
+def prune_all(
+    method: Method,
+    vectors: Mapping[str, Mapping[str, Tensor]],
+    tensor: str = "w",
+    calibrations: Mapping[str, Calibration] | None = None,
+) -> dict[str, Kept | None]:
+    """What a rule keeps of one tensor of each vector, which are given by expert and tensor."""
+    deltas = {e: {t: Delta(tau) for t, tau in own.items()} for e, own in vectors.items()}
+    survey = {expert: method.mask.survey(expert, own) for expert, own in deltas.items()}
+    return dict(prune(method.mask, tensor, deltas, survey, calibrations or {}, {}))
+
+
 def pruned(
     method: Method,
     deltas: Mapping[str, Tensor],
@@ -45,17 +57,9 @@ def pruned(
 ) -> dict[str, Tensor]:
     """What a rule keeps of each vector, dense."""
     shape = next(iter(deltas.values())).shape
-    survey = survey_of(
-        method.mask,
-        tuple(deltas),
-        {tensor: shape.numel()},
-        lambda _, e: deltas[e],
-        calibrations or {},
-    )
     found = {}
-    for name, kept in keep(
-        method.mask, tensor, lambda e: Delta(deltas[e]), tuple(deltas), survey=survey
-    ):
+    vectors = {expert: {tensor: tau} for expert, tau in deltas.items()}
+    for name, kept in prune_all(method, vectors, tensor, calibrations).items():
         dense = torch.zeros(shape.numel())
         if kept is not None:
             dense[slice(None) if kept.positions is None else kept.positions] = kept.values
@@ -66,10 +70,9 @@ def pruned(
 def change(method: Method, deltas: Mapping[str, Tensor], lambdas: Mapping[str, float]) -> Tensor:
     """A merged tensor of which the base is 0."""
     numel = next(iter(deltas.values())).numel()
-    survey = survey_of(method.mask, tuple(deltas), {"w": numel}, lambda _, e: deltas[e], {})
-    kept = dict(keep(method.mask, "w", lambda e: Delta(deltas[e]), tuple(deltas), survey=survey))
+    kept = prune_all(method, {expert: {"w": tau} for expert, tau in deltas.items()})
     out = torch.zeros_like(next(iter(deltas.values())))
-    left = zip(kept, combined(method.combine, list(kept.values()), numel), strict=True)
+    left = zip(kept, method.combine.combine(list(kept.values()), numel), strict=True)
     parts = {name: Packed.of(one) for name, one in left if one is not None}
     if parts:
         one = TensorSum(out.view(-1), torch.zeros(numel), tuple(parts.values()))
@@ -233,14 +236,9 @@ def test_a_whole_vector_is_cut_exactly(sizes: list[int], density: float, seed: i
     torch.manual_seed(seed)
     tensors = {f"t{i}": (2 * torch.randn(size)).round() / 2 for i, size in enumerate(sizes)}
     method = make_method("magnitude-vector", ("a",), density=density)
-    survey = survey_of(
-        method.mask, ("a",), {t: v.numel() for t, v in tensors.items()}, lambda t, _: tensors[t], {}
-    )
     found = []
     for name, tau in tensors.items():
-        kept = dict(keep(method.mask, name, lambda _, tau=tau: Delta(tau), ("a",), survey=survey))[
-            "a"
-        ]
+        kept = prune_all(method, {"a": tensors}, name)["a"]
         mask = np.zeros(tau.numel(), dtype=bool)
         if kept is not None:
             mask = kept.mask.numpy()
@@ -253,11 +251,8 @@ def test_a_whole_vector_is_cut_exactly(sizes: list[int], density: float, seed: i
 def test_frozen_tensors_are_no_part_of_a_vector() -> None:
     """So that its density means what it means for rules that go tensor by tensor."""
     tensors = {"frozen": torch.zeros(900), "w": torch.randn(100)}
-    mask = make_method("magnitude-vector", ("a",), density=0.25).mask
-    survey = survey_of(
-        mask, ("a",), {t: v.numel() for t, v in tensors.items()}, lambda t, _: tensors[t], {}
-    )
-    kept = dict(keep(mask, "w", lambda _: Delta(tensors["w"]), ("a",), survey=survey))["a"]
+    method = make_method("magnitude-vector", ("a",), density=0.25)
+    kept = prune_all(method, {"a": tensors})["a"]
     assert kept is not None
     assert len(kept.values) == 25
 
@@ -485,7 +480,4 @@ def test_no_calibrated_method_without_a_study(pico: Path) -> None:
 
 
 def test_no_survey_is_needed_where_no_rule_needs_one() -> None:
-    assert (
-        survey_of(make_method("dare", NAMES).mask, NAMES, {"w": 3}, lambda *_: torch.ones(3), {})
-        == Survey()
-    )
+    assert make_method("dare", NAMES).mask.survey("a", {"w": Delta(torch.ones(3))}) is None

@@ -17,7 +17,7 @@ import vl_convert
 import yaml
 
 from cabs_search.common.redact import without_password
-from cabs_search.record.folder import record_versions
+from cabs_search.record.versions_file import record_versions
 from cabs_search.reporting.charts import comparison as comparison_charts
 from cabs_search.reporting.charts import study as charts
 from cabs_search.reporting.charts.theme import VERSION, as_png

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cabs_search.kinds.kinds import Outcome
-from cabs_search.metrics.bootstrap import is_quick, resampled
-from cabs_search.metrics.metrics import metric
+from cabs_search.kinds.base import Outcome
 from cabs_search.results.as_reported import as_reported
 from cabs_search.results.panel import ItemScores, Panel, matrix
 from cabs_search.results.tie_set import tie_set
@@ -77,20 +75,22 @@ def test_a_metric_on_samples_is_the_metric_of_the_drawn_items(
     elif name == "f1" and "labels" not in arguments:
         labels[0], predictions[0][1] = 7, 8  # classes that many samples do not have
     weights = np.concatenate(list(resample_weights(np.arange(ITEMS), 20, 0)))
-    found = resampled(of, [np.zeros(ITEMS)] * len(predictions), predictions, labels, weights)
+    scores = [np.zeros(ITEMS)] * len(predictions)
+    found = of.measure.resample(scores, predictions, labels, weights)
     for row, counts in zip(found, weights.astype(int), strict=True):
         drawn = np.repeat(np.arange(ITEMS), counts)
         assert row == pytest.approx(
-            [metric(of, p[drawn], labels[drawn]) for p in predictions], abs=1e-12
+            [of.measure.compute(p[drawn], labels[drawn]) for p in predictions], abs=1e-12
         )
-    assert is_quick(of) == quick
+    assert of.measure.is_quick == quick
 
 
 def test_an_undefined_metric_is_0_on_samples_too() -> None:
     labels = np.zeros(ITEMS, dtype=np.int64)
     weights = np.concatenate(list(resample_weights(np.arange(ITEMS), 5, 0)))
     for name in ("matthews_correlation", "f1"):
-        assert (resampled(task(metric=name), [labels], [labels], labels, weights) == 0).all()
+        measure = task(metric=name).measure
+        assert (measure.resample([labels], [labels], labels, weights) == 0).all()
 
 
 def make_panel(
@@ -114,7 +114,7 @@ def make_panel(
             n: Outcome(1.0 - wrong[n].astype(np.float32), np.zeros(len(wrong[n])), predictions[n])
             for n in names
         }
-        scores = {n: metric(spec.tasks[n], predictions[n], labels[n]) for n in names}
+        scores = {n: spec.tasks[n].measure.compute(predictions[n], labels[n]) for n in names}
         found[f"c{place}"] = ItemScores(tasks=outcomes, scores=scores)
         right[f"c{place}"] = np.concatenate([1.0 - wrong[name] for name in names])
     clusters = {name: np.arange(size) // together for name, size in names.items()}

@@ -13,12 +13,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from cabs_search.kinds.kinds import Item
+from cabs_search.kinds.base import Item
 from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
 from cabs_search.merging.recipe import make_method, make_recipe
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.spec.load import parse
+from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import Items
 
 SMALL = {
@@ -56,6 +58,11 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+def open_bench(spec: Spec, tmp_path: Path) -> Workbench:
+    family, cache = Family.open(spec.base, spec.experts), VectorCache(tmp_path / "cache")
+    return Workbench(family, spec.tasks, cache, device=spec.device, dtype=spec.dtype)
+
+
 @pytest.mark.parametrize(
     ("config", "model", "settings"), ARCHITECTURES.values(), ids=ARCHITECTURES.keys()
 )
@@ -86,7 +93,8 @@ def test_an_architecture_goes_the_whole_way(
         },
         "device": "cpu",
     }
-    bench = Workbench(parse(values), VectorCache(tmp_path / "cache"))
+    spec = parse(values)
+    bench = open_bench(spec, tmp_path)
     heads = [bench.family.alignment.heads[name] for name in ("a", "b")]
     assert all(any("classif" in t or "score" in t for t in head) for head in heads)
     recipe = make_recipe(make_method("cabs", ("a", "b"), nm=(2, 8)), {"a": 1.5, "b": 0.5})
@@ -100,7 +108,7 @@ def test_an_architecture_goes_the_whole_way(
             Item(sequences=({"input_ids": torch.randint(3, 60, (n,)).tolist()},), label=0)
             for n in (7, 3, 5)
         )
-        items = Items(bench.spec.tasks[name], ("a", "b", "c"), rows, {"input_ids": 0})
+        items = Items(spec.tasks[name], ("a", "b", "c"), rows, {"input_ids": 0})
         together = bench.score({name: items}, {name: np.arange(3)})[name]
         alone = [
             bench.score({name: items}, {name: np.array([i])})[name].losses[0] for i in range(3)
@@ -129,6 +137,6 @@ def test_a_shared_tensor_that_a_tasks_model_has_no_use_for(tmp_path: Path) -> No
         "tasks": {"a": {"dataset": {"csv": str(tmp_path / "rows.csv")}, "text": "text"}},
         "device": "cpu",
     }
-    bench = Workbench(parse(values), VectorCache(tmp_path / "cache"))
+    bench = open_bench(parse(values), tmp_path)
     assert "pooler.dense.weight" in bench.family.alignment.shared
     bench.materialize(make_recipe(make_method("cabs", ("a",), nm=(2, 8)), {"a": 1.0}))

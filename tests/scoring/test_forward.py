@@ -14,23 +14,21 @@ import pytest
 import torch
 import transformers
 
-from cabs_search.kinds.kinds import Item, outcome
-from cabs_search.merging.cache import VectorCache
+from cabs_search.kinds.base import Item
 from cabs_search.scoring.batches import PASS_TOKENS, batches, collate
 from cabs_search.scoring.forward import FIRST_TOKEN_ONLY, evaluate, same_trunk
-from cabs_search.scoring.workbench import Workbench, keep_memory
+from cabs_search.scoring.workbench import keep_memory
 from cabs_search.spec.load import parse
-from cabs_search.spec.task import Kind
 from cabs_search.tasks.items import SPLITS, Items
 from cabs_search.tasks.load import load_items
 from tests.conftest import pico_values
-from tests.scoring.test_architectures import ARCHITECTURES, SMALL
+from tests.scoring.test_architectures import ARCHITECTURES, SMALL, open_bench
 from tests.support.standins import task_of
 
 CPU = torch.device("cpu")
 
 
-def items_of(kind: Kind, lengths: list[tuple[int, ...]], pad: int = 9, labels: int = 2) -> Items:
+def items_of(kind: str, lengths: list[tuple[int, ...]], pad: int = 9, labels: int = 2) -> Items:
     """Items of random tokens; ``lengths`` of the sequences of each."""
     draw = np.random.default_rng(0)
     rows = tuple(
@@ -91,7 +89,7 @@ def test_one_item_longer_than_a_batch_is_a_batch() -> None:
 
 
 @pytest.mark.parametrize("kind", ["classification", "multiple-choice"])
-def test_a_batch_is_padded_as_by_hand(kind: Kind) -> None:
+def test_a_batch_is_padded_as_by_hand(kind: str) -> None:
     sizes = [(7,), (3,), (5,)] if kind == "classification" else [(7, 3), (4, 5, 6), (2, 2)]
     items = items_of(kind, sizes)
     found = collate(items, np.array([2, 0]))
@@ -105,14 +103,16 @@ def test_a_batch_is_padded_as_by_hand(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression", "multiple-choice"])
-def test_outcomes_of_a_batch_are_those_of_each_item(kind: Kind) -> None:
+def test_outcomes_of_a_batch_are_those_of_each_item(kind: str) -> None:
     counts = [2, 4, 3, 2, 4] if kind == "multiple-choice" else [1] * 5
     items = items_of(kind, [(4,) * n for n in counts])
     width = {"classification": 3, "regression": 1, "multiple-choice": 0}[kind]
     logits = torch.randn(
         (1, sum(counts)) if width == 0 else (5, width), generator=torch.Generator().manual_seed(0)
     )
-    found = outcome(items.task, transformers.utils.ModelOutput(logits=logits), items.rows)
+    found = items.task.kind.outcome(
+        items.task, transformers.utils.ModelOutput(logits=logits), items.rows
+    )
     for i, item in enumerate(items.rows):
         mine = logits[0].split(counts)[i] if width == 0 else logits[i]
         if kind == "regression":
@@ -137,7 +137,7 @@ def as_model(config: str, settings: dict[str, Any], head: str, **changes: Any) -
 
 @pytest.mark.parametrize("name", FIRST_TOKEN_ONLY)
 @pytest.mark.parametrize("kind", ["classification", "multiple-choice", "token-classification"])
-def test_the_last_layer_computes_what_the_head_reads(name: str, kind: Kind) -> None:
+def test_the_last_layer_computes_what_the_head_reads(name: str, kind: str) -> None:
     config = type(transformers.AutoConfig.for_model(name)).__name__
     heads = {"classification": "SequenceClassification", "multiple-choice": "MultipleChoice"}
     model = as_model(
@@ -161,7 +161,7 @@ def test_the_last_layer_computes_what_the_head_reads(name: str, kind: Kind) -> N
     rows = np.arange(len(items))
     found = evaluate(model, items, rows, CPU)
     with torch.inference_mode():
-        whole = outcome(items.task, model(**collate(items, rows)), items.rows)
+        whole = items.task.kind.outcome(items.task, model(**collate(items, rows)), items.rows)
     assert seen == [1, 7], "and nothing stays behind"
     assert found.predictions.tolist() == whole.predictions.tolist()
     assert found.losses == pytest.approx(whole.losses, abs=1e-6)
@@ -187,7 +187,7 @@ def shared_spec(pico: Path) -> Any:
 
 def test_tasks_on_the_same_items_share_a_pass(pico: Path, tmp_path: Path) -> None:
     spec = shared_spec(pico)
-    bench = Workbench(spec, VectorCache(tmp_path / "cache"))
+    bench = open_bench(spec, tmp_path)
     items = {task: load_items(spec, task)["search"] for task in spec.tasks}
     rows = dict.fromkeys(spec.tasks, np.arange(8))
     passes = dict.fromkeys(spec.tasks, 0)
@@ -221,7 +221,7 @@ def test_other_labels_of_the_same_texts_are_scored_in_the_same_pass(
     task = values["tasks"]["mood"] | {"dataset": {"csv": str(path)}}
     values["tasks"] = {"mood": task, "animal": task | {"label": "other"}}
     spec = parse(values)
-    bench = Workbench(spec, VectorCache(tmp_path / "cache"))
+    bench = open_bench(spec, tmp_path)
     passes: list[str] = []
     for name in spec.tasks:
         first = bench.models[name].base_model.encoder.layer[0]
@@ -256,7 +256,7 @@ def test_tasks_of_one_expert_share_a_pass(pico: Path, tmp_path: Path) -> None:
         "b": values["tasks"]["mood"] | {"expert": "mood"},
     }
     spec = parse(values)
-    bench = Workbench(spec, VectorCache(tmp_path / "cache"))
+    bench = open_bench(spec, tmp_path)
     items = {task: load_items(spec, task)["search"] for task in spec.tasks}
     passes = []
     bench.models["mood"].base_model.register_forward_hook(lambda *_: passes.append(1))

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
-from cabs_search.merging.recipe import METHOD_NAMES, make_recipe
+from cabs_search.merging.recipe import METHOD_NAMES, LambdaKey, make_recipe
 from cabs_search.search.candidates import baselines, dimensions, holds, method_of, methods_of
 from cabs_search.search.space import lambda_keys, params_of, size, suggest
 from cabs_search.spec.load import parse
@@ -68,7 +68,8 @@ def test_a_recipe_and_its_parameters_say_the_same(pico: Path, name: str) -> None
         found.add(recipe.method.name)
         assert params_of(spec, recipe) == pytest.approx(trial.params), recipe
         assert holds(spec, recipe.method)
-        assert [key for key, _ in recipe.lambdas] in (list(EXPERTS), lambda_keys(spec))
+        keys = [key for key, _ in recipe.lambdas]
+        assert keys in ([LambdaKey(e) for e in EXPERTS], lambda_keys(spec))
         study.enqueue_trial(trial.params)
         assert suggest(spec, study.ask()) == recipe
     methods = {m.name for m in methods_of(spec)}

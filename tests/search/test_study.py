@@ -14,7 +14,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from cabs_search.kinds.kinds import Outcome
+from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.results.leaderboard import build_leaderboard
@@ -44,7 +44,7 @@ class Bench:
 
     def result(self, job: Job, block: int) -> BlockResult:
         self.scored.append((job.recipe.key, job.split, block))
-        quality = 1 - min(1.0, sum(abs(v - 0.8) for v in job.recipe.lambda_.values()) / 3)
+        quality = 1 - min(1.0, sum(abs(v - 0.8) for v in job.recipe.lambda_by_name.values()) / 3)
         outcomes = {}
         for task, rows in self.study.blocks[job.split][block].items():
             draws = np.random.default_rng(list(rows)).random(len(rows))
@@ -101,7 +101,7 @@ def test_a_search_ends_with_the_budget_and_the_rows_confirmed(
     bench.run()
     searched, confirmed = (bench.outcomes.scored(split) for split in ("search", "confirm"))
     assert len(searched) == 12
-    assert {r.key for r in reference_recipes(spec).values()} <= confirmed.keys()
+    assert {r.key for r in reference_recipes(spec.experts).values()} <= confirmed.keys()
     assert {r.key for r in bench.study.rows_to_confirm()} <= confirmed.keys()
     best = max(searched.values(), key=lambda s: s.score)
     assert bench.study.best is not None

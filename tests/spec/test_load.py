@@ -98,7 +98,7 @@ BAD = [
     (change("seed", to=-1), "seed: Input should be greater than or equal to 0, but got -1"),
     (
         change("space", "nm", to=["2:8", "2:8"]),
-        "space.nm: each value must stand once, but got (2, 8) twice",
+        "space.nm: each value must stand once, but got 2:8 twice",
     ),
     (
         change("space", "lambda", to={"low": -1e5, "high": 1e5, "step": 0.001}),

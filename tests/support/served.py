@@ -25,7 +25,6 @@ def main(folder: Path, model_id: str) -> None:
     import mlflow
     import pandas as pd
 
-    from cabs_search.metrics.metrics import metric, values_of
     from cabs_search.spec.load import load
     from cabs_search.tracking.server import default_uri
     from tests.support.records import record_of
@@ -41,7 +40,7 @@ def main(folder: Path, model_id: str) -> None:
         found = model.predict(
             pd.DataFrame(rows_of(spec, name, outcomes.path)), params={"task": name}
         )
-        score = metric(task, values_of(task, found), labels[name])
+        score = task.measure.compute(task.kind.values(found), labels[name])
         said[name] = (
             (found, score),
             (recorded.tasks[name].predictions.tolist(), recorded.scores[name]),
@@ -53,8 +52,6 @@ def rows_of(spec: Any, name: str, record: Path) -> list[dict[str, Any]]:
     """A task's confirm rows in the record's order, with the columns that a prediction needs."""
     from transformers import AutoConfig
 
-    from cabs_search.kinds.kinds import label_of, texts_of
-    from cabs_search.serving.predictor import inputs_of
     from cabs_search.tasks.dataset import Row, read_dataset
 
     task, config, rows = (
@@ -63,9 +60,9 @@ def rows_of(spec: Any, name: str, record: Path) -> list[dict[str, Any]]:
         {},
     )
     for row in read_dataset(name, task, task.confirm.split or task.split):
-        texts = texts_of(name, task, row)
-        key = Row(texts, label_of(name, task, config, texts, row[task.label])).key
-        rows[key] = {column: row[column] for column in inputs_of(task)}
+        texts = task.kind.texts(name, task, row)
+        key = Row(texts, task.kind.label(name, task, config, texts, row[task.label])).key
+        rows[key] = {column: row[column] for column in task.input_columns}
     asked = "SELECT item FROM items WHERE split = 'confirm' AND task = ? ORDER BY position"
     with closing(sqlite3.connect(record)) as db:
         return [rows[key] for (key,) in db.execute(asked, (name,))]

@@ -20,21 +20,16 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from cabs_search.kinds.kinds import Words, encode, head_of, label_of, texts_of, tokenizer_arguments
-from cabs_search.metrics.squad import Passage
+from cabs_search.kinds import registry
+from cabs_search.kinds.question_answering import Passage
+from cabs_search.kinds.token_classification import Words
 from cabs_search.scoring.batches import collate
-from cabs_search.spec.task import DataSource, Kind, Task
+from cabs_search.spec.task import DataSource, Task
 from cabs_search.tasks.items import Items
 from cabs_search.tasks.tokenizer import pad_token_id
 
 ARCHITECTURES = ("bert", "roberta", "deberta-v2", "modernbert", "gpt2")
-KINDS: tuple[Kind, ...] = (
-    "classification",
-    "regression",
-    "multiple-choice",
-    "question-answering",
-    "token-classification",
-)
+KINDS = tuple(kind.name for kind in registry.KINDS)
 MOODS = (
     ("good", "fine", "happy"),
     ("bad", "poor", "gloomy"),
@@ -72,7 +67,7 @@ def make_expert(
     folder: Path,
     base: Path,
     architecture: str,
-    kind: Kind,
+    kind: str,
     seed: int,
     *,
     labels: int = 2,
@@ -100,12 +95,11 @@ def make_expert(
             "id2label": dict(enumerate(WORD_LABELS)),
             "label2id": {n: i for i, n in enumerate(WORD_LABELS)},
         }
-    auto = getattr(transformers, f"AutoModel{head_of(kind)}")
-    model = auto.from_pretrained(base, dtype=torch.float32, **extra)
+    model = auto_class(kind).from_pretrained(base, dtype=torch.float32, **extra)
     assert model.config.model_type == architecture
     task = task_of(kind, pair=pair)
     tokenizer = transformers.AutoTokenizer.from_pretrained(
-        base, **tokenizer_arguments(task, model.config)
+        base, **task.kind.tokenizer_arguments(model.config)
     )
     rows = rows_of(kind, 1000 + seed, 256, labels=labels, pair=pair)
     with one_thread():
@@ -113,6 +107,11 @@ def make_expert(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def auto_class(kind: str) -> Any:
+    """Return the transformers class that loads a model with the head of a kind."""
+    return getattr(transformers, f"AutoModel{task_of(kind).kind.head}")
 
 
 @contextmanager
@@ -129,7 +128,7 @@ def one_thread() -> Iterator[None]:
 
 
 def write_data(
-    path: Path, kind: Kind, seed: int, count: int, *, labels: int = 2, pair: bool = False
+    path: Path, kind: str, seed: int, count: int, *, labels: int = 2, pair: bool = False
 ) -> Path:
     """Write rows that an expert of this kind can score: JSON lines, or Parquet where ``path`` ends
     so.
@@ -146,7 +145,7 @@ def write_data(
     return path
 
 
-def fields_of(kind: Kind, *, pair: bool = False) -> dict[str, Any]:
+def fields_of(kind: str, *, pair: bool = False) -> dict[str, Any]:
     """The fields of a task, as a spec would hold them, that read what ``write_data`` writes."""
     match kind:
         case "classification":
@@ -171,13 +170,13 @@ def fields_of(kind: Kind, *, pair: bool = False) -> dict[str, Any]:
             return {"kind": kind, "text": "tokens", "label": "ner_tags", "max_length": MAX_LENGTH}
 
 
-def task_of(kind: Kind, *, pair: bool = False, **changes: Any) -> Task:
+def task_of(kind: str, *, pair: bool = False, **changes: Any) -> Task:
     """A task that reads what ``write_data`` writes, with some of its fields changed."""
     return Task(dataset=DataSource(json="rows.jsonl"), **fields_of(kind, pair=pair) | changes)
 
 
 def rows_of(
-    kind: Kind, seed: int, count: int, *, labels: int = 2, pair: bool = False
+    kind: str, seed: int, count: int, *, labels: int = 2, pair: bool = False
 ) -> list[dict[str, Any]]:
     """Rows as ``write_data`` writes them."""
     draw = random.Random(f"{kind} {seed}")
@@ -188,14 +187,14 @@ def as_items(rows: list[dict[str, Any]], task: Task, config: Any, tokenizer: Any
     """Rows of a task's columns as items, in their order, without a data set or splits."""
     found = []
     for row in rows:
-        texts = texts_of("rows", task, row)
-        label = label_of("rows", task, config, texts, row[task.label])
-        found.append(encode("rows", task, tokenizer, config, texts, label))
+        texts = task.kind.texts("rows", task, row)
+        label = task.kind.label("rows", task, config, texts, row[task.label])
+        found.append(task.kind.encode("rows", task, tokenizer, config, texts, label))
     pad = dict.fromkeys(found[0].sequences[0], 0) | {"input_ids": pad_token_id(config, tokenizer)}
     return Items(task, tuple(map(str, range(len(rows)))), tuple(found), pad)
 
 
-def _row(draw: random.Random, kind: Kind, labels: int, pair: bool) -> dict[str, Any]:
+def _row(draw: random.Random, kind: str, labels: int, pair: bool) -> dict[str, Any]:
     match kind:
         case "classification":
             label = draw.randrange(labels)
@@ -295,7 +294,7 @@ def _train(model: Any, items: Items, seed: int) -> None:
 def _inputs(items: Items, rows: Any) -> dict[str, torch.Tensor]:
     """A batch with the labels that transformers computes its loss from."""
     batch, chosen = collate(items, rows), [items.rows[i] for i in rows]
-    match items.task.kind:
+    match items.task.kind.name:
         case "classification":
             return batch | {"labels": torch.tensor([row.label for row in chosen])}
         case "regression":

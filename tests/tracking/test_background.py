@@ -408,7 +408,7 @@ def tracking(
 
 def candidate(study: Ran, number: int) -> Any:
     """A finished candidate, as much of it as a stand-in reads."""
-    (recipe,) = list(reference_recipes(study.spec).values())[-1:]
+    (recipe,) = list(reference_recipes(study.spec.experts).values())[-1:]
     return SimpleNamespace(number=number, recipe=recipe)
 
 

@@ -1,7 +1,6 @@
-"""Sums of pruned vectors as machine code for the CPU, where numba is installed (``pip install
-cabs-search[fast]``).
+"""Sums of pruned vectors as machine code for the CPU; needs numba (extra ``fast``).
 
-``combine.TensorSum`` has the same sum in torch, for GPUs and where numba is not. The bits are the
+``sums.TensorSum`` has the same sum in torch, for GPUs and where numba is missing. The bits are the
 same: each product and each sum is rounded to float32, vector after vector.
 """
 
@@ -17,16 +16,16 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 WHOLE, BITS, OFFSETS = 0, 1, 2
-"""How a vector's positions are stored."""
+"""Storage of a vector's positions: none, one bit a weight, or one byte a kept weight."""
 ROOM = 4096
-"""Weights added up at a time, in a core's nearest cache."""
+"""Weights added up at a time, so that they stay in a core's nearest cache."""
 LANES = 16
-"""Weights that one instruction spreads out."""
+"""Weights that one AVX-512 instruction handles."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _at(_: Any, address: Any) -> Any:
-    """An address as the pointer that ``numba.carray`` takes."""
+    """Turn an address into the pointer that ``numba.carray`` takes."""
 
     def code(context: Any, builder: Any, _: Any, values: Any) -> Any:
         return builder.inttoptr(values[0], context.get_value_type(types.voidptr))
@@ -36,22 +35,24 @@ def _at(_: Any, address: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _ones(_: Any, word: Any) -> Any:
-    """How many bits of a word are set."""
+    """Count the set bits of a word."""
     return types.uint64(types.uint64), lambda _c, builder, _s, values: builder.ctpop(values[0])
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _lowest(_: Any, word: Any) -> Any:
-    """The lowest set bit's place in a word that is not 0."""
+    """Return the place of the lowest set bit of a word that is not 0."""
     flag = ir.Constant(ir.IntType(1), 1)
     return types.uint64(types.uint64), lambda _c, builder, _s, values: builder.cttz(values[0], flag)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _add_lanes(_: Any, total: Any, values: Any, bits: Any, scale: Any) -> Any:
-    """total[i] += scale · (the next value) for each of LANES bits that is set, in order; addresses
-    of float32.
+    """Add scale · (the next value) to total[i] for each i of LANES whose bit is set, in order.
+
+    ``total`` and ``values`` are addresses of float32.
     """
+    # expand-load puts consecutive values into the lanes whose bit is set, in one instruction
     number, lane = ir.FloatType(), ir.IntType(32)
     lanes, mask = ir.VectorType(number, LANES), ir.VectorType(ir.IntType(1), LANES)
 
@@ -80,11 +81,8 @@ def _add_lanes(_: Any, total: Any, values: Any, bits: Any, scale: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _stream_lanes(_: Any, out: Any, first: Any, second: Any) -> Any:
-    """Write LANES sums of float32 past the cache: a model is larger than it, and would be read to
-    be overwritten.
-
-    Addresses; that of ``out`` a multiple of 64.
-    """
+    """Write LANES sums of float32 to ``out``, past the cache; its address is a multiple of 64."""
+    # A model is larger than the cache, which would be filled with what is overwritten at once.
     lanes = ir.VectorType(ir.FloatType(), LANES)
 
     def code(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
@@ -101,7 +99,7 @@ def _stream_lanes(_: Any, out: Any, first: Any, second: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _fence(_: Any) -> Any:
-    """What was streamed is there for every thread."""
+    """Make what was streamed visible to every thread."""
 
     def code(context: Any, builder: Any, _: Any, __: Any) -> Any:
         builder.fence("seq_cst")
@@ -112,7 +110,7 @@ def _fence(_: Any) -> Any:
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def add_words_by_lanes(total: Any, words: Any, values: Any, scale: Any) -> Any:
-    """Add what a vector keeps at set bits of ``words`` to ``total``; returns how much that was."""
+    """Add a vector's values at the set bits of ``words`` to ``total``; return their number."""
     where, value = np.int64(total.ctypes.data), np.int64(values.ctypes.data)
     for w in range(len(words)):
         word = words[np.uint64(w)]
@@ -127,9 +125,7 @@ def add_words_by_lanes(total: Any, words: Any, values: Any, scale: Any) -> Any:
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def add_words_by_bits(total: Any, words: Any, values: Any, scale: Any) -> Any:
-    """As ``add_words_by_lanes``, for processors that cannot spread values out in one
-    instruction.
-    """
+    """Do what ``add_words_by_lanes`` does, on processors without expand-load."""
     place = np.uint64(0)
     for w in range(len(words)):
         word = words[np.uint64(w)]
@@ -147,9 +143,7 @@ _add_words = (
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def add_offsets(total: Any, offsets: Any, counts: Any, values: Any, scale: Any) -> Any:
-    """Add what a vector keeps at ``offsets`` within spans of 256 weights to ``total``; returns how
-    much that was.
-    """
+    """Add a vector's values at offsets in spans of 256 to ``total``; return their number."""
     place = np.uint64(0)
     for span in range(len(counts)):
         for _ in range(counts[span]):
@@ -192,7 +186,7 @@ def write(
     total, at = np.empty(ROOM, np.float32), starts.copy()
     for low in range(first, stop, ROOM):
         size = min(low + ROOM, stop) - low
-        total[:] = np.float32(-0.0)  # -0.0 + x is x, whatever x is
+        total[:] = np.float32(-0.0)  # -0.0 + x is x, whatever x is; 0.0 + -0.0 is not
         for j in range(len(kinds)):
             value, scale = numba.carray(_at(values[j]), (numel,), np.float32)[at[j] :], scales[j]
             if kinds[j] == WHOLE:
@@ -221,7 +215,7 @@ def write(
 
 
 def check() -> None:
-    """Add one vector up, of each kind; what numba raises says that it does not work here."""
+    """Add up one vector of each kind; numba raises if it does not work here."""
     out, base, values = (np.zeros(ROOM, np.float32) for _ in range(3))
     words, counts = np.zeros(ROOM // 64, np.uint64), np.zeros(ROOM // 256, np.int16)
     write(

@@ -1,4 +1,4 @@
-"""How pruned task vectors add up on one tensor: merged = base + Σ λᵢ·maskᵢ⊙τᵢ, in float32.
+"""Sums of pruned task vectors on one tensor: merged = base + Σ λᵢ·maskᵢ⊙τᵢ, in float32.
 
 A resident model and a fresh merge run this same code and have the same bits.
 """
@@ -20,12 +20,12 @@ from cabs_search.merging.chunks import chunks, parallel_map
 from cabs_search.merging.packed import STRIDE, Packed
 
 JOB = 1 << 20
-"""Weights that a thread is given at a time, about; a multiple of STRIDE."""
+"""Weights given to a thread at a time, about; a multiple of STRIDE."""
 
 
 @cache
 def kernels() -> Any:
-    """``merging.combine.kernels``, None where numba is not installed or does not work."""
+    """Load ``merging.combine.kernels``; None if numba is not installed or does not work."""
     try:
         from cabs_search.merging.combine import kernels
 
@@ -42,7 +42,7 @@ def kernels() -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """What a vector keeps of one tensor, as torch adds it up."""
+    """Kept weights of one tensor, unpacked for torch."""
 
     values: Tensor
     """Float32, [kept]."""
@@ -51,35 +51,34 @@ class Placed:
 
     @classmethod
     def of(cls, packed: Packed, device: torch.device) -> Placed:
-        """Unpacked on a device."""
-        kept, narrow = packed.kept(), packed.numel < 1 << 31
-        positions = (
-            None
-            if kept.positions is None
-            else kept.positions.to(torch.int32 if narrow else torch.int64)
-        )
-        return cls(kept.values.to(device), None if positions is None else positions.to(device))
+        """Unpack on a device."""
+        kept = packed.kept()
+        values = kept.values.to(device)
+        if kept.positions is None:
+            return cls(values, None)
+        dtype = torch.int32 if packed.numel < 1 << 31 else torch.int64
+        return cls(values, kept.positions.to(dtype).to(device))
 
     @property
     def bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory taken."""
         return self.values.nbytes + (0 if self.positions is None else self.positions.nbytes)
 
 
 @dataclass(frozen=True, eq=False)
 class TensorSum:
-    """A tensor that becomes the base's plus Σ λᵢ times what the i-th vector keeps of it.
+    """One tensor that becomes base + Σ λᵢ·τ̃ᵢ, in float32.
 
-    The sum is float32: product and sum, vector after vector, then the base's value. It has the same
-    bits in a resident model and in a fresh merge, by numba and by torch.
+    Products are added vector after vector, then the base's value: the bits are the same in a
+    resident model and in a fresh merge, by numba and by torch.
     """
 
     out: Tensor
-    """The tensor, flat, any floating dtype."""
+    """Tensor to write, flat, any floating dtype."""
     base: Tensor
-    """The base's values, flat, any floating dtype."""
+    """Values of the base, flat, any floating dtype."""
     vectors: tuple[Packed | Placed, ...]
-    """Those that keep something, one at the least: ``Placed`` on a GPU."""
+    """Vectors that keep something, at least one; ``Placed`` on a GPU."""
 
     @cached_property
     def _packed(self) -> _Arguments | None:
@@ -88,15 +87,14 @@ class TensorSum:
 
     @property
     def parts(self) -> list[slice]:
-        """Of the tensor, that can be written one by one."""
+        """Slices of the tensor that can be written independently."""
         return chunks(len(self.out), JOB) if self._packed else [slice(0, len(self.out))]
 
     def write(self, lambdas: Sequence[float], part: slice) -> None:
-        """Write a part. ``lambdas``: one for each vector."""
+        """Write a slice; ``lambdas`` has one value for each vector."""
         if self._packed is None:
-            total = torch.full_like(
-                self.out, -0.0, dtype=torch.float32
-            )  # -0.0 + x is x, whatever x is
+            # -0.0 and not 0.0: -0.0 + x is x, whatever x is
+            total = torch.full_like(self.out, -0.0, dtype=torch.float32)
             for vector, lambda_ in zip(self.vectors, lambdas, strict=True):
                 placed = (
                     Placed.of(vector, self.out.device) if isinstance(vector, Packed) else vector
@@ -116,10 +114,10 @@ class TensorSum:
 
 
 class _Arguments:
-    """Packed vectors as ``kernels.write`` takes them."""
+    """Addresses of packed vectors, as ``kernels.write`` takes them."""
 
     def __init__(self, vectors: Sequence[Packed]) -> None:
-        self._vectors = vectors  # whose memory the addresses are of
+        self._vectors = vectors  # kept, because the addresses are of their memory
         index = [v.offsets if v.bits is None else v.bits for v in vectors]
         code = kernels()
         kinds = [
@@ -141,9 +139,7 @@ class _Arguments:
         *,
         first: int = 0,
     ) -> None:
-        """Write a part, of the sum alone where there is no base; ``first``: the weight that ``out``
-        begins with.
-        """
+        """Write a slice; the sum alone without a base; ``out`` begins with weight ``first``."""
         kernels().write(
             out.data_ptr() - 4 * first,
             0 if base is None else base.data_ptr(),
@@ -160,17 +156,17 @@ class _Arguments:
 
 
 def write_sums(sums: Sequence[tuple[TensorSum, Sequence[float]]]) -> None:
-    """Write whole tensors, each with its λ for each vector, over torch's number of threads."""
+    """Write whole tensors, each with one λ for each vector, over torch's number of threads."""
     jobs: list[list[tuple[TensorSum, Sequence[float], slice]]] = [[]]
     room = JOB
-    for one, lambdas in sums:
-        for part in one.parts:
-            jobs[-1].append((one, lambdas, part))
+    for total, lambdas in sums:
+        for part in total.parts:
+            jobs[-1].append((total, lambdas, part))
             room -= part.stop - part.start
             if room <= 0:
                 jobs.append([])
                 room = JOB
-    if all(one.out.device.type == "cpu" for one, _ in sums):
+    if all(total.out.device.type == "cpu" for total, _ in sums):
         parallel_map(_write, jobs)
     else:
         for job in jobs:
@@ -178,5 +174,5 @@ def write_sums(sums: Sequence[tuple[TensorSum, Sequence[float]]]) -> None:
 
 
 def _write(job: Sequence[tuple[TensorSum, Sequence[float], slice]]) -> None:
-    for one, lambdas, part in job:
-        one.write(lambdas, part)
+    for total, lambdas, part in job:
+        total.write(lambdas, part)

@@ -1,57 +1,79 @@
-"""Sign election where pruned vectors meet."""
+"""TIES: an election of signs where pruned vectors meet (arXiv 2306.01708)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+from cabs_search.merging.combine.rule import CombineRule
 
-from cabs_search.merging.combine.rules import Combine, Sum, Ties, TiesSum
-from cabs_search.merging.sparse import Kept
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cabs_search.merging.sparse import Kept
 
 
-def combined(combine: Combine, vectors: Sequence[Kept | None], numel: int) -> list[Kept | None]:
-    """What is left of each vector on one tensor, so that Σ λᵢ times it is the merged model's
-    change.
+@dataclass(frozen=True)
+class Ties(CombineRule):
+    """Keep the weights whose sign is elected, each divided by how many agree: their mean."""
 
-    λ has no part in it: what is made ready once serves every λ.
+    name: ClassVar[str] = "ties"
+    beside: ClassVar[tuple[str, ...]] = ("magnitude-vector", "magnitude", "dare", "cabs")
+
+    def combine(self, vectors: Sequence[Kept | None], numel: int) -> list[Kept | None]:
+        """Return each vector's share of the mean."""
+        return _elect(vectors, numel, mean=True)
+
+
+@dataclass(frozen=True)
+class TiesSum(CombineRule):
+    """Keep the weights whose sign is elected."""
+
+    name: ClassVar[str] = "ties-sum"
+    beside: ClassVar[tuple[str, ...]] = ("magnitude-vector", "magnitude")
+
+    def combine(self, vectors: Sequence[Kept | None], numel: int) -> list[Kept | None]:
+        """Return each vector's weights that agree."""
+        return _elect(vectors, numel, mean=False)
+
+
+def _elect(vectors: Sequence[Kept | None], numel: int, *, mean: bool) -> list[Kept | None]:
+    """Return each vector's weights whose sign is that of the vectors' sum; a sum of 0 counts as
+    +.
     """
-    match combine:
-        case Sum():
-            return list(vectors)
-        case Ties():
-            return _elected(vectors, numel, mean=True)
-        case TiesSum():
-            return _elected(vectors, numel, mean=False)
+    import torch
 
+    from cabs_search.merging.sparse import Kept
 
-def _elected(vectors: Sequence[Kept | None], numel: int, *, mean: bool) -> list[Kept | None]:
-    """Of each vector the weights whose sign is that of the vectors' sum (0 counts as +), shared out
-    where ``mean``.
-    """
-    parts = [None if v is None else _sparse(v) for v in vectors]
+    parts = [None if vector is None else _nonzero(vector) for vector in vectors]
     total, count = torch.zeros(numel), torch.zeros(numel)
     for part in parts:
         if part is not None:
             positions, values = part
             total[positions] += values
-    left: list[tuple[Tensor, Tensor] | None] = []
+    agreeing: list[tuple[Tensor, Tensor] | None] = []
     for part in parts:
         if part is None:
-            left.append(None)
+            agreeing.append(None)
             continue
         positions, values = part
         agrees = (values > 0) == (total[positions] >= 0)
-        left.append((positions[agrees], values[agrees]))
+        agreeing.append((positions[agrees], values[agrees]))
         count[positions[agrees]] += 1
-    return [
-        None if p is None else Kept.at(p[0], p[1] / count[p[0]] if mean else p[1], numel)
-        for p in left
-    ]
+    left: list[Kept | None] = []
+    for part in agreeing:
+        if part is None:
+            left.append(None)
+        else:
+            positions, values = part
+            left.append(Kept.at(positions, values / count[positions] if mean else values, numel))
+    return left
 
 
-def _sparse(kept: Kept) -> tuple[Tensor, Tensor]:
-    """Positions and values, without weights that are 0."""
-    positions = kept.values.nonzero().reshape(-1) if kept.positions is None else kept.positions
-    return positions, kept.values[positions] if kept.positions is None else kept.values
+def _nonzero(kept: Kept) -> tuple[Tensor, Tensor]:
+    """Return positions and values, without weights that are 0."""
+    if kept.positions is not None:
+        return kept.positions, kept.values
+    positions = kept.values.nonzero().reshape(-1)
+    return positions, kept.values[positions]

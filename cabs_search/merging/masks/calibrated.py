@@ -1,22 +1,23 @@
-"""What an expert's linear layers saw on calibration items, and the two pruning rules that use it.
+"""Pruning rules that use what a linear layer's inputs were on calibration items.
 
-Symbols: X    a linear layer's inputs over all calibration tokens, [tokens, in]
-         G    XᵀX, [in, in]; its diagonal is ‖x‖₂² of each input feature
-         τ    a task vector's tensor as the layer uses it, [out, in]
+Symbols:
+    X    a linear layer's inputs over all calibration tokens, [tokens, in]
+    G    XᵀX, [in, in]; its diagonal is ‖x‖₂² of each input feature
+    τ    a task vector's tensor as the layer uses it, [out, in]
 
 Sources: Wanda, arXiv 2306.11695, equation 1; SparseGPT, arXiv 2301.00774, algorithm 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from cabs_search.merging.masks.rule import Selection, TensorView
+from cabs_search.merging.masks.selection import kept, largest_of_rows, share
 
-from cabs_search.merging.calibration import Calibration
-from cabs_search.merging.masks.rules import Mask, SparseGpt, Wanda
-from cabs_search.merging.masks.top_k import Bools, Floats, flat, largest, largest_of_each, share
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DAMPING = 0.01
 """Added to G's diagonal, as a share of its mean, so that it can be inverted (SparseGPT's own
@@ -26,20 +27,56 @@ COLUMNS = 128
 """Input features for which SparseGPT chooses a mask at a time (its own value)."""
 
 
+def select_by_layer(
+    view: TensorView,
+    density: float,
+    prune: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]],
+) -> Selection:
+    """Select by a rule that knows the layer's inputs; by magnitude where no linear layer has
+    the tensor.
+
+    Args:
+        view: the tensor.
+        density: share to keep.
+        prune: from τ as [out, in], G and the density to new values and the mask, both [out,
+            in].
+
+    """
+    import torch
+
+    assert view.calibration is not None, "prune() checks it"
+    gram = view.calibration.gram(view.tensor)
+    if gram is None:
+        return kept(view.weights, largest_of_rows(view.weights, len(view.weights), density))
+    tau = torch.from_numpy(view.tau)
+    if view.calibration.is_transposed(view.tensor):
+        values, mask = (t.T.contiguous() for t in prune(tau.T.contiguous(), gram, density))
+    else:
+        values, mask = prune(tau, gram, density)
+    return kept(values.reshape(-1).numpy(), mask.reshape(-1).numpy())
+
+
 def wanda_scores(tau: Tensor, gram: Tensor) -> Tensor:
-    """|τ| · ‖x‖₂ of each input feature: what a weight's change does to its output. [out, in],
-    float32.
+    """Return |τ| · ‖x‖₂ of each input feature, the change that a weight makes to its output.
+
+    Args:
+        tau: [out, in].
+        gram: G, or its diagonal.
+
+    Returns:
+        Scores, float32, [out, in].
+
     """
     squares = gram if gram.dim() == 1 else gram.diagonal()
     return tau.float().abs() * squares.float().sqrt()
 
 
 def sparsegpt(tau: Tensor, gram: Tensor, density: float) -> tuple[Tensor, Tensor]:
-    """Prune τ so that X·τᵀ changes least: what is pruned is made up for by the weights behind it.
+    """Prune τ so that X·τᵀ changes least: weights further right make up for what is pruned.
 
-    Columns are gone through in order, COLUMNS at a time. In each row of such a run the weights with
-    the largest w² / [G⁻¹]ⱼⱼ² (with G restricted to the columns from j on) are kept; each pruned
-    weight's error is spread over the columns not yet gone through, by the optimal brain surgeon's
+    Columns are pruned in order, COLUMNS at a time. In each row of such a block the weights with
+    the largest w² / [G⁻¹]ⱼⱼ² (G restricted to the columns from j on) are kept; each pruned
+    weight's error is spread over the columns to its right by the optimal brain surgeon's
     formula.
 
     Args:
@@ -49,9 +86,12 @@ def sparsegpt(tau: Tensor, gram: Tensor, density: float) -> tuple[Tensor, Tensor
 
     Returns:
         New values, float32, and the mask, both [out, in].
+
     Source: SparseGPT, arXiv 2301.00774, algorithm 1; the mask is chosen row by row.
 
     """
+    import torch
+
     weights, hessian = tau.double().clone(), gram.double().clone()
     columns = weights.shape[1]
     unseen = hessian.diagonal() == 0  # a feature that was always 0: any weight does
@@ -64,46 +104,15 @@ def sparsegpt(tau: Tensor, gram: Tensor, density: float) -> tuple[Tensor, Tensor
     mask = torch.zeros(weights.shape, dtype=torch.bool)
     for start in range(0, columns, COLUMNS):
         end = min(start + COLUMNS, columns)
-        run, scale = weights[:, start:end], inverse[start:end, start:end]
+        block, scale = weights[:, start:end], inverse[start:end, start:end]
         count = share(density, end) - share(density, start)
-        chosen = (run / scale.diagonal()).square().topk(count, dim=1).indices
+        chosen = (block / scale.diagonal()).square().topk(count, dim=1).indices
         mask[:, start:end].scatter_(1, chosen, value=True)
-        errors = torch.zeros_like(run)
+        errors = torch.zeros_like(block)
         for j in range(end - start):
-            column = run[:, j]
+            column = block[:, j]
             errors[:, j] = torch.where(mask[:, start + j], 0.0, column) / scale[j, j]
-            run[:, j:] -= errors[:, j : j + 1] * scale[j, j:]
+            block[:, j:] -= errors[:, j : j + 1] * scale[j, j:]
         weights[:, end:] -= errors @ inverse[start:end, end:]
     mask &= weights != 0
     return (weights * mask).float(), mask
-
-
-def calibration_of(calibrations: Mapping[str, Calibration], mask: Mask, expert: str) -> Calibration:
-    """One expert's statistics. Raises ValueError where there are none."""
-    if expert not in calibrations:
-        raise ValueError(
-            f"{mask.name}: every expert must have a task to take calibration items from, as it has"
-            f" in a study, but {expert} has none"
-        )
-    return calibrations[expert]
-
-
-def calibrated_mask(
-    mask: Wanda | SparseGpt, tau: Tensor, density: float, calibration: Calibration, tensor: str
-) -> tuple[Bools, Tensor]:
-    """Mask and values by a rule that knows the layer's inputs; plain magnitude where the tensor has
-    none.
-    """
-    gram = calibration.gram(tensor)
-    if gram is None:
-        return largest_of_each(flat(tau), tau.numel(), density), tau
-    turned = calibration.is_transposed(tensor)
-    layer = tau.T.contiguous() if turned else tau
-    if isinstance(mask, SparseGpt):
-        values, chosen = sparsegpt(layer, gram, density)
-    else:
-        scores: Floats = wanda_scores(layer, gram).numpy()
-        values, chosen = layer, torch.from_numpy(largest(scores, share(density, layer.shape[1])))
-    if turned:
-        values, chosen = values.T.contiguous(), chosen.T.contiguous()
-    return chosen.reshape(-1).numpy(), values

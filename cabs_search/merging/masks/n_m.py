@@ -1,35 +1,27 @@
-"""n:m masks, alone and one vector after another."""
+"""n:m masks: the n largest magnitudes of every m consecutive weights, alone or vector after vector.
+
+Symbols:
+    n, m   weights kept per block, weights per block; the last block may be shorter
+    τ      a task vector's tensor, read in row-major order
+    u      positions of a block that no earlier vector kept
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cabs_search.merging.chunks import CHUNK, chunks, parallel_map
-from cabs_search.merging.masks.rules import check_choice, check_nm
-from cabs_search.merging.masks.top_k import Bools, Floats, flat, largest
-from cabs_search.merging.sparse import Kept
-from cabs_search.merging.task_vector import Delta
+from cabs_search.merging.masks.rule import Bools, Floats, Selection
+from cabs_search.merging.masks.selection import largest
+from cabs_search.merging.masks.settings import check_choice, check_nm
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def kept_of_blocks(
-    delta: Delta, n: int, m: int, taken: Bools | None, overlap: str, tail: str
-) -> Kept | None:
-    """What n:m keeps, some whole blocks at a time: τ never leaves the cache."""
-    mask = np.zeros(delta.numel, dtype=np.bool_)
-
-    def some(part: slice) -> Floats:
-        weights = flat(delta.part(part))
-        mask[part] = next_mask(weights, n, m, None if taken is None else taken[part], overlap, tail)
-        kept: Floats = weights.take(np.flatnonzero(mask[part]))
-        return kept
-
-    values = np.concatenate(parallel_map(some, chunks(delta.numel, max(1, CHUNK // m) * m)))
-    return Kept(torch.from_numpy(values), torch.from_numpy(mask)) if len(values) else None
+    from cabs_search.merging.task_vector import Delta
 
 
 def nm_mask(
@@ -49,19 +41,21 @@ def nm_mask(
         tail: a last block of r < m weights keeps floor(n r / m + 1/2), or nothing.
 
     Returns:
-        Bool mask of delta's shape. Ties keep the lower index; a weight that is exactly 0 is never
-        kept.
+        Bool mask of delta's shape. Ties keep the lower index; a weight that is exactly 0 is
+        never kept.
 
     Raises:
         ValueError: unless 0 < n <= m and eligible has delta's shape.
+
     Source: CABS, arXiv 2503.01874, section 4 (balanced sparsification).
 
     """
-    check_nm(n, m)
-    check_choice("tail", tail, ("keep", "drop"))
-    free = None if eligible is None else _flat_bools(eligible, delta)
-    mask = _nm_mask(flat(delta), n, m, free, tail)
-    return torch.from_numpy(mask).reshape(delta.shape).to(delta.device)
+    if eligible is not None and eligible.shape != delta.shape:
+        raise ValueError(
+            f"eligible must have delta's shape, but got {eligible.shape} against {delta.shape}"
+        )
+    taken = None if eligible is None else ~eligible.bool().reshape(-1).cpu().numpy()
+    return _mask_like(delta, n, m, taken, "drop", tail)
 
 
 def conflict_aware(
@@ -72,79 +66,109 @@ def conflict_aware(
     overlap: Literal["fill", "drop"] = "fill",
     tail: Literal["keep", "drop"] = "keep",
 ) -> list[Tensor]:
-    """n:m masks of several task vectors, pruned one after another so that they do not overlap.
+    """Make n:m masks of several task vectors, pruned one after another so that they do not
+    overlap.
 
     Args:
-        deltas: τ of one tensor for each vector, in pruning order, all of one shape; not modified.
+        deltas: τ of one tensor for each vector, in pruning order, all of one shape; not
+            modified.
         n, m: weights kept per block, weights per block.
-        overlap: what a block with u < n free positions does: ``fill`` takes the n - u largest taken
-            ones as well
-            (appendix A.3), ``drop`` keeps just the u.
+        overlap: what a block with u < n free positions does: ``fill`` takes the n - u largest
+            taken
+            ones as well (appendix A.3), ``drop`` keeps just the u.
         tail: as in ``nm_mask``.
 
     Returns:
-        Bool masks in the given order; disjoint in every block that has n free positions for each
-        vector.
+        Bool masks in the given order; disjoint in every block that has n free positions for
+        each vector.
 
     Raises:
         ValueError: unless 0 < n <= m and the shapes are equal.
+
     Source: CABS, arXiv 2503.01874, section 4 (conflict-aware sparsification).
 
     """
-    check_nm(n, m)
-    check_choice("tail", tail, ("keep", "drop"))
-    check_choice("overlap", overlap, ("fill", "drop"))
     if len({tuple(d.shape) for d in deltas}) > 1:
         raise ValueError(
             f"task vectors must have one shape, but got {[tuple(d.shape) for d in deltas]}"
         )
-    masks: list[Bools] = []
+    masks: list[Tensor] = []
     taken: Bools | None = None
     for delta in deltas:
-        masks.append(next_mask(flat(delta), n, m, taken, overlap, tail))
-        taken = masks[-1] if taken is None else taken | masks[-1]
-    return [
-        torch.from_numpy(mask).reshape(d.shape).to(d.device)
-        for mask, d in zip(masks, deltas, strict=True)
-    ]
+        masks.append(_mask_like(delta, n, m, taken, overlap, tail))
+        mask = masks[-1].reshape(-1).cpu().numpy()
+        taken = mask if taken is None else taken | mask
+    return masks
 
 
-def next_mask(
+def _mask_like(
+    delta: Tensor, n: int, m: int, taken: Bools | None, overlap: str, tail: str
+) -> Tensor:
+    """Return the mask that ``select_blocks`` makes, in delta's shape and on its device."""
+    import torch
+
+    from cabs_search.merging.task_vector import Delta
+
+    check_nm(n, m)
+    check_choice("tail", tail, ("keep", "drop"))
+    check_choice("overlap", overlap, ("fill", "drop"))
+    mask = select_blocks(Delta(delta.cpu(), check=False), n, m, taken, overlap, tail).mask
+    return torch.from_numpy(mask).reshape(delta.shape).to(delta.device)
+
+
+def select_blocks(
+    delta: Delta, n: int, m: int, taken: Bools | None, overlap: str, tail: str
+) -> Selection:
+    """Select n of every m weights, some whole blocks at a time, so that τ stays in the cache.
+
+    Args:
+        delta: τ of one tensor.
+        n, m: weights kept per block, weights per block.
+        taken: positions that earlier vectors keep, [weights]; None: none.
+        overlap, tail: as in ``conflict_aware``.
+
+    """
+    mask = np.zeros(delta.numel, dtype=np.bool_)
+
+    def select(part: slice) -> Floats:
+        weights: Floats = delta.part(part).numpy()
+        mask[part] = _next_mask(
+            weights, n, m, None if taken is None else taken[part], overlap, tail
+        )
+        values: Floats = weights.take(np.flatnonzero(mask[part]))
+        return values
+
+    parts = parallel_map(select, chunks(delta.numel, max(1, CHUNK // m) * m))
+    return Selection(np.concatenate([np.empty(0, np.float32), *parts]), mask)
+
+
+def _next_mask(
     weights: Floats, n: int, m: int, taken: Bools | None, overlap: str, tail: str
 ) -> Bools:
-    """The mask of a vector that is pruned after those whose positions are taken."""
-    mask = _nm_mask(weights, n, m, None if taken is None else ~taken, tail)
-    if (
-        taken is not None
-        and overlap == "fill"
-        and np.count_nonzero(mask) < _wanted(weights.size, n, m, tail)
-    ):
-        mask |= _fill(weights, n, m, taken, tail)
+    """Return the mask of a vector that is pruned after those whose positions are taken."""
+    mask = _free_mask(weights, n, m, None if taken is None else ~taken, tail)
+    if taken is not None and overlap == "fill":
+        wanted = sum(
+            count * -(-(rows.stop - rows.start) // m)
+            for rows, count in _blocks(weights.size, n, m, tail)
+        )
+        if np.count_nonzero(mask) < wanted:
+            mask |= _fill(weights, n, m, taken, tail)
     return mask
 
 
-def _wanted(size: int, n: int, m: int, tail: str) -> int:
-    """How many of ``size`` weights n:m keeps where none is 0."""
-    return sum(
-        count * -(-(rows.stop - rows.start) // m) for rows, count in _blocks(size, n, m, tail)
-    )
-
-
-def _nm_mask(weights: Floats, n: int, m: int, free: Bools | None, tail: str) -> Bools:
+def _free_mask(weights: Floats, n: int, m: int, free: Bools | None, tail: str) -> Bools:
+    """Mark the n largest free weights of every block."""
     mask = np.zeros(weights.size, dtype=np.bool_)
     for rows, count in _blocks(weights.size, n, m, tail):
         shape = (-1, min(m, rows.stop - rows.start))
-        largest(
-            weights[rows].reshape(shape),
-            count,
-            None if free is None else free[rows].reshape(shape),
-            out=mask[rows].reshape(shape),
-        )
+        free_rows = None if free is None else free[rows].reshape(shape)
+        largest(weights[rows].reshape(shape), count, free_rows, out=mask[rows].reshape(shape))
     return mask
 
 
 def _fill(weights: Floats, n: int, m: int, taken: Bools, tail: str) -> Bools:
-    """In blocks with u < n free positions, the n - u largest of the taken ones."""
+    """Mark, in blocks with u < n free positions, the n - u largest of the taken ones."""
     mask = np.zeros(weights.size, dtype=np.bool_)
     for rows, count in _blocks(weights.size, n, m, tail):
         width = min(m, rows.stop - rows.start)
@@ -158,18 +182,9 @@ def _fill(weights: Floats, n: int, m: int, taken: Bools, tail: str) -> Bools:
 
 
 def _blocks(size: int, n: int, m: int, tail: str) -> Iterator[tuple[slice, int]]:
-    """The whole blocks, then the tail; with how many weights each block keeps."""
+    """Yield the whole blocks, then the tail, each with how many weights a block keeps."""
     whole = size - size % m
     if whole:
         yield slice(0, whole), n
     if whole < size and tail == "keep":
         yield slice(whole, size), (2 * n * (size - whole) + m) // (2 * m)
-
-
-def _flat_bools(eligible: Tensor, delta: Tensor) -> Bools:
-    if eligible.shape != delta.shape:
-        raise ValueError(
-            f"eligible must have delta's shape, but got {eligible.shape} against {delta.shape}"
-        )
-    found: Bools = eligible.reshape(-1).to("cpu", torch.bool).numpy()
-    return found

@@ -11,7 +11,8 @@ import yaml
 from cabs_search.common.formats import as_p, between, number
 from cabs_search.common.redact import without_passwords
 from cabs_search.common.versions import versions
-from cabs_search.record.folder import StudyFolder, joined_versions, recorded_versions
+from cabs_search.record.folder import StudyFolder
+from cabs_search.record.versions_file import joined_versions, recorded_versions
 from cabs_search.reporting.charts.study import distance
 from cabs_search.reporting.html.layout import Cell, Facts, Table, TableRow
 from cabs_search.results.as_reported import Reported

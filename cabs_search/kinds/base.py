@@ -1,0 +1,328 @@
+"""Base class of kinds of task, and what several kinds share.
+
+An item is one row, tokenized: one sequence, or one for each choice or window. Whatever its kind, a
+model's output on it becomes one score, one loss and one prediction.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from cabs_search.metrics.base import Metric, Values
+from cabs_search.metrics.evaluated import LESS_IS_BETTER, Evaluated
+from cabs_search.metrics.registry import METRICS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ARRAY_TYPES: Mapping[type, Any] = {int: np.int64, float: np.float64, str: object, list: object}
+"""Array type of labels and predictions, by ``Kind.predicts``."""
+Scored: TypeAlias = tuple[float, float, Any]
+"""Score, loss and prediction of one item."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One row, tokenized."""
+
+    sequences: tuple[dict[str, list[int]], ...]
+    """Output of the tokenizer: one sequence, or one for each choice or window."""
+    label: Any
+    """Value that a prediction is compared with, as JSON holds it."""
+    marks: Any = None
+    """Meaning of single tokens, for kinds whose predictions are read from tokens."""
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest sequence."""
+        return max(len(sequence["input_ids"]) for sequence in self.sequences)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Results of a model on some items, one value per item: all [items]."""
+
+    scores: npt.NDArray[np.float32]
+    """More is better; the kind says what it is."""
+    losses: npt.NDArray[np.float32]
+    """Nats, of a regression the squared error."""
+    predictions: Values
+    """In the form of labels, but one answer where a label accepts several."""
+
+
+class TaskFields(Protocol):
+    """Fields of a task that kinds read."""
+
+    @property
+    def text(self) -> str | tuple[str, str]:
+        """Column of the text, or the two columns of a pair."""
+
+    @property
+    def choices(self) -> str | tuple[str, ...] | None:
+        """Column of lists of choices, or one column for each choice."""
+
+    @property
+    def label(self) -> str:
+        """Column of the label."""
+
+    @property
+    def max_length(self) -> int:
+        """Number of tokens that a sequence is cut to."""
+
+    @property
+    def stride(self) -> int | None:
+        """Number of tokens that two neighbouring windows share."""
+
+    @property
+    def measure(self) -> Metric:
+        """Metric with its arguments."""
+
+
+@dataclass(frozen=True)
+class Kind(ABC):
+    """A kind of task; a value without state, equal to itself in every process.
+
+    A subclass says what it is in class attributes and overrides what differs. ``where`` is the
+    place in the spec that errors begin with, such as ``tasks.mood``; ``config`` is the
+    configuration of the expert whose head scores the task.
+    """
+
+    name: ClassVar[str]
+    """Value of ``kind`` in a spec."""
+    head: ClassVar[str]
+    """End of the name of the transformers class, such as ``ForSequenceClassification``."""
+    metrics: ClassVar[tuple[Metric, ...]]
+    """Metrics that fit and are computed here, the default first."""
+    predicts: ClassVar[type[Any]]
+    """Type of a prediction: int, float, str, or list (of str)."""
+    takes_other_metrics: ClassVar[bool] = True
+    """True if metrics of other names may be computed by ``evaluate``."""
+    takes_choices: ClassVar[bool] = False
+    """True if tasks have a field ``choices``."""
+    default_max_length: ClassVar[int] = 128
+    default_stride: ClassVar[int | None] = None
+    """None: tasks have no field ``stride``."""
+
+    def __str__(self) -> str:
+        """Return the name, as specs and messages have it."""
+        return self.name
+
+    # fields of the spec
+
+    def check_text(self, text: str | tuple[str, str]) -> None:  # noqa: B027 (may be anything)
+        """Raise ValueError if ``text`` must name other columns."""
+
+    def check_choices(self, choices: str | tuple[str, ...] | None) -> None:  # noqa: B027
+        """Raise ValueError if ``choices`` must name other columns."""
+
+    def check_metric(self, name: str) -> None:
+        """Raise ValueError if no metric of this name fits."""
+        if name in LESS_IS_BETTER:
+            raise ValueError(f"more must be better, as a search maximizes it, but got {name}")
+        names = [metric.name for metric in self.metrics]
+        if name in names:
+            return
+        if not self.takes_other_metrics:
+            raise ValueError(f"{self} must have {' or '.join(sorted(names))}, but got {name}")
+        if any(name == metric.name for metric in METRICS):
+            raise ValueError(f"{self} must have another metric, such as {names[0]}, but got {name}")
+
+    def metric(self, name: str, arguments: Mapping[str, Any]) -> Metric:
+        """Return a metric by name; ``evaluate`` computes those that are not the kind's.
+
+        Raises:
+            ValueError: the metric takes no arguments.
+
+        """
+        fitting = (metric for metric in self.metrics if metric.name == name)
+        return next(fitting, Evaluated(name=name)).with_arguments(arguments)
+
+    # rows of data
+
+    def inputs(self, task: TaskFields) -> list[tuple[str, str]]:
+        """Return the columns that a prediction needs, as (field of the task, column)."""
+        choices = (task.choices,) if isinstance(task.choices, str) else task.choices or ()
+        texts = [("text", column) for column in text_columns(task)]
+        return [*texts, *(("choices", column) for column in choices)]
+
+    def reads_lists(self, task: TaskFields, column: str) -> bool:
+        """Tell whether each row of an input column holds a list of texts."""
+        return False
+
+    def texts(self, where: str, task: TaskFields, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return all texts of a row.
+
+        Raises:
+            ValueError: a column holds something else.
+
+        """
+        return check_texts(where, task, [row[column] for column in text_columns(task)])
+
+    @abstractmethod
+    def label(
+        self, where: str, task: TaskFields, config: Any, texts: Sequence[str], value: Any
+    ) -> Any:
+        """Convert what the label's column holds into a form that is equal for equal labels.
+
+        Args:
+            texts: what ``texts`` returns.
+            value: what the column holds.
+
+        Raises:
+            ValueError: it is no label of this kind.
+
+        """
+
+    @abstractmethod
+    def placeholder_label(self, texts: Sequence[str]) -> Any:
+        """Return any valid label, as ``label`` does, for a row that has none."""
+
+    # the model
+
+    def check_head(self, where: str, expert: str, config: Any) -> None:
+        """Raise ValueError if an expert's config describes another head."""
+        classes = config.architectures or []
+        if classes and not any(name.endswith(self.head) for name in classes):
+            raise ValueError(
+                f"{where}.kind: {self} needs a model {self.head}, but experts.{expert} is"
+                f" {', '.join(classes)}"
+            )
+
+    def tokenizer_arguments(self, config: Any) -> dict[str, Any]:
+        """Return arguments that the tokenizer is loaded with."""
+        return {}
+
+    def encode(
+        self,
+        where: str,
+        task: TaskFields,
+        tokenizer: Any,
+        config: Any,
+        texts: Sequence[str],
+        label: Any,
+    ) -> Item:
+        """Tokenize one row; here a text or a pair, into one sequence.
+
+        Args:
+            texts: what ``texts`` returns.
+            label: what ``label`` returns.
+
+        Raises:
+            ValueError: the row does not fit into ``max_length``.
+
+        """
+        encoded = tokenizer(
+            *([text] for text in texts), truncation=True, max_length=task.max_length
+        )
+        return Item(sequences=sequences_of(encoded), label=label)
+
+    def shape_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Shape padded sequences, each field [sequences, tokens], as the model takes them."""
+        return batch
+
+    @abstractmethod
+    def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
+        """Score a model's output on the sequences of some items, in their order."""
+
+    # values
+
+    def values(self, found: Sequence[Any]) -> Values:
+        """Return labels or predictions, one per item, as an array."""
+        dtype = ARRAY_TYPES[self.predicts]
+        if dtype is object:  # np.array would make a matrix of lists of one length
+            return np.fromiter(found, dtype=object, count=len(found))
+        return np.array(found, dtype=dtype)
+
+    @abstractmethod
+    def samples(self, classes: Sequence[str]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Return a few predictions and labels, to try a metric on.
+
+        Args:
+            classes: the head's names of its classes.
+
+        """
+
+    def stack(self, scored: Sequence[Scored]) -> Outcome:
+        """Return the outcome of items that were scored one by one."""
+        scores, losses, predictions = zip(*scored, strict=True)
+        return Outcome(
+            np.array(scores, np.float32), np.array(losses, np.float32), self.values(predictions)
+        )
+
+
+def text_columns(task: TaskFields) -> tuple[str, ...]:
+    """Return the columns that the field ``text`` names."""
+    return (task.text,) if isinstance(task.text, str) else task.text
+
+
+def check_texts(where: str, task: TaskFields, texts: Sequence[Any]) -> tuple[str, ...]:
+    """Return the texts; raise ValueError if one is no string."""
+    if not all(isinstance(text, str) for text in texts):
+        field = "text or choices" if task.choices else "text"
+        raise ValueError(
+            f"{where}.{field}: every text must be a string, but column"
+            f" {' or '.join(text_columns(task))} has others"
+        )
+    return tuple(texts)
+
+
+def class_names(config: Any) -> tuple[str, ...]:
+    """Return the head's names of its classes."""
+    return tuple(str(config.id2label[i]) for i in range(config.num_labels))
+
+
+def class_of(where: str, task: TaskFields, config: Any, label: Any) -> int:
+    """Return the head's class of a label: a class number, or a name in ``label2id``.
+
+    Raises:
+        ValueError: the head has no such class.
+
+    """
+    if isinstance(label, str) and label in config.label2id:
+        return int(config.label2id[label])
+    if isinstance(label, (int, float)) and 0 <= label < config.num_labels and label == int(label):
+        return int(label)
+    raise ValueError(
+        f"{where}.label: a label must be one of the head's classes"
+        f" ({', '.join(f'{i} {n}' for n, i in config.label2id.items())}), but column {task.label}"
+        f" has {label!r}"
+    )
+
+
+def sequences_of(encoded: Mapping[str, Any]) -> tuple[dict[str, list[int]], ...]:
+    """Return the sequences of a tokenizer's output; the attention mask is made per batch."""
+    fields = [field for field in encoded if field != "attention_mask"]
+    return tuple({f: encoded[f][i] for f in fields} for i in range(len(encoded["input_ids"])))
+
+
+def to_host(logits: Tensor) -> Tensor:
+    """Return logits as float32 in main memory."""
+    return logits.float().cpu()
+
+
+def score_classes(logits: Tensor, items: Sequence[Item]) -> Outcome:
+    """Score one class per item: 1 if right, else 0; the loss is the cross-entropy.
+
+    Args:
+        logits: [items, classes], -inf where an item has fewer classes.
+        items: their labels are class numbers.
+
+    """
+    import torch
+
+    labels, predictions = torch.tensor([item.label for item in items]), logits.argmax(-1)
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return Outcome((predictions == labels).float().numpy(), losses.numpy(), predictions.numpy())
+
+
+def split_tokens(logits: Tensor, items: Sequence[Item]) -> Iterator[list[Tensor]]:
+    """Yield each item's sequences, [tokens, ...], without padding."""
+    rows = iter(to_host(logits))
+    for item in items:
+        yield [next(rows)[: len(sequence["input_ids"])] for sequence in item.sequences]

@@ -1,0 +1,51 @@
+"""Classification: a text or a pair, and one class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from cabs_search.kinds.base import (
+    Item,
+    Kind,
+    Outcome,
+    TaskFields,
+    class_of,
+    score_classes,
+    to_host,
+)
+from cabs_search.metrics.base import Metric
+from cabs_search.metrics.registry import OF_CLASSES
+
+
+class Classification(Kind):
+    """A text or a pair, and one class: a number, or a name in the head's ``label2id``.
+
+    An item's score is 1 if its class is right, else 0.
+    """
+
+    name: ClassVar[str] = "classification"
+    head: ClassVar[str] = "ForSequenceClassification"
+    metrics: ClassVar[tuple[Metric, ...]] = OF_CLASSES
+    predicts: ClassVar[type[Any]] = int
+
+    def label(
+        self, where: str, task: TaskFields, config: Any, texts: Sequence[str], value: Any
+    ) -> int:
+        """Return the head's class."""
+        return class_of(where, task, config, value)
+
+    def placeholder_label(self, texts: Sequence[str]) -> int:
+        """Return the first class."""
+        return 0
+
+    def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
+        """Score logits of shape [items, classes]."""
+        return score_classes(to_host(output.logits), items)
+
+    def samples(self, classes: Sequence[str]) -> tuple[Sequence[int], Sequence[int]]:
+        """Return every class once, all predicted right."""
+        return range(len(classes)), range(len(classes))
+
+
+CLASSIFICATION = Classification()

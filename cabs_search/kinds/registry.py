@@ -1,0 +1,18 @@
+"""List of the kinds of task, in the order in which errors name them; the first is the default."""
+
+from __future__ import annotations
+
+from cabs_search.kinds.base import Kind
+from cabs_search.kinds.classification import CLASSIFICATION
+from cabs_search.kinds.multiple_choice import MULTIPLE_CHOICE
+from cabs_search.kinds.question_answering import QUESTION_ANSWERING
+from cabs_search.kinds.regression import REGRESSION
+from cabs_search.kinds.token_classification import TOKEN_CLASSIFICATION
+
+KINDS: tuple[Kind, ...] = (
+    CLASSIFICATION,
+    REGRESSION,
+    MULTIPLE_CHOICE,
+    QUESTION_ANSWERING,
+    TOKEN_CLASSIFICATION,
+)

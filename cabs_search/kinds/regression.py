@@ -1,0 +1,64 @@
+"""Regression: a text or a pair, and a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from cabs_search.kinds.base import Item, Kind, Outcome, TaskFields, to_host
+from cabs_search.metrics.base import Metric
+from cabs_search.metrics.registry import OF_NUMBERS
+
+MAX_LABEL = 1e9
+"""Largest size of a label, so that squared errors are finite."""
+
+
+class Regression(Kind):
+    """A text or a pair, and a number; the head has one output.
+
+    An item's score is minus its squared error, which is the loss.
+    """
+
+    name: ClassVar[str] = "regression"
+    head: ClassVar[str] = "ForSequenceClassification"
+    metrics: ClassVar[tuple[Metric, ...]] = OF_NUMBERS
+    predicts: ClassVar[type[Any]] = float
+
+    def check_head(self, where: str, expert: str, config: Any) -> None:
+        """Raise ValueError unless the head is one for sequences with one output."""
+        super().check_head(where, expert, config)
+        if config.num_labels != 1:
+            raise ValueError(
+                f"{where}.kind: {self} needs a head of one output, but experts.{expert} has"
+                f" {config.num_labels}"
+            )
+
+    def label(
+        self, where: str, task: TaskFields, config: Any, texts: Sequence[str], value: Any
+    ) -> float:
+        """Return the number."""
+        if not isinstance(value, (int, float)) or not abs(value) <= MAX_LABEL:
+            raise ValueError(
+                f"{where}.label: a label must be a number, at most {MAX_LABEL:g}, but column"
+                f" {task.label} has {value!r}"
+            )
+        return float(value)
+
+    def placeholder_label(self, texts: Sequence[str]) -> float:
+        """Return 0."""
+        return 0.0
+
+    def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
+        """Score logits of shape [items, 1]."""
+        predictions = to_host(output.logits)[:, 0].double().numpy()
+        squared = (predictions - np.array([item.label for item in items])) ** 2
+        return Outcome((-squared).astype(np.float32), squared.astype(np.float32), predictions)
+
+    def samples(self, classes: Sequence[str]) -> tuple[Sequence[float], Sequence[float]]:
+        """Return three numbers, all predicted right."""
+        return (0.0, 0.5, 2.0), (0.0, 0.5, 2.0)
+
+
+REGRESSION = Regression()

@@ -1,0 +1,76 @@
+"""A mask rule: a frozen value with its settings that selects weights of one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from cabs_search.merging.calibration import Calibration
+    from cabs_search.merging.task_vector import Delta
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TensorView:
+    """One tensor of one task vector, as a mask rule sees it."""
+
+    tensor: str
+    """Name of the tensor."""
+    expert: str
+    """Name of the expert."""
+    delta: Delta
+    """τ of the tensor."""
+    taken: Bools | None = None
+    """Positions that earlier vectors keep, [weights]; None: none, or a rule without an order."""
+    survey: Any = None
+    """Result of the rule's ``survey`` of the whole vector."""
+    calibration: Calibration | None = None
+    """Statistics of the expert's layers, for rules that need them."""
+
+    @cached_property
+    def tau(self) -> Floats:
+        """τ in the tensor's shape."""
+        values: Floats = self.delta.whole().numpy()
+        return values
+
+    @property
+    def weights(self) -> Floats:
+        """τ in row-major order, [weights]."""
+        return self.tau.reshape(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Weights that a rule keeps of one tensor."""
+
+    values: Floats
+    """Values of the kept weights, [kept]."""
+    mask: Bools | None
+    """Positions kept, [weights]; None: all."""
+
+
+class MaskRule:
+    """Base of mask rules. A rule is a frozen dataclass; its fields are declared by ``setting``."""
+
+    name: ClassVar[str]
+    """Name in a spec and on the command line."""
+    calibration: ClassVar[Literal["none", "diagonal", "gram"]] = "none"
+    """Statistics of layers that the rule needs: the diagonal of XᵀX, or all of it."""
+
+    def survey(self, expert: str, vector: Mapping[str, Delta]) -> Any:  # noqa: ARG002
+        """Look over an expert's whole vector (τ by tensor) before it is pruned, if the rule
+        needs to.
+        """
+        return None
+
+    def select(self, view: TensorView) -> Selection:
+        """Select the weights of one tensor that are kept; never one that is exactly 0."""
+        raise NotImplementedError

@@ -1,0 +1,166 @@
+"""Plans: heads are named, and parts that are at hand are checked when others cannot be had."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cabs_search.cli.main import main
+from cabs_search.workflows.plan import plan
+from tests.conftest import EXPERTS, make_base, make_expert, pico_values, write_spec
+
+HUB = "nobody/nothing"
+REASON = f"{HUB}: no such folder, and the hub did not give it: "
+
+
+@pytest.mark.parametrize("labels", [3, 2])
+def test_a_plan_names_the_heads_that_are_never_merged(
+    pico: Path, cache: Path, tmp_path: Path, labels: int
+) -> None:
+    """Also those of experts whose base is a classifier itself, whatever its labels."""
+    base = make_expert(tmp_path / "tuned", pico / "base", 7, labels)
+    found = plan(write_spec(tmp_path / "x.yaml", pico_values(pico) | {"base": str(base)}))
+    assert found.needs is not None
+    assert found.heads == dict.fromkeys(EXPERTS, ("classifier.bias", "classifier.weight"))
+    heads = "classifier.bias, classifier.weight of mood, animal, pair: never merged"
+    assert [line for line in found.as_text().splitlines() if line.startswith("heads ")] == [
+        f"heads            {heads}"
+    ]
+
+
+def without_base(values: dict[str, Any]) -> None:
+    values["base"] = HUB
+
+
+def without_an_expert(values: dict[str, Any]) -> None:
+    values["experts"]["mood"] = HUB
+
+
+def without_data(values: dict[str, Any]) -> None:
+    values["tasks"]["mood"]["dataset"] = {"hub": HUB}
+
+
+MISSING: list[tuple[Callable[[dict[str, Any]], None], list[str]]] = [
+    (without_base, [f"base: {REASON}"]),
+    (
+        without_an_expert,
+        [f"experts.mood: {REASON}", "tasks.mood: cannot be checked without experts.mood"],
+    ),
+    (without_data, ["tasks.mood.dataset: cannot be read: "]),
+]
+
+
+@pytest.mark.parametrize(("remove", "unchecked"), MISSING)
+def test_a_plan_says_what_it_could_not_check(
+    pico: Path,
+    cache: Path,
+    tmp_path: Path,
+    remove: Callable[[dict[str, Any]], None],
+    unchecked: list[str],
+) -> None:
+    values = pico_values(pico)
+    values["space"]["lambda"] |= {"groups": {"pooler": "pooler", "rest": "."}}
+    remove(values)
+    found = plan(write_spec(tmp_path / "x.yaml", values))
+    assert found.needs is None
+    assert [
+        line[: len(start)] for line, start in zip(found.unreachable, unchecked, strict=True)
+    ] == (unchecked)
+    assert found.candidates == 10
+    assert sum(line.startswith("not checked ") for line in found.as_text().splitlines()) == len(
+        unchecked
+    )
+
+
+def no_such_column(values: dict[str, Any], _: Path) -> None:
+    values["tasks"]["animal"]["text"] = "nope"
+
+
+def an_empty_group(values: dict[str, Any], _: Path) -> None:
+    values["space"]["lambda"] |= {"groups": {"none": "nothing", "rest": "."}}
+
+
+def a_damaged_expert(values: dict[str, Any], tmp: Path) -> None:
+    shutil.copytree(values["experts"]["animal"], tmp / "damaged")
+    (tmp / "damaged" / "model.safetensors").write_bytes(b"x")
+    values["experts"]["animal"] = str(tmp / "damaged")
+
+
+def an_expert_of_another_shape(values: dict[str, Any], tmp: Path) -> None:
+    other = make_base(tmp / "other", hidden_size=32)
+    values["experts"]["animal"] = str(make_expert(tmp / "odd", other, 1, 3))
+
+
+def a_headless_expert(values: dict[str, Any], tmp: Path) -> None:
+    shutil.copytree(values["base"], tmp / "bare")
+    values["experts"]["animal"] = str(tmp / "bare")
+
+
+def a_missing_folder(values: dict[str, Any], _: Path) -> None:
+    values["experts"]["animal"] = "/no/where"
+
+
+def calibration_without_a_task(values: dict[str, Any], _: Path) -> None:
+    values["space"]["method"] = "wanda"
+    values["tasks"].pop("pair")
+
+
+WRONG = [
+    (no_such_column, without_base, "tasks.animal.text: no column nope"),
+    (no_such_column, without_an_expert, "tasks.animal.text: no column nope"),
+    (an_empty_group, without_an_expert, "space.lambda.groups.none: a group must have tensors"),
+    (a_damaged_expert, without_base, "damaged/model.safetensors: cannot be read"),
+    (an_expert_of_another_shape, without_an_expert, "experts.animal: an expert must have"),
+    (a_headless_expert, without_data, "experts.animal: the expert that scores animal must have"),
+    (a_missing_folder, without_base, "experts.animal: /no/where: no such folder"),
+    (calibration_without_a_task, without_an_expert, "but pair has none"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "remove", "message"), WRONG)
+def test_errors_in_what_is_at_hand_are_errors(
+    pico: Path,
+    cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[dict[str, Any], Path], None],
+    remove: Callable[[dict[str, Any]], None],
+    message: str,
+) -> None:
+    values = pico_values(pico)
+    spoil(values, tmp_path)
+    remove(values)
+    path = write_spec(tmp_path / "x.yaml", values)
+    capsys.readouterr()
+    assert main(["plan", str(path)]) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("cabs-search")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert out == ""
+
+
+def test_a_group_that_lacks_a_tensor_is_no_error_while_experts_are_missing(
+    pico: Path, cache: Path, tmp_path: Path
+) -> None:
+    """The expert that cannot be had may lack the tensor, which is not merged then."""
+    values = pico_values(pico)
+    values["space"]["lambda"] |= {"groups": {"lower": "embeddings", "rest": "encoder"}}
+    without_an_expert(values)
+    assert plan(write_spec(tmp_path / "x.yaml", values)).unreachable
+
+
+def test_the_plan_as_json_names_all_in_one_text(
+    pico: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = pico_values(pico)
+    without_an_expert(values)
+    assert main(["plan", str(write_spec(tmp_path / "x.yaml", values)), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["unreachable"].endswith("; tasks.mood: cannot be checked without experts.mood")
+    assert found["heads"]["pair"] == ["classifier.bias", "classifier.weight"]
