@@ -1,12 +1,9 @@
-"""What MLflow costs a search: a thread's time, the search's waiting, and what is left to write at
-the end.
-"""
+"""Cost of MLflow to a search: its thread's time, the search's waiting, and the rest at the end."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -14,16 +11,16 @@ from types import TracebackType
 import cabs_search
 from benchmarks import families
 from benchmarks.figures import Ledger, Target, in_fresh_process
-from cabs_search.tracking.background import BackgroundTracker
+from cabs_search.tracking.background import BackgroundTracker, Write
 from cabs_search.workflows import run as run_module
 from tests.support.server import Server
 
 TASKS = ("topic", "headline", "tweets", "lead")
 ITEMS = 150
-"""Of each task, as in the quickstart."""
+"""Items of each task, as in the quickstart."""
 CANDIDATES = 200
 MOST = 5.0
-"""Percent of a search's wall time."""
+"""Largest share of a search's wall time, in percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +28,17 @@ class Cost:
     """Seconds of one search."""
 
     whole: float
-    """All of it, from the spec to the leaderboard."""
+    """From the spec to the leaderboard."""
     busy: float
-    """Of the thread that writes to MLflow."""
+    """Worked by the thread that writes to MLflow."""
     waited: float
-    """That the search waited for that thread."""
+    """Waited by the search to queue writes."""
     tail: float
-    """That the thread took longer than all else, the best found as a model among it."""
+    """Waited at the end for the thread, which then writes the best found as a model."""
 
 
 def measure(ledger: Ledger) -> None:
-    """The quickstart's search, longer, with MLflow in SQLite and at a server."""
+    """Time the quickstart's search, longer, with MLflow in SQLite and at a server."""
     with tempfile.TemporaryDirectory() as folder:
         add(ledger, "SQLite", in_fresh_process(searched, Path(folder), None, CANDIDATES))
         server = Server(Path(folder))
@@ -55,24 +52,24 @@ def measure(ledger: Ledger) -> None:
 
 
 def searched(root: Path, uri: str | None, candidates: int) -> Cost:
-    """One search, its logbook watched."""
-    run_module.BackgroundTracker = Watched  # type: ignore[misc]
+    """Run one search and time its tracker."""
+    run_module.BackgroundTracker = Timed  # type: ignore[misc]
     spec = families.quickstart(TASKS, ITEMS)
     spec = replace(spec, search=replace(spec.search, trials=candidates, confirm=1))
     start = time.perf_counter()
     cabs_search.run(spec, root / f"study-{bool(uri)}", tracking_uri=uri, say=lambda _: None)
-    (book,) = Watched.made
+    (tracker,) = Timed.made
     whole = time.perf_counter() - start
-    return Cost(whole=whole, busy=book.busy, waited=book.waited, tail=book.tail)
+    return Cost(whole=whole, busy=tracker.busy, waited=tracker.waited, tail=tracker.tail)
 
 
-class Watched(BackgroundTracker):
-    """A logbook with a watch."""
+class Timed(BackgroundTracker):
+    """A tracker that times its thread and those who wait for it."""
 
-    made: list[Watched] = []  # noqa: RUF012
+    made: list[Timed] = []  # noqa: RUF012
     busy = waited = tail = 0.0
 
-    def __enter__(self) -> Watched:
+    def __enter__(self) -> Timed:
         self.made.append(self)
         super().__enter__()
         return self
@@ -87,21 +84,20 @@ class Watched(BackgroundTracker):
         super().__exit__(kind, error, trace)
         self.tail = time.perf_counter() - start
 
-    def later(self, act: Callable[[], None]) -> None:
-        """As the logbook does it, timed."""
-
-        def timed() -> None:
-            start = time.perf_counter()
-            act()
-            self.busy += time.perf_counter() - start
-
+    def add(self, write: Write) -> None:
+        """Queue a write as the tracker does, timed."""
         start = time.perf_counter()
-        super().later(timed)
+        super().add(write)
         self.waited += time.perf_counter() - start
+
+    def _do(self, write: Write) -> None:
+        start = time.perf_counter()
+        super()._do(write)
+        self.busy += time.perf_counter() - start
 
 
 def add(ledger: Ledger, store: str, cost: Cost) -> None:
-    """A store's three shares."""
+    """Add a store's three shares to the ledger."""
     what = f"{CANDIDATES} candidates, {len(TASKS)} tasks of {ITEMS} items, {store}"
     note = (
         f"{cost.whole / CANDIDATES:.2f} s of wall time a candidate, MLflow"

@@ -31,7 +31,7 @@ from cabs_search.record.outcomes import Outcomes, Scored
 from cabs_search.spec.study import Spec
 from cabs_search.tracking import models, writes
 from cabs_search.tracking.failures import ARTIFACT_STORE_DOWN, cause, is_unanswered
-from cabs_search.tracking.runs import color_of, study_params, study_tags, table_bytes
+from cabs_search.tracking.runs import color_of, study_params, table_bytes
 from cabs_search.tracking.server import default_uri, remember_uri
 from cabs_search.tracking.study_runs import StudyRuns, find_runs
 
@@ -59,7 +59,9 @@ class Write:
     study: StudyLog
     what: str
     """Named to the user if MLflow refuses it."""
-    act: Callable[[StudyRuns], object]
+    act: Callable[..., object]
+    """Called with the study's runs and ``arguments``."""
+    arguments: tuple[Any, ...] = ()
     refusals: Collection[int] = ()
     """HTTP statuses that are a refusal here, whatever they mean elsewhere."""
     refused: str = "{server} does not take {what} ({cause}); all else is written"
@@ -69,7 +71,7 @@ class Write:
 
 
 class BackgroundTracker:
-    """The thread that writes to MLflow, and its queue; says once that MLflow cannot be written."""
+    """The thread that writes to MLflow, and its queue."""
 
     def __init__(self, folder: Path, uri: str | None, say: Say) -> None:
         """Begin with an empty queue.
@@ -82,14 +84,14 @@ class BackgroundTracker:
         """
         self.folder, self.given_uri, self.say = folder, uri, say
         self.uri = uri or default_uri(folder)
+        self.has_left = False
+        """Whether something is left to the next run on the folder."""
         self._server = f"MLflow at {without_password(self.uri)}"
         self._queue: SimpleQueue[Write | None] = SimpleQueue()
         self._thread = Thread(target=self._work)
-        self._search_ended = Event()
-        self._is_interrupted = False
-        self._deadline = math.inf
-        self._last_tries = LAST_TRIES
-        self._is_late = self._has_left = self._is_catching_up = False
+        self._search_ended, self._is_interrupted = Event(), False
+        self._deadline, self._last_tries = math.inf, LAST_TRIES
+        self._is_late = self._is_catching_up = False
         self._refused: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -132,15 +134,19 @@ class BackgroundTracker:
 
     def _do(self, write: Write) -> None:
         """Try a write until it is done, refused or left."""
+        study = write.study
         while not self._must_leave(write):
             try:
-                write.act(write.study.runs())
+                study.runs = study.runs or study.find_runs()
+                write.act(study.runs, *write.arguments)
             except Exception as error:
-                if write.study.is_connected and not is_unanswered(error, refusals=write.refusals):
+                # Without its runs nothing of the study can be written, whatever the error.
+                if study.runs and not is_unanswered(error, refusals=write.refusals):
                     self._say_refused(write, error)
                     return
                 self._say_outage(error)
-                write.study.disconnect()
+                # The request may have succeeded all the same, so look again at what there is.
+                study.runs = None
                 if self._search_ended.wait(RETRY_SECONDS):
                     self._last_tries -= 1
             else:
@@ -152,7 +158,7 @@ class BackgroundTracker:
         self._is_late = time.monotonic() >= self._deadline
         is_dropped = self._is_interrupted and not write.is_closing
         must_leave = self._is_late or is_dropped or not self._last_tries
-        self._has_left |= must_leave
+        self.has_left |= must_leave
         return must_leave
 
     def _say_outage(self, error: Exception) -> None:
@@ -164,52 +170,54 @@ class BackgroundTracker:
         self._is_catching_up = True
 
     def _say_caught_up(self) -> None:
-        if self._is_catching_up and not self._has_left:
+        if self._is_catching_up and not self.has_left:
             self.say(f"{self._server} answers again; what it missed is written")
             self._is_catching_up = False
 
     def _say_refused(self, write: Write, error: Exception) -> None:
-        """Say what MLflow does not take, once for each kind of write."""
+        """Say that MLflow does not take this kind of write, once."""
         if write.what not in self._refused:
-            values = {"server": self._server, "what": write.what, "cause": cause(error)}
-            self.say(write.refused.format_map(values))
+            words = {"server": self._server, "what": write.what, "cause": cause(error)}
+            self.say(write.refused.format_map(words))
         self._refused.add(write.what)
 
 
 class StudyLog:
     """The writes of one study."""
 
-    def __init__(
-        self, tracker: BackgroundTracker, spec: Spec, experiment: str | None = None
-    ) -> None:
+    def __init__(self, tracker: BackgroundTracker, spec: Spec, experiment: str | None) -> None:
         self._tracker, self._spec, self._experiment = tracker, spec, experiment
         self._study_id: StudyId | None = None
-        self._runs: StudyRuns | None = None
-        self._candidates = 0
-        self._is_complete = False
+        self._is_open, self._candidates = False, 0
+        self.runs: StudyRuns | None = None
+        """The study's runs, of the writing thread; None until they are found."""
+
+    def find_runs(self) -> StudyRuns:
+        """Find or make the study's runs."""
+        assert self._study_id is not None, "a study is opened before it is written"
+        tracker, name = self._tracker, self._spec.name
+        experiment = self._experiment or name
+        return find_runs(tracker.folder, tracker.given_uri, self._study_id, name, experiment)
 
     def open(self, outcomes: Outcomes, study_id: StudyId) -> None:
-        """Begin: find or make the study's run and write what is searched, with what."""
+        """Begin: write what is searched, with what."""
         spec, items = self._spec, outcomes.bound()  # here: the record belongs to this thread
-        self._study_id = study_id
+        self._study_id, self._is_open = study_id, True
         remember_uri(self._tracker.folder, self._tracker.given_uri)
-        methods = (*spec.baselines, *spec.space.method)
         text = yaml.safe_dump(without_passwords(spec.as_dict()), sort_keys=False)
-        self._add(
-            "the study",
-            lambda runs: writes.write_study(runs, study_params(spec), study_tags(methods)),
-        )
-        self._add("data sets", lambda runs: writes.write_data_sets(runs, spec.tasks, items))
+        methods = (*spec.baselines, *spec.space.method)
+        self._add("the study", writes.write_study, study_params(spec), methods)
+        self._add("data sets", writes.write_data_sets, spec.tasks, items)
         self._add_files({"spec.yaml": text.encode()})
-        self._add("saved views", lambda runs: writes.write_views(runs, spec, self._experiment))
+        self._add("saved views", writes.write_views, spec, self._experiment)
 
     def candidate(self, finished: Finished) -> None:
         """Write a candidate that has ended."""
         color = color_of(self._spec, finished.recipe.method.name)
-        self._add("a candidate", lambda runs: writes.write_candidate(runs, finished, color))
+        self._add("a candidate", writes.write_candidate, finished, color)
         self._candidates += 1
         if self._candidates % POINTS == 0:
-            self._add_progress()
+            self._add("how far a search has come", writes.write_progress)
 
     def end(
         self, confirmed: Mapping[str, Scored], summary: Summary, model: Model | None = None
@@ -218,74 +226,39 @@ class StudyLog:
 
         Args:
             confirmed: scores on the confirm split by the recipe's key.
-            summary: what the study's run says.
+            summary: contents of the study's run.
             model: the best candidate, to be logged.
 
         """
         tables = {f"tables/{name}.json": table_bytes(rows) for name, rows in summary.tables.items()}
-        self._add(
-            "scores on the confirm split", lambda runs: writes.write_confirmed(runs, confirmed)
-        )
-        self._add("a study's metrics", lambda runs: writes.write_metrics(runs, summary.metrics))
+        self._add("scores on the confirm split", writes.write_confirmed, confirmed)
+        self._add("a study's metrics", writes.write_metrics, summary.metrics)
         self._add_files(tables | dict(summary.files))
-        self._add("a study's note", lambda runs: writes.write_note(runs, summary.note, [*tables]))
+        self._add("a study's note", writes.write_note, summary.note, list(tables))
         if model is not None:
-            self._add(
-                "a model",
-                lambda runs: models.write_model(runs, model, self._tracker.folder),
-                refused="the best found is not in MLflow as a model ({cause}); cabs-search export"
-                " writes it",
+            refused = (
+                "the best found is not in MLflow as a model ({cause}); cabs-search export writes it"
             )
-        self._add_end(is_complete=True)
+            folder = self._tracker.folder
+            self._add("a model", models.write_model, model, folder, refused=refused)
+        self._close(is_complete=True)
 
     def close(self) -> None:
         """Close the run of a study that has not ended by itself, if it was opened."""
-        if self._study_id is not None:
-            self._add_end(is_complete=False)
+        if self._is_open:
+            self._close(is_complete=False)
 
-    def runs(self) -> StudyRuns:
-        """Return the study's runs, looked up if they are not known; for the writing thread."""
-        if self._runs is None:
-            assert self._study_id is not None, "a study is opened before it is written"
-            tracker, name = self._tracker, self._spec.name
-            self._runs = find_runs(
-                tracker.folder, tracker.given_uri, self._study_id, name, self._experiment or name
-            )
-        return self._runs
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the study's runs are known."""
-        return self._runs is not None
-
-    def disconnect(self) -> None:
-        """Forget the study's runs: a request that got no answer may have changed them."""
-        self._runs = None
-
-    def _add(
-        self,
-        what: str,
-        act: Callable[[StudyRuns], object],
-        **options: Any,
-    ) -> None:
-        self._tracker.add(Write(study=self, what=what, act=act, **options))
-
-    def _add_files(self, files: Mapping[str, bytes]) -> None:
-        self._add(
-            "artifacts",
-            lambda runs: writes.write_files(runs, files),
-            refusals=ARTIFACT_STORE_DOWN,
-        )
-
-    def _add_progress(self) -> None:
-        self._add("how far a search has come", lambda runs: writes.write_progress(runs))
-
-    def _add_end(self, *, is_complete: bool) -> None:
+    def _close(self, *, is_complete: bool) -> None:
         def close(runs: StudyRuns) -> None:
-            if not self._is_complete:
-                writes.close(runs, is_complete=is_complete)
-                self._is_complete = is_complete
+            writes.close(runs, is_complete=is_complete and not self._tracker.has_left)
 
-        self._add_progress()
+        self._is_open = False
+        self._add("how far a search has come", writes.write_progress)
         self._add("the deletion of runs that are there twice", writes.merge_doubles)
         self._add("the end of a study", close, is_closing=True)
+
+    def _add_files(self, files: Mapping[str, bytes]) -> None:
+        self._add("artifacts", writes.write_files, files, refusals=ARTIFACT_STORE_DOWN)
+
+    def _add(self, what: str, act: Callable[..., object], *arguments: Any, **options: Any) -> None:
+        self._tracker.add(Write(study=self, what=what, act=act, arguments=arguments, **options))

@@ -24,16 +24,8 @@ STATE_TAG = "state"
 PARENT_TAG = "mlflow.parentRunId"
 COLOR_TAG = "mlflow.runColor"
 COLORS = (
-    "#ff7f0e",
-    "#1f77b4",
-    "#2ca02c",
-    "#9467bd",
-    "#8c564b",
-    "#e377c2",
-    "#17becf",
-    "#bcbd22",
-    "#7f7f7f",
-    "#d62728",
+    *("#ff7f0e", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b"),
+    *("#e377c2", "#17becf", "#bcbd22", "#7f7f7f", "#d62728"),
 )
 """Colors of candidates in MLflow's charts, one per method."""
 

@@ -31,7 +31,6 @@ class ChildRun:
     """The recipe's key."""
     ended: int | None = None
     """End in milliseconds; None while it is not written whole."""
-    is_confirmed: bool = False
 
 
 @dataclass(kw_only=True)
@@ -101,7 +100,10 @@ def find_runs(
         experiment_id=experiment_id,
         parent_id=parent_id,
         finished_at=parents[0].info.end_time if is_finished else None,
-        children={number: _child(run) for number, run in children.items()},
+        children={
+            number: ChildRun(str(run.info.run_id), run.data.tags.get("recipe"), _end(run))
+            for number, run in children.items()
+        },
         strays=strays,
         doubles=doubles,
         progress=told[-1] if told else SearchProgress(),
@@ -140,11 +142,6 @@ def _start(run: Any) -> int:
 def _end(run: Any) -> int | None:
     """Return a candidate's end in milliseconds; None if its run is not written whole."""
     return run.info.end_time if run.info.status in ("FINISHED", "FAILED") else None
-
-
-def _child(run: Any) -> ChildRun:
-    is_confirmed = "confirm.score" in run.data.metrics
-    return ChildRun(str(run.info.run_id), run.data.tags.get("recipe"), _end(run), is_confirmed)
 
 
 def _progress(run: Any) -> SearchProgress | None:

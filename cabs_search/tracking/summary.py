@@ -1,6 +1,4 @@
-"""What a finished study's run says in MLflow: numbers, tables and a note, all of them the
-leaderboard's.
-"""
+"""Contents of a finished study's run in MLflow, all of them the leaderboard's."""
 
 from __future__ import annotations
 
@@ -12,19 +10,33 @@ from typing import Any
 from cabs_search.reporting.terminal.leaderboard import leaderboard_text
 from cabs_search.results.leaderboard import FOUND, Leaderboard, Row
 
-MOST_ROWS = 12
+MAX_ROWS = 12
 """Rows of the note's leaderboard: a note is a tag, which holds 8,000 characters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Numbers, tables, files and note of a finished study's run, as plain values."""
+
+    metrics: Mapping[str, float]
+    note: str
+    """Markdown, shown on the run's page."""
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
+    """Rows by the table's name."""
+    files: Mapping[str, bytes]
+    """Artifacts by path; MLflow finds paths again that are ASCII."""
 
 
 def summary_of(
     board: Leaderboard, folder: str, files: Mapping[str, bytes], hints: Sequence[str] = ()
 ) -> Summary:
-    """Everything that the run of a study says once it has ended.
+    """Return what the run of a study says once the study has ended.
 
     Args:
-        folder: as ``cabs-search export`` is told it: the study's; of a comparison, with the row.
+        board: the study's.
+        folder: arguments of ``cabs-search export``: the study's folder, and a comparison's row.
         files: artifacts by path, such as pictures and the report.
-        hints: lines for the note.
+        hints: paragraphs for the note.
 
     """
     texts = {
@@ -40,7 +52,7 @@ def summary_of(
 
 
 def metrics_of(board: Leaderboard) -> dict[str, float]:
-    """The numbers by which studies are compared in MLflow's table of runs."""
+    """Return the numbers by which studies are compared in MLflow's table of runs."""
     metrics = {"candidates": float(board.candidates)}
     best = next((row for row in board.rows if row.label == FOUND), None)
     if best is not None:
@@ -56,7 +68,7 @@ def metrics_of(board: Leaderboard) -> dict[str, float]:
 
 
 def leaderboard_rows(board: Leaderboard) -> list[dict[str, Any]]:
-    """The leaderboard, a row each, with plain numbers; intervals are of all rows together."""
+    """Return the leaderboard as plain numbers; intervals are simultaneous over all rows."""
     return [
         {
             "row": row.label,
@@ -73,32 +85,32 @@ def leaderboard_rows(board: Leaderboard) -> list[dict[str, Any]]:
 
 
 def significance_rows(board: Leaderboard) -> list[dict[str, Any]]:
-    """Every paired test, a row each, in points; intervals and p are of the whole family."""
+    """Return every paired test, in points; intervals and p are of the whole family."""
     return [
         {
             "row": row.label,
             "against": name,
-            "points": _rounded(100 * found.estimate, 2),
-            "low": _rounded(100 * found.interval[0], 2),
-            "high": _rounded(100 * found.interval[1], 2),
-            "p (Holm)": _rounded(found.p_holm),
-            "p": _rounded(found.p_value),
-            "wins": found.wins,
-            "losses": found.losses,
-            "effect": _rounded(found.effect, 3),
+            "points": _rounded(100 * test.estimate, 2),
+            "low": _rounded(100 * test.interval[0], 2),
+            "high": _rounded(100 * test.interval[1], 2),
+            "p (Holm)": _rounded(test.p_holm),
+            "p": _rounded(test.p_value),
+            "wins": test.wins,
+            "losses": test.losses,
+            "effect": _rounded(test.effect, 3),
         }
         for row in board.rows
-        for name, found in row.against.items()
+        for name, test in row.against.items()
     ]
 
 
 def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
-    """The run's description: what was found, the first rows, how to come back to it; Markdown."""
+    """Return the run's description in Markdown: verdict, first rows, how to repeat it."""
     count = sum(board.items["confirm"].values())
     head = ["| | confirm | 95 % interval | tied | recipe |", "|---|---|---|---|---|"]
     lines = [
         f"**{board.verdict}**",
-        *(of.text for of in (board.tie_set, board.optimism) if of is not None),
+        *(fact.text for fact in (board.tie_set, board.optimism) if fact is not None),
         (
             f"{board.candidates} candidates were searched; these rows are scored on {count} items"
             " no proposal has seen:"
@@ -115,29 +127,17 @@ def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
 
 
 def _shown(rows: Sequence[Row]) -> Sequence[Row]:
-    """The first rows, the best found among them."""
-    return [row for row in rows if row.role != "expert"][:MOST_ROWS]
+    """Return the first rows, the best found among them."""
+    return [row for row in rows if row.role != "expert"][:MAX_ROWS]
 
 
 def _line(row: Row) -> str:
     low, high = row.simultaneous
-    interval = f"{low:.3f} to {high:.3f}".replace(" ", "\u00a0")  # stays on one line
+    # Stays on one line.
+    interval = f"{low:.3f} to {high:.3f}".replace(" ", "\u00a0")
     tied = "\\*" if row.tied else ""
     return f"| {row.label} | {row.score:.4f} | {interval} | {tied} | {row.text} |"
 
 
 def _rounded(value: float | None, digits: int = 4) -> float | None:
     return None if value is None else round(value, digits)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What a study's run says once the study has ended, as plain values."""
-
-    metrics: Mapping[str, float]
-    note: str
-    """Markdown, which the run's page shows."""
-    tables: Mapping[str, Sequence[Mapping[str, Any]]]
-    """Rows by the table's name."""
-    files: Mapping[str, bytes]
-    """Artifacts by their paths, which MLflow finds again where they are ASCII."""

@@ -26,23 +26,22 @@ from cabs_search.tracking.runs import (
     candidate_name,
     candidate_params,
     data_set,
+    study_tags,
 )
 from cabs_search.tracking.server import version_at
 from cabs_search.tracking.study_runs import ChildRun, StudyRuns
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, Param, RunTag
-
     from cabs_search.record.outcomes import Bound, Scored
     from cabs_search.search.jobs import Finished
 
 
-def write_study(runs: StudyRuns, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+def write_study(runs: StudyRuns, params: Mapping[str, str], methods: Sequence[str]) -> None:
     """Reopen the parent and write params that it lacks, and tags."""
     runs.client.update_run(runs.parent_id, status="RUNNING")
     known = runs.client.get_run(runs.parent_id).data.params
     new = {key: value for key, value in params.items() if key not in known}
-    runs.client.log_batch(runs.parent_id, params=_params(new), tags=_tags(tags))
+    _log(runs, runs.parent_id, params=new, tags=study_tags(methods))
 
 
 def write_data_sets(runs: StudyRuns, tasks: Mapping[str, Task], items: Iterable[Bound]) -> None:
@@ -79,7 +78,7 @@ def write_candidate(runs: StudyRuns, finished: Finished, color: str) -> None:
     child = runs.children.get(finished.number)
     if child is not None and child.ended is not None:
         return
-    started, ended = (int(time.timestamp() * 1000) for time in (finished.started, finished.ended))
+    started, ended = (int(at.timestamp() * 1000) for at in (finished.started, finished.ended))
     params, metrics = candidate_params(finished), candidate_metrics(finished)
     tags = {STATE_TAG: finished.state} | ({"error": finished.error} if finished.error else {})
     if child is None:
@@ -104,9 +103,7 @@ def write_candidate(runs: StudyRuns, finished: Finished, color: str) -> None:
     if finished.scored is not None:
         progress = progress.after(finished.scored, ended)
         metrics |= progress.as_metrics()
-    runs.client.log_batch(
-        child.id, metrics=_metrics(metrics, ended), params=_params(params), tags=_tags(tags)
-    )
+    _log(runs, child.id, metrics=metrics, at=ended, params=params, tags=tags)
     status = "FINISHED" if finished.scored else "FAILED"
     runs.client.set_terminated(child.id, status, end_time=ended)
     child.ended = ended
@@ -117,12 +114,14 @@ def write_candidate(runs: StudyRuns, finished: Finished, color: str) -> None:
 
 def write_progress(runs: StudyRuns) -> None:
     """Write progress that the parent lacks, as the history that charts draw a line of."""
+    from mlflow.entities import Metric
+
     points = [
-        point
+        Metric(key, value, progress.ended, progress.items)
         for progress in runs.untold
-        for point in _metrics(progress.as_metrics(), progress.ended, step=progress.items)
+        for key, value in progress.as_metrics().items()
     ]
-    runs.client.log_batch(runs.parent_id, metrics=points)
+    runs.client.log_batch(runs.parent_id, points)
     runs.untold = []
 
 
@@ -131,19 +130,17 @@ def write_confirmed(runs: StudyRuns, confirmed: Mapping[str, Scored]) -> None:
     by_recipe = {child.recipe: child for child in runs.children.values()}
     for key, scored in confirmed.items():
         child = by_recipe.get(key)
-        if child is None or child.is_confirmed or child.ended is None:
-            continue
-        values = {"confirm.score": scored.score}
-        values |= {f"confirm.score.{task}": score for task, score in scored.scores.items()}
-        runs.client.log_batch(child.id, metrics=_metrics(values, child.ended))
-        child.is_confirmed = True
+        if child is not None and child.ended is not None:
+            values = {"confirm.score": scored.score}
+            values |= {f"confirm.score.{task}": score for task, score in scored.scores.items()}
+            _log(runs, child.id, metrics=values, at=child.ended)
 
 
 def write_metrics(runs: StudyRuns, metrics: Mapping[str, float]) -> None:
     """Write those of the parent's metrics that have changed."""
     known = runs.client.get_run(runs.parent_id).data.metrics
     changed = {key: value for key, value in metrics.items() if known.get(key) != value}
-    runs.client.log_batch(runs.parent_id, metrics=_metrics(changed, int(time.time() * 1000)))
+    _log(runs, runs.parent_id, metrics=changed, at=int(time.time() * 1000))
 
 
 def write_files(runs: StudyRuns, files: Mapping[str, bytes]) -> None:
@@ -159,18 +156,16 @@ def write_files(runs: StudyRuns, files: Mapping[str, bytes]) -> None:
 def write_note(runs: StudyRuns, note: str, tables: Sequence[str]) -> None:
     """Write the parent's description, and which of its artifacts MLflow's UI shows as tables."""
     listed = json.dumps([{"path": path, "type": "table"} for path in tables])
-    tags = {"mlflow.note.content": note, "mlflow.loggedArtifacts": listed}
-    runs.client.log_batch(runs.parent_id, tags=_tags(tags))
+    _log(runs, runs.parent_id, tags={"mlflow.note.content": note, "mlflow.loggedArtifacts": listed})
 
 
 def merge_doubles(runs: StudyRuns) -> None:
-    """Delete runs that are there twice, once their candidates have moved to the parent."""
-    while runs.strays:
-        runs.client.set_tag(runs.strays[-1], PARENT_TAG, runs.parent_id)
-        runs.strays.pop()
-    while runs.doubles:
-        runs.client.delete_run(runs.doubles[-1])
-        runs.doubles.pop()
+    """Give children of doubled parents to the parent, and delete runs that are there twice."""
+    for run_id in runs.strays:
+        runs.client.set_tag(run_id, PARENT_TAG, runs.parent_id)
+    for run_id in runs.doubles:
+        runs.client.delete_run(run_id)
+    runs.strays, runs.doubles = [], []
 
 
 def close(runs: StudyRuns, *, is_complete: bool) -> None:
@@ -187,19 +182,21 @@ def close(runs: StudyRuns, *, is_complete: bool) -> None:
     runs.client.set_terminated(runs.parent_id, status, end_time=ended)
 
 
-def _metrics(values: Mapping[str, float], timestamp: int, step: int = 0) -> list[Metric]:
-    from mlflow.entities import Metric
+def _log(
+    runs: StudyRuns,
+    run_id: str,
+    *,
+    metrics: Mapping[str, float] | None = None,
+    at: int = 0,
+    params: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Write metrics of one time in milliseconds, params and tags to a run."""
+    from mlflow.entities import Metric, Param, RunTag
 
-    return [Metric(key, value, timestamp, step) for key, value in values.items()]
-
-
-def _params(values: Mapping[str, str]) -> list[Param]:
-    from mlflow.entities import Param
-
-    return [Param(key, value) for key, value in values.items()]
-
-
-def _tags(values: Mapping[str, str]) -> list[RunTag]:
-    from mlflow.entities import RunTag
-
-    return [RunTag(key, value) for key, value in values.items()]
+    runs.client.log_batch(
+        run_id,
+        [Metric(key, value, at, 0) for key, value in (metrics or {}).items()],
+        [Param(key, value) for key, value in (params or {}).items()],
+        [RunTag(key, value) for key, value in (tags or {}).items()],
+    )

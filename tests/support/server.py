@@ -19,7 +19,7 @@ class Server:
     """A tracking server over SQLite on a free port of this machine."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder``: where it keeps runs and artifacts, for as long as one likes."""
+        """Keep runs and artifacts in ``folder``."""
         self._folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -29,29 +29,19 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        store, artifacts = (
-            f"sqlite:///{self._folder / 'mlflow.db'}",
-            str(self._folder / "artifacts"),
-        )
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
-        command += [
-            "--artifacts-destination",
-            artifacts,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self._port),
-        ]
+        store, artifacts = self._folder / "mlflow.db", self._folder / "artifacts"
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        command += ["--backend-store-uri", f"sqlite:///{store}", "--port", str(self._port)]
+        command += ["--artifacts-destination", str(artifacts), "--workers", "1"]
         with (self._folder / "log").open("a") as log:
             self._process = subprocess.Popen(
-                [*command, "--workers", "1"], stdout=log, stderr=log, start_new_session=True
+                command, stdout=log, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + STARTS_WITHIN
         while True:
             try:
-                urlopen(
-                    f"{self.uri}/health", timeout=5
-                ).close()  # its port is open before it can answer
+                # Its port is open before it can answer.
+                urlopen(f"{self.uri}/health", timeout=5).close()
                 return
             except OSError:
                 assert time.monotonic() < deadline, (self._folder / "log").read_text()[-3000:]

@@ -106,7 +106,7 @@ def test_without_orders_nothing_shows_orders(changes: dict[str, Any]) -> None:
 def test_a_view_of_many_experts_stays_small_enough_for_people_and_for_a_tag() -> None:
     for view in views.made_for("study", spec_of(24), PARENT, "s"):
         sections = [chart["metricSectionId"] for chart in view.state["compareRunCharts"]]
-        assert max(map(sections.count, sections), default=0) <= views.MOST_CHARTS
+        assert max(map(sections.count, sections), default=0) <= views.MAX_CHARTS
         assert len(view.tag[1]) < 5000, "what every MLflow takes"
 
 
