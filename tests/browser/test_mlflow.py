@@ -1,6 +1,4 @@
-"""MLflow's UI in Chromium: every saved view is drawn with data, and a person finds the runs by
-clicking.
-"""
+"""MLflow's UI in Chromium: every saved view has data, and a person finds the runs by clicking."""
 
 from __future__ import annotations
 
@@ -53,9 +51,7 @@ DRAWN = """() => {
     const cards = [...document.querySelectorAll('[data-testid=experiment-view-compare-runs-card]')];
     return cards.filter(isSeen).map(card => [card.innerText.split('\\n')[0], shown(card)]);
 }"""
-"""What the charts on the screen show, by title: marks; points of the data by layer; of a contour,
-its filling.
-"""
+"""JavaScript that returns, by title, the marks, data points by layer and filling of the charts."""
 
 
 def free_port() -> int:
@@ -66,9 +62,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(command: list[str], root: str, log: Path) -> Iterator[str]:
-    """A server as a process of its own, with all that it starts; what it prints on stdout before it
-    answers.
-    """
+    """Run a server as a process; yield what it prints on stdout before it answers."""
     with log.open("w") as errors, log.with_suffix(".out").open("w+") as printed:
         process = subprocess.Popen(command, stdout=printed, stderr=errors, start_new_session=True)
         try:
@@ -91,7 +85,7 @@ def serving(command: list[str], root: str, log: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def views(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The addresses that ``ui`` prints, while it serves them."""
+    """Yield the addresses that ``ui`` prints, while it serves them."""
     port = free_port()
     command = [*COMMAND, "ui", str(study), "--port", str(port), "--json"]
     with serving(
@@ -102,9 +96,7 @@ def views(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
 
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
-    """A page of a desktop's size, which must come to its end without an error that is not MLflow's
-    own.
-    """
+    """Open a page of a desktop's size; fail if it meets an error that is not MLflow's own."""
     opened = browser.new_page(viewport={"width": 1600, "height": 1000})
     opened.set_default_timeout(PATIENCE)
     wrong: list[str] = []
@@ -119,9 +111,7 @@ def page(browser: Any) -> Iterator[Any]:
 
 
 def without_assistant(page: Any) -> None:
-    """Close the panel that MLflow opens by itself for whoever comes first; it may come late, or not
-    at all.
-    """
+    """Close the panel that MLflow opens at a first visit, late or not at all."""
     panel = page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]')
     with contextlib.suppress(Exception):
         panel.wait_for(timeout=3000)
@@ -129,7 +119,7 @@ def without_assistant(page: Any) -> None:
 
 
 def drawn(page: Any) -> dict[str, dict[str, Any]]:
-    """What the charts on the screen show, once each shows something."""
+    """Return the contents of the charts on the screen, once each shows something."""
     found = {}
     deadline = time.monotonic() + PATIENCE / 1000
     while time.monotonic() < deadline:
@@ -143,9 +133,7 @@ def drawn(page: Any) -> dict[str, dict[str, Any]]:
 
 
 def charts_of(page: Any, url: str, picture: Path, count: int) -> list[dict[str, Any]]:
-    """Open a view by its address; what its charts show, in their order. MLflow makes cards as they
-    are scrolled to.
-    """
+    """Open a view; return the contents of its charts, which MLflow makes as they scroll in."""
     page.goto(url)
     page.get_by_test_id("experiment-view-compare-runs-card").first.wait_for()
     without_assistant(page)
@@ -169,7 +157,7 @@ def named(views: dict[str, str], name: str) -> str:
 
 
 def test_every_saved_view_has_a_test(views: dict[str, str]) -> None:
-    """Were a view added, this would fail until it is drawn below."""
+    """A view that is added fails here until it is drawn below."""
     names = [re.sub(r"(, \S+)? of .*", "", name) for name in views]
     assert sorted(names) == [
         "Best score against items spent",
@@ -270,7 +258,7 @@ def test_the_table_shows_scores_best_first(
 def test_a_person_finds_parent_and_children(
     page: Any, views: dict[str, str], study: Path, screenshots: Path
 ) -> None:
-    """From MLflow's first page: the experiment, the study's run, its candidates, one of them."""
+    """Click from MLflow's first page to the experiment, the study's run and a candidate."""
     spec = load(study / "spec.yaml", locations=False)
     page.goto(views["all runs"].partition("#")[0])
     without_assistant(page)
@@ -291,9 +279,7 @@ def test_a_person_finds_parent_and_children(
 
 @pytest.fixture(scope="session")
 def compared(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The addresses printed at the end of a comparison that is kept at a tracking server, while
-    that serves them.
-    """
+    """Compare with runs at a tracking server; yield the printed addresses while it runs."""
     folder, port = tmp_path_factory.mktemp("compared"), free_port()
     root = f"http://127.0.0.1:{port}"
     values = pico_values(pico, trials=3, confirm=1)
@@ -353,5 +339,5 @@ def test_a_comparison_is_drawn_by_value(
 
 
 def candidates(study: Path, wanted: Callable[[Any], bool] = lambda _: True) -> int:
-    """How many a study has scored."""
+    """Count the candidates that a study has scored."""
     return len(record_of(study).scored("search", wanted))

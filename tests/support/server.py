@@ -12,11 +12,11 @@ from pathlib import Path
 from urllib.request import urlopen
 
 STARTS_WITHIN = 180
-"""Seconds."""
+"""Seconds until it must answer."""
 
 
 class Server:
-    """A tracking server over SQLite on a free port of this machine."""
+    """Tracking server over SQLite on a free port of this machine."""
 
     def __init__(self, folder: Path) -> None:
         """Keep runs and artifacts in ``folder``."""

@@ -93,7 +93,7 @@ class Ran:
         return find_runs(self.folder, self.uri, study_id, self.spec.name, self.spec.name)
 
     def runs(self) -> tuple[Any, list[Any]]:
-        """The parent, as it is alone, and the candidates."""
+        """Return the only parent, and the candidates."""
         client = self.client
         experiment = client.get_experiment_by_name(self.spec.name)
         runs = client.search_runs([experiment.experiment_id], max_results=1000)
@@ -114,7 +114,7 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def study(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """A finished study, tracked in its own SQLite file."""
+    """Run a study, tracked in its own SQLite file."""
     values = pico_values(pico, trials=TRIALS) | {"tracking": {"model": "auto"}}
     made = Ran(parse(values), tmp_path_factory.mktemp("study") / "out")
     made.again()
@@ -123,7 +123,7 @@ def study(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 def untracked(study: Ran, folder: Path) -> Ran:
-    """The same study elsewhere, of which MLflow knows nothing yet."""
+    """Copy a study, without its runs in MLflow."""
     shutil.copytree(study.folder / "outcomes", folder / "outcomes")
     for name in ("study.db", "spec.yaml"):
         shutil.copy(study.folder / name, folder)
@@ -217,7 +217,7 @@ def test_pictures_and_the_report_are_artifacts(study: Ran, tmp_path: Path) -> No
 
 
 def state_of(study: Ran) -> dict[str, Any]:
-    """Everything there is."""
+    """Return all that MLflow holds of a study."""
     parent, children = study.runs()
     runs = (parent, *children)
     histories = {
@@ -348,14 +348,14 @@ def test_rows_of_a_comparison_have_data_and_tables_and_no_model(pico: Path, tmp_
 
 
 class Written:
-    """Stands in for the runs of a study; a server that is away refuses them."""
+    """Stand-in for the runs of a study at a server that may be away."""
 
     def __init__(self) -> None:
         self.is_away, self.connections, self.candidates = False, 0, list[int]()
         self.refused: set[int] = set()
         self.closed: list[bool] = []
         self.free = threading.Event()
-        """Unset: no request is answered yet."""
+        """Requests wait until it is set."""
         self.free.set()
         self.asked: list[float] = []
 
@@ -383,7 +383,7 @@ class Written:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Written:
-    """A stand-in for MLflow, found by every study."""
+    """Make all writes of all studies go to a stand-in."""
     made = Written()
     monkeypatch.setattr(background, "find_runs", made.find_runs)
     for name in vars(writes):
@@ -398,7 +398,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Written:
 def tracking(
     study: Ran, folder: Path, uri: str = "http://server"
 ) -> Iterator[tuple[StudyLog, list[str]]]:
-    """A study that is written in the background, and what is said."""
+    """Track a study in the background; yield its log and what is said."""
     said: list[str] = []
     with BackgroundTracker(folder, uri, said.append) as tracker:
         log = tracker.study(study.spec)
@@ -407,7 +407,7 @@ def tracking(
 
 
 def candidate(study: Ran, number: int) -> Any:
-    """A finished candidate, as much of it as a stand-in reads."""
+    """Make a finished candidate, with as much as the stand-in reads."""
     (recipe,) = list(reference_recipes(study.spec.experts).values())[-1:]
     return SimpleNamespace(number=number, recipe=recipe)
 
@@ -476,7 +476,7 @@ def test_what_is_refused_keeps_nothing_else_waiting(
 
 
 class Clock:
-    """Stands in for ``time`` where requests cost time."""
+    """Stand-in for ``time``, moved on by requests."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -488,7 +488,7 @@ class Clock:
 def test_a_server_that_swallows_requests_costs_little_in_all(
     study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many studies end; every try costs ten seconds."""
+    """Every try costs ten seconds, and forty studies end."""
     clock = Clock()
 
     def swallow(*_: object) -> None:
@@ -555,7 +555,7 @@ def test_what_is_an_outage_and_what_a_refusal(status: int, is_outage: bool, body
 
 
 def test_a_run_whose_making_times_out_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server may have made it."""
+    """A second request would double a run that the server has made."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with answering(None) as (uri, asked), pytest.raises(Exception, match="timed out") as raised:
         connect(uri).create_run("0")
@@ -565,7 +565,7 @@ def test_a_run_whose_making_times_out_is_asked_for_once(monkeypatch: pytest.Monk
 
 @contextmanager
 def answering(status: int | None, body: bytes = b"") -> Iterator[tuple[str, list[str]]]:
-    """A server that says this to all, or nothing in time; and what it was asked."""
+    """Serve one answer to all requests, or none in time; yield the address and the requests."""
     asked, over = list[str](), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -592,9 +592,7 @@ def answering(status: int | None, body: bytes = b"") -> Iterator[tuple[str, list
 def test_artifacts_that_cannot_be_kept_take_nothing_with_them(
     study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the client lacks what the server's bucket asks for. A model that is too large is not
-    tried.
-    """
+    """A client without the bucket's credentials is such a case; a model too large is not tried."""
 
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("Unable to locate credentials")
@@ -637,7 +635,7 @@ def test_an_outage_while_the_model_is_logged_is_tried_again(
 
 
 def test_runs_that_are_there_twice_become_one(study: Ran, tmp_path: Path) -> None:
-    """As where a server made them and was too slow to say so."""
+    """A server that makes a run too slowly to say so leaves such doubles."""
     mine = Ran(study.spec, tmp_path / "out")
     shutil.copytree(study.folder, mine.folder)
     before = candidates_of(mine)
@@ -675,7 +673,7 @@ def test_a_table_has_no_number_that_json_does_not_know() -> None:
 def test_an_interrupted_search_does_not_wait_for_mlflow(
     study: Ran, tmp_path: Path, stand_in: Written
 ) -> None:
-    """What is not written is left to the next run, but the study's run is closed."""
+    """Writes are left to the next run, except that the study's run is closed."""
     stand_in.free.clear()
     with pytest.raises(KeyboardInterrupt), tracking(study, tmp_path) as (log, _):
         log.candidate(candidate(study, 1))
@@ -688,7 +686,7 @@ def test_an_interrupted_search_does_not_wait_for_mlflow(
 def test_secrets_of_an_address_are_not_said(
     study: Ran, tmp_path: Path, stand_in: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither in the server's name nor in an error that quotes it."""
+    """The server's name has them, and errors quote it."""
 
     def refuse(*_: object) -> None:
         raise ValueError("http://me:pass@server?token=abc/api/2.0: 400 of /?token=abc/api/2.0")
@@ -713,7 +711,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def after(
     count: int, act: Callable[[], object], of: object, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Have something happen just before the call of that number of a method or function."""
+    """Patch a method or function so that ``act`` runs just before its call number ``count``."""
     plain, calls = getattr(of, name), iter(range(1, 10**9))
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -725,7 +723,7 @@ def after(
 
 
 def candidates_of(study: Ran) -> dict[str, Any]:
-    """What every candidate's run says, by its number; no two have one number."""
+    """Return the contents of every candidate's run, by its number, which no two share."""
     _, children = study.runs()
     found = {
         r.data.tags["cabs_search.trial"]: (

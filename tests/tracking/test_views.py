@@ -1,6 +1,4 @@
-"""MLflow's saved views: what a study or comparison gets, which MLflow reads them, where ``ui``
-finds them again.
-"""
+"""MLflow's saved views: made for studies and comparisons, kept as tags, found again by ``ui``."""
 
 from __future__ import annotations
 
@@ -81,7 +79,7 @@ def test_the_landscape_pairs_every_two_experts() -> None:
 
 
 def test_every_method_has_a_landscape_of_its_own() -> None:
-    """One method's λ is another's by no more than its name."""
+    """The λ of two methods have nothing in common but their names."""
     names = [name for name in made(spec_of(method=["cabs", "ties"])) if "landscape" in name]
     assert names == ["λ landscape, cabs of s", "λ landscape, ties of s"]
 
@@ -148,7 +146,7 @@ def shared_views(folder: Path) -> dict[str, str]:
 
 
 class NothingBound:
-    """Stands in for a record without items."""
+    """Stand-in for a record without items."""
 
     def bound(self) -> list[Any]:
         return []
@@ -191,7 +189,7 @@ def test_views_are_written_again_under_the_same_keys(tmp_path: Path) -> None:
 
 @contextmanager
 def server_saying(version: str) -> Iterator[str]:
-    """What answers /version as MLflow does."""
+    """Serve /version as MLflow does."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
