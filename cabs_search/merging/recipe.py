@@ -56,6 +56,14 @@ class Method:
         """Whether the pruning order makes a difference."""
         return "order" in settings(self.mask)
 
+    @property
+    def amount(self) -> str:
+        """n:m or density as text; empty if the mask has neither."""
+        for setting in ("nm", "density"):
+            if setting in settings(self.mask):
+                return _shown(getattr(self.mask, setting))
+        return ""
+
     def __str__(self) -> str:
         shown = [self.name]
         for setting in ("nm", "density", "order"):

@@ -35,6 +35,7 @@ class Value:
 
     label: str
     """The axes' values, such as ``dare 0.25``."""
+    values: tuple[str, ...]
     spec: Spec
     """Its own space and budget."""
     same_as: str | None = None
@@ -78,7 +79,7 @@ def axis_values(spec: Spec, over: Sequence[str]) -> list[Value]:
         except ValueError as error:
             raise ValueError(f"--over: {str(error).removeprefix('--over: ')}") from None
         methods = frozenset(itertools.islice(methods_of(own), MOST_METHODS))
-        found.append(Value(label=label, spec=own, same_as=known.get(methods)))
+        found.append(Value(label=label, values=chosen, spec=own, same_as=known.get(methods)))
         for other, theirs in known.items():
             if methods & other and methods != other:
                 raise ValueError(
@@ -93,7 +94,7 @@ def axis_values(spec: Spec, over: Sequence[str]) -> list[Value]:
         )
     if not any(v.label == REFERENCE or REFERENCE in v.spec.space.method for v in found):
         own = _with(spec, REFERENCE, {"method": REFERENCE})
-        found.append(Value(label=REFERENCE, spec=own, is_reference=True))
+        found.append(Value(label=REFERENCE, values=(REFERENCE,), spec=own, is_reference=True))
     return found
 
 

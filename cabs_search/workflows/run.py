@@ -81,7 +81,7 @@ def run(
         say(f"starting workers; the study is kept in {folder}")
         try:
             search(study, opened.items, cache_folder(), calibrations=calibrations, address=address)
-            scores = RecordScores.read(spec, study.outcomes)
+            scores = RecordScores.read(study.outcomes)
             board = board_of(spec, scores)
             files = study_files(board, folder, say)
             tracked.end(scores.confirmed, *findings(opened, spec, board, study.best, files))

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from cabs_search.record.folder import StudyFolder
 from cabs_search.reporting.charts.theme import SCHEMES
-from cabs_search.reporting.html.page import PAGE_FILE, write_page
+from cabs_search.reporting.html.page import write_page
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
 from tests.reporting.test_html import EVIL, board, compared
 
@@ -74,7 +75,7 @@ def opened(browser: Any) -> Callable[..., Any]:
 def test_report_is_drawn(
     study: Path, finished: Leaderboard, opened: Any, screenshots: Path, size: str, scheme: str
 ) -> None:
-    with opened(study / PAGE_FILE, size, scheme) as tab:
+    with opened(StudyFolder(study).page, size, scheme) as tab:
         tab.screenshot(path=screenshots / f"report-{size}-{scheme}.png", full_page=True)
         assert tab.inner_text("h1") == finished.verdict
         drawn = tab.eval_on_selector_all(
@@ -102,7 +103,7 @@ def _rgb(colour: str) -> str:
 def test_a_mark_tells_its_numbers(
     study: Path, finished: Leaderboard, opened: Any, screenshots: Path, size: str
 ) -> None:
-    with opened(study / PAGE_FILE, size, "light") as tab:
+    with opened(StudyFolder(study).page, size, "light") as tab:
         best = max(finished.rows, key=lambda row: row.score)
         mark = tab.locator(
             "#leaderboard .chart svg .mark-symbol.role-mark path"
@@ -135,7 +136,7 @@ def _point(tab: Any, mark: Any, size: str) -> None:
 
 
 def test_charts_follow_the_scheme(study: Path, finished: Leaderboard, opened: Any) -> None:
-    with opened(study / PAGE_FILE, "desktop", "light") as tab:
+    with opened(StudyFolder(study).page, "desktop", "light") as tab:
         tab.emulate_media(color_scheme="dark")
         tab.wait_for_selector("html[data-drawn=dark]", state="attached")
         dark, light = (SCHEMES[scheme]["accent"] for scheme in ("dark", "light"))

@@ -14,7 +14,8 @@ from cabs_search.kinds.kinds import Outcome
 from cabs_search.metrics.bootstrap import is_quick, resampled
 from cabs_search.metrics.metrics import metric
 from cabs_search.results.as_reported import as_reported
-from cabs_search.results.panel import ItemScores, Panel, matrix
+from cabs_search.results.matrix import matrix
+from cabs_search.results.panel import ItemScores, Panel
 from cabs_search.results.tie_set import tie_set
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
@@ -118,7 +119,7 @@ def make_panel(
         found[f"c{place}"] = ItemScores(tasks=outcomes, scores=scores)
         right[f"c{place}"] = np.concatenate([1.0 - wrong[name] for name in names])
     clusters = {name: np.arange(size) // together for name, size in names.items()}
-    return Panel(spec, found, labels, clusters, replicates=2000), right
+    return Panel(spec.tasks, spec.seed, found, labels, clusters, replicates=2000), right
 
 
 def test_a_contrast_is_the_mean_of_the_tasks_differences() -> None:

@@ -1,47 +1,49 @@
-"""A study's page."""
+"""Page of a study."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from cabs_search.common.formats import between, number
-from cabs_search.reporting.charts import study as charts
-from cabs_search.reporting.charts.study import distance
-from cabs_search.reporting.html.layout import Cell, Figure, Page, Section, Table
+from cabs_search.reporting.charts import search as search_charts
+from cabs_search.reporting.charts import study as study_charts
+from cabs_search.reporting.charts import tasks as task_charts
+from cabs_search.reporting.html.layout import Cell, Figure, Page, Section
 from cabs_search.reporting.html.parts import (
     FEWER,
-    HEAD,
     INTERVALS,
+    SCORES,
     TRADE,
     as_reported_tables,
-    board_row,
     facts_of,
+    html_table,
     item_count,
-    tests_table,
+    tests_tables,
     unbroken,
 )
-from cabs_search.results.leaderboard import BASELINE, FOUND, Leaderboard, Row
+from cabs_search.reporting.tables import gain_texts, leaderboard_table
+from cabs_search.results.leaderboard import Leaderboard
+from cabs_search.results.rows import BASELINE, FOUND
 
 
 def study_page(board: Leaderboard, folder: Path) -> Page:
-    """A study's page."""
-    made = (_leaderboard, _ties, _tasks, _lambdas, _orders, _spent, _optimism)
+    """Return the page of a study."""
+    makers = (_leaderboard, _ties, _tasks, _lambdas, _orders, _spent, _optimism)
     return Page(
         name=board.name,
         kind="search report",
         verdict=board.verdict,
         remarks=() if board.tie_set is None else (board.tie_set.text,),
         figures=_figures(board),
-        sections=tuple(
-            section for section in (make(board) for make in made) if section is not None
-        ),
+        sections=tuple(section for make in makers if (section := make(board)) is not None),
         facts=facts_of(folder),
     )
 
 
 def _figures(board: Leaderboard) -> tuple[Cell, ...]:
     figures = []
-    if (found := _row(board, FOUND)) is not None:
+    found = next((row for row in board.rows if row.label == FOUND), None)
+    if found is not None:
         figures.append(
             (
                 number(found.score),
@@ -49,7 +51,7 @@ def _figures(board: Leaderboard) -> tuple[Cell, ...]:
             )
         )
         if (contrast := found.against.get(BASELINE)) is not None:
-            points, interval = distance(contrast)
+            points, interval = gain_texts(contrast)
             figures.append((points, f"points to the best baseline; 95 % {unbroken(interval)}"))
     if board.tie_set is not None:
         tied = f"{len(board.tie_set.labels)} of {board.tie_set.of}"
@@ -63,18 +65,11 @@ def _figures(board: Leaderboard) -> tuple[Cell, ...]:
     return tuple(figures)
 
 
-def _row(board: Leaderboard, label: str) -> Row | None:
-    return next((row for row in board.rows if row.label == label), None)
-
-
 def _leaderboard(board: Leaderboard) -> Section:
     if not board.rows:
         text = "No row is confirmed yet; the same command goes on with it."
         return Section(id="leaderboard", title="Leaderboard", texts=(text,))
-    names = list(board.items["confirm"])
-    head = ("", *HEAD, *names, "search", "to best baseline", "p (Holm)")
-    lines = tuple(board_row(row, names) for row in board.rows)
-    tests = [tests_table(board.rows, reference) for reference in (BASELINE, FOUND)]
+    labelled = [(row.label, row) for row in board.rows]
     return Section(
         id="leaderboard",
         title="Leaderboard on fresh items",
@@ -87,14 +82,14 @@ def _leaderboard(board: Leaderboard) -> Section:
         ),
         figures=(
             Figure(
-                specs=(charts.intervals(board),),
+                specs=(study_charts.intervals(board),),
                 says="Every row's confirmed score with its intervals",
             ),
         ),
         notes=(INTERVALS,),
         tables=(
-            Table(title="Row by row", head=head, lines=lines, is_open=True),
-            *(t for t in tests if t is not None),
+            html_table(leaderboard_table(board), SCORES, "Row by row", is_open=True),
+            *tests_tables(labelled, {BASELINE: BASELINE, FOUND: FOUND}),
         ),
     )
 
@@ -113,8 +108,8 @@ def _ties(board: Leaderboard) -> Section | None:
 def _tasks(board: Leaderboard) -> Section | None:
     if not board.rows:
         return None
-    figures = [Figure(specs=(charts.tasks(board),), says="Every model's metric by task")]
-    drawn, reference = charts.trade_offs(board), charts.best_baseline(board)
+    figures = [Figure(specs=(task_charts.tasks(board),), says="Every model's metric by task")]
+    drawn, reference = task_charts.trade_offs(board), task_charts.best_baseline(board)
     if drawn is not None and reference is not None:
         title = f"Points above the best baseline, {reference.text}"
         figures.append(
@@ -126,7 +121,10 @@ def _tasks(board: Leaderboard) -> Section | None:
 
 
 def _lambdas(board: Leaderboard) -> Section | None:
-    shared, each = charts.shared_lambda(board), charts.each_lambda(board)
+    shared, by_expert = (
+        search_charts.shared_lambda(board.tried),
+        search_charts.each_lambda(board.tried),
+    )
     figures = []
     if shared is not None:
         title = "One λ for all experts"
@@ -135,10 +133,10 @@ def _lambdas(board: Leaderboard) -> Section | None:
                 specs=(shared,), title=title, says="The search score against one shared λ by method"
             )
         )
-    if each:
+    if by_expert:
         title = "Every candidate against each expert's λ; the ring is the best"
         says = "The search score of every candidate against each expert's λ"
-        figures.append(Figure(specs=tuple(each), title=title, says=says))
+        figures.append(Figure(specs=tuple(by_expert), title=title, says=says))
     if not figures:
         return None
     text = (
@@ -149,7 +147,7 @@ def _lambdas(board: Leaderboard) -> Section | None:
         "Scores on the search split. The more a method prunes, the larger is the λ that makes up"
         " for it."
     )
-    if len(board.tried) > charts.MOST:
+    if len(board.tried) > search_charts.MAX_DRAWN:
         note += (
             f" Of {len(board.tried):,} candidates some are drawn: the best, for a half, and others"
             " evenly."
@@ -164,7 +162,7 @@ def _lambdas(board: Leaderboard) -> Section | None:
 
 
 def _orders(board: Leaderboard) -> Section | None:
-    drawn = charts.orders(board)
+    drawn = search_charts.orders(board.tried)
     if drawn is None:
         return None
     text = (
@@ -176,9 +174,11 @@ def _orders(board: Leaderboard) -> Section | None:
         " is no effect of the order. cabs-search compare SPEC --over order gives each order the"
         " same budget, and tests it."
     )
-    tried = len({each.order for each in board.tried if each.order})
-    if tried > charts.MOST_NAMES:
-        note += f" Of {tried:,} orders the {charts.MOST_NAMES} with the highest means are drawn."
+    tried = len({candidate.order for candidate in board.tried if candidate.order})
+    if tried > search_charts.MAX_NAMES:
+        note += (
+            f" Of {tried:,} orders the {search_charts.MAX_NAMES} with the highest means are drawn."
+        )
     figures = (Figure(specs=(drawn,), says="The search score by pruning order"),)
     return Section(
         id="orders", title="Pruning orders", texts=(text,), figures=figures, notes=(note,)
@@ -186,7 +186,7 @@ def _orders(board: Leaderboard) -> Section | None:
 
 
 def _spent(board: Leaderboard) -> Section:
-    drawn = charts.progress(board)
+    drawn = search_charts.progress(board.tried)
     title, says = (
         "Best score so far against items spent",
         "The best search score so far against items spent",
@@ -198,7 +198,7 @@ def _spent(board: Leaderboard) -> Section:
 def _optimism(board: Leaderboard) -> Section | None:
     if board.optimism is None:
         return None
-    drawn = charts.optimism(board)
+    drawn = study_charts.optimism(board)
     title, says = (
         "Confirmed against search score; on the line they are equal",
         "Confirmed against search scores",
