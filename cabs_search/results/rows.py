@@ -49,7 +49,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What becomes a row."""
+    """Scored candidate that becomes a row."""
 
     label: str
     role: Role
@@ -62,7 +62,7 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """Name in a panel; rows with one recipe share it."""
+        """Key in a panel; rows with one recipe share it."""
         return self.scored.recipe.key if self.is_model else self.label
 
 

@@ -1,4 +1,4 @@
-"""report.html: a study, or a comparison, as one file that opens without a network."""
+"""Page report.html: a study, or a comparison, as one file that opens without a network."""
 
 from __future__ import annotations
 
