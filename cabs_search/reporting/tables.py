@@ -1,14 +1,14 @@
 """Leaderboard, comparison and paired tests as plain tables; terminal, page and MLflow write them.
 
 A table holds values. The kind of a column says how its cells are written, a ``Style`` with how
-many decimals. A view lists the columns that a writer shows: groups of kinds, a cell each.
+many decimals. A view lists the columns that a writer shows, by kind; a group shares a cell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 from cabs_search.common.formats import as_p, between, number, points, points_between
 from cabs_search.common.formats import table as padded
@@ -17,50 +17,15 @@ from cabs_search.results.leaderboard import Leaderboard
 from cabs_search.results.panel import Contrast
 from cabs_search.results.rows import BASELINE, Row
 
-Kind = Literal[
-    "row",
-    "recipe",
-    "role",
-    "score",
-    "all_rows",
-    "this_row",
-    "tied",
-    "gain",
-    "gain_interval",
-    "p_holm",
-    "p",
-    "task",
-    "search",
-    "against",
-    "items",
-    "effect",
-    "test",
-]
-View = Sequence[tuple[Kind, ...]]
+Kind: TypeAlias = str
+"""Meaning of a column's cells, one of those that ``written`` knows; else they are texts."""
+View = Sequence[Kind | tuple[Kind, ...]]
 SHARED_TA = "best shared TA"
-LEADERBOARD: View = (
-    ("row",),
-    ("score",),
-    ("all_rows",),
-    ("tied",),
-    ("gain", "gain_interval"),
-    ("p_holm",),
-    ("task",),
-    ("search",),
-    ("recipe",),
-)
+GAIN = ("gain", "gain_interval")
+TESTED = ("all_rows", "tied", GAIN, "p_holm")
+LEADERBOARD: View = ("row", "score", *TESTED, "task", "search", "recipe")
 """Columns of a leaderboard in the terminal."""
-COMPARISON: View = (
-    ("row",),
-    ("task",),
-    ("score",),
-    ("all_rows",),
-    ("tied",),
-    ("gain", "gain_interval"),
-    ("p_holm",),
-    ("search",),
-    ("recipe",),
-)
+COMPARISON: View = ("row", "task", "score", *TESTED, "search", "recipe")
 """Columns of a comparison in the terminal, ordered as papers print them."""
 PARTS: dict[Kind, tuple[str, ...]] = {
     "row": ("row",),
@@ -111,28 +76,27 @@ class Table:
 
     def groups(self, view: View) -> list[tuple[int, ...]]:
         """Return the places of a view's columns; a kind of several columns is a group for each."""
-        places = {
-            kind: [i for i, column in enumerate(self.columns) if column.kind == kind]
-            for group in view
-            for kind in group
-        }
-        return [group for kinds in view for group in zip(*(places[k] for k in kinds), strict=True)]
+        groups = [(kinds,) if isinstance(kinds, str) else kinds for kinds in view]
+        found = []
+        for kinds in groups:
+            places = [[i for i, c in enumerate(self.columns) if c.kind == kind] for kind in kinds]
+            found += list(zip(*places, strict=True))
+        return found
 
     def names(self, view: View) -> list[str]:
         """Return the headings of a view: of each group the first column's name."""
         return [self.columns[group[0]].name for group in self.groups(view)]
 
-    def written(self, view: View, style: Style) -> list[list[list[str]]]:
+    def written(self, view: View, style: Style) -> Iterator[list[list[str]]]:
         """Write the cells of a view: by row, by group, by column of the group."""
         groups = self.groups(view)
-        return [[self._group(row, group, style) for group in groups] for row in self.rows]
-
-    def _group(self, row: Sequence[Any], group: Sequence[int], style: Style) -> list[str]:
-        return [written(self.columns[i].kind, row[i], style) for i in group]
+        for row in self.rows:
+            cells = [written(c.kind, v, style) for c, v in zip(self.columns, row, strict=True)]
+            yield [[cells[place] for place in group] for group in groups]
 
     def value(self, row: Sequence[Any], kind: Kind) -> Any:
         """Return a row's value in the only column of a kind."""
-        return row[self.groups([(kind,)])[0][0]]
+        return row[self.groups([kind])[0][0]]
 
 
 def leaderboard_table(board: Leaderboard) -> Table:
@@ -227,10 +191,9 @@ def written(kind: Kind, value: Any, style: Style) -> str:
     if value is None:
         return ""
     match kind:
-        case "score" | "search":
-            return number(style.scale * value, style.score)
-        case "task":
-            return number(style.scale * value, style.task)
+        case "score" | "search" | "task":
+            digits = style.task if kind == "task" else style.score
+            return number(style.scale * value, digits)
         case "all_rows" | "this_row":
             text = between([style.scale * end for end in value], style.interval)
             return text if style.brackets else text.strip("[]").replace(", ", "\u00a0to\u00a0")
@@ -252,8 +215,7 @@ def written(kind: Kind, value: Any, style: Style) -> str:
 
 def as_text(table: Table, view: View, style: Style = PLAIN) -> list[str]:
     """Write a table for a terminal, its columns padded."""
-    rows = table.written(view, style)
-    cells = [[" ".join(parts).strip() for parts in row] for row in rows]
+    cells = [[" ".join(parts).strip() for parts in row] for row in table.written(view, style)]
     return padded([table.names(view), *cells])
 
 
@@ -267,10 +229,11 @@ def as_markdown(table: Table, view: View) -> str:
 
 def as_values(table: Table, view: View) -> list[dict[str, Any]]:
     """Return a table's rows as plain numbers and texts, rounded; intervals as two columns."""
+    places = [place for group in table.groups(view) for place in group]
     rows = []
     for row in table.rows:
         values: dict[str, Any] = {}
-        for place in (place for group in table.groups(view) for place in group):
+        for place in places:
             column, value = table.columns[place], row[place]
             names = PARTS.get(column.kind, (column.name,))
             parts = value if len(names) > 1 else (value,)
@@ -280,11 +243,8 @@ def as_values(table: Table, view: View) -> list[dict[str, Any]]:
 
 
 def _plain(kind: Kind, value: Any) -> Any:
-    match kind:
-        case "gain" | "gain_interval":
-            return round(100 * value, 2)
-        case "tied":
-            return written(kind, value, PLAIN)
-        case "effect":
-            return round(value, 3)
-    return round(value, 4) if isinstance(value, float) else value
+    if kind == "tied":
+        return written(kind, value, PLAIN)
+    if not isinstance(value, float):
+        return value
+    return round(100 * value, 2) if kind in GAIN else round(value, 3 if kind == "effect" else 4)

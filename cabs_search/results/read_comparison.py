@@ -67,45 +67,36 @@ def build_comparison(
     shared = {label: _best_confirmed(scores, _shared(c)) for label, c in candidates.items()}
     arithmetic = [s for s in scores.searched.values() if s.recipe.method.name == REFERENCE]
     reference = _best_confirmed(scores, _shared(arithmetic))
-    # rows that are tested together, then the other shared ones: a recipe counts once
-    tested, others = _by_key((reference, *best.values())), _by_key(shared.values())
-    others = {key: scored for key, scored in others.items() if key not in tested}
     experts = {task: spec.expert_of(task) for task in spec.tasks}
     alone = reference_entries(reference_recipes(spec), experts, scores.confirmed)
     merged = {
         key: merged_entry(str(s.recipe), "candidate", s, scores.confirmed[key])
-        for key, s in (tested | others).items()
+        for key in (reference, *best.values(), *shared.values())
+        if key and (s := scores.searched[key])
     }
-    entries = [*alone, *merged.values()]
-    panel = scores.panel(spec.tasks, spec.seed, {entry.key: entry.scored for entry in entries})
-    key_of = {
-        value.label: scored.recipe.key
-        for value in values
-        if value.same_as is None and not value.is_reference
-        if (scored := best[value.label]) is not None
-    }
-    ties = None
-    if len(key_of) > 1:
-        ties = tie_set(panel, list(dict.fromkeys(key_of.values())), plural(over))
+    scored = {entry.key: entry.scored for entry in (*alone, *merged.values())}
+    panel = scores.panel(spec.tasks, spec.seed, scored)
+    # values that are the same study count once
+    key_of = {v.label: key for v in values if _is_tested(v) and (key := best[v.label])}
+    keys = list(dict.fromkeys(key_of.values()))
+    ties = tie_set(panel, keys, plural(over)) if len(key_of) > 1 else None
     tied = ties.labels if ties else ()
-    references = {BASELINE: reference.recipe.key} if reference else {}
-    rows = {
+    # the best rows are one family of tests, without those that are only best with a shared λ
+    tested = [entry for key, entry in merged.items() if key in {reference, *best.values()}]
+    others = [entry for entry in merged.values() if entry not in tested]
+    rows: dict[str | None, Row] = {
         row.key: row
         for row in (
-            *make_rows([merged[key] for key in tested], panel, tied, references),
-            *make_rows([merged[key] for key in others], panel, tied),
+            *make_rows(tested, panel, tied, {BASELINE: reference} if reference else {}),
+            *make_rows(others, panel, tied),
         )
     }
-
-    def row_of(scored: Scored | None) -> Row | None:
-        return None if scored is None else rows[scored.recipe.key]
-
     lines = tuple(
         ValueRow(
             label=value.label,
             values=value.values,
-            row=row_of(best[value.label]),
-            shared=row_of(shared[value.label]),
+            row=rows.get(best[value.label]),
+            shared=rows.get(shared[value.label]),
             candidates=len(candidates[value.label]),
             failure=failures.get(
                 value.same_as or value.label, None if best[value.label] else NOT_CONFIRMED
@@ -114,16 +105,7 @@ def build_comparison(
         )
         for value in values
     )
-    stale = [
-        f"{line.label}: {line.failure}; its row is of before."
-        for line in lines
-        if line.row and line.failure
-    ]
-    searched = {
-        value.label: [s.score for s in candidates[value.label]]
-        for value in values
-        if value.same_as is None
-    }
+    searched = {v.label: [s.score for s in candidates[v.label]] for v in values if not v.same_as}
     return Comparison(
         name=spec.name,
         over=tuple(over),
@@ -132,13 +114,13 @@ def build_comparison(
             for split, by_task in scores.labels.items()
         },
         alone=tuple(make_rows(alone, panel)),
-        reference=row_of(reference),
+        reference=rows.get(reference),
         lines=lines,
         matrix=matrix(panel, list(key_of.values()), list(key_of)),
         tie_set=replace(ties, labels=_labels(ties, key_of)) if ties else None,
         as_reported=as_reported(searched, TOP),
         spent=cost_of(scores),
-        notes=(*notes, *_at_an_end(values, candidates), *stale),
+        notes=(*notes, *_at_an_end(values, candidates), *_stale(lines)),
     )
 
 
@@ -151,13 +133,23 @@ def _shared(candidates: Iterable[Scored]) -> list[Scored]:
     return [s for s in candidates if s.recipe.is_shared]
 
 
-def _best_confirmed(scores: RecordScores, candidates: Iterable[Scored]) -> Scored | None:
-    """Return the confirmed candidate with the best search score."""
-    return next(iter(ranked(s for s in candidates if s.recipe.key in scores.confirmed)), None)
+def _best_confirmed(scores: RecordScores, candidates: Iterable[Scored]) -> str | None:
+    """Return the key of the confirmed candidate with the best search score."""
+    confirmed = ranked(s for s in candidates if s.recipe.key in scores.confirmed)
+    return confirmed[0].recipe.key if confirmed else None
 
 
-def _by_key(candidates: Iterable[Scored | None]) -> dict[str, Scored]:
-    return {scored.recipe.key: scored for scored in candidates if scored is not None}
+def _is_tested(value: Value) -> bool:
+    return value.same_as is None and not value.is_reference
+
+
+def _stale(lines: Iterable[ValueRow]) -> list[str]:
+    """Say which rows are from an earlier run."""
+    return [
+        f"{line.label}: {line.failure}; its row is of before."
+        for line in lines
+        if line.row and line.failure
+    ]
 
 
 def _labels(ties: TieSet, key_of: Mapping[str, str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cabs_search.reporting.tables import (
+    GAIN,
     View,
     as_markdown,
     as_values,
@@ -20,25 +21,9 @@ from cabs_search.reporting.terminal.leaderboard import leaderboard_text
 from cabs_search.results.leaderboard import Leaderboard
 from cabs_search.results.rows import BASELINE, FOUND
 
-LEADERBOARD_VALUES: View = (
-    ("row",),
-    ("score",),
-    ("all_rows",),
-    ("tied",),
-    ("task",),
-    ("search",),
-    ("recipe",),
-)
-TEST_VALUES: View = (
-    ("row",),
-    ("against",),
-    ("gain", "gain_interval"),
-    ("p_holm",),
-    ("p",),
-    ("items",),
-    ("effect",),
-)
-NOTE_COLUMNS: View = (("row",), ("score",), ("all_rows",), ("tied",), ("recipe",))
+LEADERBOARD_VALUES: View = ("row", "score", "all_rows", "tied", "task", "search", "recipe")
+TEST_VALUES: View = ("row", "against", *GAIN, "p_holm", "p", "items", "effect")
+NOTE_COLUMNS: View = ("row", "score", "all_rows", "tied", "recipe")
 MOST_ROWS = 12
 """Rows of the note's leaderboard: a note is a tag, which holds 8,000 characters."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cabs_search.common.formats import between, number
+from cabs_search.common.formats import number
 from cabs_search.reporting.charts import comparison as charts
 from cabs_search.reporting.charts.search import MAX_NAMES
-from cabs_search.reporting.html.layout import Cell, Figure, Page, Section
+from cabs_search.reporting.html.layout import Cell, Page, Section, figures
 from cabs_search.reporting.html.parts import (
     FEWER,
     INTERVALS,
@@ -17,124 +17,107 @@ from cabs_search.reporting.html.parts import (
     facts_of,
     html_table,
     item_count,
+    row_numbers,
     tests_tables,
-    unbroken,
+    tied_number,
 )
-from cabs_search.reporting.tables import comparison_table, gain_texts
+from cabs_search.reporting.tables import comparison_table
 from cabs_search.results.comparison import Comparison
-from cabs_search.results.rows import BASELINE
+from cabs_search.results.rows import BASELINE, Row
 
+REFERENCE_NAME = "best shared-λ Task Arithmetic"
 MANY_VALUES = f"Every value against every other is drawn of {MAX_NAMES} values at the most."
 
 
 def comparison_page(comparison: Comparison, folder: Path) -> Page:
     """Return the page of a comparison."""
     axes = " and ".join(axis.partition("=")[0] for axis in comparison.over)
-    makers = (_values, _value_ties, _value_tasks)
-    spent = Section(
-        id="spent",
-        title="What it took",
-        texts=comparison.spent.text,
-        tables=as_reported_tables(comparison.as_reported),
-    )
+    makers = (_values, _ties, _tasks)
     return Page(
         name=comparison.name,
         kind=f"compared over {axes}",
         verdict=comparison.headline,
         remarks=(comparison.verdict,),
-        figures=_value_figures(comparison),
+        figures=_numbers(comparison),
         sections=(
             *(section for make in makers if (section := make(comparison)) is not None),
-            spent,
+            Section(
+                id="spent",
+                title="What it took",
+                texts=comparison.spent.text,
+                tables=as_reported_tables(comparison.as_reported),
+            ),
         ),
         facts=facts_of(folder, *comparison.over),
     )
 
 
-def _value_figures(comparison: Comparison) -> tuple[Cell, ...]:
-    rows = [(line.label, line.row) for line in comparison.lines if line.row is not None]
-    figures = []
-    if rows:
-        label, row = max(rows, key=lambda one: one[1].score)
-        figures.append(
-            (
-                number(row.score),
-                f"{label}, the highest on fresh items; 95 % {unbroken(between(row.simultaneous))}",
-            )
-        )
-        if (contrast := row.against.get(BASELINE)) is not None:
-            points, interval = gain_texts(contrast)
-            figures.append(
-                (points, f"points to the best shared-λ Task Arithmetic; 95 % {unbroken(interval)}")
-            )
-    if comparison.tie_set is not None:
-        tied = f"{len(comparison.tie_set.labels)} of {comparison.tie_set.of}"
-        figures.append((tied, "cannot be told from the best of them"))
+def _labelled(comparison: Comparison) -> list[tuple[str, Row]]:
+    return [(line.label, line.row) for line in comparison.lines if line.row is not None]
+
+
+def _numbers(comparison: Comparison) -> tuple[Cell, ...]:
+    label, row = max(
+        _labelled(comparison), key=lambda labelled: labelled[1].score, default=("", None)
+    )
     items = item_count(comparison, "search")
     # candidates that two values have in common were scored once
     candidates = comparison.spent.items["search"] // items
-    figures.append((f"{candidates:,}", f"candidates searched, each on {items:,} items"))
-    return tuple(figures)
+    return (
+        *row_numbers(row, f"{label}, the highest on fresh items", REFERENCE_NAME),
+        *tied_number(comparison.tie_set),
+        (f"{candidates:,}", f"candidates searched, each on {items:,} items"),
+    )
 
 
 def _values(comparison: Comparison) -> Section:
-    drawn = charts.compared(comparison)
-    labelled = [(line.label, line.row) for line in comparison.lines if line.row is not None]
-    says = "Each value's best candidate with its intervals"
+    text = (
+        "Each value had the same budget. Its row is the best of its candidates by their search"
+        f" scores, scored on {item_count(comparison, 'confirm'):,} confirm items that no proposal"
+        " has seen."
+    )
+    reference = comparison.reference
+    title = f"Points above the {REFERENCE_NAME} ({number(reference.score)})" if reference else ""
     return Section(
         id="values",
         title="Value by value on fresh items",
-        texts=(
-            (
-                "Each value had the same budget. Its row is the best of its candidates by their"
-                f" search scores, scored on {item_count(comparison, 'confirm'):,} confirm items"
-                " that no proposal has seen."
-            ),
-        ),
+        texts=(text,),
         figures=(
-            *(() if drawn is None else (Figure(specs=(drawn,), says=says),)),
-            *_crossed(comparison),
+            *figures("Each value's best candidate with its intervals", charts.compared(comparison)),
+            *figures("One axis down, the other across", charts.crossed(comparison), title=title),
         ),
         notes=(INTERVALS, *comparison.notes),
         tables=(
             html_table(comparison_table(comparison), SCORES, "Row by row", is_open=True),
-            *tests_tables(labelled, {"best shared-λ Task Arithmetic": BASELINE}),
+            *tests_tables(_labelled(comparison), {REFERENCE_NAME: BASELINE}),
         ),
     )
 
 
-def _crossed(comparison: Comparison) -> tuple[Figure, ...]:
-    drawn = charts.crossed(comparison)
-    if drawn is None or comparison.reference is None:
-        return ()
-    title = f"Points above the best shared-λ Task Arithmetic ({number(comparison.reference.score)})"
-    return (Figure(specs=(drawn,), title=title, says="One axis down, the other across"),)
-
-
-def _value_ties(comparison: Comparison) -> Section | None:
-    drawn = charts.matrix(comparison)
+def _ties(comparison: Comparison) -> Section | None:
     if comparison.tie_set is None:
         return None
-    title, says = (
-        "Points of the row above the column, paired; * told apart",
+    drawn = figures(
         "Every value against every other",
+        charts.matrix(comparison),
+        title="Points of the row above the column, paired; * told apart",
     )
     return Section(
         id="ties",
         title="What cannot be told apart",
         texts=(comparison.finding,),
         names=comparison.tie_set.labels,
-        figures=() if drawn is None else (Figure(specs=(drawn,), title=title, says=says),),
-        notes=(MANY_VALUES,) if drawn is None else (),
+        figures=drawn,
+        notes=() if drawn else (MANY_VALUES,),
     )
 
 
-def _value_tasks(comparison: Comparison) -> Section | None:
-    drawn = charts.compared_gains(comparison)
-    if drawn is None or comparison.reference is None:
+def _tasks(comparison: Comparison) -> Section | None:
+    reference = comparison.reference
+    title = f"Points above the {REFERENCE_NAME}, {reference.text}" if reference else ""
+    drawn = figures(
+        "Each value's gain or loss by task", charts.compared_gains(comparison), title=title
+    )
+    if not drawn:
         return None
-    title = f"Points above the best shared-λ Task Arithmetic, {comparison.reference.text}"
-    figures = (Figure(specs=(drawn,), title=title, says="Each value's gain or loss by task"),)
-    return Section(
-        id="tasks", title="Task by task", texts=(TRADE,), figures=figures, notes=(FEWER,)
-    )
+    return Section(id="tasks", title="Task by task", texts=(TRADE,), figures=drawn, notes=(FEWER,))

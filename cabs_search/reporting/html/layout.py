@@ -33,6 +33,12 @@ class Figure:
         return legend(self.specs[0])
 
 
+def figures(says: str, *specs: Spec | None, title: str = "") -> tuple[Figure, ...]:
+    """Return a figure of those charts that could be drawn; none without any."""
+    drawn = tuple(spec for spec in specs if spec is not None)
+    return (Figure(specs=drawn, says=says, title=title),) if drawn else ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class HtmlRow:
     """Row of a table, as texts."""

@@ -13,11 +13,12 @@ from cabs_search.common.redact import without_passwords
 from cabs_search.common.versions import versions
 from cabs_search.record.folder import StudyFolder, joined_versions, recorded_versions
 from cabs_search.reporting.html.layout import Cell, Facts, HtmlRow, HtmlTable
-from cabs_search.reporting.tables import TYPESET, Kind, Table, View, tests_table
+from cabs_search.reporting.tables import GAIN, TYPESET, Kind, Table, View, gain_texts, tests_table
 from cabs_search.results.as_reported import Reported
 from cabs_search.results.comparison import Comparison
 from cabs_search.results.leaderboard import Leaderboard
-from cabs_search.results.rows import Row
+from cabs_search.results.rows import BASELINE, Row
+from cabs_search.results.tie_set import TieSet
 
 INTERVALS = (
     "Thin lines: 95 % intervals that hold for all rows at once. Thick: each row's own. Ideal is no"
@@ -28,25 +29,10 @@ TRADE = "What a merge gains on one task it may lose on another. A task's own exp
 FEWER = "Single tasks have fewer items than the mean of all: point at a mark for its own interval."
 HEADS: dict[Kind, str] = {"score": "score, all at once", "p_holm": "p (Holm)"}
 """Headings of columns, unless the table's own are used."""
-SCORES: View = (
-    ("row", "recipe"),
-    ("score", "all_rows"),
-    ("this_row",),
-    ("task",),
-    ("search",),
-    ("gain", "gain_interval"),
-    ("p_holm",),
-)
+LABEL, SCORE = ("row", "recipe"), ("score", "all_rows")
+SCORES: View = (LABEL, SCORE, "this_row", "task", "search", GAIN, "p_holm")
 """Columns of a leaderboard or a comparison."""
-TESTS: View = (
-    ("row",),
-    ("gain", "gain_interval"),
-    ("p",),
-    ("p_holm",),
-    ("items",),
-    ("effect",),
-    ("test",),
-)
+TESTS: View = ("row", GAIN, "p", "p_holm", "items", "effect", "test")
 """Columns of paired tests."""
 TESTS_NOTE = (
     "Paired on the same items; intervals and Holm's p hold for the whole family. Effect: Cohen's d"
@@ -60,9 +46,29 @@ PAPERS = (
 )
 
 
-def unbroken(interval: str) -> str:
-    """Replace spaces so that an interval stays on one line."""
-    return interval.replace(" ", "\u00a0")
+def row_numbers(row: Row | None, name: str, reference: str) -> list[Cell]:
+    """Return a row's score and its gain over the reference, as far as they are known."""
+    if row is None:
+        return []
+    numbers = [(number(row.score), f"{name}; {_unbroken(between(row.simultaneous))}")]
+    if (contrast := row.against.get(BASELINE)) is not None:
+        gain, interval = gain_texts(contrast)
+        numbers.append((gain, f"points to the {reference}; {_unbroken(interval)}"))
+    return numbers
+
+
+def _unbroken(interval: str) -> str:
+    """Name an interval's level; only between the two may a line end."""
+    return "95\u00a0% " + interval.replace(" ", "\u00a0")
+
+
+def tied_number(ties: TieSet | None, what: str = "") -> list[Cell]:
+    """Return the size of a tie set of ``what``, if there is one."""
+    if ties is None:
+        return []
+    return [
+        (f"{len(ties.labels)} of {ties.of}", f"{what} cannot be told from the best of them".strip())
+    ]
 
 
 def item_count(results: Leaderboard | Comparison, split: str) -> int:
