@@ -1,4 +1,4 @@
-"""report.html in Chromium, from the file itself: at a desk and on a phone, light and dark."""
+"""Tests of report.html in Chromium, opened as a file: desktop and phone, light and dark."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOOLTIP = "#vg-tooltip-element.visible"
 
 @pytest.fixture(scope="module")
 def finished(study: Path) -> Leaderboard:
-    """The study's leaderboard, its page written."""
+    """Return the study's leaderboard, its page written."""
     found = read_leaderboard(study)
     write_page(found, study)
     return found
@@ -30,8 +30,8 @@ def finished(study: Path) -> Leaderboard:
 
 @pytest.fixture
 def opened(browser: Any) -> Callable[..., Any]:
-    """Opens a file with no network; what the page asked for and complained of is seen to be nothing
-    at the end.
+    """Return a context that opens a file without a network, and checks at the end that the page
+    neither requested nor reported anything.
     """
 
     @contextmanager

@@ -1,6 +1,4 @@
-"""report.html: what it says is the leaderboard's, whatever the names in it, and it needs nothing
-but itself.
-"""
+"""Tests of report.html: its numbers are the leaderboard's, any name is safe, it fetches nothing."""
 
 from __future__ import annotations
 
@@ -113,7 +111,7 @@ def tried(place: int, score: float, names: Sequence[str], shared: float | None) 
 
 
 def board(names: Sequence[str] = PLAIN, **changes: Any) -> Leaderboard:
-    """A finished study's."""
+    """Return the leaderboard of a finished study."""
     rows = (
         row("base", "base", 0.6123, names),
         *(row(f"expert {name}", "expert", 0.6456, names) for name in names),
@@ -200,7 +198,7 @@ def value_row(*values: str, row: Row | None, failure: str | None = None) -> Valu
 
 
 def compared(names: Sequence[str] = PLAIN, **changes: Any) -> Comparison:
-    """A finished comparison's, of which one row failed."""
+    """Return a finished comparison of which one row failed."""
     made = board(names)
     named = {each.label: each for each in made.rows}
     values: dict[str, Any] = {
@@ -230,7 +228,7 @@ def compared(names: Sequence[str] = PLAIN, **changes: Any) -> Comparison:
 
 
 class Reader(HTMLParser):
-    """What a browser would make of a page."""
+    """Reader of a page as a browser sees it: tags, scripts, cells, text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -268,7 +266,7 @@ class Reader(HTMLParser):
                 self.cells[-1][-1] += data.strip()
 
     def specs(self) -> list[dict[str, Any]]:
-        """The charts' specs."""
+        """Return the charts' specs."""
         found = [
             json.loads("".join(parts)) for kind, parts in self.scripts if kind == "application/json"
         ]

@@ -1,6 +1,4 @@
-"""Candidates side by side: metrics on bootstrap samples against the metrics themselves, contrasts
-against scipy.
-"""
+"""Tests of panels: metrics on bootstrap samples against the metrics, contrasts against scipy."""
 
 from __future__ import annotations
 
@@ -97,7 +95,7 @@ def test_an_undefined_metric_is_0_on_samples_too() -> None:
 def make_panel(
     count: int = 4, *, metric_name: str = "accuracy", together: int = 1
 ) -> tuple[Panel, dict[str, np.ndarray[Any, Any]]]:
-    """Candidates c0, c1, ... on two tasks of 60 and 120 items, worse the higher their number."""
+    """Make candidates c0, c1, ... on tasks of 60 and 120 items, each worse than the one before."""
     draw = np.random.default_rng(5)
     names = {"large": 2 * ITEMS, "small": ITEMS}
     tasks = {name: {"dataset": {"json": "x"}, "text": "t", "metric": metric_name} for name in names}
@@ -149,7 +147,7 @@ def test_a_family_of_contrasts_is_adjusted() -> None:
 
 
 def test_items_of_one_group_say_less() -> None:
-    """Groups of thirty items, six in all: few degrees of freedom, and few ways to flip."""
+    """Six groups of thirty items: few degrees of freedom, and few ways to flip."""
     alone, together = make_panel()[0], make_panel(together=30)[0]
     (one,), (grouped,) = (panel.contrasts([("c3", "c0")]) for panel in (alone, together))
     assert grouped.estimate == one.estimate
