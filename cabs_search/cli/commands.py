@@ -114,8 +114,8 @@ def _report(options: argparse.Namespace) -> None:
     from cabs_search.record.comparison_file import is_comparison
     from cabs_search.reporting.html.page import write_page
     from cabs_search.reporting.terminal.leaderboard import leaderboard_text
-    from cabs_search.results.comparison import read_comparison
     from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
+    from cabs_search.results.read_comparison import read_comparison
 
     of_many = is_comparison(options.folder)
     found = read_comparison(options.folder) if of_many else read_leaderboard(options.folder)

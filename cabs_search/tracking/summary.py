@@ -6,12 +6,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from cabs_search.reporting.tables import (
+    GAIN,
+    View,
+    as_markdown,
+    as_values,
+    leaderboard_table,
+    tests_table,
+)
 from cabs_search.reporting.terminal.leaderboard import leaderboard_text
-from cabs_search.results.leaderboard import FOUND, Leaderboard, Row
+from cabs_search.results.leaderboard import Leaderboard
+from cabs_search.results.rows import BASELINE, FOUND
 
+LEADERBOARD_VALUES: View = ("row", "score", "all_rows", "tied", "task", "search", "recipe")
+TEST_VALUES: View = ("row", "against", *GAIN, "p_holm", "p", "items", "effect")
+NOTE_COLUMNS: View = ("row", "score", "all_rows", "tied", "recipe")
 MOST_ROWS = 12
 """Rows of the note's leaderboard: a note is a tag, which holds 8,000 characters."""
 
@@ -56,46 +68,21 @@ def metrics_of(board: Leaderboard) -> dict[str, float]:
 
 
 def leaderboard_rows(board: Leaderboard) -> list[dict[str, Any]]:
-    """The leaderboard, a row each, with plain numbers; intervals are of all rows together."""
-    return [
-        {
-            "row": row.label,
-            "confirm": _rounded(row.score),
-            "low": _rounded(row.simultaneous[0]),
-            "high": _rounded(row.simultaneous[1]),
-            "tied": "*" if row.tied else "",
-            **{task: _rounded(value) for task, value in row.tasks.items()},
-            "search": _rounded(row.search_score),
-            "recipe": row.text,
-        }
-        for row in board.rows
-    ]
+    """Return the leaderboard as plain numbers; intervals are for all rows together."""
+    return as_values(leaderboard_table(board), LEADERBOARD_VALUES)
 
 
 def significance_rows(board: Leaderboard) -> list[dict[str, Any]]:
-    """Every paired test, a row each, in points; intervals and p are of the whole family."""
-    return [
-        {
-            "row": row.label,
-            "against": name,
-            "points": _rounded(100 * found.estimate, 2),
-            "low": _rounded(100 * found.interval[0], 2),
-            "high": _rounded(100 * found.interval[1], 2),
-            "p (Holm)": _rounded(found.p_holm),
-            "p": _rounded(found.p_value),
-            "wins": found.wins,
-            "losses": found.losses,
-            "effect": _rounded(found.effect, 3),
-        }
-        for row in board.rows
-        for name, found in row.against.items()
-    ]
+    """Return every paired test in points; intervals and p are for the whole family."""
+    tests = tests_table(((row.label, row) for row in board.rows), BASELINE, FOUND)
+    return as_values(tests, TEST_VALUES)
 
 
 def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
     """The run's description: what was found, the first rows, how to come back to it; Markdown."""
     count = sum(board.items["confirm"].values())
-    head = ["| | confirm | 95 % interval | tied | recipe |", "|---|---|---|---|---|"]
+    table = leaderboard_table(board)
+    rows = [row for row in table.rows if table.value(row, "role") != "expert"][:MOST_ROWS]
     lines = [
         f"**{board.verdict}**",
         *(of.text for of in (board.tie_set, board.optimism) if of is not None),
@@ -103,7 +90,7 @@ def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
             f"{board.candidates} candidates were searched; these rows are scored on {count} items"
             " no proposal has seen:"
         ),
-        "\n".join([*head, *map(_line, _shown(board.rows))]),
+        as_markdown(replace(table, rows=tuple(rows)), NOTE_COLUMNS),
         *hints,
         (
             f"To take the best: `cabs-search export {folder} --to PATH`. To search again:"
@@ -112,22 +99,6 @@ def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
         ),
     ]
     return "\n\n".join(lines)
-
-
-def _shown(rows: Sequence[Row]) -> Sequence[Row]:
-    """The first rows, the best found among them."""
-    return [row for row in rows if row.role != "expert"][:MOST_ROWS]
-
-
-def _line(row: Row) -> str:
-    low, high = row.simultaneous
-    interval = f"{low:.3f} to {high:.3f}".replace(" ", "\u00a0")  # stays on one line
-    tied = "\\*" if row.tied else ""
-    return f"| {row.label} | {row.score:.4f} | {interval} | {tied} | {row.text} |"
-
-
-def _rounded(value: float | None, digits: int = 4) -> float | None:
-    return None if value is None else round(value, digits)
 
 
 @dataclass(frozen=True, kw_only=True)

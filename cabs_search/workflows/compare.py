@@ -12,12 +12,13 @@ from cabs_search.record.comparison_file import write_comparison
 from cabs_search.record.folder import StudyFolder, only_driver, write_spec
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.record.versions_file import record_versions
-from cabs_search.results.comparison import Comparison, read_comparison
+from cabs_search.results.comparison import Comparison
 from cabs_search.results.leaderboard import board_of
+from cabs_search.results.read_comparison import read_comparison
 from cabs_search.results.scores import RecordScores
 from cabs_search.scoring.calibrate import calibrated_methods, check_calibration
 from cabs_search.search.axes import Value, axis_values, experiment_name
-from cabs_search.search.candidates import candidate_of
+from cabs_search.search.candidates import candidate_of, reference_recipes
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
@@ -186,7 +187,8 @@ class _Compared:
         self.write()
 
     def _track(self, label: str, study: Study) -> None:
-        scores = RecordScores.read(study.spec, self._outcomes, candidate_of(study.spec))
+        references = reference_recipes(study.spec.experts).values()
+        scores = RecordScores.read(self._outcomes, candidate_of(study.spec), references)
         board = board_of(study.spec, scores)
         best = study.best if study.spec.tracking.model == "always" else None
         results = findings(self._prepared, board, best, {}, row=label)

@@ -12,8 +12,8 @@ from cabs_search.merging.recipe import Recipe
 from cabs_search.record.comparison_file import is_comparison
 from cabs_search.record.folder import StudyFolder
 from cabs_search.record.outcomes import Outcomes, Scored
-from cabs_search.results.comparison import best_of
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
+from cabs_search.results.read_comparison import best_of
 from cabs_search.scoring.calibrate import calibrated
 from cabs_search.search.candidates import ranked
 from cabs_search.serving.export import export

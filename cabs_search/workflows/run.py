@@ -83,7 +83,7 @@ def run(
                 calibrations=calibrated.files,
                 address=address,
             )
-            scores = RecordScores.read(spec, study.outcomes)
+            scores = RecordScores.read(study.outcomes)
             board = board_of(spec, scores)
             files = study_files(board, folder, say)
             tracked.end(scores.confirmed, *findings(prepared, board, study.best, files))

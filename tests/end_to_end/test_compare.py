@@ -23,7 +23,7 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.recipe import METHOD_NAMES, make_method
 from cabs_search.record.outcomes import Scored
 from cabs_search.reporting.terminal.comparison import comparison_text
-from cabs_search.results.comparison import read_comparison
+from cabs_search.results.read_comparison import read_comparison
 from cabs_search.scoring.calibrate import ITEMS, calibrated
 from cabs_search.search.axes import axis_values
 from cabs_search.search.candidates import baselines, candidate_of, holds
