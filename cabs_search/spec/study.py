@@ -24,7 +24,7 @@ class Search:
 
     trials: Count = 50
     """Candidates in all, the baselines among them."""
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: Name = "tpe"
     workers: Count | None = None
     """Ray workers; None: one for each core."""
     block: Count = 50

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cabs_search.common.formats import first_line
 from cabs_search.record.folder import (
     StudyFolder,
+    StudyId,
     only_driver,
     record_versions,
     write_comparison,
@@ -31,7 +33,7 @@ from cabs_search.workflows.prepare import Prepared, to_stderr
 
 if TYPE_CHECKING:
     from cabs_search.search.studies import Studies
-    from cabs_search.search.study import Study
+    from cabs_search.search.study import IsBusy, Study
 
 
 def compare(
@@ -135,35 +137,32 @@ class _Compared:
         """All rows that can run, as what the driver runs; the first one confirms base and
         experts.
         """
-        from cabs_search.search.studies import Studies
+        from cabs_search.search.studies import PlannedStudy, Studies
 
         runnable = [value for value in self._rows if value.label not in self._failures]
-        makers = {
-            v.label: (v.spec.search.trials, self._opener(v, v is runnable[0])) for v in runnable
-        }
-        self._studies = Studies(
-            self._opened.spec, self._opened.items, self._outcomes, makers, self._ended
-        )
-        return self._studies
-
-    def _opener(self, value: Value, alone: bool) -> Callable[[], Study]:
-        def make() -> Study:
-            from cabs_search.search.study import Study
-
-            study = Study(
-                value.spec,
-                self._opened.folder,
-                self._opened.items,
-                self._outcomes,
-                part=value.label,
-                alone=alone,
-                is_busy=self._studies.is_confirming,
+        planned = {
+            v.label: PlannedStudy(
+                budget=v.spec.search.trials, open=partial(self._open, v, v is runnable[0])
             )
-            self._trackers[value.label].open(self._outcomes, study.id)
-            study.take_up(self._trackers[value.label].candidate)
-            return study
+            for v in runnable
+        }
+        return Studies(self._opened.spec, self._opened.items, self._outcomes, planned, self._ended)
 
-        return make
+    def _open(self, value: Value, confirms_references: bool, is_busy: IsBusy) -> Study:
+        from cabs_search.search.study import Study, open_database
+
+        study_id = StudyId(self._outcomes.study_id(), value.label)
+        database = open_database(value.spec, self._opened.folder, study_id)
+        self._trackers[value.label].open(self._outcomes, str(study_id))
+        return Study(
+            value.spec,
+            database,
+            self._opened.items,
+            self._outcomes,
+            on_finished=self._trackers[value.label].candidate,
+            confirms_references=confirms_references,
+            is_busy=is_busy,
+        )
 
     def _ended(self, label: str, study: Study) -> None:
         if study.failure:

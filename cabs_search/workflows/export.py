@@ -47,9 +47,9 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
     elif is_comparison(folder):
         chosen = searched[best_of(Path(folder), trial)]
     else:
-        from cabs_search.search.storage import recipe_of_trial
+        from cabs_search.search.storage import recipe_key_of_trial
 
-        key = recipe_of_trial(spec, Path(folder), trial)
+        key = recipe_key_of_trial(Path(folder), spec.search.storage, spec.name, trial)
         if key not in searched:
             raise ValueError(f"--trial: candidate {trial} has no complete score in {folder}")
         chosen = searched[key]

@@ -23,6 +23,7 @@ from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.candidates import baselines, methods_of, reference_recipes
+from cabs_search.search.samplers.registry import find_sampler
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import UnreachableError, cache_folder
 from cabs_search.spec.study import Spec
@@ -137,6 +138,7 @@ def _plan(spec: Spec, unreachable: str | None = None) -> Plan:
     from cabs_search.search.space import size
 
     check_calibration(spec)
+    find_sampler(spec.search.sampler)
     methods = {
         *itertools.islice(methods_of(spec), MOST_METHODS),
         *(r.method for r in baselines(spec)),

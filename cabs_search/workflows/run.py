@@ -5,25 +5,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.folder import StudyFolder, only_driver, record_versions, write_spec
+from cabs_search.record.folder import StudyFolder, StudyId, only_driver, record_versions, write_spec
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.results.leaderboard import Leaderboard, board_of
 from cabs_search.results.scores import RecordScores
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
-from cabs_search.tasks.items import Items, SplitName
 from cabs_search.tracking.background import BackgroundTracker, Say
 from cabs_search.workflows.findings import findings, study_files
 from cabs_search.workflows.prepare import Prepared, to_stderr
-
-if TYPE_CHECKING:
-    from cabs_search.search.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +60,13 @@ def run(
     spec, folder = opened.spec, opened.folder
     with only_driver(folder) as is_new, BackgroundTracker(folder, tracking_uri, say) as book:
         from cabs_search.cluster.driver import search
+        from cabs_search.search.study import Study, open_database
 
         try:
-            study = _open_study(spec, folder, opened.items, opened.weights)
+            outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
+            outcomes.bind(spec, opened.items, opened.weights)
+            database = open_database(spec, folder, StudyId(outcomes.study_id()))
+            write_spec(spec, folder)
             calibrations = opened.prune_calibrated(spec)
         except ValueError:
             if is_new:  # refused before anything was done
@@ -76,12 +74,12 @@ def run(
             raise
         record_versions(folder)
         tracked = book.study(spec)
-        tracked.open(study.outcomes, study.id)
-        study.take_up(tracked.candidate)
+        tracked.open(outcomes, str(database.id))
+        study = Study(spec, database, opened.items, outcomes, on_finished=tracked.candidate)
         say(f"starting workers; the study is kept in {folder}")
         try:
             search(study, opened.items, cache_folder(), calibrations=calibrations, address=address)
-            scores = RecordScores.read(spec, study.outcomes)
+            scores = RecordScores.read(spec, outcomes)
             board = board_of(spec, scores)
             files = study_files(board, folder, say)
             tracked.end(scores.confirmed, *findings(opened, spec, board, study.best, files))
@@ -102,21 +100,3 @@ def run(
         scored_items=study.scored_items,
         tracking_uri=book.uri,
     )
-
-
-def _open_study(
-    spec: Spec,
-    folder: Path,
-    items: Mapping[SplitName, Mapping[str, Items]],
-    weights: Mapping[str, str],
-) -> Study:
-    """The record and the search of a folder, seen to be of this spec, which is written beside
-    them.
-    """
-    from cabs_search.search.study import Study
-
-    outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
-    outcomes.bind(spec, items, weights)
-    study = Study(spec, folder, items, outcomes)
-    write_spec(spec, folder)
-    return study
