@@ -88,7 +88,7 @@ def search(
             stop_ray()
     if study.failure:
         raise RuntimeError(study.failure)
-    if not study.is_complete:
+    if not study.is_finished:
         raise KeyboardInterrupt
 
 

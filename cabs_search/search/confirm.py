@@ -12,13 +12,7 @@ from cabs_search.spec.study import Spec
 
 
 def rows_to_confirm(spec: Spec, scored: Mapping[str, Scored]) -> list[Recipe]:
-    """Choose candidates: the best shared-λ one of each baseline method, and the best of all.
-
-    Args:
-        spec: names the baseline methods and how many of the best to confirm.
-        scored: candidates on the search split, by recipe key.
-
-    """
+    """Choose the best shared-λ candidate of each baseline method, and the best of all."""
     rows = [s.recipe for s in best_shared(spec, scored).values()]
     rows += [s.recipe for s in ranked(scored.values())[: spec.search.confirm]]
     return list({recipe.key: recipe for recipe in rows}.values())

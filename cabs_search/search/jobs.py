@@ -93,10 +93,6 @@ class JobSource(Protocol):
         """The reason why the search cannot go on."""
 
     @property
-    def is_complete(self) -> bool:
-        """Whether the budget is spent and every row confirmed."""
-
-    @property
     def is_finished(self) -> bool:
         """Whether there will be no more jobs: all is done, or the search cannot go on."""
 

@@ -6,7 +6,7 @@ The sampler works on a study in memory, where a parameter costs no transaction.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -21,14 +21,13 @@ EXTRA_STARTUP_TRIALS = 4
 """Random trials, beside the baselines, before a sampler learns."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Proposal:
+class Proposal(NamedTuple):
     """A recipe to score."""
 
     recipe: Recipe
     trial: optuna.Trial
     """The sampler's, in memory."""
-    trial_id: int | None
+    trial_id: int | None = None
     """In the database; None: not written yet."""
 
 
@@ -54,9 +53,9 @@ class Proposer:
         """Return the next recipe of the queue, else the sampler's."""
         if self._queue:
             recipe, trial_id = self._queue.popleft()
-            return Proposal(recipe=recipe, trial=self._ask_for(recipe), trial_id=trial_id)
+            return Proposal(recipe, self._ask_for(recipe), trial_id)
         trial = self._study.ask()
-        return Proposal(recipe=space.suggest(self._spec, trial), trial=trial, trial_id=None)
+        return Proposal(space.suggest(self._spec, trial), trial)
 
     def _ask_for(self, recipe: Recipe) -> optuna.Trial:
         """Return a trial with a recipe's parameters, so that the sampler learns from its score."""

@@ -95,14 +95,9 @@ class Studies:
         return next(iter(self._unended), "done")
 
     @property
-    def is_complete(self) -> bool:
-        """Whether every study has ended."""
-        return not self._unended
-
-    @property
     def is_finished(self) -> bool:
         """Whether there will be no more jobs: all is done, or the search cannot go on."""
-        return self.failure is not None or self.is_complete
+        return self.failure is not None or not self._unended
 
     @contextmanager
     def connected(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
@@ -158,36 +158,26 @@ class Study:
         return f"confirm ({len(self._rows) + len(self._jobs)} rows left)"
 
     @property
-    def is_complete(self) -> bool:
-        """Whether the budget is spent and every row confirmed."""
-        return self._rows.has_candidates and not self._rows and not self._jobs
-
-    @property
     def is_finished(self) -> bool:
         """Whether there will be no more jobs: all is done, or the search cannot go on."""
-        return self.failure is not None or self.is_complete
+        is_done = self._rows.has_candidates and not self._rows and not self._jobs
+        return self.failure is not None or is_done
 
     @contextmanager
     def connected(self) -> Iterator[None]:
         """Keep the databases open inside the context; close them after it."""
-        with self.outcomes.kept_open():
-            try:
-                yield
-            finally:
-                self.close()
+        with self.outcomes.kept_open(), closing(self):
+            yield
 
     def close(self) -> None:
         """Close the search's database."""
         self._database.close()
 
     def next_job(self, job_id: str) -> Job | None:
-        """Open a job: an orphan, else a candidate, else a row to confirm.
-
-        Args:
-            job_id: the caller's id for it.
+        """Open an orphan, a candidate, or a row to confirm, under an id of the caller's.
 
         Returns:
-            None if there is nothing to do until another job ends, or nothing any more.
+            None if there is nothing to do until another job ends, or nothing at all any more.
 
         """
         if self.failure:
@@ -198,7 +188,7 @@ class Study:
         while orphan := self._jobs.pop_orphan():
             job = self._job(orphan.job.recipe, orphan.job.split)
             orphan.job = replace(job, alone=True)
-            self._jobs.add(job_id, orphan)
+            self._jobs[job_id] = orphan
             if job.todo:
                 return orphan.job
             self.finish(job_id)
@@ -220,8 +210,7 @@ class Study:
             if trial_id is None:
                 trial_id = self._database.add(proposal.trial, recipe)
             job = self._job(recipe, "search")
-            trial = CandidateTrial(sampled=proposal.trial, trial_id=trial_id)
-            self._jobs.add(job_id, OpenJob(job, trial))
+            self._jobs[job_id] = OpenJob(job, CandidateTrial(proposal.trial, trial_id))
             if job.todo:
                 return job
             self.finish(job_id)
@@ -236,7 +225,7 @@ class Study:
                 self._rows.put_back(recipe)
                 return None
             if job.todo and not self.is_confirming(recipe):
-                self._jobs.add(job_id, OpenJob(job))
+                self._jobs[job_id] = OpenJob(job)
                 return job
         return None
 
@@ -311,11 +300,9 @@ class Study:
 
     def job_lost(self, job_id: str) -> None:
         """Keep a job whose worker died for another worker; too many deaths fail its candidate."""
-        deaths = self._jobs.count_death(job_id)
+        deaths = self._jobs.orphan(job_id)
         if deaths > MAX_WORKER_DEATHS:
             self.finish(job_id, f"its worker died {deaths} times")
-        else:
-            self._jobs.orphan(job_id)
 
     def confirm_references(self, recipes: Sequence[Recipe]) -> None:
         """Confirm base and experts that another study has released."""

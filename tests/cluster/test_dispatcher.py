@@ -148,7 +148,8 @@ def test_small_candidates_go_out_together_and_the_budget_is_met(
 ) -> None:
     floor = Floor(tmp_path, items, [spec])
     floor.run()
-    assert floor.study.is_complete
+    assert floor.study.is_finished
+    assert floor.study.failure is None
     assert len(floor.outcomes.scored("search")) == 60
     assert len(floor.scored) == len(set(floor.scored)), "something was scored twice"
     most = int(60 * AHEAD_SHARE) // 2
@@ -250,7 +251,8 @@ def test_studies_share_workers(pico: Path, items: Any, tmp_path: Path) -> None:
     rows = [value for value in values if value.same_as is None]
     floor = Floor(tmp_path, items, [row.spec for row in rows])
     floor.run()
-    assert floor.study.is_complete
+    assert floor.study.is_finished
+    assert floor.study.failure is None
     assert floor.study.done == 20 * len(rows)
     assert len(floor.scored) == len(set(floor.scored))
     for row in rows:

@@ -104,7 +104,8 @@ def run_in_turn(spec: Spec, folder: Path, items: AllItems) -> None:
             study.record([(str(count), found)])
         study.finish(str(count))
         count += 1
-    assert study.is_complete
+    assert study.is_finished
+    assert study.failure is None
 
 
 def test_a_search_is_the_same_with_poisoned_confirm_items(pico: Path, tmp_path: Path) -> None:
