@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cabs_search.common.formats import first_line
 from cabs_search.record.comparison_file import write_comparison
-from cabs_search.record.folder import StudyFolder, only_driver, write_spec
+from cabs_search.record.folder import StudyFolder, StudyId, only_driver, write_spec
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.record.versions_file import record_versions
 from cabs_search.results.comparison import Comparison
@@ -34,7 +35,7 @@ from cabs_search.workflows.prepare import (
 
 if TYPE_CHECKING:
     from cabs_search.search.studies import Studies
-    from cabs_search.search.study import Study
+    from cabs_search.search.study import IsBusy, Study
 
 
 def compare(
@@ -143,36 +144,37 @@ class _Compared:
         self._failures, self._notes, self._say = dict(failures), notes, say
 
     def studies(self) -> Studies:
-        """Return the rows that can run, for the driver; the first confirms base and experts."""
-        from cabs_search.search.studies import Studies
+        """All rows that can run, as what the driver runs; the first one confirms base and
+        experts.
+        """
+        from cabs_search.search.studies import PlannedStudy, Studies
 
         runnable = [value for value in self._rows if value.label not in self._failures]
-        makers = {
-            v.label: (v.spec.search.trials, self._opener(v, v is runnable[0])) for v in runnable
-        }
-        self._studies = Studies(
-            self._prepared.spec, self._prepared.items, self._outcomes, makers, self._ended
-        )
-        return self._studies
-
-    def _opener(self, value: Value, alone: bool) -> Callable[[], Study]:
-        def make() -> Study:
-            from cabs_search.search.study import Study
-
-            study = Study(
-                value.spec,
-                self._prepared.folder,
-                self._prepared.items,
-                self._outcomes,
-                part=value.label,
-                alone=alone,
-                is_busy=self._studies.is_confirming,
+        planned = {
+            v.label: PlannedStudy(
+                budget=v.spec.search.trials, open=partial(self._open, v, v is runnable[0])
             )
-            self._trackers[value.label].open(self._outcomes, study.id)
-            study.take_up(self._trackers[value.label].candidate)
-            return study
+            for v in runnable
+        }
+        return Studies(
+            self._prepared.spec, self._prepared.items, self._outcomes, planned, self._ended
+        )
 
-        return make
+    def _open(self, value: Value, confirms_references: bool, is_busy: IsBusy) -> Study:
+        from cabs_search.search.study import Study, open_database
+
+        study_id = StudyId(self._outcomes.study_id(), value.label)
+        database = open_database(value.spec, self._prepared.folder, study_id)
+        self._trackers[value.label].open(self._outcomes, str(study_id))
+        return Study(
+            value.spec,
+            database,
+            self._prepared.items,
+            self._outcomes,
+            on_finished=self._trackers[value.label].candidate,
+            confirms_references=confirms_references,
+            is_busy=is_busy,
+        )
 
     def _ended(self, label: str, study: Study) -> None:
         if study.failure:

@@ -25,6 +25,7 @@ from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.candidates import baselines, methods_of, reference_recipes
+from cabs_search.search.samplers.registry import find_sampler
 from cabs_search.spec.load import load_reachable
 from cabs_search.spec.locations import UnreachableError, cache_folder
 from cabs_search.spec.study import Spec
@@ -144,6 +145,7 @@ def plan(path: str | Path) -> Plan:
 
     spec, missing = load_reachable(path)
     check_calibration(spec)
+    find_sampler(spec.search.sampler)
     asked_for = baselines(spec)
     methods = {*itertools.islice(methods_of(spec), MOST_METHODS), *(r.method for r in asked_for)}
     space = size(spec)
