@@ -245,7 +245,7 @@ def _links(folder: Path, uri: str, root: str) -> dict[str, str]:
     there are no runs.
     """
     from cabs_search.record.comparison_file import axes_of, is_comparison
-    from cabs_search.record.folder import StudyFolder
+    from cabs_search.record.folder import StudyFolder, StudyId
     from cabs_search.record.outcomes import Outcomes
     from cabs_search.search.axes import experiment_name
     from cabs_search.spec.load import load
@@ -258,7 +258,7 @@ def _links(folder: Path, uri: str, root: str) -> dict[str, str]:
         uri,
         root.rstrip("/"),
         name,
-        Outcomes(StudyFolder(folder).outcomes, spec.tasks).study_id(),
+        StudyId(Outcomes(StudyFolder(folder).outcomes, spec.tasks).study_id()),
         is_comparison=over is not None,
     )
 

@@ -14,16 +14,17 @@ SECRET_PARAMETER = re.compile(
 
 def without_password(text: str) -> str:
     """Return a text with user, password and secret parameters of its addresses hidden."""
-    return ADDRESS.sub(lambda address: _hidden(address[0]), text)
+    # Parameters also of addresses without a scheme, which errors of requests quote.
+    text = SECRET_PARAMETER.sub(r"\1***", text)
+    return ADDRESS.sub(lambda address: _without_login(address[0]), text)
 
 
-def _hidden(url: str) -> str:
+def _without_login(url: str) -> str:
     scheme = r"^([^:]*://)"
     if not url.startswith(("http://", "https://")):
         # The password of a database may contain slashes and question marks.
         url = re.sub(scheme + r"[^:/@]*(:[^@]*)?@", r"\1", url)
-    url = re.sub(scheme + r"[^/?#]*@", r"\1", url)
-    return SECRET_PARAMETER.sub(r"\1***", url)
+    return re.sub(scheme + r"[^/?#]*@", r"\1", url)
 
 
 def without_passwords(plain: Any) -> Any:

@@ -1,73 +1,99 @@
-"""MLflow beside a search: written by a thread of its own, what cannot be written now later; no
-result depends on it.
+"""MLflow beside a search: a queue of idempotent writes and one thread that works it off.
+
+No result depends on MLflow, and the search never waits for it. The thread does the writes of all
+studies of a run one after another. A write that fails is judged by one rule:
+
+- MLflow did not answer: the study's runs are looked up anew and the write is tried again, every
+  ``RETRY_SECONDS``; once the search has ended, at once, until ``LAST_TRIES`` in a row have failed.
+- MLflow refused: that is said, and this write alone is left out.
+
+``TAIL_SECONDS`` after the end of the search, what is still queued is left to the next run on the
+folder, which writes everything that is missing.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from threading import BoundedSemaphore
+from queue import SimpleQueue
+from threading import Event, Thread
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
+import yaml
+
+from cabs_search.common.redact import without_password, without_passwords
+from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Outcomes, Scored
 from cabs_search.spec.study import Spec
+from cabs_search.tracking import models, writes
+from cabs_search.tracking.failures import ARTIFACT_STORE_DOWN, cause, is_unanswered
+from cabs_search.tracking.runs import color_of, study_params, study_tags, table_bytes
+from cabs_search.tracking.server import default_uri, remember_uri
+from cabs_search.tracking.study_runs import StudyRuns, find_runs
 
 if TYPE_CHECKING:
     from cabs_search.search.jobs import Finished
     from cabs_search.tracking.models import Model
     from cabs_search.tracking.summary import Summary
-    from cabs_search.tracking.tracker import Tracker
 
 
 Say = Callable[[str], object]
-Act = Callable[["Tracker"], object]
-UNWRITTEN = 1000
-"""Candidates that MLflow may lag behind, before a search waits for it: more than end while a server
-is given up.
-"""
 RETRY_SECONDS = 15.0
-"""After which a server that did not answer is tried again, by the next candidate."""
-FORCED_SECONDS = 20.0
-"""What tries before that, at the ends of studies, may cost in all: a server that swallows requests
-costs ten each.
-"""
+"""Pause before a server that did not answer is tried again."""
+LAST_TRIES = 2
+"""Tries of a server that does not answer, once the search has ended; each may take ten seconds."""
 TAIL_SECONDS = 60.0
-"""How long a result waits for a server once the search has ended."""
+"""Time that a result waits for a slow server."""
+POINTS = 10
+"""Candidates between two writes of the parent's progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """A write to a study's runs; done twice, it leaves what it leaves once."""
+
+    study: StudyLog
+    what: str
+    """Named to the user if MLflow refuses it."""
+    act: Callable[[StudyRuns], object]
+    refusals: Collection[int] = ()
+    """HTTP statuses that are a refusal here, whatever they mean elsewhere."""
+    refused: str = "{server} does not take {what} ({cause}); all else is written"
+    """Said if MLflow refuses it."""
+    is_closing: bool = False
+    """Whether it is done even if the user interrupts the search."""
 
 
 class BackgroundTracker:
-    """One thread for all studies of a run, and whether MLflow can be written now; says once where
-    it cannot.
-    """
+    """The thread that writes to MLflow, and its queue; says once that MLflow cannot be written."""
 
     def __init__(self, folder: Path, uri: str | None, say: Say) -> None:
-        """Args:
-        folder: the run's, with MLflow's database where there is no server.
-        uri: a tracking URI; None: SQLite in ``folder``.
-        say: told what the user must know.
-        """
-        from cabs_search.common.redact import without_password
-        from cabs_search.tracking.server import default_uri
+        """Begin with an empty queue.
 
+        Args:
+            folder: the run's; it has MLflow's database unless a server is given.
+            uri: tracking URI; None: SQLite in ``folder``.
+            say: told what the user must know.
+
+        """
         self.folder, self.given_uri, self.say = folder, uri, say
         self.uri = uri or default_uri(folder)
-        self._name = f"MLflow at {without_password(self.uri)}"
-        self._room = BoundedSemaphore(UNWRITTEN)
-        self._thread = ThreadPoolExecutor(1)
-        self._is_away, self._again, self._forced_seconds = False, 0.0, 0.0
-        self._logs: list[StudyLog] = []
+        self._server = f"MLflow at {without_password(self.uri)}"
+        self._queue: SimpleQueue[Write | None] = SimpleQueue()
+        self._thread = Thread(target=self._work)
+        self._search_ended = Event()
+        self._is_interrupted = False
+        self._deadline = math.inf
+        self._last_tries = LAST_TRIES
+        self._is_late = self._has_left = self._is_catching_up = False
         self._refused: set[str] = set()
-        self._ends_at, self._has_left = float("inf"), False
-        self.is_hurried = False
-        """Whether somebody waits for the end: candidates that are not written are left to the next
-        run.
-        """
 
     def __enter__(self) -> Self:
+        self._thread.start()
         return self
 
     def __exit__(
@@ -76,185 +102,190 @@ class BackgroundTracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.is_hurried = isinstance(error, KeyboardInterrupt)
+        self._is_interrupted = isinstance(error, KeyboardInterrupt)
         if self.given_uri is not None:  # the folder's own file keeps nobody waiting
-            self._ends_at = time.monotonic() + TAIL_SECONDS
-        for log in self._logs:
-            log.retry()
-        self._thread.shutdown()  # when all is done
-        if self._has_left and not self._is_away:
+            self._deadline = time.monotonic() + TAIL_SECONDS
+        self._queue.put(None)
+        self._search_ended.set()
+        self._thread.join()
+
+    def study(self, spec: Spec, experiment: str | None = None) -> StudyLog:
+        """Return the log of one study; ``experiment``: its comparison's name, if it is of one."""
+        return StudyLog(self, spec, experiment)
+
+    def add(self, write: Write) -> None:
+        """Queue a write."""
+        self._queue.put(write)
+
+    def _work(self) -> None:
+        """Do what is queued, until the search has ended."""
+        while (write := self._queue.get()) is not None:
+            self._do(write)
+            if self._queue.empty():
+                self._say_caught_up()
+        self._say_caught_up()
+        if self._is_late and self._last_tries:
             self.say(
-                f"{self._name} is slow; what is not written yet follows with the next run on"
+                f"{self._server} is slow; what is not written yet follows with the next run on"
                 f" {self.folder}"
             )
 
-    def study(self, spec: Spec, experiment: str | None = None) -> StudyLog:
-        """What writes one study's runs."""
-        self._logs.append(StudyLog(self, spec, experiment))
-        return self._logs[-1]
+    def _do(self, write: Write) -> None:
+        """Try a write until it is done, refused or left."""
+        while not self._must_leave(write):
+            try:
+                write.act(write.study.runs())
+            except Exception as error:
+                if write.study.is_connected and not is_unanswered(error, refusals=write.refusals):
+                    self._say_refused(write, error)
+                    return
+                self._say_outage(error)
+                write.study.disconnect()
+                if self._search_ended.wait(RETRY_SECONDS):
+                    self._last_tries -= 1
+            else:
+                self._last_tries = LAST_TRIES
+                return
 
-    def later(self, act: Callable[[], None]) -> None:
-        """Have the thread do something, in order."""
-        self._room.acquire()
-        self._thread.submit(act).add_done_callback(lambda _: self._room.release())
+    def _must_leave(self, write: Write) -> bool:
+        """Tell whether a write is left to the next run, because somebody waits."""
+        self._is_late = time.monotonic() >= self._deadline
+        is_dropped = self._is_interrupted and not write.is_closing
+        must_leave = self._is_late or is_dropped or not self._last_tries
+        self._has_left |= must_leave
+        return must_leave
 
-    def may_try(self, *, now: bool) -> bool:
-        """Whether MLflow answers, as far as is known, or it is time to see; ``now``: a little
-        before that, too.
-        """
-        is_due = not self._is_away or time.monotonic() >= self._again
-        return is_due or (now and self._forced_seconds < FORCED_SECONDS)
-
-    def must_leave(self) -> bool:
-        """Whether the result has waited long enough: what is unwritten is left to the next run."""
-        is_late = time.monotonic() >= self._ends_at
-        self._has_left |= is_late
-        return is_late
-
-    def lost(self, error: Exception, forced_seconds: float) -> None:
-        """Take note that MLflow cannot be written; ``forced_seconds``: what that cost, if it was
-        not time to see.
-        """
-        from cabs_search.tracking.failures import cause
-
-        if not self._is_away:
+    def _say_outage(self, error: Exception) -> None:
+        if not self._is_catching_up:
             self.say(
-                f"{self._name} cannot be written ({cause(error)}); the search goes on, and what is"
-                f" missing follows, or else with the next run on {self.folder}"
+                f"{self._server} cannot be written ({cause(error)}); the search goes on, and what"
+                f" is missing follows, or else with the next run on {self.folder}"
             )
-        self._is_away, self._again = True, time.monotonic() + RETRY_SECONDS
-        self._forced_seconds += forced_seconds
+        self._is_catching_up = True
 
-    def refused(self, what: str, error: Exception) -> None:
-        """Take note of something that MLflow does not take, now or later; said once of a kind."""
-        from cabs_search.tracking.failures import cause
+    def _say_caught_up(self) -> None:
+        if self._is_catching_up and not self._has_left:
+            self.say(f"{self._server} answers again; what it missed is written")
+            self._is_catching_up = False
 
-        if what not in self._refused:
-            self.say(f"{self._name} does not take {what} ({cause(error)}); all else is written")
-        self._refused.add(what)
-
-    def regained(self) -> None:
-        """Take note that MLflow was written."""
-        if self._is_away:
-            self.say(f"{self._name} answers again; what it missed is written")
-        self._is_away, self._forced_seconds = False, 0.0
+    def _say_refused(self, write: Write, error: Exception) -> None:
+        """Say what MLflow does not take, once for each kind of write."""
+        if write.what not in self._refused:
+            values = {"server": self._server, "what": write.what, "cause": cause(error)}
+            self.say(write.refused.format_map(values))
+        self._refused.add(write.what)
 
 
 class StudyLog:
-    """One study's runs in MLflow: what was missed is kept, in order, until it is written."""
+    """The writes of one study."""
 
-    def __init__(self, book: BackgroundTracker, spec: Spec, experiment: str | None = None) -> None:
-        self._book, self._spec, self._experiment = book, spec, experiment
-        self._missed: deque[tuple[str, Act]] = deque()
-        self._tracker: Tracker | None = None
-        self._connect: Callable[[], Tracker] | None = None
-        self._has_ended = False
+    def __init__(
+        self, tracker: BackgroundTracker, spec: Spec, experiment: str | None = None
+    ) -> None:
+        self._tracker, self._spec, self._experiment = tracker, spec, experiment
+        self._study_id: StudyId | None = None
+        self._runs: StudyRuns | None = None
+        self._candidates = 0
+        self._is_complete = False
 
-    def open(self, outcomes: Outcomes, study_id: str) -> None:
-        """Find or make the study's run."""
-        items = outcomes.bound()  # not in the thread, to which an open record does not belong
-
-        def connect() -> Tracker:
-            from cabs_search.tracking.tracker import Tracker
-
-            book = self._book
-            return Tracker(
-                self._spec,
-                book.folder,
-                study_id,
-                book.given_uri,
-                self._experiment,
-                items,
-                book.refused,
-            )
-
-        self._connect = connect
-        self._later(("the study", lambda _: None))
+    def open(self, outcomes: Outcomes, study_id: StudyId) -> None:
+        """Begin: find or make the study's run and write what is searched, with what."""
+        spec, items = self._spec, outcomes.bound()  # here: the record belongs to this thread
+        self._study_id = study_id
+        remember_uri(self._tracker.folder, self._tracker.given_uri)
+        methods = (*spec.baselines, *spec.space.method)
+        text = yaml.safe_dump(without_passwords(spec.as_dict()), sort_keys=False)
+        self._add(
+            "the study",
+            lambda runs: writes.write_study(runs, study_params(spec), study_tags(methods)),
+        )
+        self._add("data sets", lambda runs: writes.write_data_sets(runs, spec.tasks, items))
+        self._add_files({"spec.yaml": text.encode()})
+        self._add("saved views", lambda runs: writes.write_views(runs, spec, self._experiment))
 
     def candidate(self, finished: Finished) -> None:
         """Write a candidate that has ended."""
-        self._later(("a candidate", lambda tracker: tracker.candidate(finished)))
+        color = color_of(self._spec, finished.recipe.method.name)
+        self._add("a candidate", lambda runs: writes.write_candidate(runs, finished, color))
+        self._candidates += 1
+        if self._candidates % POINTS == 0:
+            self._add_progress()
 
     def end(
         self, confirmed: Mapping[str, Scored], summary: Summary, model: Model | None = None
     ) -> None:
-        """Write what the study has found, and close its run."""
+        """Write what a complete study has found, and close its run.
 
-        def end(tracker: Tracker) -> None:
-            tracker.end()
-            self._has_ended = True
+        Args:
+            confirmed: scores on the confirm split by the recipe's key.
+            summary: what the study's run says.
+            model: the best candidate, to be logged.
 
-        found: list[tuple[str, Act]] = [
-            ("what a study found", lambda tracker: tracker.finished(confirmed, summary)),
-            ("the end of a study", end),
-        ]
+        """
+        tables = {f"tables/{name}.json": table_bytes(rows) for name, rows in summary.tables.items()}
+        self._add(
+            "scores on the confirm split", lambda runs: writes.write_confirmed(runs, confirmed)
+        )
+        self._add("a study's metrics", lambda runs: writes.write_metrics(runs, summary.metrics))
+        self._add_files(tables | dict(summary.files))
+        self._add("a study's note", lambda runs: writes.write_note(runs, summary.note, [*tables]))
         if model is not None:
-            found.insert(
-                1, ("a model", lambda tracker: self._log_model(tracker, model, summary.metrics))
+            self._add(
+                "a model",
+                lambda runs: models.write_model(runs, model, self._tracker.folder),
+                refused="the best found is not in MLflow as a model ({cause}); cabs-search export"
+                " writes it",
             )
-        self._later(*found, now=True)
-
-    def _log_model(self, tracker: Tracker, model: Model, metrics: Mapping[str, float]) -> None:
-        from cabs_search.tracking.failures import cause, is_unanswered
-
-        try:
-            tracker.log_model(model, metrics)
-        except Exception as error:
-            if is_unanswered(error):
-                raise
-            self._book.say(
-                f"the best found is not in MLflow as a model ({cause(error)}); cabs-search export"
-                " writes it"
-            )
+        self._add_end(is_complete=True)
 
     def close(self) -> None:
-        """Close the run of a study that did not end by itself."""
-        if self._connect is not None:
-            self._later(
-                ("the end of a study", lambda t: None if self._has_ended else t.close()), now=True
+        """Close the run of a study that has not ended by itself, if it was opened."""
+        if self._study_id is not None:
+            self._add_end(is_complete=False)
+
+    def runs(self) -> StudyRuns:
+        """Return the study's runs, looked up if they are not known; for the writing thread."""
+        if self._runs is None:
+            assert self._study_id is not None, "a study is opened before it is written"
+            tracker, name = self._tracker, self._spec.name
+            self._runs = find_runs(
+                tracker.folder, tracker.given_uri, self._study_id, name, self._experiment or name
             )
+        return self._runs
 
-    def retry(self) -> None:
-        """Try a last time to write what was missed."""
-        self._later(now=True)
+    @property
+    def is_connected(self) -> bool:
+        """Whether the study's runs are known."""
+        return self._runs is not None
 
-    def _later(self, *acts: tuple[str, Act], now: bool = False) -> None:
-        self._book.later(lambda: self._write(acts, now=now))
+    def disconnect(self) -> None:
+        """Forget the study's runs: a request that got no answer may have changed them."""
+        self._runs = None
 
-    def _write(self, acts: Sequence[tuple[str, Act]], *, now: bool) -> None:
-        """Do what was missed, in order, and this; a new connection sees what of it has been written
-        all the same.
-        """
-        book = self._book
-        if book.is_hurried:
-            if not now:
-                return
-            self._missed.clear()
-        self._missed += acts
-        if not self._missed or not book.may_try(now=now) or book.must_leave():
-            return
-        is_forced, began = not book.may_try(now=False), time.monotonic()
-        try:
-            self._do_missed()
-        except Exception as error:
-            self._tracker = None
-            book.lost(error, time.monotonic() - began if is_forced else 0.0)
-        else:
-            book.regained()
+    def _add(
+        self,
+        what: str,
+        act: Callable[[StudyRuns], object],
+        **options: Any,
+    ) -> None:
+        self._tracker.add(Write(study=self, what=what, act=act, **options))
 
-    def _do_missed(self) -> None:
-        """What is refused is dropped, and keeps nothing else waiting."""
-        from cabs_search.tracking.failures import is_unanswered
+    def _add_files(self, files: Mapping[str, bytes]) -> None:
+        self._add(
+            "artifacts",
+            lambda runs: writes.write_files(runs, files),
+            refusals=ARTIFACT_STORE_DOWN,
+        )
 
-        if self._tracker is None:
-            assert self._connect is not None, "a study is opened before it is written"
-            self._tracker = self._connect()
-        while self._missed and not self._book.must_leave():
-            what, act = self._missed[0]
-            try:
-                act(self._tracker)
-            except Exception as error:
-                if is_unanswered(error):
-                    raise
-                self._book.refused(what, error)
-            self._missed.popleft()
+    def _add_progress(self) -> None:
+        self._add("how far a search has come", lambda runs: writes.write_progress(runs))
+
+    def _add_end(self, *, is_complete: bool) -> None:
+        def close(runs: StudyRuns) -> None:
+            if not self._is_complete:
+                writes.close(runs, is_complete=is_complete)
+                self._is_complete = is_complete
+
+        self._add_progress()
+        self._add("the deletion of runs that are there twice", writes.merge_doubles)
+        self._add("the end of a study", close, is_closing=True)

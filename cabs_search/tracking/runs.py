@@ -1,32 +1,28 @@
-"""What parent and child runs say, as plain values."""
+"""Contents of parent and child runs, as plain values."""
 
 from __future__ import annotations
 
 import json
-import math
-import sys
+import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cabs_search.common.versions import installed_version
+from cabs_search.common.formats import finite
+from cabs_search.common.versions import PACKAGES, git, package_versions
 from cabs_search.search.candidates import method_of
 from cabs_search.spec.study import Spec
-from cabs_search.spec.task import DataSource
+from cabs_search.spec.task import DataSource, Task
 
 if TYPE_CHECKING:
     from cabs_search.record.outcomes import Bound, Scored
     from cabs_search.search.jobs import Finished
 
-
-STUDY_TAG, TRIAL_TAG, STATE_TAG, PARENT_TAG = (
-    "cabs_search.study",
-    "cabs_search.trial",
-    "state",
-    "mlflow.parentRunId",
-)
-OF_TAG, COLOR_TAG = "cabs_search.candidate_of", "mlflow.runColor"
+STUDY_TAG = "cabs_search.study"
+TRIAL_TAG = "cabs_search.trial"
+CANDIDATE_OF_TAG = "cabs_search.candidate_of"
+STATE_TAG = "state"
+PARENT_TAG = "mlflow.parentRunId"
+COLOR_TAG = "mlflow.runColor"
 COLORS = (
     "#ff7f0e",
     "#1f77b4",
@@ -39,69 +35,45 @@ COLORS = (
     "#7f7f7f",
     "#d62728",
 )
-"""Of candidates in MLflow's charts, by method."""
-SHOWN_VERSIONS = ("cabs-search", "torch", "transformers", "ray", "optuna", "mlflow")
+"""Colors of candidates in MLflow's charts, one per method."""
 
 
-@dataclass
-class ChildRun:
-    """A candidate's run, as much of it as matters here."""
-
-    id: str
-    recipe: str | None
-    ended: int | None = None
-    """Its end in milliseconds; None where it is not written whole."""
-    is_confirmed: bool = False
-
-
-def child_run(run: Any) -> ChildRun:
-    ended = run.info.end_time if run.info.status in ("FINISHED", "FAILED") else None
-    return ChildRun(
-        str(run.info.run_id),
-        run.data.tags.get("recipe"),
-        ended,
-        "confirm.score" in run.data.metrics,
-    )
+def study_params(spec: Spec) -> dict[str, str]:
+    """Return the parent's params: they never change."""
+    return {
+        "base": spec.base,
+        "experts": ", ".join(spec.experts),
+        "sampler": spec.search.sampler,
+        "seed": str(spec.seed),
+    }
 
 
-def study_tags(spec: Spec) -> dict[str, str]:
-    """What a study is and what it runs on, as tags, which may change from one run to the next."""
-    from mlflow.utils.git_utils import get_git_commit
-
-    facts = {
+def study_tags(methods: Sequence[str]) -> dict[str, str]:
+    """Return the parent's tags: methods and versions, which another run of the study may change."""
+    tags = {
         STATE_TAG: "running",
-        "methods": ", ".join(dict.fromkeys((*spec.baselines, *spec.space.method))),
+        "methods": ", ".join(dict.fromkeys(methods)),
         "mlflow.source.name": "cabs-search",
         "mlflow.source.type": "LOCAL",
-        "version.python": sys.version.split()[0],
+        "version.python": platform.python_version(),
     }
-    facts |= {
-        f"version.{package}": found
-        for package in SHOWN_VERSIONS
-        if (found := installed_version(package))
-    }
-    commit = get_git_commit(str(Path.cwd()))
-    return facts | ({"mlflow.source.git.commit": commit} if commit else {})
+    tags |= {f"version.{name}": found for name, found in package_versions(PACKAGES).items()}
+    commit = git("rev-parse", "HEAD")
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
-def data_set(spec: Spec, bound: Bound) -> Any:
-    """Some of a task's items as one of MLflow's data sets."""
+def data_set(task: Task, bound: Bound) -> Any:
+    """Return the items of one task and split as one of MLflow's data sets."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    task = spec.tasks[bound.task]
     kind, source = _source(task.dataset, getattr(task, bound.split).split or task.split)
-    made = Dataset(
-        bound.task,
-        bound.digest,
-        kind,
-        json.dumps(source),
-        profile=json.dumps({"num_rows": bound.items}),
-    )
-    return DatasetInput(made, [InputTag("mlflow.data.context", bound.split)])
+    profile = json.dumps({"num_rows": bound.items})
+    content = Dataset(bound.task, bound.digest, kind, json.dumps(source), profile=profile)
+    return DatasetInput(content, [InputTag("mlflow.data.context", bound.split)])
 
 
 def _source(data: DataSource, split: str | None) -> tuple[str, dict[str, Any]]:
-    """A kind of source that MLflow knows, and what it says of one."""
+    """Return a kind of source that MLflow knows, and the fields of that kind."""
     if data.hub:
         return "hugging_face", {"path": data.hub, "config_name": data.config, "split": split}
     if data.callable:
@@ -110,50 +82,48 @@ def _source(data: DataSource, split: str | None) -> tuple[str, dict[str, Any]]:
 
 
 def table_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows in the form of ``mlflow.log_table``, which would add them to those that are there."""
+    """Return rows in the format of ``mlflow.log_table``, which itself would append to a table."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    data = [[finite_number(row.get(column)) for column in columns] for row in rows]
-    return json.dumps(
-        {"columns": columns, "data": data}, ensure_ascii=False, allow_nan=False
-    ).encode()
+    data = finite([[row.get(column) for column in columns] for row in rows])
+    table = {"columns": columns, "data": data}
+    return json.dumps(table, ensure_ascii=False, allow_nan=False).encode()
 
 
-def finite_number(value: Any) -> Any:
-    """A plain value; None for a number that JSON does not know."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def candidate_params(finished: Finished) -> dict[str, Any]:
-    recipe = finished.recipe
+def candidate_params(finished: Finished) -> dict[str, str]:
+    """Return a child's params: the recipe, one param per setting and expert."""
     params: dict[str, Any] = {}
-    for name, value in recipe.as_dict().items():
+    for name, value in finished.recipe.as_dict().items():
         if name == "order":
-            short = _shortened(value)
+            short = _short_names(value)
             params |= {"order": ">".join(value), "order_short": ">".join(short[e] for e in value)}
             params |= {f"rank.{e}": rank for rank, e in enumerate(value, 1)}
-        elif isinstance(value, dict):  # λ, and what experts have of their own
-            params |= {f"{name}.{key}": each for key, each in value.items()}
+        elif isinstance(value, dict):  # λ, and settings that each expert has
+            params |= {f"{name}.{key}": setting for key, setting in value.items()}
         else:
             params[name] = value
-    return params
+    return {name: str(value) for name, value in params.items()}
 
 
-def _shortened(names: Sequence[str]) -> dict[str, str]:
-    """Beginnings, of three letters or as many more as tell names apart: the axis of a chart cuts
-    what is long.
-    """
-    found = {}
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    """Return the shortest unique prefixes, of three letters or more: charts cut long labels."""
+    short = {}
     for name in names:
-        alone = (
-            name[:n]
-            for n in range(3, len(name))
-            if sum(other.startswith(name[:n]) for other in names) == 1
-        )
-        found[name] = next(alone, name)
-    return found
+        short[name] = name
+        for prefix in (name[:length] for length in range(3, len(name))):
+            if sum(other.startswith(prefix) for other in names) == 1:
+                short[name] = prefix
+                break
+    return short
+
+
+def candidate_name(number: int, params: Mapping[str, str]) -> str:
+    """Return a child's name in MLflow's table of runs."""
+    shown = [value for name, value in params.items() if name in ("method", "nm", "density")]
+    return " ".join([str(number), *shown])
 
 
 def candidate_metrics(finished: Finished) -> dict[str, float]:
+    """Return a child's metrics; of a failed candidate only the time it took."""
     metrics = {"materialize_seconds": finished.materialize_seconds}
     if (scored := finished.scored) is None:
         return metrics
@@ -166,41 +136,26 @@ def candidate_metrics(finished: Finished) -> dict[str, float]:
     return metrics | {f"loss.{task}": value for task, value in scored.losses.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchProgress:
-    """How far a search has come with one more candidate."""
+class SearchProgress(NamedTuple):
+    """Progress of a search when a candidate has ended."""
 
-    items: int
-    """Search items scored, of all candidates that are complete."""
-    best: float
-    """The best score so far."""
-    ended: int
+    items: int = 0
+    """Search items scored, summed over complete candidates."""
+    best: float = float("-inf")
+    """Best score so far."""
+    ended: int = 0
     """The candidate's end in milliseconds."""
 
     def after(self, scored: Scored, ended: int) -> SearchProgress:
-        """The same with one more candidate."""
-        return SearchProgress(
-            items=self.items + scored.items, best=max(self.best, scored.score), ended=ended
-        )
+        """Return the progress with one more candidate."""
+        return SearchProgress(self.items + scored.items, max(self.best, scored.score), ended)
 
     def as_metrics(self) -> dict[str, float]:
-        """For MLflow."""
+        """Return the progress as MLflow's metrics."""
         return {"items_spent": float(self.items), "best_score": self.best}
 
 
-def progress_of(child: Any) -> SearchProgress | None:
-    """What was written with a candidate; None where it is not written whole or has no score."""
-    metrics = child.data.metrics
-    if child.info.end_time is None or not metrics.keys() >= {"items_spent", "best_score"}:
-        return None
-    return SearchProgress(
-        items=int(metrics["items_spent"]), best=metrics["best_score"], ended=child.info.end_time
-    )
-
-
-def color_of(spec: Spec, finished: Finished) -> str:
-    """One for each method, so that charts are read without a legend of runs."""
-    names = list(
-        dict.fromkeys(method_of(spec, name).name for name in (*spec.space.method, *spec.baselines))
-    )
-    return COLORS[names.index(finished.recipe.method.name) % len(COLORS)]
+def color_of(spec: Spec, method: str) -> str:
+    """Return the color of a method's candidates, so that charts need no legend of runs."""
+    names = [method_of(spec, name).name for name in (*spec.space.method, *spec.baselines)]
+    return COLORS[list(dict.fromkeys(names)).index(method) % len(COLORS)]

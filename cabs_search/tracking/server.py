@@ -1,34 +1,54 @@
-"""Where a folder's runs are tracked."""
+"""Connections to the MLflow that has a folder's runs, and addresses in its UI."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cabs_search.common.redact import without_password
+from cabs_search.record.folder import StudyFolder, StudyId
 from cabs_search.tracking import views
 from cabs_search.tracking.runs import STUDY_TAG
 
-SERVER_FILE = "tracking-uri.txt"
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # Without this, an address is printed for every candidate, which takes one more request.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # A retried request doubles a run that the server made without answering in time.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+"""Environment variables that MLflow reads, unless the user has set them."""
+
+
+def connect(uri: str) -> MlflowClient:
+    """Start MLflow with ``SETTINGS``; import it only after this or through it."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
 
 
 def default_uri(folder: Path) -> str:
-    """The study's own SQLite file."""
-    return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+    """Return the tracking URI of the folder's own SQLite file."""
+    return f"sqlite:///{StudyFolder(folder.resolve()).tracking_database}"
 
 
 def uri_of(folder: Path) -> str:
-    """The tracking URI of a folder's runs: the server they were written to last, or the folder's
-    own file.
-    """
-    kept = folder / SERVER_FILE
+    """Return the tracking URI of a folder's runs: the last server's, or the folder's own file."""
+    kept = StudyFolder(folder).tracking_address
     return kept.read_text(encoding="utf-8").strip() if kept.is_file() else default_uri(folder)
 
 
 def remember_uri(folder: Path, uri: str | None) -> None:
-    """Keep a server's address in the folder, for ``uri_of``; without the password that may be in
-    it.
-    """
-    kept = folder / SERVER_FILE
+    """Keep a server's address, without secrets, in the folder for ``uri_of``."""
+    kept = StudyFolder(folder).tracking_address
     if uri is None or not is_server(uri):
         kept.unlink(missing_ok=True)
         return
@@ -36,17 +56,15 @@ def remember_uri(folder: Path, uri: str | None) -> None:
 
 
 def is_server(uri: str) -> bool:
-    """Whether a tracking URI is a server's, whose UI is there already."""
+    """Tell whether a tracking URI is a server's, which has a UI already."""
     return uri.startswith(("http://", "https://"))
 
 
 def version_at(uri: str) -> str:
-    """The version of the MLflow that shows the runs: of a server its own, else the one that is
-    installed.
-    """
-    import mlflow
-
+    """Return the version of the MLflow that shows the runs: the server's, or the one installed."""
     if not is_server(uri):
+        import mlflow
+
         return str(mlflow.__version__)
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -56,31 +74,27 @@ def version_at(uri: str) -> str:
 
 
 def ui_links(
-    uri: str, root: str, experiment: str, study_id: str, *, is_comparison: bool
+    uri: str, root: str, experiment: str, study_id: StudyId, *, is_comparison: bool
 ) -> dict[str, str]:
-    """Addresses of a study's or comparison's runs in the UI at ``root``, by what is seen there;
-    empty without runs.
+    """Return addresses of a study's or comparison's runs in the UI by name; none without runs.
 
     Args:
-        uri: the tracking URI.
-        experiment: the experiment's name.
-        study_id: the study's; of a comparison, what those of its studies begin with.
+        uri: tracking URI.
+        root: address of the UI.
+        experiment: name of the experiment.
+        study_id: the study's; for a comparison, of its record without a value.
+        is_comparison: whether to look for all studies of the record.
 
     """
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
+    client = connect(uri)
+    if (found := client.get_experiment_by_name(experiment)) is None:
         return {}
-    filter_ = (
-        f"tags.`{STUDY_TAG}` LIKE '{study_id}/%'"
-        if is_comparison
-        else f"tags.`{STUDY_TAG}` = '{study_id}'"
-    )
-    runs = client.search_runs([found.experiment_id], filter_, max_results=1)
+    wanted = f"LIKE '{study_id.record}/%'" if is_comparison else f"= '{study_id}'"
+    experiment_id = str(found.experiment_id)
+    runs = client.search_runs([experiment_id], f"tags.`{STUDY_TAG}` {wanted}", max_results=1)
     if not runs:
         return {}
-    saved = views.found_in(found.tags, study_id if is_comparison else str(runs[0].info.run_id))
-    every = {"all runs": views.runs_url(root, str(found.experiment_id))}
-    return every | {view.name: view.url(root, str(found.experiment_id)) for view in saved}
+    saved = views.found_in(found.tags, study_id.record if is_comparison else runs[0].info.run_id)
+    return {"all runs": views.runs_url(root, experiment_id)} | {
+        view.name: view.url(root, experiment_id) for view in saved
+    }

@@ -165,7 +165,7 @@ class _Compared:
 
         study_id = StudyId(self._outcomes.study_id(), value.label)
         database = open_database(value.spec, self._prepared.folder, study_id)
-        self._trackers[value.label].open(self._outcomes, str(study_id))
+        self._trackers[value.label].open(self._outcomes, study_id)
         return Study(
             value.spec,
             database,

@@ -72,7 +72,7 @@ def run(
             raise
         record_versions(folder)
         tracked = book.study(spec)
-        tracked.open(outcomes, str(database.id))
+        tracked.open(outcomes, database.id)
         study = Study(spec, database, prepared.items, outcomes, on_finished=tracked.candidate)
         say(f"starting workers; the study is kept in {folder}")
         try:

@@ -232,7 +232,7 @@ def test_the_best_score_against_items_spent_is_a_line(
     x, y = page.evaluate(
         "() => { const d = document.querySelector('.js-plotly-plot').data[0]; return [d.x, d.y]; }"
     )
-    scored = record_of(study).scored(load(study / "spec.yaml", locations=False), "search")
+    scored = record_of(study).scored("search")
     assert x == [sum(s.items for s in list(scored.values())[: n + 1]) for n in range(len(scored))]
     assert y == sorted(y)
     assert y[-1] == pytest.approx(max(s.score for s in scored.values()))
@@ -260,7 +260,7 @@ def test_the_table_shows_scores_best_first(
     cells.first.wait_for()
     page.screenshot(path=screenshots / "candidates.png")
     shown = [float(text) for text in cells.all_inner_texts() if text.strip()]
-    scored = record_of(study).scored(load(study / "spec.yaml", locations=False), "search")
+    scored = record_of(study).scored("search")
     assert shown == pytest.approx(
         sorted((s.score for s in scored.values()), reverse=True)[: len(shown)]
     )
@@ -354,6 +354,4 @@ def test_a_comparison_is_drawn_by_value(
 
 def candidates(study: Path, wanted: Callable[[Any], bool] = lambda _: True) -> int:
     """How many a study has scored."""
-    return len(
-        record_of(study).scored(load(study / "spec.yaml", locations=False), "search", wanted)
-    )
+    return len(record_of(study).scored("search", wanted))

@@ -30,6 +30,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from cabs_search.cli.main import main
+from cabs_search.record.folder import StudyId
 from cabs_search.reporting.terminal.leaderboard import leaderboard_text
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
 from cabs_search.scoring.forward import evaluate
@@ -217,7 +218,7 @@ def test_ui_knows_every_saved_view(study: Path) -> None:
         default_uri(study),
         "http://x",
         "pico",
-        record_of(study).study_id(),
+        StudyId(record_of(study).study_id()),
         is_comparison=False,
     )
     names = [name.removesuffix(" of pico") for name in found]

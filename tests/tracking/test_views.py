@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from cabs_search.record.folder import StudyId
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.tracking import views
+from cabs_search.tracking.background import BackgroundTracker
 from cabs_search.tracking.server import default_uri, ui_links, uri_of
-from cabs_search.tracking.tracker import Tracker
+from cabs_search.tracking.study_runs import find_runs
+from cabs_search.tracking.writes import write_views
 
 PARENT = "0123456789abcdef"
 
@@ -144,39 +147,43 @@ def shared_views(folder: Path) -> dict[str, str]:
     return {key: value for key, value in tags.items() if key.startswith(views.TAG)}
 
 
+class NothingBound:
+    """Stands in for a record without items."""
+
+    def bound(self) -> list[Any]:
+        return []
+
+
 def test_an_old_mlflow_gets_no_views_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlflow.__version__", "3.14.1")
-    said: list[tuple[str, str]] = []
-    for value in ("cabs", "ties"):
-        tracker = Tracker(
-            spec_of(),
-            tmp_path,
-            f"id/{value}",
-            experiment="s",
-            refused=lambda what, why: said.append((what, str(why))),
-        )
-        tracker.close()
-    assert said == [("saved views", "version 3.14.1 has none, 3.15 has")] * 2
+    said: list[str] = []
+    with BackgroundTracker(tmp_path, None, said.append) as tracker:
+        for value in ("cabs", "ties"):
+            log = tracker.study(spec_of(), "s")
+            log.open(NothingBound(), StudyId("id", value))  # type: ignore[arg-type]
+            log.close()
+    (line,) = said
+    assert "does not take saved views (version 3.14.1 has none, 3.15 has)" in line
     assert shared_views(tmp_path) == {}
-    assert list(ui_links(default_uri(tmp_path), "http://x", "s", "id", is_comparison=True)) == [
-        "all runs"
-    ]
+    found = ui_links(default_uri(tmp_path), "http://x", "s", StudyId("id"), is_comparison=True)
+    assert list(found) == ["all runs"]
 
 
 def test_views_are_written_again_under_the_same_keys(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    tracker = Tracker(spec_of(), tmp_path, "id")
+    runs = find_runs(tmp_path, None, StudyId("id"), "s", "s")
+    write_views(runs, spec_of(), None)
     before = shared_views(tmp_path)
     key = next(iter(before))
     MlflowClient(default_uri(tmp_path)).set_experiment_tag(
-        tracker.experiment_id, key, "of an older version"
+        runs.experiment_id, key, "of an older version"
     )
-    Tracker(spec_of(), tmp_path, "id")
+    write_views(runs, spec_of(), None)
     assert shared_views(tmp_path) == before
-    found = ui_links(default_uri(tmp_path), "http://x", "s", "id", is_comparison=False)
+    found = ui_links(default_uri(tmp_path), "http://x", "s", StudyId("id"), is_comparison=False)
     assert {url.partition("viewStateShareKey=")[2].partition("&")[0] for url in found.values()} - {
         ""
     } == {tag.removeprefix(views.TAG) for tag in before}
@@ -214,6 +221,7 @@ def test_of_a_server_its_own_version_counts() -> None:
         ("http://user:secret@host:5000", "http://host:5000"),
         ("https://me:se@cret@host/mlflow", "https://host/mlflow"),
         ("https://host/mlflow", "https://host/mlflow"),
+        ("https://host/mlflow?token=secret", "https://host/mlflow?token=***"),
     ],
 )
 def test_a_folder_remembers_its_server_without_the_password(

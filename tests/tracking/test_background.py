@@ -1,4 +1,4 @@
-"""What MLflow holds of a study, the best found as a model, and a tracking server that dies."""
+"""Contents of MLflow after a study, the best found as a model, and a tracking server that dies."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import logging
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -22,18 +24,21 @@ import yaml
 from mlflow import MlflowClient
 
 from cabs_search.cluster.driver import stop_ray
+from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.reporting.terminal.leaderboard import leaderboard_text
 from cabs_search.results.leaderboard import read_leaderboard
+from cabs_search.search.candidates import reference_recipes
 from cabs_search.serving.predictor import Served
 from cabs_search.spec.load import load, parse
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
+from cabs_search.tracking import background, writes
 from cabs_search.tracking.background import BackgroundTracker, StudyLog
 from cabs_search.tracking.failures import is_unanswered
-from cabs_search.tracking.server import default_uri
-from cabs_search.tracking.summary import Summary
-from cabs_search.tracking.tracker import Tracker
+from cabs_search.tracking.runs import table_bytes
+from cabs_search.tracking.server import connect, default_uri
+from cabs_search.tracking.study_runs import StudyRuns, find_runs
 from cabs_search.workflows.compare import compare
 from cabs_search.workflows.run import SearchResult, run
 from tests.conftest import EXPERTS, pico_values
@@ -82,6 +87,11 @@ class Ran:
     def outcomes(self) -> Outcomes:
         return record_of(self.folder)
 
+    def found(self) -> StudyRuns:
+        """Find or make the runs, as the writing thread does."""
+        study_id = StudyId(self.outcomes.study_id())
+        return find_runs(self.folder, self.uri, study_id, self.spec.name, self.spec.name)
+
     def runs(self) -> tuple[Any, list[Any]]:
         """The parent, as it is alone, and the candidates."""
         client = self.client
@@ -115,7 +125,8 @@ def study(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
 def untracked(study: Ran, folder: Path) -> Ran:
     """The same study elsewhere, of which MLflow knows nothing yet."""
     shutil.copytree(study.folder / "outcomes", folder / "outcomes")
-    shutil.copy(study.folder / "study.db", folder)
+    for name in ("study.db", "spec.yaml"):
+        shutil.copy(study.folder / name, folder)
     return Ran(study.spec, folder)
 
 
@@ -197,11 +208,11 @@ def test_it_says_what_the_leaderboard_says(study: Ran) -> None:
 
 
 def test_pictures_and_the_report_are_artifacts(study: Ran, tmp_path: Path) -> None:
-    mine = Ran(study.spec, tmp_path)
-    tracker = Tracker(mine.spec, mine.folder, "id")
+    mine = untracked(study, tmp_path / "out")
+    runs = mine.found()
     files = {"pictures/lambda.png": b"\x89PNG", "report.html": b"<html>"}
     for _ in range(2):
-        tracker.finished({}, Summary(metrics={}, note="", tables={}, files=files))
+        writes.write_files(runs, files)
     assert {path: mine.artifact(path) for path in files} == files
 
 
@@ -292,7 +303,7 @@ def test_a_model_that_cannot_be_logged_costs_no_result(
         raise OSError("no space left on device")
 
     mine = untracked(study, tmp_path / "out")
-    monkeypatch.setattr("cabs_search.tracking.tracker.save_model", full)
+    monkeypatch.setattr("cabs_search.tracking.models.save_model", full)
     assert mine.again().leaderboard.candidates == TRIALS
     assert [line for line in mine.said if "model (" in line] == [
         "the best found is not in MLflow as a model (no space left on device); cabs-search export"
@@ -307,11 +318,11 @@ def test_a_model_that_cannot_be_logged_costs_no_result(
 def test_more_candidates_change_what_the_run_says(study: Ran, tmp_path: Path) -> None:
     mine = untracked(study, tmp_path / "out")
     client, spec = mine.client, mine.spec
-    tracker = Tracker(spec, mine.folder, mine.outcomes.study_id())
+    runs = mine.found()
     old = client.create_logged_model(
-        tracker.experiment_id, "best-found", tracker.parent_id, tags={"recipe": "another"}
+        runs.experiment_id, "best-found", runs.parent_id, tags={"recipe": "another"}
     )
-    client.log_metric(tracker.parent_id, "candidates", 3)
+    client.log_metric(runs.parent_id, "candidates", 3)
     found = mine.again(spec.override(trials=TRIALS + 4))
     parent, children = mine.runs()
     assert len(children) == TRIALS + 4
@@ -337,100 +348,125 @@ def test_rows_of_a_comparison_have_data_and_tables_and_no_model(pico: Path, tmp_
 
 
 class Written:
-    """Stands in for a tracker; a server that is away refuses it."""
+    """Stands in for the runs of a study; a server that is away refuses them."""
 
     def __init__(self) -> None:
         self.is_away, self.connections, self.candidates = False, 0, list[int]()
         self.refused: set[int] = set()
+        self.closed: list[bool] = []
+        self.free = threading.Event()
+        """Unset: no request is answered yet."""
+        self.free.set()
+        self.asked: list[float] = []
 
-    def connect(self, *_: object) -> Written:
+    def find_runs(self, *_: object) -> Written:
         self.connections += 1
-        self._answer()
+        self.write()
         return self
 
-    def candidate(self, number: int) -> None:
-        self._answer()
-        if number in self.refused:
-            raise ValueError(f"{number} has a name that is too long")
-        self.candidates.append(number)
-
-    def close(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
+    def write(self, *_: object) -> None:
+        assert self.free.wait(30)
+        self.asked.append(time.monotonic())
         if self.is_away:
             raise ConnectionError("refused\nmore about it")
 
+    def write_candidate(self, finished: Any, _: str) -> None:
+        self.write()
+        if finished.number in self.refused:
+            raise ValueError(f"{finished.number} has a name that is too long")
+        self.candidates.append(finished.number)
+
+    def close(self, *, is_complete: bool) -> None:
+        self.write()
+        self.closed.append(is_complete)
+
 
 @pytest.fixture
-def written(
-    study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Written, Any, list[str]]]:
-    """A stand-in, a study that writes to it, and what is said."""
-    server, said = Written(), list[str]()
-    monkeypatch.setattr("cabs_search.tracking.tracker.Tracker", server.connect)
-    with BackgroundTracker(tmp_path, "http://server", said.append) as book:
-        log = book.study(study.spec)
-        log.open(study.outcomes, "id")
-        yield server, log, said
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Written:
+    """A stand-in for MLflow, found by every study."""
+    made = Written()
+    monkeypatch.setattr(background, "find_runs", made.find_runs)
+    for name in vars(writes):
+        if name.startswith("write_") or name == "merge_doubles":
+            monkeypatch.setattr(writes, name, Written.write)
+    monkeypatch.setattr(writes, "write_candidate", Written.write_candidate)
+    monkeypatch.setattr(writes, "close", Written.close)
+    return made
 
 
-def settle(log: Any) -> None:
-    """Wait until all that was given is done."""
-    done = threading.Event()
-    log._book.later(done.set)
-    assert done.wait(30)
+@contextmanager
+def tracking(
+    study: Ran, folder: Path, uri: str = "http://server"
+) -> Iterator[tuple[StudyLog, list[str]]]:
+    """A study that is written in the background, and what is said."""
+    said: list[str] = []
+    with BackgroundTracker(folder, uri, said.append) as tracker:
+        log = tracker.study(study.spec)
+        log.open(study.outcomes, StudyId("id"))
+        yield log, said
+
+
+def candidate(study: Ran, number: int) -> Any:
+    """A finished candidate, as much of it as a stand-in reads."""
+    (recipe,) = list(reference_recipes(study.spec.experts).values())[-1:]
+    return SimpleNamespace(number=number, recipe=recipe)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_what_a_server_misses_is_written_in_order_once_it_is_back(
-    written: tuple[Written, Any, list[str]],
+    study: Ran, tmp_path: Path, stand_in: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server, log, said = written
-    log.candidate(0)
-    settle(log)
-    server.is_away = True
-    for number in (1, 2, 3):
-        log.candidate(number)
-    settle(log)
-    assert server.candidates == [0]
-    assert len(said) == 1
-    assert "refused" in said[0]
-    assert "more about it" not in said[0]
-    server.is_away = False
-    log.candidate(4)
-    settle(log)
-    assert server.candidates == [0], "it is not asked again so soon"
-    log._book._again = 0.0  # the time has passed
-    log.candidate(5)
-    settle(log)
-    assert server.candidates == [0, 1, 2, 3, 4, 5]
+    monkeypatch.setattr(background, "RETRY_SECONDS", 1.0)
+    with tracking(study, tmp_path) as (log, said):
+        log.candidate(candidate(study, 0))
+        wait_until(lambda: stand_in.candidates == [0])
+        stand_in.is_away, begin = True, len(stand_in.asked)
+        for number in (1, 2, 3):
+            log.candidate(candidate(study, number))
+        wait_until(lambda: len(said) == 1)
+        assert stand_in.candidates == [0]
+        assert "refused" in said[0]
+        assert "more about it" not in said[0]
+        wait_until(lambda: len(stand_in.asked) == begin + 3)
+        stand_in.is_away = False
+        log.candidate(candidate(study, 4))
+        wait_until(lambda: len(said) == 2)
+        assert stand_in.candidates == [0, 1, 2, 3, 4]
+        assert "answers again" in said[1]
+        first, second, third, last = stand_in.asked[begin : begin + 4]
+        assert min(second - first, third - second, last - third) > 0.9, "it is not asked too often"
     assert len(said) == 2
-    assert "answers again" in said[1]
 
 
-def test_the_end_of_a_study_tries_once_more(written: tuple[Written, Any, list[str]]) -> None:
-    server, log, said = written
-    settle(log)
-    server.is_away = True
-    log.candidate(1)
-    settle(log)
-    server.is_away = False
-    log.close()
-    settle(log)
-    assert server.candidates == [1]
+def test_the_end_of_a_study_tries_once_more(study: Ran, tmp_path: Path, stand_in: Written) -> None:
+    with tracking(study, tmp_path) as (log, said):
+        wait_until(lambda: len(stand_in.asked) > 4)
+        stand_in.is_away = True
+        log.candidate(candidate(study, 1))
+        wait_until(lambda: len(said) == 1)
+        stand_in.is_away = False
+        log.close()
+        end = time.monotonic()
+    assert time.monotonic() - end < background.RETRY_SECONDS / 2
+    assert stand_in.candidates == [1]
     assert len(said) == 2
 
 
 def test_what_is_refused_keeps_nothing_else_waiting(
-    written: tuple[Written, Any, list[str]],
+    study: Ran, tmp_path: Path, stand_in: Written
 ) -> None:
-    server, log, said = written
-    server.refused = {1, 3}
-    for number in range(5):
-        log.candidate(number)
-    settle(log)
-    assert server.candidates == [0, 2, 4]
-    assert server.connections == 1
+    stand_in.refused = {1, 3}
+    with tracking(study, tmp_path) as (log, said):
+        for number in range(5):
+            log.candidate(candidate(study, number))
+    assert stand_in.candidates == [0, 2, 4]
+    assert stand_in.connections == 1
     (line,) = said
     assert (
         line
@@ -460,13 +496,13 @@ def test_a_server_that_swallows_requests_costs_little_in_all(
         raise TimeoutError("no answer")
 
     said: list[str] = []
-    monkeypatch.setattr("cabs_search.tracking.background.time", clock)
-    monkeypatch.setattr("cabs_search.tracking.tracker.Tracker", swallow)
-    with BackgroundTracker(tmp_path, "http://me:secret@server", said.append) as book:
-        logs = [book.study(study.spec) for _ in range(40)]
+    monkeypatch.setattr(background, "time", clock)
+    monkeypatch.setattr(background, "find_runs", swallow)
+    with BackgroundTracker(tmp_path, "http://me:secret@server", said.append) as tracker:
+        logs = [tracker.study(study.spec) for _ in range(40)]
         for log in logs:
-            log.open(study.outcomes, "id")
-            log.candidate(0)
+            log.open(study.outcomes, StudyId("id"))
+            log.candidate(candidate(study, 0))
             log.close()
     assert 10 < clock.now < 50
     (line,) = said
@@ -474,26 +510,23 @@ def test_a_server_that_swallows_requests_costs_little_in_all(
 
 
 def test_a_slow_server_is_not_waited_for_longer_than_a_while(
-    study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Ran, tmp_path: Path, stand_in: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, server, free, said = Clock(), Written(), threading.Event(), list[str]()
+    clock = Clock()
 
-    def slow(number: int) -> None:
+    def slow(runs: Written, finished: Any, _: str) -> None:
         clock.now += 7
-        server.candidates.append(number)
+        runs.candidates.append(finished.number)
 
-    monkeypatch.setattr(server, "candidate", slow)
-    monkeypatch.setattr("cabs_search.tracking.background.time", clock)
-    monkeypatch.setattr("cabs_search.tracking.tracker.Tracker", server.connect)
-    with BackgroundTracker(tmp_path, "http://server", said.append) as book:
-        log = book.study(study.spec)
-        log.open(study.outcomes, "id")
-        book.later(lambda: assert_true(free.wait(30)))
+    monkeypatch.setattr(writes, "write_candidate", slow)
+    monkeypatch.setattr(background, "time", clock)
+    stand_in.free.clear()
+    with tracking(study, tmp_path) as (log, said):
         for number in range(100):
-            log.candidate(number)
-        threading.Timer(0.5, free.set).start()
+            log.candidate(candidate(study, number))
+        threading.Timer(0.5, stand_in.free.set).start()
     assert 60 <= clock.now < 70
-    assert server.candidates == list(range(len(server.candidates)))
+    assert stand_in.candidates == list(range(len(stand_in.candidates)))
     assert said == [
         "MLflow at http://server is slow; what is not written yet follows with the next run on"
         f" {tmp_path}"
@@ -516,7 +549,7 @@ def test_what_is_an_outage_and_what_a_refusal(status: int, is_outage: bool, body
         answering(status, body.replace(b"%s", codes[status].encode())) as (uri, _),
         pytest.raises(Exception) as raised,
     ):
-        MlflowClient(uri).create_run("0")
+        connect(uri).create_run("0")
     assert is_unanswered(raised.value) is is_outage
     assert is_unanswered(raised.value, refusals=(500,)) is (is_outage and status != 500)
 
@@ -525,7 +558,7 @@ def test_a_run_whose_making_times_out_is_asked_for_once(monkeypatch: pytest.Monk
     """The server may have made it."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with answering(None) as (uri, asked), pytest.raises(Exception, match="timed out") as raised:
-        MlflowClient(uri).create_run("0")
+        connect(uri).create_run("0")
     assert is_unanswered(raised.value)
     assert len(asked) == 1
 
@@ -618,55 +651,56 @@ def test_runs_that_are_there_twice_become_one(study: Ran, tmp_path: Path) -> Non
             for name in ("cabs_search.trial", "mlflow.parentRunId", "recipe")
         }
         client.create_run(experiment, start_time=child.info.start_time - 1, tags=again)
-    Tracker(mine.spec, mine.folder, mine.outcomes.study_id())
+    writes.merge_doubles(mine.found())
     assert mine.runs()[0].info.run_id == first.info.run_id
     assert candidates_of(mine) == before
     assert {run.info.run_id for run in mine.runs()[1]} == {run.info.run_id for run in children}
 
 
 def test_an_experiment_that_was_deleted_comes_back(tmp_path: Path, study: Ran) -> None:
-    tracker = Tracker(study.spec, tmp_path, "id")
-    client = MlflowClient(tracker.uri)
-    client.delete_experiment(tracker.experiment_id)
-    again = Tracker(study.spec, tmp_path, "id")
-    assert again.parent_id == tracker.parent_id
+    mine = untracked(study, tmp_path / "out")
+    client, runs = mine.client, mine.found()
+    client.delete_experiment(runs.experiment_id)
+    again = mine.found()
+    assert again.parent_id == runs.parent_id
     assert client.get_experiment(again.experiment_id).lifecycle_stage == "active"
 
 
-def test_a_table_has_no_number_that_json_does_not_know(tmp_path: Path, study: Ran) -> None:
-    mine = Ran(study.spec, tmp_path)
+def test_a_table_has_no_number_that_json_does_not_know() -> None:
     rows = [{"row": "a", "search": float("nan"), "p": float("inf"), "wins": 3}]
-    Tracker(mine.spec, mine.folder, "id").finished(
-        {}, Summary(metrics={}, note="", tables={"t": rows}, files={})
-    )
-    assert json.loads(mine.artifact("tables/t.json"), parse_constant=pytest.fail)["data"] == [
-        ["a", None, None, 3]
-    ]
+    table = json.loads(table_bytes(rows), parse_constant=pytest.fail)
+    assert table["data"] == [["a", None, None, 3]]
 
 
 def test_an_interrupted_search_does_not_wait_for_mlflow(
-    study: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Ran, tmp_path: Path, stand_in: Written
 ) -> None:
     """What is not written is left to the next run, but the study's run is closed."""
-    server, closed, free = Written(), list[bool](), threading.Event()
-    monkeypatch.setattr(server, "close", lambda: closed.append(True))
-    monkeypatch.setattr("cabs_search.tracking.tracker.Tracker", server.connect)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        BackgroundTracker(tmp_path, "http://server", lambda _: None) as book,
-    ):
-        log = book.study(study.spec)
-        log.open(study.outcomes, "id")
-        book.later(lambda: assert_true(free.wait(30)))
-        log.candidate(1)
+    stand_in.free.clear()
+    with pytest.raises(KeyboardInterrupt), tracking(study, tmp_path) as (log, _):
+        log.candidate(candidate(study, 1))
         log.close()
-        threading.Timer(0.5, free.set).start()
+        threading.Timer(0.5, stand_in.free.set).start()
         raise KeyboardInterrupt
-    assert (server.candidates, closed) == ([], [True])
+    assert (stand_in.candidates, stand_in.closed) == ([], [False])
 
 
-def assert_true(value: bool) -> None:
-    assert value
+def test_secrets_of_an_address_are_not_said(
+    study: Ran, tmp_path: Path, stand_in: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in the server's name nor in an error that quotes it."""
+
+    def refuse(*_: object) -> None:
+        raise ValueError("http://me:pass@server?token=abc/api/2.0: 400 of /?token=abc/api/2.0")
+
+    monkeypatch.setattr(writes, "write_candidate", refuse)
+    with tracking(study, tmp_path, "http://me:pass@server?token=abc") as (log, said):
+        log.candidate(candidate(study, 0))
+    (line,) = said
+    assert "MLflow at http://server?token=*** does not take a candidate (http://server" in line
+    assert "abc" not in line
+    assert "pass" not in line
+    assert "abc" not in (tmp_path / "tracking-uri.txt").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -677,15 +711,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def after(
-    count: int, act: Callable[[], object], of: type, name: str, monkeypatch: pytest.MonkeyPatch
+    count: int, act: Callable[[], object], of: object, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Have something happen just before a method's call of that number."""
+    """Have something happen just before the call of that number of a method or function."""
     plain, calls = getattr(of, name), iter(range(1, 10**9))
 
-    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+    def counted(*arguments: Any, **options: Any) -> Any:
         if next(calls) == count:
             act()
-        return plain(self, *arguments, **options)
+        return plain(*arguments, **options)
 
     monkeypatch.setattr(of, name, counted)
 
@@ -726,7 +760,7 @@ def test_a_server_that_dies_costs_no_result(
     for name, is_back in (("back", True), ("gone", False)):
         mine = Ran(parse(values | {"name": name}), tmp_path / name, server.uri)
         with monkeypatch.context() as patch:
-            after(4, die, Tracker, "candidate", patch)
+            after(4, die, writes, "write_candidate", patch)
             if is_back:
                 after(1, come_back, StudyLog, "end", patch)
             board = mine.again().leaderboard

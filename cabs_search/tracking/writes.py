@@ -1,0 +1,205 @@
+"""Writes to the runs of a study; each of them, done twice, leaves what it leaves once.
+
+A candidate's metrics carry its own end as their time, and the parent's are written only where they
+have changed: MLflow keeps one point for equal values of one time.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cabs_search.spec.study import Spec
+from cabs_search.spec.task import Task
+from cabs_search.tracking import views
+from cabs_search.tracking.runs import (
+    CANDIDATE_OF_TAG,
+    COLOR_TAG,
+    PARENT_TAG,
+    STATE_TAG,
+    TRIAL_TAG,
+    candidate_metrics,
+    candidate_name,
+    candidate_params,
+    data_set,
+)
+from cabs_search.tracking.server import version_at
+from cabs_search.tracking.study_runs import ChildRun, StudyRuns
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Param, RunTag
+
+    from cabs_search.record.outcomes import Bound, Scored
+    from cabs_search.search.jobs import Finished
+
+
+def write_study(runs: StudyRuns, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    """Reopen the parent and write params that it lacks, and tags."""
+    runs.client.update_run(runs.parent_id, status="RUNNING")
+    known = runs.client.get_run(runs.parent_id).data.params
+    new = {key: value for key, value in params.items() if key not in known}
+    runs.client.log_batch(runs.parent_id, params=_params(new), tags=_tags(tags))
+
+
+def write_data_sets(runs: StudyRuns, tasks: Mapping[str, Task], items: Iterable[Bound]) -> None:
+    """Write what is scored as the parent's data sets."""
+    data_sets = [data_set(tasks[bound.task], bound) for bound in items]
+    runs.client.log_inputs(runs.parent_id, datasets=data_sets)
+
+
+def write_views(runs: StudyRuns, spec: Spec, comparison: str | None) -> None:
+    """Write saved views of the study and, if it is a value of one, of its comparison.
+
+    Raises:
+        RuntimeError: the MLflow there is too old to show them.
+
+    """
+    version = version_at(runs.client.tracking_uri)
+    if not views.are_read_by(version):
+        raise RuntimeError(f"version {version} has none, {'.'.join(map(str, views.SINCE))} has")
+    kind: views.Kind = "study" if comparison is None else "value"
+    made = views.made_for(kind, spec, runs.parent_id, spec.name)
+    if comparison is not None:
+        made += views.made_for("comparison", spec, runs.study_id.record, comparison)
+    known = runs.client.get_experiment(runs.experiment_id).tags
+    for key, value in (view.tag for view in made):
+        if known.get(key) != value:
+            runs.client.set_experiment_tag(runs.experiment_id, key, value)
+
+
+def write_candidate(runs: StudyRuns, finished: Finished, color: str) -> None:
+    """Write a candidate as a child, unless it is written whole.
+
+    Candidates must come in the order in which they ended.
+    """
+    child = runs.children.get(finished.number)
+    if child is not None and child.ended is not None:
+        return
+    started, ended = (int(time.timestamp() * 1000) for time in (finished.started, finished.ended))
+    params, metrics = candidate_params(finished), candidate_metrics(finished)
+    tags = {STATE_TAG: finished.state} | ({"error": finished.error} if finished.error else {})
+    if child is None:
+        identity = {
+            PARENT_TAG: runs.parent_id,
+            TRIAL_TAG: str(finished.number),
+            "recipe": finished.recipe.key,
+            CANDIDATE_OF_TAG: str(runs.study_id),
+            COLOR_TAG: color,
+        }
+        created = runs.client.create_run(
+            runs.experiment_id,
+            start_time=started,
+            tags=tags | identity,
+            run_name=candidate_name(finished.number, params),
+        )
+        child = ChildRun(str(created.info.run_id), finished.recipe.key)
+        runs.children[finished.number] = child
+    if value := runs.study_id.value:
+        params["value"] = value
+    progress = runs.progress
+    if finished.scored is not None:
+        progress = progress.after(finished.scored, ended)
+        metrics |= progress.as_metrics()
+    runs.client.log_batch(
+        child.id, metrics=_metrics(metrics, ended), params=_params(params), tags=_tags(tags)
+    )
+    status = "FINISHED" if finished.scored else "FAILED"
+    runs.client.set_terminated(child.id, status, end_time=ended)
+    child.ended = ended
+    if finished.scored is not None:
+        runs.progress = progress
+        runs.untold.append(progress)
+
+
+def write_progress(runs: StudyRuns) -> None:
+    """Write progress that the parent lacks, as the history that charts draw a line of."""
+    points = [
+        point
+        for progress in runs.untold
+        for point in _metrics(progress.as_metrics(), progress.ended, step=progress.items)
+    ]
+    runs.client.log_batch(runs.parent_id, metrics=points)
+    runs.untold = []
+
+
+def write_confirmed(runs: StudyRuns, confirmed: Mapping[str, Scored]) -> None:
+    """Write scores on the confirm split, by the recipe's key, to the candidates' runs."""
+    by_recipe = {child.recipe: child for child in runs.children.values()}
+    for key, scored in confirmed.items():
+        child = by_recipe.get(key)
+        if child is None or child.is_confirmed or child.ended is None:
+            continue
+        values = {"confirm.score": scored.score}
+        values |= {f"confirm.score.{task}": score for task, score in scored.scores.items()}
+        runs.client.log_batch(child.id, metrics=_metrics(values, child.ended))
+        child.is_confirmed = True
+
+
+def write_metrics(runs: StudyRuns, metrics: Mapping[str, float]) -> None:
+    """Write those of the parent's metrics that have changed."""
+    known = runs.client.get_run(runs.parent_id).data.metrics
+    changed = {key: value for key, value in metrics.items() if known.get(key) != value}
+    runs.client.log_batch(runs.parent_id, metrics=_metrics(changed, int(time.time() * 1000)))
+
+
+def write_files(runs: StudyRuns, files: Mapping[str, bytes]) -> None:
+    """Write the parent's artifacts, by path."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path, content in files.items():
+            to = Path(folder) / path
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_bytes(content)
+        runs.client.log_artifacts(runs.parent_id, folder)
+
+
+def write_note(runs: StudyRuns, note: str, tables: Sequence[str]) -> None:
+    """Write the parent's description, and which of its artifacts MLflow's UI shows as tables."""
+    listed = json.dumps([{"path": path, "type": "table"} for path in tables])
+    tags = {"mlflow.note.content": note, "mlflow.loggedArtifacts": listed}
+    runs.client.log_batch(runs.parent_id, tags=_tags(tags))
+
+
+def merge_doubles(runs: StudyRuns) -> None:
+    """Delete runs that are there twice, once their candidates have moved to the parent."""
+    while runs.strays:
+        runs.client.set_tag(runs.strays[-1], PARENT_TAG, runs.parent_id)
+        runs.strays.pop()
+    while runs.doubles:
+        runs.client.delete_run(runs.doubles[-1])
+        runs.doubles.pop()
+
+
+def close(runs: StudyRuns, *, is_complete: bool) -> None:
+    """Close the parent; another run of the study opens it again.
+
+    A study that was complete, and has no new candidate, keeps the time at which it ended.
+    """
+    last = max((child.ended or 0 for child in runs.children.values()), default=0)
+    state, status, ended = "stopped", "KILLED", None
+    if is_complete:
+        state, status = "complete", "FINISHED"
+        ended = runs.finished_at if (runs.finished_at or 0) >= last else None
+    runs.client.set_tag(runs.parent_id, STATE_TAG, state)
+    runs.client.set_terminated(runs.parent_id, status, end_time=ended)
+
+
+def _metrics(values: Mapping[str, float], timestamp: int, step: int = 0) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    return [Metric(key, value, timestamp, step) for key, value in values.items()]
+
+
+def _params(values: Mapping[str, str]) -> list[Param]:
+    from mlflow.entities import Param
+
+    return [Param(key, value) for key, value in values.items()]
+
+
+def _tags(values: Mapping[str, str]) -> list[RunTag]:
+    from mlflow.entities import RunTag
+
+    return [RunTag(key, value) for key, value in values.items()]
