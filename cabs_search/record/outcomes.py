@@ -140,8 +140,9 @@ class Outcomes:
             with self._kept:
                 yield self._kept
             return
-        with closing(connect(self.path)) as db, db:
-            yield db
+        with closing(connect(self.path)) as db:
+            with db:
+                yield db
 
     def bind(
         self, spec: Spec, items: Mapping[SplitName, Mapping[str, Items]], weights: Mapping[str, str]
