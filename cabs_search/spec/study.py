@@ -125,7 +125,7 @@ class Spec:
 
     @property
     def heads(self) -> dict[str, str]:
-        """By task, the expert whose head scores it."""
+        """The expert whose head scores a task, by task."""
         return {task: self.expert_of(task) for task in self.tasks}
 
     def as_dict(self) -> dict[str, Any]:
