@@ -157,9 +157,8 @@ class Outcomes:
             with self._kept:
                 yield self._kept
             return
-        with closing(connect(self.path)) as db:
-            with db:
-                yield db
+        with closing(connect(self.path)) as db, db:
+            yield db
 
     def bind(self, spec: Spec, items: ItemsOfSplits, weights: Mapping[str, str]) -> None:
         """Tie a new record to a study, or check that it is tied to this one.
