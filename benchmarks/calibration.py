@@ -1,9 +1,9 @@
-"""Whether the statistics hold what they promise: simulated studies of which the truth is known.
+"""Calibration of the statistics: their claims checked on simulated studies with known truth.
 
-Candidates score items as they do in our records: a common difficulty per item, by which candidates
-mostly agree, and a part of their own that neighbours (in λ) share. The truth is exact: with u
-standard normal, an item is scored right where u < Φ⁻¹(a), which has probability a; a graded score
-is Φ(α - βu), which has mean Φ(α / √(1 + β²)).
+Scores are simulated as they are in our records: each item has a difficulty, by which candidates
+mostly agree, and each candidate a part of its own that neighbours in λ share. The truth is exact:
+with u standard normal, an item is scored right if u < Φ⁻¹(a), which has probability a; a graded
+score is Φ(α - βu), which has mean Φ(α / √(1 + β²)).
 
 ``make calibration`` writes docs/results/calibration.json, and the table in docs/statistics.md from
 it.
@@ -38,15 +38,15 @@ DOCS = Path(__file__).parents[1] / "docs"
 FILE, PAGE = DOCS / "results" / "calibration.json", DOCS / "statistics.md"
 MARK, END = "<!-- calibration -->", "<!-- end -->"
 TASKS = (0.90, 0.87, 0.69, 0.87)
-"""Accuracy of the best merge of each task: the quickstart's."""
+"""Accuracy of the best merge on each task, taken from the quickstart."""
 STEEPNESS = 2.0
-"""β of graded scores: most items near 0 or 1, as F1 of answers is."""
+"""β of graded scores: most items near 0 or 1, like F1 of answers."""
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """One kind of study."""
+    """Kind of study to simulate."""
 
     name: str
     truths: str
@@ -55,14 +55,14 @@ class World:
     """
     candidates: int = 20
     items: int = 300
-    """Of each task, on the confirm split."""
+    """Items of each task on the confirm split."""
     agreement: float = 0.95
-    """Share of the latent score's variance that is the item's own."""
+    """Share of the latent score's variance that comes from the item's difficulty."""
     graded: bool = False
     tried: int = 100
-    """Candidates of the search, of which the best are confirmed."""
+    """Candidates of the search; the best of them are confirmed."""
     searched: int = 150
-    """Items of each task, on the search split."""
+    """Items of each task on the search split."""
 
 
 WORLDS = (
@@ -78,7 +78,7 @@ WORLDS = (
 
 
 def truths(world: World, count: int) -> Array:
-    """The true score of each candidate by task, [tasks, count]."""
+    """Return the true score of each candidate by task, [tasks, count]."""
     place = np.linspace(-1, 1, count) if count > 1 else np.zeros(1)
     fall = {
         "basin": 0.03 * (place - 0.2) ** 2,
@@ -89,25 +89,25 @@ def truths(world: World, count: int) -> Array:
 
 
 def draw_scores(world: World, truth: Array, items: int, draw: np.random.Generator) -> list[Array]:
-    """Scores of one study's items, by task [items, candidates]."""
+    """Draw the scores of one study's items, by task [items, candidates]."""
     count = truth.shape[1]
-    far = np.abs(np.subtract.outer(np.arange(count), np.arange(count)))
-    root = np.linalg.cholesky(np.exp(-far / (0.15 * count + 1)) + 1e-9 * np.eye(count))
-    found = []
+    distance = np.abs(np.subtract.outer(np.arange(count), np.arange(count)))
+    root = np.linalg.cholesky(np.exp(-distance / (0.15 * count + 1)) + 1e-9 * np.eye(count))
+    scores = []
     for row in truth:
         latent = np.sqrt(world.agreement) * draw.standard_normal((items, 1))
         latent = latent + np.sqrt(1 - world.agreement) * (
             draw.standard_normal((items, count)) @ root.T
         )
         if world.graded:
-            found.append(ndtr(ndtri(row) * np.sqrt(1 + STEEPNESS**2) - STEEPNESS * latent))
+            scores.append(ndtr(ndtri(row) * np.sqrt(1 + STEEPNESS**2) - STEEPNESS * latent))
         else:
-            found.append((latent < ndtri(row)).astype(np.float64))
-    return found
+            scores.append((latent < ndtri(row)).astype(np.float64))
+    return scores
 
 
 class Resamples:
-    """Bootstrap samples of a world's items, drawn once: they do not depend on the scores."""
+    """Bootstrap samples of a world's items, drawn once since they do not depend on the scores."""
 
     def __init__(self, items: int, count: int) -> None:
         self._weights = [
@@ -115,8 +115,8 @@ class Resamples:
             for task in range(len(TASKS))
         ]
 
-    def of(self, scores: list[Array]) -> Array:
-        """Mean of the tasks' means in each sample, [samples, candidates]."""
+    def means(self, scores: list[Array]) -> Array:
+        """Compute the mean of the tasks' means in each sample, [samples, candidates]."""
         parts = [
             (w @ s.astype(np.float32)) / w.sum(axis=1, keepdims=True)
             for w, s in zip(self._weights, scores, strict=True)
@@ -125,7 +125,7 @@ class Resamples:
 
 
 def studies(world: World, repetitions: int, replicates: int) -> Iterator[dict[str, float]]:
-    """One study after another, what was claimed and whether it is true."""
+    """Simulate studies; yield of each whether its claims are true."""
     draw = np.random.default_rng(20261122)
     confirm, search = Resamples(world.items, replicates), Resamples(world.searched, 500)
     truth, wide = truths(world, world.candidates), truths(world, world.tried)
@@ -133,16 +133,16 @@ def studies(world: World, repetitions: int, replicates: int) -> Iterator[dict[st
     for seed in range(repetitions):
         scores = draw_scores(world, truth, world.items, draw)
         estimates = np.mean([s.mean(axis=0) for s in scores], axis=0)
-        again = confirm.of(scores)
-        low, high = simultaneous(estimates, again, size)
-        gaps, of_gaps = estimates[1:] - estimates[0], again[:, 1:] - again[:, [0]]
-        gap_low, gap_high = simultaneous(gaps, of_gaps, size)
+        replicates = confirm.means(scores)
+        low, high = simultaneous(estimates, replicates, size)
+        gaps = estimates[1:] - estimates[0]
+        gap_low, gap_high = simultaneous(gaps, replicates[:, 1:] - replicates[:, [0]], size)
         true_gaps = means[1:] - means[0]
-        kept = tie_set(estimates, again, size)
+        kept = tie_set(estimates, replicates, size)
         weighted = np.concatenate([s / len(s) / len(scores) for s in scores])
         p = sign_flips(weighted[:, 1:] - weighted[:, [0]], seed=seed, count=2000)
         tried = draw_scores(world, wide, world.searched, draw)
-        searched, resampled = np.mean([s.mean(axis=0) for s in tried], axis=0), search.of(tried)
+        searched, resampled = np.mean([s.mean(axis=0) for s in tried], axis=0), search.means(tried)
         chosen = int(searched.argmax())
         yield {
             "scores covered": bool(((low <= means) & (means <= high)).all()),
@@ -159,8 +159,8 @@ def studies(world: World, repetitions: int, replicates: int) -> Iterator[dict[st
 
 
 def measure(world: World, repetitions: int, replicates: int = 2000) -> dict[str, float]:
-    """How often, or how much on average, over repetitions."""
-    found = list(
+    """Return the share of true claims, and means of sizes, over repetitions."""
+    outcomes = list(
         tqdm(
             studies(world, repetitions, replicates),
             total=repetitions,
@@ -168,7 +168,7 @@ def measure(world: World, repetitions: int, replicates: int = 2000) -> dict[str,
             disable=repetitions < 500,
         )
     )
-    return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
+    return {key: float(np.mean([study[key] for study in outcomes])) for key in outcomes[0]}
 
 
 COLUMNS = {
@@ -184,7 +184,7 @@ COLUMNS = {
 
 
 def as_table(worlds: list[dict[str, Any]]) -> str:
-    """What was found, in Markdown; shares in %, as the claims are."""
+    """Write results in Markdown, shares in %."""
     lines = [
         "| kind of study | " + " | ".join(COLUMNS.values()) + " |",
         "|---" * (len(COLUMNS) + 1) + "|",
@@ -199,7 +199,7 @@ def as_table(worlds: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Simulate, and write down what was found."""
+    """Simulate every world and write the results to docs/."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--repetitions", type=int, default=2000)
     chosen = options.parse_args()

@@ -1,6 +1,4 @@
-"""Whole searches: candidates an hour against the authors' workflow, one worker against two, memory
-(points 5 to 7).
-"""
+"""Whole searches: candidates an hour against the authors' workflow, scaling, memory."""
 
 from __future__ import annotations
 
@@ -36,31 +34,31 @@ from cabs_search.tasks.load import load_items
 
 TASKS = ("topic", "headline", "tweets")
 ITEMS = 200
-"""Of each task."""
+"""Items of each task."""
 CANDIDATES = {1: 16, 2: 32}
-"""By workers."""
+"""Budgets by number of workers."""
 WARM = 0.25
-"""Share of the candidates before the steady state."""
+"""Share of the candidates that come before the steady state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one search took."""
+    """Cost of one search."""
 
     workers: int
     candidates: int
     seconds: float
-    """All of it: start, vectors, search, confirmation, tracking."""
+    """Total of start, vectors, search, confirmation and tracking."""
     steady: float
-    """Candidates an hour once it runs."""
+    """Candidates an hour in the steady state."""
     materialize_seconds: float
-    """Median of a candidate."""
+    """Median over candidates."""
     pss: int
-    """Bytes of all workers together, the most that was seen."""
+    """Proportional set size of all workers together, the peak, in bytes."""
 
 
 def measure(ledger: Ledger) -> None:
-    """A search by one worker, one by two, and the authors' workflow on the same items."""
+    """Run a search with one worker, one with two, and the authors' workflow on the same items."""
     spec = study()
     with tempfile.TemporaryDirectory() as folder:
         runs = {
@@ -128,33 +126,21 @@ def measure(ledger: Ledger) -> None:
 
 
 def study() -> Spec:
-    """CABS over two n:m, all orders of the quickstart's file and a λ for each of three experts."""
+    """Make a spec: CABS, two n:m, all orders of the quickstart, a λ for each of three experts."""
     spec = families.quickstart(TASKS, ITEMS)
     space = spec.space.replace(lambda_=Lambda(low=1.0, high=2.4, step=0.1))
     return replace(spec, space=space, search=replace(spec.search, confirm=1))
 
 
 def searched(spec: Spec, workers: int, candidates: int, root: Path) -> Run:
-    """One search in an empty cache. A lone worker gets a Ray of one core, as it would take both for
-    threads.
-    """
+    """Run one search with an empty cache."""
     os.environ["CABS_SEARCH_CACHE"] = str(root / f"cache{workers}")
     folder = root / f"study{workers}"
     spec = spec.override(trials=candidates, workers=workers)
-    if workers == 1:
-        import ray
-        from ray._private import ray_constants
+    if workers == 1:  # Ray with one core, or the worker would use both for threads
+        from cabs_search.cluster.driver import start_ray
 
-        ray_constants.ENABLE_RAY_CLUSTER = False
-        ray.init(
-            address="local",
-            num_cpus=1,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            object_store_memory=256 << 20,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        start_ray(cpus=1)
     start = time.perf_counter()
     with Watched() as watched:
         cabs_search.run(spec, folder, say=lambda _: None)
@@ -185,9 +171,7 @@ def _asked(folder: Path, database: str, question: str) -> list[Any]:
 
 
 def steady(completed: Sequence[str]) -> float:
-    """Candidates an hour, by the times (ISO) at which they were complete, without the first WARM of
-    them.
-    """
+    """Return candidates an hour after the first WARM, from ISO times of completion."""
     times = sorted(datetime.fromisoformat(text) for text in completed)
     first = times[int(WARM * len(times))]
     counted = sum(time > first for time in times)
@@ -195,7 +179,7 @@ def steady(completed: Sequence[str]) -> float:
 
 
 class Watched:
-    """Looks at Ray's busy workers, children of this process, twice a second."""
+    """Peak memory of Ray's busy workers, children of this process, sampled twice a second."""
 
     def __enter__(self) -> Watched:
         self.most, self._done = 0, threading.Event()
@@ -221,9 +205,7 @@ class Watched:
 
 
 def bare_worker(spec: Spec) -> int:
-    """Bytes that a process has for itself which holds model and heads and has scored items, of the
-    base.
-    """
+    """Measure the unshared bytes of a process that scored items with the base and all heads."""
     import ray.tune  # a worker has it too
 
     assert ray.tune
@@ -236,9 +218,7 @@ def bare_worker(spec: Spec) -> int:
 
 
 def by_authors(spec: Spec, rounds: int = 2) -> tuple[float, float]:
-    """Median seconds of a candidate and of its merge, both cores for it, after a merge to warm
-    up.
-    """
+    """Return median seconds of a candidate and of its merge, on both cores, after a warm-up."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -265,7 +245,7 @@ def by_authors(spec: Spec, rounds: int = 2) -> tuple[float, float]:
 
 
 def dense(family: Family) -> dict[str, Mapping[str, torch.Tensor]]:
-    """Pruned vectors as the authors keep them: whole tensors, mostly zeros."""
+    """Return pruned vectors as the authors keep them: whole tensors, mostly zeros."""
     method = make_method("cabs", tuple(family.experts), nm=(3, 32))
     found: dict[str, Mapping[str, torch.Tensor]] = {}
     for expert, vector in program.vectors(VectorCache(cache_folder()), family, method).items():

@@ -1,7 +1,7 @@
-"""Launch a search on a Ray cluster as a job, follow its log, and end with its status.
+r"""Launch a search on a Ray cluster as a job, follow its log, and end with its status.
 
-    python jobs/launch.py search_spaces/quickstart.yaml --address http://HEAD:8265 --output
-    /shared/out
+    python jobs/launch.py search_spaces/quickstart.yaml --address http://HEAD:8265 \
+        --output /shared/out
 
 Needs the extra ``cluster`` (``ray[default]``) here and on the cluster's head node, and cabs-search
 on every node.
@@ -23,6 +23,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 
 def main() -> int:
+    """Submit, follow and report; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,10 +44,8 @@ def main() -> int:
     except (ConnectionError, RuntimeError, RayError) as error:
         print(f"launch: {options.address}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(
-        f"job {job_id} at {options.address}; stop it with: ray job stop --address {options.address}"
-        f" {job_id}"
-    )
+    stop = f"ray job stop --address {options.address} {job_id}"
+    print(f"job {job_id} at {options.address}; stop it with: {stop}")
     asyncio.run(follow(client, job_id))
     status = client.get_job_status(job_id)
     print(f"job {job_id}: {status}", file=sys.stderr)
@@ -54,7 +53,10 @@ def main() -> int:
 
 
 def submit(client: JobSubmissionClient, job: dict[str, Any], patience_seconds: float = 90) -> str:
-    """Submit a job; a head node that has just started needs a while until its agent takes jobs."""
+    """Submit a job; return its id.
+
+    A head node that has just started refuses jobs for a while: try for ``patience_seconds``.
+    """
     end = time.monotonic() + patience_seconds
     while True:
         try:

@@ -1,7 +1,6 @@
-"""Between a study and its workers: jobs go out before a worker has run dry, small ones several at a
-time.
+"""Dispatcher of jobs: sends them before a worker runs dry, small ones several at a time.
 
-What workers found is written down while they work. What a driver that was killed had not written is
+Results are recorded while workers work on. Results that a killed driver had not recorded yet are
 scored again.
 """
 
@@ -14,32 +13,32 @@ from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 
-from cabs_search.search.jobs import BlockResult, Job
-from cabs_search.search.studies import Studies
-from cabs_search.search.study import WORKER_DEATHS, Study
+from cabs_search.search.jobs import BlockResult, Job, JobSource
+from cabs_search.search.open_jobs import MAX_WORKER_DEATHS
 
 STEP_SECONDS = 0.5
-"""How often a worker reports, and what a batch of small jobs holds."""
+"""Time between two reports of a worker, and the most work in a batch of small jobs."""
 AHEAD_SECONDS = 1.0
-"""A worker that has no more left, by its last report, gets new jobs."""
+"""Remaining work, by a worker's last report, below which it gets new jobs."""
 SMALL_SECONDS = 0.3
-"""A job that takes less goes out with others."""
-MOST_JOBS = 8
-"""Jobs of a batch: the sampler proposes them without one another's scores."""
+"""Duration below which a job is sent together with others."""
+MAX_BATCH_JOBS = 8
+"""Jobs in a batch: the sampler proposes them without knowing one another's scores."""
 AHEAD_SHARE = 1 / 8
-"""Of the budget, at the most so much is out at workers at a time, two jobs for each at the least.
-"""
+"""Share of the budget that may be out at workers at a time, but at least two jobs a worker."""
 Batch = Mapping[str, Job]
 """Jobs by id."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """What a worker says of one job: a block scored, or the error that ended it."""
+class Report:
+    """News of one job: a block scored, or the error that ended the job."""
 
     job_id: str
     result: BlockResult | None = None
     error: str | None = None
+    warnings: tuple[str, ...] = ()
+    """Messages for the user, such as a damaged entry of the cache."""
 
 
 @dataclass
@@ -47,120 +46,120 @@ class _Worker:
     send: Callable[[Batch], object]
     left: dict[str, int] = field(default_factory=dict)
     """Blocks that are not scored yet, by job."""
-    is_alone: bool = False
-    """Whether it has a job that may have no company."""
+    is_reserved: bool = False
+    """Whether it has a job that must be its only one."""
 
 
 class Dispatcher:
-    """Gives jobs out, takes parts in, writes them down."""
+    """Sends jobs to workers, receives their reports and records them."""
 
-    def __init__(self, study: Study | Studies, workers: int) -> None:
-        """``study`` is taken up; ``workers`` are how many there will be."""
+    def __init__(self, study: JobSource, workers: int) -> None:
+        """Prepare for as many ``workers`` as there will be at a time."""
         self._study, self._count = study, workers
         self._ids = map(str, itertools.count())
         self._workers: dict[str, _Worker] = {}
-        self._held: deque[tuple[str, Job]] = deque()
-        """Jobs that may have no company, for workers that have nothing."""
+        self._alone: deque[tuple[str, Job]] = deque()
+        """Opened jobs that wait for a worker without any other."""
         self._results: list[tuple[str, BlockResult]] = []
-        self._ends: list[Callable[[], object]] = []
+        self._closings: list[Callable[[], object]] = []
+        """Calls that close jobs, once their results are recorded."""
         self._block_seconds: deque[float] = deque(maxlen=64)
-        self._stillborn = 0
-        self.finished = False
+        self._failed_starts = 0
+        self.is_finished = False
 
-    def join(self, worker: str, send: Callable[[Batch], object]) -> None:
-        """A worker is there, and is reached by ``send``."""
+    def add_worker(self, worker: str, send: Callable[[Batch], object]) -> None:
+        """Welcome a worker that has started; ``send`` brings it jobs."""
         self._workers[worker] = _Worker(send)
-        self._stillborn = 0
+        self._failed_starts = 0
 
-    def take(self, worker: str, parts: Iterable[Part]) -> None:
-        """Take in what a worker did; ``rest`` writes it."""
+    def receive(self, worker: str, reports: Iterable[Report]) -> None:
+        """Keep a worker's reports until the next flush."""
         left = self._workers[worker].left
-        for part in parts:
-            if part.result is not None:
-                self._results.append((part.job_id, part.result))
+        for report in reports:
+            if report.result is not None:
+                self._results.append((report.job_id, report.result))
                 self._block_seconds.append(
-                    part.result.materialize_seconds + part.result.evaluate_seconds
+                    report.result.materialize_seconds + report.result.evaluate_seconds
                 )
-                left[part.job_id] -= 1
-            if part.error is not None or not left[part.job_id]:
-                del left[part.job_id]
-                self._ends.append(partial(self._study.finish, part.job_id, part.error))
+                left[report.job_id] -= 1
+            if report.error is not None or not left[report.job_id]:
+                del left[report.job_id]
+                self._closings.append(partial(self._study.finish, report.job_id, report.error))
 
-    def died(self, worker: str) -> None:
-        """A worker died: another one gets what it had left, each job alone."""
+    def worker_died(self, worker: str) -> None:
+        """Leave a dead worker's jobs to others; give up if several in a row could not start."""
         if worker in self._workers:
-            self._ends += [
-                partial(self._study.died, job_id) for job_id in self._workers.pop(worker).left
-            ]
+            lost = self._workers.pop(worker).left
+            self._closings += [partial(self._study.job_lost, job_id) for job_id in lost]
             return
-        self._stillborn += 1
-        if self._stillborn > WORKER_DEATHS:
-            self.stop(f"a worker could not start: {self._stillborn} in a row died of it")
+        self._failed_starts += 1
+        if self._failed_starts > MAX_WORKER_DEATHS:
+            self.stop(f"a worker could not start: {self._failed_starts} in a row died of it")
 
     def stop(self, reason: str) -> None:
-        """End the search for a reason that is no candidate's."""
+        """End the search for a reason that is no candidate's fault."""
         self._study.stop(reason)
 
-    def rest(self) -> None:
-        """Write down what was taken in, and see to it that every worker has work."""
-        self.write()
-        self.finished = self.finished or self._study.failure is not None
+    def flush_and_dispatch(self) -> None:
+        """Record received results, then send jobs to workers that need some."""
+        self.flush()
+        self.is_finished = self.is_finished or self._study.failure is not None
         for worker in sorted(self._workers.values(), key=lambda w: sum(w.left.values())):
-            if not self.finished and self._wants(worker) and (batch := self._batch(worker)):
+            if not self.is_finished and self._needs_jobs(worker) and (batch := self._batch(worker)):
                 worker.left |= {job_id: len(job.todo) for job_id, job in batch.items()}
-                worker.is_alone = any(job.alone for job in batch.values())
+                worker.is_reserved = any(job.alone for job in batch.values())
                 worker.send(batch)
 
-    def write(self) -> None:
-        """Write down what was taken in: the blocks in one transaction, then what ended."""
-        results, ends = self._results, self._ends
-        self._results, self._ends = [], []
+    def flush(self) -> None:
+        """Record received results in one transaction, then close the jobs that ended."""
+        results, closings = self._results, self._closings
+        self._results, self._closings = [], []
         if results:
             self._study.record(results)
-        for end in ends:
-            end()
+        for close in closings:
+            close()
 
-    def _wants(self, worker: _Worker) -> bool:
+    def _needs_jobs(self, worker: _Worker) -> bool:
         if not worker.left:
             return True
-        if (
-            worker.is_alone or self._study.left <= self._count
-        ):  # the last jobs are for those who have none
+        # the last jobs are kept for workers that have none
+        if worker.is_reserved or self._study.left <= self._count:
             return False
-        if len(worker.left) >= self._most_at_one:
+        if len(worker.left) >= self._max_jobs_each:
             return False
         blocks = sum(worker.left.values())
-        return blocks == 1 or blocks * self._seconds <= AHEAD_SECONDS
+        return blocks == 1 or blocks * self._seconds_of_block <= AHEAD_SECONDS
 
     @property
-    def _most_at_one(self) -> int:
+    def _max_jobs_each(self) -> int:
         return max(2, int(self._study.budget * AHEAD_SHARE) // self._count)
 
     @property
-    def _seconds(self) -> float:
-        """What a block takes."""
+    def _seconds_of_block(self) -> float:
         return median(self._block_seconds) if self._block_seconds else STEP_SECONDS
 
     def _batch(self, worker: _Worker) -> dict[str, Job]:
-        """One job, or small ones; none where there is nothing to do now."""
-        if self._held:
-            return {} if worker.left else dict([self._held.popleft()])
-        some = max(1, self._study.left // self._count)  # near the end each worker gets some
-        most = min(MOST_JOBS, some, self._most_at_one - len(worker.left))
+        """Open one job, or several small ones; none if there is nothing to do now."""
+        if self._alone:
+            return {} if worker.left else dict([self._alone.popleft()])
+        # near the end each worker gets some
+        fair_share = max(1, self._study.left // self._count)
+        size = min(MAX_BATCH_JOBS, fair_share, self._max_jobs_each - len(worker.left))
         batch: dict[str, Job] = {}
-        seconds = 0.0
-        while len(batch) < most:
+        total_seconds = 0.0
+        while len(batch) < size:
             job_id = next(self._ids)
             job = self._study.next_job(job_id)
-            if not isinstance(job, Job):
-                self.finished = job == "finished"
+            if job is None:
+                self.is_finished = self._study.is_finished
                 break
             if job.alone and (batch or worker.left):
-                self._held.append((job_id, job))
+                self._alone.append((job_id, job))
                 break
             batch[job_id] = job
-            took = self._seconds * len(job.todo)
-            seconds += took
-            if job.alone or took >= SMALL_SECONDS or seconds + took > STEP_SECONDS:
+            seconds = self._seconds_of_block * len(job.todo)
+            total_seconds += seconds
+            is_full = total_seconds + seconds > STEP_SECONDS
+            if job.alone or seconds >= SMALL_SECONDS or is_full:
                 break
         return batch

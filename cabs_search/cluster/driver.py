@@ -1,8 +1,8 @@
-"""Ray Tune runs a study's workers: each of them a trial that is fed with jobs; nothing of Tune's is
-kept.
+"""Driver of a search: starts Ray, and has Ray Tune run the workers.
 
-Optuna's own integration tells a stopped trial as complete with its partial score, and a restored
-Tuner crashes on a database study; the study here is the only state, and a Tuner is thrown away.
+Nothing of Tune's is kept; the study is the only state. Tune's own use of Optuna would not do: it
+tells a stopped trial as complete with its partial score, and a restored Tuner crashes on a study
+in a database.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ from ray._private import ray_constants
 
 from cabs_search.cluster.dispatcher import Dispatcher
 from cabs_search.cluster.progress import Progress
-from cabs_search.cluster.tune import Ended, Recorder, WorkerSearcher
+from cabs_search.cluster.tune import Recorder, StopWhenFinished, WorkerSearcher
 from cabs_search.cluster.worker import Context, Worker
 from cabs_search.scoring.models import pick_device
-from cabs_search.search.studies import Studies
-from cabs_search.search.study import Study
-from cabs_search.spec.study import Spec
+from cabs_search.search.jobs import JobSource
 from cabs_search.tasks.items import Items, SplitName
 
 TUNE_SETTINGS = {
@@ -45,7 +43,7 @@ TUNE_SETTINGS = {
 
 
 def search(
-    study: Study | Studies,
+    study: JobSource,
     items: Mapping[SplitName, Mapping[str, Items]],
     cache: Path,
     *,
@@ -55,16 +53,15 @@ def search(
     """Run a study's jobs until its budget is spent and the leaderboard's rows are confirmed.
 
     Args:
-        study: taken up.
-        items: the study's items by split and task.
+        study: one or several studies.
+        items: their items by split and task.
         cache: the vector cache's folder, on every node.
         calibrations: files of what experts' layers saw, for mask rules that need it.
-        address: a running Ray cluster's; None: the one this process has joined, else Ray is started
-            here, for this
-            search, on loopback only.
+        address: of a running Ray cluster; None: the one this process has joined, else Ray is
+            started for this search, on loopback only.
 
     Raises:
-        RuntimeError: the search cannot go on; the message says why.
+        RuntimeError: the search cannot go on.
         KeyboardInterrupt: it was interrupted.
 
     """
@@ -72,11 +69,11 @@ def search(
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.tune", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    joined = ray.is_initialized()
-    if not joined:
-        _start_ray(study.spec, address)
+    was_joined = ray.is_initialized()
+    if not was_joined:
+        start_ray(max(study.spec.workers, os.cpu_count() or 1), address)
     try:
-        with study.at_work(), Progress(study) as progress:
+        with study.connected(), Progress(study) as progress:
             context = Context(
                 spec=study.spec,
                 items=items,
@@ -87,24 +84,24 @@ def search(
             )
             _run(study, context, progress)
     finally:
-        if not joined:
+        if not was_joined:
             stop_ray()
     if study.failure:
         raise RuntimeError(study.failure)
-    if not study.complete:
+    if not study.is_finished:
         raise KeyboardInterrupt
 
 
-def _run(study: Study | Studies, context: Context, progress: Progress) -> None:
+def _run(study: JobSource, context: Context, progress: Progress) -> None:
     spec, cluster = study.spec, ray.cluster_resources()
     on_gpu = pick_device(spec.device) == "cuda"
     cpus, gpus = int(cluster.get("CPU", 1)), cluster.get("GPU", 0.0) if on_gpu else 0.0
     workers = spec.search.workers or max(1, int(gpus if on_gpu else cpus))
-    widest = max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())
-    threads = max(1, min(cpus // workers, widest))
+    largest_node = max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())
+    threads = max(1, min(cpus // workers, largest_node))
     context = replace(context, threads=threads)
     resources = {"cpu": float(threads)} | ({"gpu": min(1.0, gpus / workers)} if on_gpu else {})
-    desk = Dispatcher(study, workers)
+    dispatcher = Dispatcher(study, workers)
     scratch = Path(tempfile.mkdtemp(prefix="cabs-search-"))
     try:
         with warnings.catch_warnings():
@@ -112,7 +109,7 @@ def _run(study: Study | Studies, context: Context, progress: Progress) -> None:
             tune.Tuner(
                 tune.with_resources(tune.with_parameters(Worker, context=context), resources),
                 tune_config=tune.TuneConfig(
-                    search_alg=WorkerSearcher(desk),
+                    search_alg=WorkerSearcher(dispatcher),
                     num_samples=-1,
                     max_concurrent_trials=workers,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -124,30 +121,29 @@ def _run(study: Study | Studies, context: Context, progress: Progress) -> None:
                     checkpoint_config=tune.CheckpointConfig(
                         checkpoint_frequency=0, checkpoint_at_end=False
                     ),
-                    failure_config=tune.FailureConfig(
-                        max_failures=0
-                    ),  # the study tries again, not Tune
-                    stop=Ended(desk),
-                    callbacks=[Recorder(desk, progress)],
+                    # the study tries again, not Tune
+                    failure_config=tune.FailureConfig(max_failures=0),
+                    stop=StopWhenFinished(dispatcher),
+                    callbacks=[Recorder(dispatcher, progress)],
                 ),
             ).fit()
     finally:
-        desk.write()
+        dispatcher.flush()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _start_ray(spec: Spec, address: str | None) -> None:
+def start_ray(cpus: int, address: str | None = None) -> None:
+    """Start Ray on loopback with ``cpus``, or join the cluster at ``address``."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         ray.init(address=address, **quiet)
         return
-    # Ray turns a loopback address into a reachable one, unless it is told that there is no cluster
-    # to reach; it
-    # reads that setting once, when it is imported.
+    # Ray replaces a loopback address by one that other machines can reach, unless this setting is
+    # off. It reads the environment variable for it once, on import, hence the private constant.
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",
-        num_cpus=max(spec.workers, os.cpu_count() or 1),
+        num_cpus=cpus,
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
         object_store_memory=256 << 20,
@@ -156,8 +152,9 @@ def _start_ray(spec: Spec, address: str | None) -> None:
 
 
 def stop_ray() -> None:
-    """End Ray while no other thread collects garbage: a reference of Ray's that is freed meanwhile
-    ends the process.
+    """End Ray with garbage collection switched off.
+
+    If another thread frees one of Ray's references during shutdown, Ray ends the process.
     """
     gc.collect()
     gc.disable()

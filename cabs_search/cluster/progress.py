@@ -1,4 +1,4 @@
-"""The progress bar of a search."""
+"""Progress bar of a search."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import sys
 
 from tqdm import tqdm
 
-from cabs_search.search.studies import Studies
-from cabs_search.search.study import Study
+from cabs_search.search.jobs import JobSource
 
 
 class Progress:
-    """A bar on stderr: candidates done of the budget, items, the best so far; then the rows being
-    confirmed.
-    """
+    """Bar on stderr: candidates of the budget, items, best score; then the rows to confirm."""
 
-    def __init__(self, study: Study | Studies) -> None:
+    def __init__(self, study: JobSource) -> None:
         self._study = study
         self._bar = tqdm(
             total=study.budget,

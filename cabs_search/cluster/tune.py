@@ -1,4 +1,8 @@
-"""Ray Tune's callbacks of a search."""
+"""Ray Tune's callbacks, with which a Tune trial is not a candidate but a worker.
+
+Tune starts workers, places them on nodes and replaces those that die. Candidates go to them as
+jobs, past Tune: a trial for each candidate would load the models anew for each one.
+"""
 
 from __future__ import annotations
 
@@ -14,47 +18,47 @@ from cabs_search.cluster.progress import Progress
 
 
 class NotPickled:
-    """What Tune would write beside its own state, for a restart that never comes: nothing."""
+    """Mixin for objects that Tune would save for a restart, which never comes."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class WorkerSearcher(NotPickled, Searcher):  # type: ignore[misc]
-    """Tune's view of a search: each trial is a worker, fed with jobs until there are no more."""
+    """Search algorithm that has Tune start a worker until there are no more jobs."""
 
-    def __init__(self, desk: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher) -> None:
         super().__init__(metric="done", mode="max")
-        self._desk = desk
+        self._dispatcher = dispatcher
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ARG002 (Tune's signature)
-        """A worker, also in the place of one that died; FINISHED at the end."""
-        return Searcher.FINISHED if self._desk.finished else {}
+        """Start a worker, also in place of one that died, unless the search is over."""
+        return Searcher.FINISHED if self._dispatcher.is_finished else {}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """A worker died or could not start."""
+        """Note that a worker died or could not start."""
         if error:
-            self._desk.died(trial_id)
+            self._dispatcher.worker_died(trial_id)
         elif result and "broken" in result:
-            self._desk.stop(f"a worker could not start: {result['broken']}")
+            self._dispatcher.stop(f"a worker could not start: {result['broken']}")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Parts are taken by the Recorder, which sees the last ones too."""
+        """Do nothing: the Recorder receives reports, and unlike this sees the last ones too."""
 
     def save(self, checkpoint_path: str) -> None:
-        """The Optuna study is the state; Tune keeps none."""
+        """Do nothing: the Optuna study is the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """See save."""
+        """Do nothing, see save."""
 
 
 class Recorder(NotPickled, tune.Callback):  # type: ignore[misc]
-    """Takes in what workers did; Tune has them go on before the desk writes it down."""
+    """Receives reports as they come; they are recorded after Tune let the worker go on."""
 
-    def __init__(self, desk: Dispatcher, progress: Progress) -> None:
-        self._desk, self._progress = desk, progress
+    def __init__(self, dispatcher: Dispatcher, progress: Progress) -> None:
+        self._dispatcher, self._progress = dispatcher, progress
 
     def on_trial_result(
         self,
@@ -64,33 +68,33 @@ class Recorder(NotPickled, tune.Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,  # noqa: ARG002
     ) -> None:
-        """Take in a worker's address, or a step's parts."""
+        """Receive a worker's actor handle, or the reports of a step."""
         if "worker" in result:
-            self._desk.join(trial.trial_id, result.pop("worker").value.feed.remote)
-        if "parts" in result:
-            parts = result.pop("parts").value
-            self._desk.take(trial.trial_id, parts)
-            for warning in dict.fromkeys(
-                w for part in parts if part.result for w in part.result.warnings
-            ):
-                tqdm.write(f"warning: {warning}", file=sys.stderr)
+            actor = result.pop("worker").value
+            self._dispatcher.add_worker(trial.trial_id, actor.add_jobs.remote)
+        if "reports" in result:
+            reports = result.pop("reports").value
+            self._dispatcher.receive(trial.trial_id, reports)
+            messages = [message for report in reports for message in report.warnings]
+            for message in dict.fromkeys(messages):
+                tqdm.write(f"warning: {message}", file=sys.stderr)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002
-        """Tune has handled an event, or waited for one."""
-        self._desk.rest()
+        """Record and dispatch after Tune handled an event, or waited for one."""
+        self._dispatcher.flush_and_dispatch()
         self._progress.refresh()
 
 
-class Ended(NotPickled, tune.Stopper):  # type: ignore[misc]
-    """Ends workers when the desk has no more for them."""
+class StopWhenFinished(NotPickled, tune.Stopper):  # type: ignore[misc]
+    """Ends all workers when there are no more jobs."""
 
-    def __init__(self, desk: Dispatcher) -> None:
-        self._desk = desk
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002 (Tune's signature)
-        """No worker ends before the others."""
+        """End no worker before the others."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether all is done."""
-        return self._desk.finished
+        """Tell whether the search is over."""
+        return self._dispatcher.is_finished

@@ -41,21 +41,30 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def number(value: float | None) -> str:
-    """Format a score as in the leaderboard; empty if there is none."""
-    return "" if value is None or not math.isfinite(value) else f"{value:z.4f}"
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a score; empty if there is none."""
+    return "" if value is None or not math.isfinite(value) else f"{value:z.{digits}f}"
 
 
-def points(value: float | None) -> str:
-    """Format a difference of scores in points, hundredths of a score; empty if there is none."""
+def points(value: float | None, digits: int = 1, *, typeset: bool = True) -> str:
+    """Write a difference of scores in points; ``typeset``: with a minus sign and a bare zero."""
     if value is None or not math.isfinite(value):
         return ""
-    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−").replace("+0.0", "0.0")
+    text = f"{100 * value:+z.{digits}f}"
+    if not typeset:
+        return text
+    return text.replace("-", "−") if float(text) else text.lstrip("+")
 
 
-def between(interval: Sequence[float] | None) -> str:
-    """Format an interval as in the leaderboard; empty if there is none."""
-    return "" if interval is None else f"[{interval[0]:z.3f}, {interval[1]:z.3f}]"
+def between(interval: Sequence[float] | None, digits: int = 3) -> str:
+    """Write an interval of scores; empty if there is none."""
+    return "" if interval is None else f"[{interval[0]:z.{digits}f}, {interval[1]:z.{digits}f}]"
+
+
+def points_between(interval: Sequence[float], *, typeset: bool = True) -> str:
+    """Write an interval of a difference of scores in points."""
+    low, high = (points(end, typeset=typeset) for end in interval)
+    return f"[{low}, {high}]"
 
 
 def show_bytes(count: float) -> str:

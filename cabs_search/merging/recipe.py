@@ -69,6 +69,11 @@ class Method:
             if one.is_searched
         }
 
+    @property
+    def amount(self) -> str:
+        """n:m or density as text; empty if the mask has neither."""
+        return self.shown.get("nm", self.shown.get("density", ""))
+
     def __str__(self) -> str:
         return " ".join([self.name, *self.shown.values()])
 

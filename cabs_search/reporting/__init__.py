@@ -1,1 +1,1 @@
-"""What a person sees of results."""
+"""Results for people: terminal, page and charts."""

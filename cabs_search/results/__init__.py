@@ -1,1 +1,1 @@
-"""Numbers from the record: leaderboard, comparison, what they cost."""
+"""Results computed from the record: leaderboard, comparison, cost."""

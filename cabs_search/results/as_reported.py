@@ -1,4 +1,4 @@
-"""Methods as papers report them."""
+"""Statistics of a search's best candidates as papers report them."""
 
 from __future__ import annotations
 
@@ -13,44 +13,48 @@ from cabs_search.stats.independent import mean_interval, student, welch
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """A method as papers report it: the top of its search as if these were independent runs."""
+    """Best search scores of a method, taken as if they were independent runs."""
 
     label: str
     top: int
-    """How many of its candidates, the best by search score."""
+    """Number of candidates, the best by search score."""
     mean: float
     interval: tuple[float, float]
     """95 % t-interval of the mean."""
     against: str | None
-    """The method it is tested against; None of the first."""
+    """Method it is tested against; None for the first."""
     welch_t: float | None
     welch_p: float | None
     student_t: float | None
     student_p: float | None
 
 
-def as_reported(searched: Mapping[str, Sequence[float]], top: int) -> tuple[Reported, ...]:
-    """Search scores of each method's top, with t-intervals, against the first method of two
-    candidates or more.
+def as_reported(scores: Mapping[str, Sequence[float]], top: int) -> tuple[Reported, ...]:
+    """Compare the top search scores of each method with those of the first.
+
+    Args:
+        scores: search scores by method; methods with one candidate are left out.
+        top: scores of each method that count as its runs.
+
     """
-    tops = {label: sorted(scores, reverse=True)[:top] for label, scores in searched.items()}
-    tops = {label: scores for label, scores in tops.items() if len(scores) > 1}
-    first = next(iter(tops), None)
-    found = []
-    for label, scores in tops.items():
+    tops = {label: sorted(values, reverse=True)[:top] for label, values in scores.items()}
+    tops = {label: values for label, values in tops.items() if len(values) > 1}
+    first = next(iter(tops), "")
+    methods = []
+    for label, values in tops.items():
         tests: dict[str, Any] = dict.fromkeys(("welch_t", "welch_p", "student_t", "student_p"))
-        if first is not None and label != first:
+        if label != first:
             for name, test in (("welch", welch), ("student", student)):
-                one = test(scores, tops[first])
-                tests |= {f"{name}_t": one.statistic, f"{name}_p": one.p_value}
-        found.append(
+                result = test(values, tops[first])
+                tests |= {f"{name}_t": result.statistic, f"{name}_p": result.p_value}
+        methods.append(
             Reported(
                 label=label,
-                top=len(scores),
-                mean=float(np.mean(scores)),
-                interval=mean_interval(scores),
-                against=first if label != first else None,
+                top=len(values),
+                mean=float(np.mean(values)),
+                interval=mean_interval(values),
+                against=None if label == first else first,
                 **tests,
             )
         )
-    return tuple(found)
+    return tuple(methods)

@@ -1,26 +1,26 @@
-"""Many candidates on one split's items: scores with bootstrap replicates, and every comparison that
-is made of them.
+"""Statistics of many candidates on one split's items: intervals, contrasts, tie set.
 
-Tasks are strata that weigh the same. All candidates stand in the same bootstrap samples and the
-same random flips, so that any two are paired.
+Tasks are strata that weigh the same. All candidates are in the same bootstrap samples and the same
+random flips, so that any two are paired.
+
+Shapes: k candidates, n items of all tasks, B bootstrap samples.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from cabs_search.kinds.base import Outcome
-from cabs_search.metrics.base import Values
-from cabs_search.spec.study import Spec
+from cabs_search.spec.task import Task
 from cabs_search.stats.paired import mcnemar, paired, wilcoxon
 from cabs_search.stats.simultaneous import (
     REPLICATES,
+    Floats,
     Size,
     holm,
     p_values,
@@ -32,90 +32,96 @@ from cabs_search.stats.simultaneous import (
     tie_set,
 )
 
-REPLICATES, SLOW_REPLICATES = REPLICATES, 500
-"""Bootstrap samples, and how many where some metric must be computed anew on each of them."""
-Floats = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from cabs_search.kinds.base import Outcome
+    from cabs_search.metrics.base import Values
+
+SLOW_REPLICATES = 500
+"""Bootstrap samples if some metric must be computed anew on each of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemScores:
-    """One candidate on a split."""
+    """Outcomes of one candidate on a split."""
 
     tasks: Mapping[str, Outcome]
     """Outcomes by task, all in the same order of items."""
     scores: Mapping[str, float]
-    """The task's metric by task."""
+    """Metric by task."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """A candidate against another one on the same items."""
+    """Difference of two candidates on the same items."""
 
     estimate: float
-    """How much higher its score is."""
+    """First score minus second."""
     interval: tuple[float, float]
-    """95 %, of the whole family of contrasts together."""
+    """95 % interval for the whole family of contrasts together."""
     p_value: float
-    """Of no difference, two-sided: by permutation, or by bootstrap where some metric is no mean of
+    """Two-sided p of no difference: by permutation, or by bootstrap if some metric is no mean of
     items.
     """
     p_holm: float
-    """Adjusted for the family."""
+    """p adjusted for the family."""
     wins: int
-    """Items whose own score is higher; a metric that is no mean of these may say otherwise."""
+    """Items with a higher score of their own; a metric that is no mean may say otherwise."""
     losses: int
     effect: float
-    """Cohen's d of paired differences: the estimate in its standard errors, over the root of the
-    number of items.
-    """
+    """Cohen's d of paired differences: the estimate in standard errors, divided by √n."""
     tests: Mapping[str, float]
-    """p of the same by other tests, none adjusted."""
+    """p of other tests of the same difference, not adjusted."""
 
 
 class Panel:
-    """Candidates by name, scored on the same items."""
+    """Candidates scored on the same items; nothing is resampled before it is needed."""
 
     def __init__(
         self,
-        spec: Spec,
-        found: Mapping[str, ItemScores],
+        tasks: Mapping[str, Task],
+        seed: int,
+        candidates: Mapping[str, ItemScores],
         labels: Mapping[str, Values],
         clusters: Mapping[str, npt.NDArray[np.int64]],
         replicates: int = REPLICATES,
     ) -> None:
-        """Nothing is resampled before it is asked for.
+        """Prepare the statistics.
 
         Args:
-            spec: the study, whose seed draws the samples.
-            found: by name.
-            labels: what predictions are held against by task, [n].
-            clusters: by task which items stand or fall together, counted from 0, [n].
-            replicates: bootstrap samples, SLOW_REPLICATES at the most where they are slow.
+            tasks: tasks by name.
+            seed: seed of bootstrap samples and flips.
+            candidates: outcomes by the candidate's name.
+            labels: what predictions are compared with, by task, [items].
+            clusters: by task each item's cluster, counted from 0, [items]; the items of a cluster
+                are drawn, or flipped, as one.
+            replicates: bootstrap samples; SLOW_REPLICATES at most if a metric is slow.
 
         """
-        self._spec, self._found, self._labels, self._clusters = spec, found, labels, clusters
-        self.names = list(found)
+        self._tasks, self._seed, self._candidates = tasks, seed, candidates
+        self._labels, self._clusters = labels, clusters
+        self.names = list(candidates)
         self._place = {name: place for place, name in enumerate(self.names)}
-        quick = all(task.measure.is_quick for task in spec.tasks.values())
-        self._count = replicates if quick else min(replicates, SLOW_REPLICATES)
-        self._is_mean = all(task.measure.is_mean for task in spec.tasks.values())
-        counts = [len(labels[task]) for task in spec.tasks]
-        self.items = sum(counts)
-        self._sizes = dict(zip(spec.tasks, counts, strict=True))
-        self._apart = {task: int(clusters[task].max()) + 1 for task in spec.tasks}
-        self._size = Size.of(counts, list(self._apart.values()))
+        quick = all(task.measure.is_quick for task in tasks.values())
+        self._replicates = replicates if quick else min(replicates, SLOW_REPLICATES)
+        self._is_mean = all(task.measure.is_mean for task in tasks.values())
+        self._item_counts = {task: len(labels[task]) for task in tasks}
+        self._cluster_counts = {task: int(clusters[task].max()) + 1 for task in tasks}
+        self.items = sum(self._item_counts.values())
+        self._size = Size.of(list(self._item_counts.values()), list(self._cluster_counts.values()))
 
     @cached_property
     def scores(self) -> Floats:
         """Mean of the tasks' metrics, [k]."""
-        return np.array(
-            [np.mean([f.scores[task] for task in self._spec.tasks]) for f in self._found.values()]
-        )
+        means = [
+            np.mean([candidate.scores[task] for task in self._tasks])
+            for candidate in self._candidates.values()
+        ]
+        return np.array(means)
 
     @cached_property
     def by_task(self) -> dict[str, Floats]:
         """Replicates of each task's metric, [B, k]."""
-        return {task: self._resampled(place, task) for place, task in enumerate(self._spec.tasks)}
+        return {task: self._resampled(place, task) for place, task in enumerate(self._tasks)}
 
     @cached_property
     def replicates(self) -> Floats:
@@ -124,40 +130,44 @@ class Panel:
         return mean
 
     def _resampled(self, place: int, task: str) -> Floats:
-        outcomes = [found.tasks[task] for found in self._found.values()]
+        outcomes = [candidate.tasks[task] for candidate in self._candidates.values()]
         of = [o.scores for o in outcomes], [o.predictions for o in outcomes], self._labels[task]
-        measure = self._spec.tasks[task].measure
-        samples = resample_weights(self._clusters[task], self._count, (self._spec.seed, place))
+        measure = self._tasks[task].measure
+        samples = resample_weights(self._clusters[task], self._replicates, (self._seed, place))
         return np.concatenate([measure.resample(*of, weights) for weights in samples])
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % intervals of the scores, by name, that hold for all of them together."""
+        """Return by name the 95 % intervals of the scores for all candidates together."""
         low, high = simultaneous(self.scores, self.replicates, self._size)
         return {name: (float(low[i]), float(high[i])) for i, name in enumerate(self.names)}
 
     def own_interval(self, name: str, task: str | None = None) -> tuple[float, float]:
-        """The 95 % interval of one score by itself: of all tasks' mean, or of one task's metric."""
+        """Return the 95 % interval of one score by itself, or of one task's metric."""
         i = self._place[name]
-        score = self.scores[i] if task is None else self._found[name].scores[task]
-        of = self.replicates if task is None else self.by_task[task]
-        size = self._size if task is None else Size.of([self._sizes[task]], [self._apart[task]])
-        low, high = simultaneous(np.array([score]), of[:, [i]], size)
+        if task is None:
+            score, replicates, size = self.scores[i], self.replicates, self._size
+        else:
+            score, replicates = self._candidates[name].scores[task], self.by_task[task]
+            size = Size.of([self._item_counts[task]], [self._cluster_counts[task]])
+        low, high = simultaneous(np.array([score]), replicates[:, [i]], size)
         return float(low[0]), float(high[0])
 
     def contrasts(self, pairs: Sequence[tuple[str, str]], *, others: bool = True) -> list[Contrast]:
-        """The first of each pair against the second, as one family; ``others``: with other tests' p
-        as well.
+        """Compare the first of each pair with the second, as one family.
+
+        Args:
+            pairs: names of candidates.
+            others: whether p of other tests is computed as well.
+
         """
         if not pairs:
             return []
-        a, b = ([self._place[pair[side]] for pair in pairs] for side in (0, 1))
-        estimates, replicates = (
-            self.scores[a] - self.scores[b],
-            self.replicates[:, a] - self.replicates[:, b],
-        )
+        first, second = ([self._place[pair[side]] for pair in pairs] for side in (0, 1))
+        estimates = self.scores[first] - self.scores[second]
+        replicates = self.replicates[:, first] - self.replicates[:, second]
         low, high = simultaneous(estimates, replicates, self._size)
         errors = standard_errors(replicates, self._size)
-        p = self._p_values(a, b, estimates, replicates)
+        p = self._p_values(first, second, estimates, replicates)
         adjusted = holm(p)
         return [
             Contrast(
@@ -165,24 +175,24 @@ class Panel:
                 interval=(float(low[i]), float(high[i])),
                 p_value=float(p[i]),
                 p_holm=float(adjusted[i]),
-                wins=int((self._values[a[i]] > self._values[b[i]]).sum()),
-                losses=int((self._values[a[i]] < self._values[b[i]]).sum()),
+                wins=int((self._values[a] > self._values[b]).sum()),
+                losses=int((self._values[a] < self._values[b]).sum()),
                 effect=float(estimates[i] / errors[i] / np.sqrt(self.items)),
-                tests=self._other_tests(a[i], b[i], float(estimates[i]), replicates[:, [i]])
+                tests=self._other_tests(a, b, float(estimates[i]), replicates[:, [i]])
                 if others
                 else {},
             )
-            for i in range(len(pairs))
+            for i, (a, b) in enumerate(zip(first, second, strict=True))
         ]
 
     @cached_property
     def _values(self) -> Floats:
         """Items' scores of all tasks, [k, n]."""
-        tasks = list(self._spec.tasks)
-        return np.array(
-            [np.concatenate([f.tasks[t].scores for t in tasks]) for f in self._found.values()],
-            np.float64,
-        )
+        values = [
+            np.concatenate([candidate.tasks[task].scores for task in self._tasks])
+            for candidate in self._candidates.values()
+        ]
+        return np.array(values, np.float64)
 
     @cached_property
     def _is_zero_one(self) -> bool:
@@ -190,100 +200,54 @@ class Panel:
 
     @cached_property
     def _strata(self) -> npt.NDArray[np.str_]:
-        return np.concatenate([np.full(n, task) for task, n in self._sizes.items()])
+        return np.concatenate([np.full(n, task) for task, n in self._item_counts.items()])
 
     def _p_values(
-        self, a: list[int], b: list[int], estimates: Floats, replicates: Floats
+        self, first: list[int], second: list[int], estimates: Floats, replicates: Floats
     ) -> Floats:
         if not self._is_mean:
             return p_values(estimates, replicates, self._size)
-        sizes = np.concatenate([np.full(n, n) for n in self._sizes.values()])
-        weighted = self._values.T / sizes[:, None] / len(self._spec.tasks)
-        clusters, first = [], 0
-        for task in self._spec.tasks:
-            clusters.append(self._clusters[task] + first)
-            first += self._apart[task]
+        sizes = np.concatenate([np.full(n, n) for n in self._item_counts.values()])
+        weighted = self._values.T / sizes[:, None] / len(self._tasks)
+        # clusters of different tasks are different ones
+        clusters, start = [], 0
+        for task in self._tasks:
+            clusters.append(self._clusters[task] + start)
+            start += self._cluster_counts[task]
         return sign_flips(
-            weighted[:, a] - weighted[:, b], np.concatenate(clusters), seed=self._spec.seed
+            weighted[:, first] - weighted[:, second], np.concatenate(clusters), seed=self._seed
         )
 
     def _other_tests(self, a: int, b: int, estimate: float, replicates: Floats) -> dict[str, float]:
-        """What others would have used: items as independent and, by McNemar's and Wilcoxon's, as of
-        one task.
+        """Return p of tests that papers use.
+
+        They take items as independent; McNemar's and Wilcoxon's take them as one task's.
         """
         x, y = self._values[a], self._values[b]
-        found = {"bootstrap": float(p_values(np.array([estimate]), replicates, self._size)[0])}
+        tests = {"bootstrap": float(p_values(np.array([estimate]), replicates, self._size)[0])}
         if not self._is_mean:
-            return found
-        found["paired t"] = paired(x, y, self._strata).p_value
+            return tests
+        tests["paired t"] = paired(x, y, self._strata).p_value
         if self._is_zero_one:
-            return found | {"McNemar exact": mcnemar(x, y).p_value}
-        return found | {"Wilcoxon": wilcoxon(x, y).p_value}
+            return tests | {"McNemar exact": mcnemar(x, y).p_value}
+        return tests | {"Wilcoxon": wilcoxon(x, y).p_value}
 
     def tied(self, names: Sequence[str]) -> list[str]:
-        """Those that cannot be told from the best of them, the best first."""
+        """Return those that cannot be told from the best of them, the best first."""
         places = [self._place[name] for name in names]
-        kept = tie_set(self.scores[places], self.replicates[:, places], self._size)
-        inside = [
-            (name, self.scores[place])
-            for name, place, keep in zip(names, places, kept, strict=True)
-            if keep
-        ]
-        return [name for name, _ in sorted(inside, key=lambda pair: -pair[1])]
+        is_tied = tie_set(self.scores[places], self.replicates[:, places], self._size)
+        kept = [name for name, is_kept in zip(names, is_tied, strict=True) if is_kept]
+        return sorted(kept, key=lambda name: -self.scores[self._place[name]])
 
     def error(self, a: str, b: str) -> float:
-        """The standard error of two scores' difference."""
+        """Return the standard error of two scores' difference."""
         difference = self.replicates[:, [self._place[a]]] - self.replicates[:, [self._place[b]]]
         return float(standard_errors(difference, self._size)[0])
 
     def standard_error(self, name: str) -> float:
-        """Of one score."""
+        """Return the standard error of one score."""
         return float(standard_errors(self.replicates[:, [self._place[name]]], self._size)[0])
 
     def selection_bias(self) -> float:
-        """See ``significance``; of all candidates here."""
+        """Estimate how much choosing the best of all candidates flatters it."""
         return selection_bias(self.scores, self.replicates)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Matrix:
-    """Every value against every other one."""
-
-    labels: tuple[str, ...]
-    estimate: tuple[tuple[float, ...], ...]
-    """The row's score minus the column's."""
-    low: tuple[tuple[float, ...], ...]
-    high: tuple[tuple[float, ...], ...]
-    """95 %, of all pairs together."""
-    p_holm: tuple[tuple[float, ...], ...]
-    """Adjusted for all pairs; 1 on the diagonal."""
-
-
-MOST_PAIRED = 40
-"""Values of which every pair is compared."""
-
-
-def matrix(panel: Panel, names: Sequence[str], labels: Sequence[str]) -> Matrix | None:
-    """The paired differences of all pairs; None of one name, or more than MOST_PAIRED. ``labels``:
-    their names.
-    """
-    if not 2 <= len(names) <= MOST_PAIRED:
-        return None
-    size = len(names)
-    places = list(itertools.combinations(range(size), 2))
-    values = {key: np.zeros((size, size)) for key in ("estimate", "low", "high")} | {
-        "p_holm": np.ones((size, size))
-    }
-    contrasts = panel.contrasts([(names[i], names[j]) for i, j in places], others=False)
-    for (i, j), found in zip(places, contrasts, strict=True):
-        low, high = found.interval
-        for key, there, back in (
-            ("estimate", found.estimate, 0.0 - found.estimate),
-            ("low", low, -high),
-            ("high", high, -low),
-            ("p_holm", found.p_holm, found.p_holm),
-        ):
-            values[key][i, j], values[key][j, i] = there, back
-    return Matrix(
-        labels=tuple(labels), **{key: tuple(map(tuple, of.tolist())) for key, of in values.items()}
-    )

@@ -1,8 +1,8 @@
-"""A record's scores, read once."""
+"""Scores of a record, read once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,41 +12,47 @@ import numpy.typing as npt
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import Outcomes, Scored
 from cabs_search.results.panel import ItemScores, Panel
-from cabs_search.search.candidates import reference_recipes
-from cabs_search.spec.study import Spec
+from cabs_search.spec.task import Task
+from cabs_search.stats.simultaneous import REPLICATES
 from cabs_search.tasks.items import SPLITS, SplitName
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordScores:
-    """A record, read once."""
+    """Scores, labels and cost in a record, or a part of it."""
 
     searched: Mapping[str, Scored]
-    """By recipe's key, on the search split, in the order they were completed."""
+    """Candidates by recipe's key, on the search split, in the order of completion."""
     confirmed: Mapping[str, Scored]
-    """By recipe's key, on the confirm split."""
+    """Candidates by recipe's key, on the confirm split."""
     labels: Mapping[SplitName, Mapping[str, Any]]
-    """The items' truth by split and task."""
+    """Items' labels by split and task."""
     clusters: Mapping[SplitName, Mapping[str, npt.NDArray[np.int64]]]
-    """Which items stand or fall together, by split and task."""
+    """Items' clusters by split and task."""
     spent: Mapping[str, float]
-    """See ``Outcomes.spent``; empty for a part of a record."""
+    """Amounts as in ``Outcomes.spent``; empty for a part of a record."""
 
     @classmethod
     def read(
-        cls, spec: Spec, outcomes: Outcomes, wanted: Callable[[Recipe], bool] | None = None
+        cls,
+        outcomes: Outcomes,
+        wanted: Callable[[Recipe], bool] | None = None,
+        references: Collection[Recipe] = (),
     ) -> RecordScores:
-        """All of a record; ``wanted``: or just these recipes, with base and experts, and not what
-        all others took.
+        """Read a record.
+
+        Args:
+            outcomes: the record.
+            wanted: tells which candidates to read; None: all.
+            references: recipes read from the confirm split in any case: base and experts.
+
         """
-        alone, is_wanted = (
-            {recipe.key for recipe in reference_recipes(spec.experts).values()},
-            wanted or (lambda _: True),
-        )
+        is_wanted = wanted or (lambda _: True)
+        always = {recipe.key for recipe in references}
         return cls(
             searched=outcomes.scored("search", is_wanted),
             confirmed=outcomes.scored(
-                "confirm", lambda recipe: recipe.key in alone or is_wanted(recipe)
+                "confirm", lambda recipe: recipe.key in always or is_wanted(recipe)
             ),
             labels={split: outcomes.labels(split) for split in SPLITS},
             clusters={split: outcomes.clusters(split) for split in SPLITS},
@@ -54,11 +60,16 @@ class RecordScores:
         )
 
     def panel(
-        self, spec: Spec, found: Mapping[str, Scored], split: SplitName = "confirm", **options: Any
+        self,
+        tasks: Mapping[str, Task],
+        seed: int,
+        candidates: Mapping[str, Scored],
+        split: SplitName = "confirm",
+        replicates: int = REPLICATES,
     ) -> Panel:
-        """Candidates side by side on a split."""
-        on_items = {
+        """Return a panel of candidates on a split; arguments as of ``Panel``."""
+        item_scores = {
             name: ItemScores(tasks=scored.tasks, scores=scored.scores)
-            for name, scored in found.items()
+            for name, scored in candidates.items()
         }
-        return Panel(spec, on_items, self.labels[split], self.clusters[split], **options)
+        return Panel(tasks, seed, item_scores, self.labels[split], self.clusters[split], replicates)

@@ -1,4 +1,4 @@
-"""What a study cost."""
+"""Cost of a study."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from cabs_search.results.scores import RecordScores
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a study took."""
+    """Items, seconds and pruned vectors that a study took."""
 
     items: Mapping[str, int]
-    """Scored, by split."""
+    """Items scored, by split."""
     seconds: Mapping[str, float]
-    """By what they were spent on, of all workers together; ``wall`` is the clock's."""
+    """Seconds of all workers together by what they did; ``wall``: by the clock."""
     repeated: int
-    """Proposals that were known and not scored again."""
+    """Proposals already scored, hence not scored again."""
     pruned: int
     """Sets of pruned vectors; all other candidates took one of these from the cache."""
     text: tuple[str, ...]
 
 
 def cost_of(scores: RecordScores) -> Cost:
-    """What was spent, from the record."""
+    """Compute the cost of a study from its record."""
     items = {"search": sum(s.items for s in scores.searched.values())}
     items |= {"confirm": sum(s.items for s in scores.confirmed.values())}
-    known = dict(scores.spent)
-    repeated = int(known.pop("repeated", 0))
+    seconds = dict(scores.spent)
+    repeated = int(seconds.pop("repeated", 0))
     methods = {s.recipe.method for s in scores.searched.values()}
     text = [f"{items['search']:,} items scored in the search, {items['confirm']:,} to confirm."]
-    if "wall" in known:
-        workers = ", ".join(f"{what} {duration(known[what])}" for what in known if what != "wall")
-        text.append(f"{duration(known['wall'])} in all; of all workers together: {workers}.")
+    if "wall" in seconds:
+        work = ", ".join(f"{k} {duration(v)}" for k, v in seconds.items() if k != "wall")
+        text.append(f"{duration(seconds['wall'])} in all; of all workers together: {work}.")
     if len(methods) < len(scores.searched):
         text.append(
             f"{len(methods)} sets of pruned vectors served {len(scores.searched)} candidates: all"
             " but the first of each found theirs in the cache."
         )
     if repeated:
-        per = sum(len(of) for of in scores.labels["search"].values())
-        text.append(f"{repeated} proposals were known: {repeated * per:,} items not scored again.")
+        saved = repeated * sum(len(labels) for labels in scores.labels["search"].values())
+        text.append(f"{repeated} proposals were known: {saved:,} items not scored again.")
     return Cost(
-        items=items, seconds=known, repeated=repeated, pruned=len(methods), text=tuple(text)
+        items=items, seconds=seconds, repeated=repeated, pruned=len(methods), text=tuple(text)
     )

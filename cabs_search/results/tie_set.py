@@ -1,4 +1,4 @@
-"""The candidates that cannot be told from the best, in words."""
+"""Tie set: the candidates that cannot be told from the best."""
 
 from __future__ import annotations
 
@@ -13,28 +13,35 @@ from cabs_search.stats.simultaneous import items_needed
 
 @dataclass(frozen=True, kw_only=True)
 class TieSet:
-    """The candidates that cannot be told from the best."""
+    """Candidates that cannot be told from the best."""
 
     labels: tuple[str, ...]
-    """The best first."""
+    """Members, the best first."""
     of: int
-    """Candidates that were compared."""
+    """Candidates compared."""
     items: int
-    """On so many items."""
+    """Items they were compared on."""
     gap: float
     items_needed: int | None
-    """Items that would show such a gap between the best and another of the set; None where there is
-    no other.
+    """Items that would show such a gap between the best and another member; None if there is no
+    other.
     """
     text: str
 
 
 GAP = 0.005
-"""The difference of which a tie set says how many items would show it: half a point."""
+"""Difference for which a tie set says how many items would show it: half a point."""
 
 
 def tie_set(panel: Panel, names: Sequence[str], what: str = "candidates") -> TieSet | None:
-    """The tie set in words; None where there is nothing to compare."""
+    """Compute the tie set of a panel's candidates; None without candidates.
+
+    Args:
+        panel: holds the candidates.
+        names: their names.
+        what: what they are, for the text.
+
+    """
     if not names:
         return None
     tied = panel.tied(names)
@@ -67,6 +74,6 @@ def _in_words(tied: int, of: int, items: int, needed: int | None, what: str) -> 
 
 
 def _rounded(count: int) -> int:
-    """To two digits, as it is an estimate."""
+    """Round an estimate up to two digits."""
     unit = int(10 ** max(0, len(str(count)) - 2))
     return -(-count // unit) * unit

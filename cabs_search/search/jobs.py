@@ -1,41 +1,41 @@
-"""What workers are given and give back."""
+"""Messages between a search and its workers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Protocol
 
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import Scored
-from cabs_search.tasks.items import SplitName
+from cabs_search.spec.study import Spec
+from cabs_search.tasks.items import Ints, SplitName
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Blocks of items that one worker is to score for one recipe."""
+    """Blocks of items that one worker scores for one recipe."""
 
     recipe: Recipe
     split: SplitName
     todo: tuple[int, ...]
     """Blocks that are not recorded yet."""
     alone: bool = False
-    """Whether no other may share its batch: a worker died over it."""
+    """Whether it must be a worker's only job: a worker died over it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockResult:
-    """What a worker found for one block."""
+    """Outcomes of one block."""
 
     block: int
     outcomes: Mapping[str, Outcome]
     """By task."""
     materialize_seconds: float
     evaluate_seconds: float
-    warnings: tuple[str, ...] = ()
-    """What the worker's user should know, such as a damaged entry of the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,70 @@ class Finished:
     recipe: Recipe
     state: Literal["complete", "failed"]
     scored: Scored | None
-    """Where complete."""
+    """None if it failed."""
     materialize_seconds: float
     started: datetime
     ended: datetime
     error: str | None
+
+
+class JobSource(Protocol):
+    """One or several studies, as the cluster sees them."""
+
+    @property
+    def spec(self) -> Spec:
+        """Models, tasks and workers."""
+
+    @property
+    def blocks(self) -> Mapping[SplitName, list[dict[str, Ints]]]:
+        """Rows by task of each block."""
+
+    @property
+    def budget(self) -> int:
+        """Candidates to score on the search split."""
+
+    @property
+    def done(self) -> int:
+        """Candidates that have ended."""
+
+    @property
+    def left(self) -> int:
+        """Jobs not given out yet, as far as they can be counted."""
+
+    @property
+    def scored_items(self) -> int:
+        """Items scored in this run."""
+
+    @property
+    def best(self) -> Scored | None:
+        """The best candidate so far."""
+
+    @property
+    def phase(self) -> str:
+        """The stage of the work, for the progress bar."""
+
+    @property
+    def failure(self) -> str | None:
+        """The reason why the search cannot go on."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there will be no more jobs: all is done, or the search cannot go on."""
+
+    def connected(self) -> AbstractContextManager[None]:
+        """Keep the databases open inside the context; close them after it."""
+
+    def next_job(self, job_id: str) -> Job | None:
+        """Open a job under an id of the caller's; None: nothing to do until another job ends."""
+
+    def record(self, results: Sequence[tuple[str, BlockResult]]) -> None:
+        """Record blocks by job id; those of a study in one transaction."""
+
+    def finish(self, job_id: str, error: str | None = None) -> None:
+        """Close a job whose blocks are recorded, or that failed."""
+
+    def job_lost(self, job_id: str) -> None:
+        """Keep a job whose worker died for another worker."""
+
+    def stop(self, reason: str) -> None:
+        """End the search for a reason that is no candidate's fault."""

@@ -1,62 +1,154 @@
-"""The search's Optuna database."""
+"""Optuna's database of a search: a trial is written when it is proposed and when it ends."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from cabs_search.common.files import use_write_ahead_log
 from cabs_search.common.formats import first_line
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.folder import StudyFolder
-from cabs_search.spec.study import Spec
+from cabs_search.record.folder import StudyFolder, StudyId
 
 
-def recipe_of_trial(spec: Spec, folder: Path, number: str) -> str | None:
-    """The key of a candidate's recipe, by its number; None where there is no such candidate."""
-    if not spec.search.storage and not StudyFolder(folder).study_database.is_file():
+class StudyDatabase:
+    """Trials of one study."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        url: str | None,
+        name: str,
+        study_id: StudyId,
+        space: Mapping[str, str],
+    ) -> None:
+        """Open or create the study ``name``.
+
+        Args:
+            folder: the study's folder; holds the database unless ``url`` names another one.
+            url: an SQLAlchemy URL.
+            name: Optuna's study name.
+            study_id: the record that the study belongs to; in a shared database two studies may
+                have one name.
+            space: the searched values by field; must not change while a study lasts.
+
+        Raises:
+            ValueError: the database cannot be opened, or its study has another record or space.
+
+        """
+        self.id = study_id
+        self._storage = _open_storage(folder, url)
+        self._study = _load_study(self._storage, name)
+        self._study_id = self._storage.get_study_id_from_name(name)
+        source = url or StudyFolder(folder).study_database.name
+        if self._study.user_attrs.get("id", str(study_id)) != str(study_id):
+            raise ValueError(
+                f"{source}: the study {name!r} there belongs to another record; choose"
+                " another name, or another --output"
+            )
+        self._study.set_user_attr("id", str(study_id))
+        stored_space = self._study.user_attrs.get("space", space)
+        for field, value in space.items():
+            if stored_space.get(field) != value:
+                raise ValueError(
+                    f"space.{field}: must stay as it was when the study in {source} began"
+                    f" ({stored_space.get(field)}), but got {value}; choose another --output"
+                )
+        self._study.set_user_attr("space", space)
+
+    def trials(self) -> list[FrozenTrial]:
+        """Read all trials, in the order they were proposed."""
+        trials: list[FrozenTrial] = self._storage.get_all_trials(self._study_id)
+        return trials
+
+    def trial_id(self, trial: FrozenTrial) -> int:
+        """Return the database's id of a trial, which is not its number in the study."""
+        return int(
+            self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+        )
+
+    def add(self, trial: optuna.Trial, recipe: Recipe) -> int:
+        """Write a proposal in one transaction; return its id."""
+        template = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={"recipe": json.dumps(recipe.as_dict())},
+        )
+        return int(self._storage.create_new_trial(self._study_id, template_trial=template))
+
+    def complete(self, trial_id: int, score: float, materialize_seconds: float) -> FrozenTrial:
+        """End a trial with its score; return it as stored."""
+        self._storage.set_trial_user_attr(trial_id, "materialize_seconds", materialize_seconds)
+        self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [score])
+        return self._storage.get_trial(trial_id)
+
+    def fail(self, trial_id: int, error: str, materialize_seconds: float) -> FrozenTrial:
+        """End a trial with its error; return it as stored."""
+        self._storage.set_trial_user_attr(trial_id, "materialize_seconds", materialize_seconds)
+        self._storage.set_trial_user_attr(trial_id, "error", error)
+        return self.discard(trial_id)
+
+    def discard(self, trial_id: int) -> FrozenTrial:
+        """End a trial as failed without a word; return it as stored."""
+        self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        return self._storage.get_trial(trial_id)
+
+    def close(self) -> None:
+        """Close the database's connections."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+
+def recipe_key_of_trial(folder: Path, url: str | None, name: str, number: str) -> str | None:
+    """Return the recipe key of a study's trial, by the trial's number; None if there is none."""
+    if not url and not StudyFolder(folder).study_database.is_file():
         return None
-    trials = load_study(spec, open_storage(spec, folder)).get_trials(deepcopy=False)
-    recipe = (
-        recipe_of(trials[int(number)]) if number.isdecimal() and int(number) < len(trials) else None
-    )
+    trials = _load_study(_open_storage(folder, url), name).get_trials(deepcopy=False)
+    if not number.isdecimal() or int(number) >= len(trials):
+        return None
+    recipe = recipe_of(trials[int(number)])
     return recipe.key if recipe else None
 
 
-def open_storage(spec: Spec, folder: Path) -> optuna.storages.RDBStorage:
-    """The search's database: in the folder, unless the spec names one."""
+def recipe_of(trial: FrozenTrial) -> Recipe | None:
+    """Return the recipe that a trial scores; None for trials that are not ours."""
+    text = trial.user_attrs.get("recipe")
+    return Recipe.from_dict(json.loads(text)) if text else None
+
+
+def has_ended_by_itself(trial: FrozenTrial) -> bool:
+    """Tell whether a trial got a score or an error, rather than being cut off."""
+    return trial.state == TrialState.COMPLETE or (
+        trial.state == TrialState.FAIL and "error" in trial.user_attrs
+    )
+
+
+def _open_storage(folder: Path, url: str | None) -> optuna.storages.RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = StudyFolder(folder).study_database
-    url = spec.search.storage or f"sqlite:///{path}"
+    url_or_file = url or f"sqlite:///{path}"
     try:
-        if not spec.search.storage:
+        if not url:
             use_write_ahead_log(path)
-        return optuna.storages.RDBStorage(url)
+        return optuna.storages.RDBStorage(url_or_file)
     except Exception as error:
-        raise ValueError(f"{url}: the study cannot be opened: {first_line(error)}") from error
+        raise ValueError(
+            f"{url_or_file}: the study cannot be opened: {first_line(error)}"
+        ) from error
 
 
-def load_study(spec: Spec, storage: optuna.storages.RDBStorage) -> optuna.Study:
+def _load_study(storage: optuna.storages.RDBStorage, name: str) -> optuna.Study:
     try:
         return optuna.create_study(
-            storage=storage, study_name=spec.name, direction="maximize", load_if_exists=True
+            storage=storage, study_name=name, direction="maximize", load_if_exists=True
         )
     except Exception as error:
         raise ValueError(
             f"{storage.url}: the study cannot be opened: {first_line(error)}"
         ) from error
-
-
-def recipe_of(trial: optuna.Trial | optuna.trial.FrozenTrial) -> Recipe | None:
-    text = trial.user_attrs.get("recipe")
-    return Recipe.from_dict(json.loads(text)) if text else None
-
-
-def is_candidate(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether a trial is a candidate that ended by itself."""
-    return trial.state == TrialState.COMPLETE or (
-        trial.state == TrialState.FAIL and "error" in trial.user_attrs
-    )

@@ -23,8 +23,8 @@ class Search:
     """Budget, sampler and workers of a search."""
 
     trials: Count = 50
-    """Number of candidates, the baselines among them."""
-    sampler: Literal["tpe", "random"] = "tpe"
+    """Candidates in all, the baselines among them."""
+    sampler: Name = "tpe"
     workers: Count | None = None
     """Number of Ray workers; None: one for each core."""
     block: Count = 50

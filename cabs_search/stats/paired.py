@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from cabs_search.stats.simultaneous import (
     PSEUDO_DIFFERENCES,
     REPLICATES,
     Floats,
-    Names,
     Size,
     Values,
     p_values,
@@ -22,60 +22,43 @@ from cabs_search.stats.simultaneous import (
     simultaneous,
     standard_errors,
 )
+from cabs_search.stats.two_sided import TwoSidedTest, t_test
 
-
-@dataclass(frozen=True, kw_only=True)
-class TwoSidedTest:
-    """A two-sided comparison of a with b."""
-
-    test: str
-    """The test's name."""
-    estimate: float
-    """How much higher a is."""
-    interval: tuple[float, float]
-    """Of the estimate, at the confidence asked for."""
-    statistic: float
-    """Student's t; in standard errors for a bootstrap; what the test is named for otherwise."""
-    p_value: float
-    """Of no difference, two-sided."""
+Strata = Sequence[str] | npt.NDArray[np.str_]
 
 
 def paired(
-    a: Values, b: Values, strata: Names | None = None, confidence: float = 0.95
+    a: Values, b: Values, strata: Strata | None = None, confidence: float = 0.95
 ) -> TwoSidedTest:
-    """Paired t-test of two candidates on the same items, every stratum weighing the same.
+    """Compare two candidates on the same items by the paired t-test, strata weighing the same.
 
-    With one stratum it is the ordinary paired t-test; with several, the standard error of the mean
-    of the strata's mean differences, and Satterthwaite's degrees of freedom.
+    With one stratum it is the ordinary paired t-test (Student, Biometrika 1908); with several the
+    estimate is the mean of the strata's mean differences, with the degrees of freedom of
+    Satterthwaite (Biometrics 1946).
 
     Args:
         a, b: one value an item, in the same order.
-        strata: the item's task; None: one stratum.
-        confidence: of the interval.
+        strata: each item's task; None: one stratum.
+        confidence: level of the interval.
 
     Raises:
         ValueError: unequal lengths, or a stratum of fewer than two items.
 
     """
-    parts = _parts(a, b, strata)
-    estimate = float(np.mean([part.mean() for part in parts]))
+    parts = _differences(a, b, strata)
     variances = np.array([part.var(ddof=1) / part.size for part in parts]) / len(parts) ** 2
     error = float(np.sqrt(variances.sum()))
-    if error == 0.0:
-        return _without_spread("paired t", estimate)
-    freedom = float(
-        variances.sum() ** 2
-        / sum(v**2 / (p.size - 1) for v, p in zip(variances, parts, strict=True))
-    )
-    return _t_test("paired t", estimate, error, freedom, confidence)
+    free = np.array([part.size - 1 for part in parts])
+    freedom = float(variances.sum() ** 2 / sum(variances**2 / free)) if error else math.inf
+    return t_test("paired t", _mean_of_means(parts), error, freedom, confidence)
 
 
 def mcnemar(a: Values, b: Values, confidence: float = 0.95) -> TwoSidedTest:
-    """McNemar's exact test of two candidates' 0/1 scores; items of several tasks count alike.
+    """Compare two candidates' 0/1 scores by McNemar's exact test; strata are not told apart.
 
-    Of the items on which they differ, each is as likely to be a's as b's if neither is better. The
-    statistic is a's number of them; the interval is Agresti and Min's (Statistics in Medicine
-    2005).
+    If neither is better, each item on which they differ is as likely to be won by a as by b
+    (McNemar, Psychometrika 1947). The statistic is the number won by a. Source of the interval:
+    Agresti and Min, Statistics in Medicine 2005.
 
     Raises:
         ValueError: unequal lengths, no items, or a value that is neither 0 nor 1.
@@ -100,80 +83,70 @@ def mcnemar(a: Values, b: Values, confidence: float = 0.95) -> TwoSidedTest:
 
 
 def wilcoxon(a: Values, b: Values, confidence: float = 0.95) -> TwoSidedTest:
-    """Wilcoxon's signed-rank test of two candidates' graded scores or losses; items that are equal
-    are left out.
+    """Compare two candidates' graded scores by Wilcoxon's signed-rank test (Biometrics 1945).
 
-    The estimate is the mean difference, with its t-interval; the test is of ranks.
+    Items with equal scores are left out. The estimate is the mean difference with its t-interval;
+    the test uses ranks.
 
     Raises:
         ValueError: unequal lengths, or fewer than two items.
 
     """
-    difference = _parts(a, b, None)[0]
+    (difference,) = _differences(a, b, None)
+    statistic, p_value = 0.0, 1.0
+    if difference.any():
+        ranks = stats.wilcoxon(difference)
+        statistic, p_value = float(ranks.statistic), float(ranks.pvalue)
     plain = paired(a, b, None, confidence)
-    if not difference.any():
-        return TwoSidedTest(
-            test="Wilcoxon",
-            estimate=plain.estimate,
-            interval=plain.interval,
-            statistic=0.0,
-            p_value=1.0,
-        )
-    found = stats.wilcoxon(difference)
-    return TwoSidedTest(
-        test="Wilcoxon",
-        estimate=plain.estimate,
-        interval=plain.interval,
-        statistic=float(found.statistic),
-        p_value=float(found.pvalue),
-    )
+    return replace(plain, test="Wilcoxon", statistic=statistic, p_value=p_value)
 
 
 def permutation(
-    a: Values, b: Values, strata: Names | None = None, *, seed: int = 0, confidence: float = 0.95
+    a: Values, b: Values, strata: Strata | None = None, *, seed: int = 0, confidence: float = 0.95
 ) -> TwoSidedTest:
-    """Paired permutation test: which candidate an item's two values are whose is drawn at random;
-    see ``sign_flips``.
+    """Compare two candidates by the paired permutation test (Fisher, 1935), see ``sign_flips``.
 
-    Args, errors: as in ``paired``, of which the interval is.
+    The interval, the arguments and the errors are those of ``paired``.
     """
-    plain, differences = paired(a, b, strata, confidence), _weighted(a, b, strata)
-    p_value = float(sign_flips(differences[:, None], seed=seed)[0])
-    return TwoSidedTest(
-        test="paired permutation",
-        estimate=plain.estimate,
-        interval=plain.interval,
-        statistic=float(differences.sum()),
-        p_value=p_value,
+    parts = _differences(a, b, strata)
+    # weighted so that their sum is the mean of the strata's means
+    weighted = np.concatenate([part / part.size / len(parts) for part in parts])
+    p_value = float(sign_flips(weighted[:, None], seed=seed)[0])
+    plain = paired(a, b, strata, confidence)
+    return replace(
+        plain, test="paired permutation", statistic=float(weighted.sum()), p_value=p_value
     )
 
 
 def bootstrap(
-    a: Values, b: Values, strata: Names | None = None, *, seed: int = 0, confidence: float = 0.95
+    a: Values, b: Values, strata: Strata | None = None, *, seed: int = 0, confidence: float = 0.95
 ) -> TwoSidedTest:
-    """Paired bootstrap over items, stratified; the statistic is in standard errors. Args, errors:
-    as in ``paired``.
+    """Compare two candidates by a paired bootstrap over items, stratified.
+
+    The statistic is in standard errors; arguments and errors are those of ``paired``. Source:
+    Efron, Annals of Statistics 1979; with the correction for few items of ``resample_weights``.
     """
-    parts = _parts(a, b, strata)
-    replicates = np.mean([_means(part, (seed, place)) for place, part in enumerate(parts)], axis=0)
-    estimate, size = (
-        float(np.mean([part.mean() for part in parts])),
-        Size.of([part.size for part in parts]),
-    )
-    low, high = simultaneous(np.array([estimate]), replicates[:, None], size, confidence)
-    error = float(standard_errors(replicates[:, None], size)[0])
+    parts = _differences(a, b, strata)
+    means = [_resampled_means(part, (seed, place)) for place, part in enumerate(parts)]
+    replicates = np.mean(means, axis=0)[:, None]
+    estimate, size = np.array([_mean_of_means(parts)]), Size.of([part.size for part in parts])
+    low, high = simultaneous(estimate, replicates, size, confidence)
     return TwoSidedTest(
         test="paired bootstrap",
-        estimate=estimate,
+        estimate=float(estimate[0]),
         interval=(float(low[0]), float(high[0])),
-        statistic=estimate / error,
-        p_value=float(p_values(np.array([estimate]), replicates[:, None], size)[0]),
+        statistic=float(estimate[0] / standard_errors(replicates, size)[0]),
+        p_value=float(p_values(estimate, replicates, size)[0]),
     )
 
 
-def _means(values: Floats, seed: Sequence[int]) -> Floats:
-    parts = resample_weights(np.arange(values.size), REPLICATES, seed)
-    return np.concatenate([(w @ values) / w.sum(axis=1) for w in parts])
+def _resampled_means(values: Floats, seed: Sequence[int]) -> Floats:
+    samples = resample_weights(np.arange(values.size), REPLICATES, seed)
+    return np.concatenate([(weights @ values) / weights.sum(axis=1) for weights in samples])
+
+
+def _mean_of_means(parts: Sequence[Floats]) -> float:
+    return float(np.mean([part.mean() for part in parts]))
 
 
 def _same_items(a: Values, b: Values) -> tuple[Floats, Floats]:
@@ -185,42 +158,11 @@ def _same_items(a: Values, b: Values) -> tuple[Floats, Floats]:
     return x, y
 
 
-def _parts(a: Values, b: Values, strata: Names | None) -> list[Floats]:
-    """The differences by stratum."""
+def _differences(a: Values, b: Values, strata: Strata | None) -> list[Floats]:
+    """Return the items' differences by stratum."""
     x, y = _same_items(a, b)
     names = np.zeros(x.size, dtype=np.int64) if strata is None else np.asarray(strata)
     parts = [(x - y)[names == name] for name in np.unique(names)]
     if min(part.size for part in parts) < 2:
         raise ValueError("two items a stratum are needed")
     return parts
-
-
-def _weighted(a: Values, b: Values, strata: Names | None) -> Floats:
-    """Differences by item, so weighted that their sum is the mean of the strata's means."""
-    parts = _parts(a, b, strata)
-    return np.concatenate([part / part.size / len(parts) for part in parts])
-
-
-def _t_test(
-    test: str, estimate: float, error: float, freedom: float, confidence: float
-) -> TwoSidedTest:
-    margin = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
-    return TwoSidedTest(
-        test=test,
-        estimate=estimate,
-        interval=(estimate - margin, estimate + margin),
-        statistic=estimate / error,
-        p_value=float(2 * stats.t.sf(abs(estimate / error), freedom)),
-    )
-
-
-def _without_spread(test: str, estimate: float) -> TwoSidedTest:
-    """All values differ by the same."""
-    p_value, statistic = (1.0, 0.0) if estimate == 0.0 else (0.0, math.copysign(math.inf, estimate))
-    return TwoSidedTest(
-        test=test,
-        estimate=estimate,
-        interval=(estimate, estimate),
-        statistic=statistic,
-        p_value=p_value,
-    )

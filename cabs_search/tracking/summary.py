@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from cabs_search.reporting.tables import (
+    GAIN,
+    View,
+    as_markdown,
+    as_values,
+    leaderboard_table,
+    tests_table,
+)
 from cabs_search.reporting.terminal.leaderboard import leaderboard_text
-from cabs_search.results.leaderboard import FOUND, Leaderboard, Row
+from cabs_search.results.leaderboard import Leaderboard
+from cabs_search.results.rows import BASELINE, FOUND
 
+LEADERBOARD_VALUES: View = ("row", "score", "all_rows", "tied", "task", "search", "recipe")
+TEST_VALUES: View = ("row", "against", *GAIN, "p_holm", "p", "items", "effect")
+NOTE_COLUMNS: View = ("row", "score", "all_rows", "tied", "recipe")
 MAX_ROWS = 12
 """Rows of the note's leaderboard: a note is a tag, which holds 8,000 characters."""
 
@@ -43,10 +55,15 @@ def summary_of(
         "leaderboard.txt": leaderboard_text(board),
         "leaderboard.json": json.dumps(board.as_dict(), indent=2),
     }
+    tests = tests_table(((row.label, row) for row in board.rows), BASELINE, FOUND)
+    tables = {
+        "leaderboard": as_values(leaderboard_table(board), LEADERBOARD_VALUES),
+        "significance": as_values(tests, TEST_VALUES),
+    }
     return Summary(
         metrics=metrics_of(board),
         note=note_of(board, folder, hints),
-        tables={"leaderboard": leaderboard_rows(board), "significance": significance_rows(board)},
+        tables=tables,
         files={path: text.encode() for path, text in texts.items()} | dict(files),
     )
 
@@ -67,47 +84,11 @@ def metrics_of(board: Leaderboard) -> dict[str, float]:
     return metrics
 
 
-def leaderboard_rows(board: Leaderboard) -> list[dict[str, Any]]:
-    """Return the leaderboard as plain numbers; intervals are simultaneous over all rows."""
-    return [
-        {
-            "row": row.label,
-            "confirm": _rounded(row.score),
-            "low": _rounded(row.simultaneous[0]),
-            "high": _rounded(row.simultaneous[1]),
-            "tied": "*" if row.tied else "",
-            **{task: _rounded(value) for task, value in row.tasks.items()},
-            "search": _rounded(row.search_score),
-            "recipe": row.text,
-        }
-        for row in board.rows
-    ]
-
-
-def significance_rows(board: Leaderboard) -> list[dict[str, Any]]:
-    """Return every paired test, in points; intervals and p are of the whole family."""
-    return [
-        {
-            "row": row.label,
-            "against": name,
-            "points": _rounded(100 * test.estimate, 2),
-            "low": _rounded(100 * test.interval[0], 2),
-            "high": _rounded(100 * test.interval[1], 2),
-            "p (Holm)": _rounded(test.p_holm),
-            "p": _rounded(test.p_value),
-            "wins": test.wins,
-            "losses": test.losses,
-            "effect": _rounded(test.effect, 3),
-        }
-        for row in board.rows
-        for name, test in row.against.items()
-    ]
-
-
 def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
     """Return the run's description in Markdown: verdict, first rows, how to repeat it."""
     count = sum(board.items["confirm"].values())
-    head = ["| | confirm | 95 % interval | tied | recipe |", "|---|---|---|---|---|"]
+    table = leaderboard_table(board)
+    rows = [row for row in table.rows if table.value(row, "role") != "expert"][:MAX_ROWS]
     lines = [
         f"**{board.verdict}**",
         *(fact.text for fact in (board.tie_set, board.optimism) if fact is not None),
@@ -115,7 +96,7 @@ def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
             f"{board.candidates} candidates were searched; these rows are scored on {count} items"
             " no proposal has seen:"
         ),
-        "\n".join([*head, *map(_line, _shown(board.rows))]),
+        as_markdown(replace(table, rows=tuple(rows)), NOTE_COLUMNS),
         *hints,
         (
             f"To take the best: `cabs-search export {folder} --to PATH`. To search again:"
@@ -124,20 +105,3 @@ def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
         ),
     ]
     return "\n\n".join(lines)
-
-
-def _shown(rows: Sequence[Row]) -> Sequence[Row]:
-    """Return the first rows, the best found among them."""
-    return [row for row in rows if row.role != "expert"][:MAX_ROWS]
-
-
-def _line(row: Row) -> str:
-    low, high = row.simultaneous
-    # Stays on one line.
-    interval = f"{low:.3f} to {high:.3f}".replace(" ", "\u00a0")
-    tied = "\\*" if row.tied else ""
-    return f"| {row.label} | {row.score:.4f} | {interval} | {tied} | {row.text} |"
-
-
-def _rounded(value: float | None, digits: int = 4) -> float | None:
-    return None if value is None else round(value, digits)

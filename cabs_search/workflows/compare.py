@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cabs_search.common.formats import first_line
 from cabs_search.record.comparison_file import write_comparison
-from cabs_search.record.folder import StudyFolder, only_driver, write_spec
+from cabs_search.record.folder import StudyFolder, StudyId, only_driver, write_spec
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.record.versions_file import record_versions
-from cabs_search.results.comparison import Comparison, read_comparison
+from cabs_search.results.comparison import Comparison
 from cabs_search.results.leaderboard import board_of
+from cabs_search.results.read_comparison import read_comparison
 from cabs_search.results.scores import RecordScores
 from cabs_search.scoring.calibrate import calibrated_methods, check_calibration
 from cabs_search.search.axes import Value, axis_values, experiment_name
-from cabs_search.search.candidates import candidate_of
+from cabs_search.search.candidates import candidate_of, reference_recipes
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
@@ -33,7 +35,7 @@ from cabs_search.workflows.prepare import (
 
 if TYPE_CHECKING:
     from cabs_search.search.studies import Studies
-    from cabs_search.search.study import Study
+    from cabs_search.search.study import IsBusy, Study
 
 
 def compare(
@@ -142,36 +144,37 @@ class _Compared:
         self._failures, self._notes, self._say = dict(failures), notes, say
 
     def studies(self) -> Studies:
-        """Return the rows that can run, for the driver; the first confirms base and experts."""
-        from cabs_search.search.studies import Studies
+        """All rows that can run, as what the driver runs; the first one confirms base and
+        experts.
+        """
+        from cabs_search.search.studies import PlannedStudy, Studies
 
         runnable = [value for value in self._rows if value.label not in self._failures]
-        makers = {
-            v.label: (v.spec.search.trials, self._opener(v, v is runnable[0])) for v in runnable
-        }
-        self._studies = Studies(
-            self._prepared.spec, self._prepared.items, self._outcomes, makers, self._ended
-        )
-        return self._studies
-
-    def _opener(self, value: Value, alone: bool) -> Callable[[], Study]:
-        def make() -> Study:
-            from cabs_search.search.study import Study
-
-            study = Study(
-                value.spec,
-                self._prepared.folder,
-                self._prepared.items,
-                self._outcomes,
-                part=value.label,
-                alone=alone,
-                is_busy=self._studies.is_confirming,
+        planned = {
+            v.label: PlannedStudy(
+                budget=v.spec.search.trials, open=partial(self._open, v, v is runnable[0])
             )
-            self._trackers[value.label].open(self._outcomes, study.id)
-            study.take_up(self._trackers[value.label].candidate)
-            return study
+            for v in runnable
+        }
+        return Studies(
+            self._prepared.spec, self._prepared.items, self._outcomes, planned, self._ended
+        )
 
-        return make
+    def _open(self, value: Value, confirms_references: bool, is_busy: IsBusy) -> Study:
+        from cabs_search.search.study import Study, open_database
+
+        study_id = StudyId(self._outcomes.study_id(), value.label)
+        database = open_database(value.spec, self._prepared.folder, study_id)
+        self._trackers[value.label].open(self._outcomes, study_id)
+        return Study(
+            value.spec,
+            database,
+            self._prepared.items,
+            self._outcomes,
+            on_finished=self._trackers[value.label].candidate,
+            confirms_references=confirms_references,
+            is_busy=is_busy,
+        )
 
     def _ended(self, label: str, study: Study) -> None:
         if study.failure:
@@ -186,7 +189,8 @@ class _Compared:
         self.write()
 
     def _track(self, label: str, study: Study) -> None:
-        scores = RecordScores.read(study.spec, self._outcomes, candidate_of(study.spec))
+        references = reference_recipes(study.spec.experts).values()
+        scores = RecordScores.read(self._outcomes, candidate_of(study.spec), references)
         board = board_of(study.spec, scores)
         best = study.best if study.spec.tracking.model == "always" else None
         results = findings(self._prepared, board, best, {}, row=label)

@@ -12,8 +12,8 @@ from cabs_search.merging.recipe import Recipe
 from cabs_search.record.comparison_file import is_comparison
 from cabs_search.record.folder import StudyFolder
 from cabs_search.record.outcomes import Outcomes, Scored
-from cabs_search.results.comparison import best_of
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
+from cabs_search.results.read_comparison import best_of
 from cabs_search.scoring.calibrate import calibrated
 from cabs_search.search.candidates import ranked
 from cabs_search.serving.export import export
@@ -65,9 +65,9 @@ def _chosen(spec: Spec, study: StudyFolder, trial: str) -> Scored:
         return ranked(searched.values())[0]
     if is_comparison(study.path):
         return searched[best_of(study.path, trial)]
-    from cabs_search.search.storage import recipe_of_trial
+    from cabs_search.search.storage import recipe_key_of_trial
 
-    key = recipe_of_trial(spec, study.path, trial)
+    key = recipe_key_of_trial(study.path, spec.search.storage, spec.name, trial)
     if key not in searched:
         raise ValueError(f"--trial: candidate {trial} has no complete score in {study.path}")
     return searched[key]

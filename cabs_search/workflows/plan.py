@@ -1,4 +1,4 @@
-"""Work out what a search would do and need, without starting it."""
+"""Estimate what a search would do and need, without starting it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.candidates import baselines, methods_of, reference_recipes
+from cabs_search.search.samplers.registry import find_sampler
 from cabs_search.spec.load import load_reachable
 from cabs_search.spec.locations import UnreachableError, cache_folder
 from cabs_search.spec.study import Spec
@@ -59,7 +60,7 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a search would do and need."""
+    """Size and needs of a search."""
 
     spec: dict[str, Any]
     """The resolved spec: every default and location written out, and hub ids that cannot be had
@@ -128,7 +129,7 @@ def _needs_rows(vectors: int, needs: Needs) -> list[tuple[str, str]]:
 
 
 def plan(path: str | Path) -> Plan:
-    """Work out what a search would need; load the models and score a few items, start no worker.
+    """Estimate what a search would need; load the models and score a few items, start no worker.
 
     If the hub does not give what the spec names, the rest is checked all the same, and the plan
     says what was not.
@@ -144,6 +145,7 @@ def plan(path: str | Path) -> Plan:
 
     spec, missing = load_reachable(path)
     check_calibration(spec)
+    find_sampler(spec.search.sampler)
     asked_for = baselines(spec)
     methods = {*itertools.islice(methods_of(spec), MOST_METHODS), *(r.method for r in asked_for)}
     space = size(spec)

@@ -19,6 +19,7 @@ from cabs_search.record.comparison_file import check_folder
 from cabs_search.scoring.calibrate import calibrated, check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.search.candidates import baselines, methods_of
+from cabs_search.search.samplers.registry import find_sampler
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
@@ -89,6 +90,7 @@ def prepare(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: must be a folder")
     check_folder(folder, spec.space, over)
+    find_sampler(spec.search.sampler)
     say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
     family = Family.open(spec.base, spec.experts)
     check_heads(spec.heads, family)

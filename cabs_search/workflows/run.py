@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.folder import StudyFolder, only_driver, write_spec
+from cabs_search.record.folder import StudyFolder, StudyId, only_driver, write_spec
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.record.versions_file import record_versions
 from cabs_search.results.leaderboard import Leaderboard, board_of
@@ -17,10 +16,7 @@ from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tracking.background import BackgroundTracker, Say
 from cabs_search.workflows.findings import findings, study_files
-from cabs_search.workflows.prepare import Prepared, prepare, prune_calibrated, to_stderr
-
-if TYPE_CHECKING:
-    from cabs_search.search.study import Study
+from cabs_search.workflows.prepare import prepare, prune_calibrated, to_stderr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +58,13 @@ def run(
     spec, folder = prepared.spec, prepared.folder
     with only_driver(folder) as is_new, BackgroundTracker(folder, tracking_uri, say) as book:
         from cabs_search.cluster.driver import search
+        from cabs_search.search.study import Study, open_database
 
         try:
-            study = _open_study(prepared)
+            outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
+            outcomes.bind(spec, prepared.items, prepared.weights)
+            database = open_database(spec, folder, StudyId(outcomes.study_id()))
+            write_spec(spec, folder)
             calibrated = prune_calibrated(prepared, [spec], say)
         except ValueError:
             if is_new:  # refused before anything was done
@@ -72,8 +72,8 @@ def run(
             raise
         record_versions(folder)
         tracked = book.study(spec)
-        tracked.open(study.outcomes, study.id)
-        study.take_up(tracked.candidate)
+        tracked.open(outcomes, database.id)
+        study = Study(spec, database, prepared.items, outcomes, on_finished=tracked.candidate)
         say(f"starting workers; the study is kept in {folder}")
         try:
             search(
@@ -83,7 +83,7 @@ def run(
                 calibrations=calibrated.files,
                 address=address,
             )
-            scores = RecordScores.read(spec, study.outcomes)
+            scores = RecordScores.read(outcomes)
             board = board_of(spec, scores)
             files = study_files(board, folder, say)
             tracked.end(scores.confirmed, *findings(prepared, board, study.best, files))
@@ -104,15 +104,3 @@ def run(
         scored_items=study.scored_items,
         tracking_uri=book.uri,
     )
-
-
-def _open_study(prepared: Prepared) -> Study:
-    """Open the record and the search, check that they are of this spec, and write the spec."""
-    from cabs_search.search.study import Study
-
-    spec, folder, items = prepared.spec, prepared.folder, prepared.items
-    outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
-    outcomes.bind(spec, items, prepared.weights)
-    study = Study(spec, folder, items, outcomes)
-    write_spec(spec, folder)
-    return study

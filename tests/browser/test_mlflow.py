@@ -39,7 +39,8 @@ DRAWN = """() => {
             const marks = plot.querySelectorAll('.points path, .bars path, .lines path').length;
             const size = trace => Math.min((trace.x || []).length, (trace.y || []).length);
             const layers = Object.fromEntries(plot.data.map(trace => [trace.type, size(trace)]));
-            return {marks, layers, heat: plot.querySelectorAll('.contour image, .contourlayer path').length};
+            const heat = plot.querySelectorAll('.contour image, .contourlayer path').length;
+            return {marks, layers, heat};
         }
         const canvas = card.querySelector('.parcoords canvas.foreground');
         if (!canvas) return {marks: 0};

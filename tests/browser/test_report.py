@@ -1,4 +1,4 @@
-"""report.html in Chromium, from the file itself: at a desk and on a phone, light and dark."""
+"""Tests of report.html in Chromium, opened as a file: desktop and phone, light and dark."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from cabs_search.record.folder import StudyFolder
 from cabs_search.reporting.charts.theme import SCHEMES
-from cabs_search.reporting.html.page import PAGE_FILE, write_page
+from cabs_search.reporting.html.page import write_page
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
 from tests.reporting.test_html import EVIL, board, compared
 
@@ -21,7 +22,7 @@ TOOLTIP = "#vg-tooltip-element.visible"
 
 @pytest.fixture(scope="module")
 def finished(study: Path) -> Leaderboard:
-    """The study's leaderboard, its page written."""
+    """Return the study's leaderboard, its page written."""
     found = read_leaderboard(study)
     write_page(found, study)
     return found
@@ -29,8 +30,8 @@ def finished(study: Path) -> Leaderboard:
 
 @pytest.fixture
 def opened(browser: Any) -> Callable[..., Any]:
-    """Opens a file with no network; what the page asked for and complained of is seen to be nothing
-    at the end.
+    """Return a context that opens a file without a network, and checks at the end that the page
+    neither requested nor reported anything.
     """
 
     @contextmanager
@@ -74,7 +75,7 @@ def opened(browser: Any) -> Callable[..., Any]:
 def test_report_is_drawn(
     study: Path, finished: Leaderboard, opened: Any, screenshots: Path, size: str, scheme: str
 ) -> None:
-    with opened(study / PAGE_FILE, size, scheme) as tab:
+    with opened(StudyFolder(study).page, size, scheme) as tab:
         tab.screenshot(path=screenshots / f"report-{size}-{scheme}.png", full_page=True)
         assert tab.inner_text("h1") == finished.verdict
         drawn = tab.eval_on_selector_all(
@@ -102,7 +103,7 @@ def _rgb(colour: str) -> str:
 def test_a_mark_tells_its_numbers(
     study: Path, finished: Leaderboard, opened: Any, screenshots: Path, size: str
 ) -> None:
-    with opened(study / PAGE_FILE, size, "light") as tab:
+    with opened(StudyFolder(study).page, size, "light") as tab:
         best = max(finished.rows, key=lambda row: row.score)
         mark = tab.locator(
             "#leaderboard .chart svg .mark-symbol.role-mark path"
@@ -135,7 +136,7 @@ def _point(tab: Any, mark: Any, size: str) -> None:
 
 
 def test_charts_follow_the_scheme(study: Path, finished: Leaderboard, opened: Any) -> None:
-    with opened(study / PAGE_FILE, "desktop", "light") as tab:
+    with opened(StudyFolder(study).page, "desktop", "light") as tab:
         tab.emulate_media(color_scheme="dark")
         tab.wait_for_selector("html[data-drawn=dark]", state="attached")
         dark, light = (SCHEMES[scheme]["accent"] for scheme in ("dark", "light"))

@@ -1,6 +1,4 @@
-"""The command line: quick help, every command documented, and one line with exit 2 for wrong
-input.
-"""
+"""The command line: quick help, documented commands, one line with exit 2 for wrong input."""
 
 from __future__ import annotations
 
@@ -48,9 +46,9 @@ finally:
 
 def test_every_command_and_option_is_documented() -> None:
     text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "commands.md").read_text()
-    for name, parser in commands().items():
+    for name, command in commands().items():
         assert f"`{name}" in text or f"cabs-search {name}" in text, f"{name} is in no page"
-        for action in parser._actions:
+        for action in command._actions:
             for option in action.option_strings:
                 if option not in ("-h", "--help"):
                     assert option in text, f"{name} {option} is in no page"

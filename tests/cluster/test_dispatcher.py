@@ -1,27 +1,27 @@
-"""The desk between a study and its workers, without Ray: who gets what when, and what is lost when
-somebody dies.
-"""
+"""Dispatcher without Ray: who gets which job when, and what is lost when somebody dies."""
 
 from __future__ import annotations
 
 import gc
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cabs_search.cluster.dispatcher import AHEAD_SHARE, STEP_SECONDS, Batch, Dispatcher, Part
+from cabs_search.cluster.dispatcher import AHEAD_SHARE, STEP_SECONDS, Batch, Dispatcher, Report
 from cabs_search.cluster.driver import stop_ray
 from cabs_search.kinds.base import Outcome
+from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.axes import axis_values
 from cabs_search.search.candidates import candidate_of
-from cabs_search.search.jobs import BlockResult, Finished, Job
-from cabs_search.search.studies import Studies
-from cabs_search.search.study import Study
+from cabs_search.search.jobs import BlockResult, Finished, Job, JobSource
+from cabs_search.search.studies import PlannedStudy, Studies
+from cabs_search.search.study import IsBusy, Study, open_database
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
@@ -31,38 +31,48 @@ Fed = deque[tuple[str, Job, int]]
 
 
 class Floor:
-    """Workers that score by a formula, each block in ``seconds`` of a clock that is not the
-    wall's.
-    """
+    """Workers that score by a formula, each block in ``seconds`` of a simulated clock."""
 
     def __init__(
         self, folder: Path, items: Any, specs: list[Spec], workers: int = 2, seconds: float = 0.01
     ) -> None:
-        self.items, self.seconds = items, seconds
+        self.items, self.specs, self.seconds = items, specs, seconds
         self.outcomes = Outcomes(folder / "outcomes", specs[0].tasks)
         self.outcomes.bind(specs[0], items, {"base": "b"})
         self.finished: list[Finished] = []
         self.failing: set[str] = set()
-        self.study: Study | Studies
+        self.study: JobSource
         if len(specs) == 1:
             self.study = self.open(specs[0], folder, "")
         else:
-            makers = {
-                s.name: (s.search.trials, lambda s=s: self.open(s, folder, s.name)) for s in specs
+            planned = {
+                s.name: PlannedStudy(
+                    budget=s.search.trials, open=partial(self.open, s, folder, s.name)
+                )
+                for s in specs
             }
-            self.study = Studies(specs[0], items, self.outcomes, makers, lambda *_: None)
-        self.desk = Dispatcher(self.study, workers)
+            self.study = Studies(specs[0], items, self.outcomes, planned, lambda *_: None)
+        self.dispatcher = Dispatcher(self.study, workers)
         self.todo: dict[str, Fed] = {}
         self.sent: list[tuple[str, Batch]] = []
         self.scored: list[tuple[str, str, int]] = []
         for i in range(workers):
             self.join(f"worker {i}")
 
-    def open(self, spec: Spec, folder: Path, part: str) -> Study:
-        busy = getattr(getattr(self, "study", None), "is_confirming", lambda _: False)
-        study = Study(spec, folder, self.items, self.outcomes, part=part, is_busy=busy)
-        study.take_up(self.finished.append)
-        return study
+    def open(
+        self, spec: Spec, folder: Path, value: str, is_busy: IsBusy = lambda _: False
+    ) -> Study:
+        database = open_database(spec, folder, StudyId(self.outcomes.study_id(), value))
+        return Study(
+            spec,
+            database,
+            self.items,
+            self.outcomes,
+            on_finished=self.finished.append,
+            # as in a comparison, where the first study alone confirms them
+            confirms_references=spec is self.specs[0],
+            is_busy=is_busy,
+        )
 
     def join(self, worker: str) -> None:
         self.todo[worker] = deque()
@@ -73,24 +83,24 @@ class Floor:
                 (job_id, job, block) for job_id, job in batch.items() for block in job.todo
             ]
 
-        self.desk.join(worker, send)
+        self.dispatcher.add_worker(worker, send)
 
-    def step(self, worker: str) -> list[Part]:
-        """What a worker does before it reports."""
-        todo, parts, seconds = self.todo[worker], [], 0.0
+    def step(self, worker: str) -> list[Report]:
+        """Work as a worker does between two reports."""
+        todo, reports, seconds = self.todo[worker], [], 0.0
         while todo and seconds < STEP_SECONDS:
             job_id, job, block = todo.popleft()
             if job.recipe.key in self.failing:
-                parts.append(
-                    Part(job_id=job_id, error="ValueError: the loss on mood is not finite")
+                reports.append(
+                    Report(job_id=job_id, error="ValueError: the loss on mood is not finite")
                 )
                 while todo and todo[0][0] == job_id:
                     todo.popleft()
                 continue
             self.scored.append((job.recipe.key, job.split, block))
-            parts.append(Part(job_id=job_id, result=self.result(job, block)))
+            reports.append(Report(job_id=job_id, result=self.result(job, block)))
             seconds += self.seconds
-        return parts
+        return reports
 
     def result(self, job: Job, block: int) -> BlockResult:
         quality = 1 - min(1.0, sum(abs(v - 0.8) for v in job.recipe.lambda_by_name.values()) / 3)
@@ -106,12 +116,12 @@ class Floor:
         )
 
     def run(self, steps: int = 10**6) -> None:
-        """All workers by turns, until the desk has no more or so many steps are done."""
-        self.desk.rest()
-        while not self.desk.finished and steps:
+        """Let all workers work by turns until the search is over, or for so many steps."""
+        self.dispatcher.flush_and_dispatch()
+        while not self.dispatcher.is_finished and steps:
             for worker in list(self.todo):
-                self.desk.take(worker, self.step(worker))
-                self.desk.rest()
+                self.dispatcher.receive(worker, self.step(worker))
+                self.dispatcher.flush_and_dispatch()
             steps -= 1
 
 
@@ -138,7 +148,8 @@ def test_small_candidates_go_out_together_and_the_budget_is_met(
 ) -> None:
     floor = Floor(tmp_path, items, [spec])
     floor.run()
-    assert floor.study.complete
+    assert floor.study.is_finished
+    assert floor.study.failure is None
     assert len(floor.outcomes.scored("search")) == 60
     assert len(floor.scored) == len(set(floor.scored)), "something was scored twice"
     most = int(60 * AHEAD_SHARE) // 2
@@ -151,11 +162,11 @@ def test_large_candidates_go_out_alone_and_before_a_worker_has_run_dry(
     spec: Spec, items: Any, tmp_path: Path
 ) -> None:
     floor = Floor(tmp_path, items, [spec], seconds=2.0)
-    floor.desk.rest()
+    floor.dispatcher.flush_and_dispatch()
     for _ in range(10):
         for worker in floor.todo:
-            floor.desk.take(worker, floor.step(worker))
-            floor.desk.rest()
+            floor.dispatcher.receive(worker, floor.step(worker))
+            floor.dispatcher.flush_and_dispatch()
             blocks = floor.todo[worker]
             assert blocks, "a worker waits"
             assert len({job_id for job_id, _, _ in blocks}) <= 2
@@ -180,13 +191,17 @@ def test_a_candidate_of_a_batch_fails_alone(spec: Spec, items: Any, tmp_path: Pa
 def test_a_driver_killed_in_the_middle_of_batches(
     spec: Spec, items: Any, tmp_path: Path, unwritten: bool
 ) -> None:
-    """What was written is not scored again, and of what was not written only that."""
+    """Recorded blocks are not scored again; unrecorded ones are, and no others."""
     floor = Floor(tmp_path, items, [spec])
     floor.run(steps=3)
-    parts = floor.step("worker 0")[:4] if unwritten else []
-    lost = {(job.recipe.key, job.split, p.result.block) for p in parts if p.result for _, b in floor.sent
-            for job_id, job in b.items() if job_id == p.job_id}  # fmt: skip
-    floor.desk.take("worker 0", parts)
+    reports = floor.step("worker 0")[:4] if unwritten else []
+    jobs = {job_id: job for _, batch in floor.sent for job_id, job in batch.items()}
+    lost = {
+        (jobs[r.job_id].recipe.key, jobs[r.job_id].split, r.result.block)
+        for r in reports
+        if r.result
+    }
+    floor.dispatcher.receive("worker 0", reports)
     written = {
         key
         for key in floor.scored
@@ -213,18 +228,18 @@ def test_a_candidate_that_kills_workers_takes_no_other_with_it(
     floor = Floor(tmp_path, items, [spec])
     floor.run(steps=2)
     poison = next(job for job_id, job, _ in floor.todo["worker 1"]).recipe.key
-    floor.desk.rest()
+    floor.dispatcher.flush_and_dispatch()
     born = 2
-    while not floor.desk.finished:
+    while not floor.dispatcher.is_finished:
         for worker in list(floor.todo):
             if any(job.recipe.key == poison for _, job, _ in floor.todo[worker]):
                 del floor.todo[worker]
-                floor.desk.died(worker)
+                floor.dispatcher.worker_died(worker)
                 floor.join(f"worker {born}")
                 born += 1
             else:
-                floor.desk.take(worker, floor.step(worker))
-            floor.desk.rest()
+                floor.dispatcher.receive(worker, floor.step(worker))
+            floor.dispatcher.flush_and_dispatch()
     failed = [(f.recipe.key, f.error) for f in floor.finished if f.state == "failed"]
     assert failed == [(poison, "its worker died 4 times")]
     assert len(floor.outcomes.scored("search")) == 59
@@ -236,7 +251,8 @@ def test_studies_share_workers(pico: Path, items: Any, tmp_path: Path) -> None:
     rows = [value for value in values if value.same_as is None]
     floor = Floor(tmp_path, items, [row.spec for row in rows])
     floor.run()
-    assert floor.study.complete
+    assert floor.study.is_finished
+    assert floor.study.failure is None
     assert floor.study.done == 20 * len(rows)
     assert len(floor.scored) == len(set(floor.scored))
     for row in rows:
@@ -245,11 +261,11 @@ def test_studies_share_workers(pico: Path, items: Any, tmp_path: Path) -> None:
 
 def test_a_search_that_fails_gives_nothing_more(spec: Spec, items: Any, tmp_path: Path) -> None:
     floor = Floor(tmp_path, items, [spec])
-    floor.desk.rest()
-    floor.desk.stop("a worker could not start: OutOfMemoryError: no room")
+    floor.dispatcher.flush_and_dispatch()
+    floor.dispatcher.stop("a worker could not start: OutOfMemoryError: no room")
     sent = len(floor.sent)
-    floor.desk.rest()
-    assert floor.desk.finished
+    floor.dispatcher.flush_and_dispatch()
+    assert floor.dispatcher.is_finished
     assert len(floor.sent) == sent
     again = Floor(tmp_path, items, [spec])
     again.run(steps=1)
@@ -257,16 +273,16 @@ def test_a_search_that_fails_gives_nothing_more(spec: Spec, items: Any, tmp_path
 
 
 def test_workers_that_never_start_end_the_search(spec: Spec, items: Any, tmp_path: Path) -> None:
-    desk = Dispatcher(Floor(tmp_path, items, [spec]).study, 1)
+    dispatcher = Dispatcher(Floor(tmp_path, items, [spec]).study, 1)
     for i in range(4):
-        assert not desk.finished
-        desk.died(f"worker {i}")
-        desk.rest()
-    assert desk.finished
+        assert not dispatcher.is_finished
+        dispatcher.worker_died(f"worker {i}")
+        dispatcher.flush_and_dispatch()
+    assert dispatcher.is_finished
 
 
 def test_a_failed_study_leaves_its_rows_to_another(spec: Spec, items: Any, tmp_path: Path) -> None:
-    """A row to confirm whose worker died just before its study failed is not waited for."""
+    """Another study confirms a row whose worker died just before its own study failed."""
     specs = [
         replace(spec, name=name, search=replace(spec.search, trials=1)) for name in ("one", "two")
     ]
@@ -275,23 +291,18 @@ def test_a_failed_study_leaves_its_rows_to_another(spec: Spec, items: Any, tmp_p
     jobs = [study.next_job(str(i)) for i in range(2)]
     assert isinstance(jobs[1], Job)
     assert jobs[1].split == "confirm"
-    study.died("1")
+    study.job_lost("1")
     assert study.is_confirming(jobs[1].recipe)
-    study._study(
-        "two"
-    ).singles.clear()  # as in a comparison, where the first study alone confirms them
-    study._studies["one"].stop("for a test")
+    study._opened["one"].stop("for a test")
     given = [study.next_job(str(i)) for i in range(2, 12)]
-    assert not study._studies["one"].is_confirming(jobs[1].recipe)
+    assert not study._opened["one"].is_confirming(jobs[1].recipe)
     assert jobs[1].recipe.key in [
         job.recipe.key for job in given if isinstance(job, Job) and job.split == "confirm"
     ]
 
 
 def test_no_thread_collects_garbage_while_ray_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray ends the whole process where a reference of its own is freed in the middle of its
-    shutdown.
-    """
+    """Ray ends the process if one of its references is freed during shutdown."""
     seen = []
     monkeypatch.setattr("ray.shutdown", lambda: seen.append(gc.isenabled()))
     stop_ray()

@@ -1,6 +1,4 @@
-"""Nothing of a search has seen the confirm items: with all of their labels wrong, every bit of it
-is the same.
-"""
+"""Searches do not see confirm items: with all their labels wrong, every bit stays the same."""
 
 from __future__ import annotations
 
@@ -16,17 +14,17 @@ import pytest
 
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
+from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.scoring.workbench import Workbench
-from cabs_search.search.jobs import BlockResult, Job
-from cabs_search.search.study import Study
+from cabs_search.search.jobs import BlockResult
+from cabs_search.search.study import Study, open_database
 from cabs_search.spec.load import parse
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
 from cabs_search.workflows.run import run
 from tests.conftest import pico_values
-from tests.support.records import record_of
 
 AllItems = Mapping[Any, Mapping[str, Any]]
 CLASSES = {"mood": 2, "animal": 3, "pair": 2}
@@ -44,7 +42,7 @@ def make_spec(pico: Path, sampler: str) -> Spec:
 
 
 def poisoned(items: AllItems) -> AllItems:
-    """The same items, but every label of the confirm split is another one."""
+    """Return the same items, every label of the confirm split replaced by another one."""
     confirm = {
         task: replace(
             of, rows=tuple(replace(row, label=(row.label + 1) % CLASSES[task]) for row in of.rows)
@@ -55,9 +53,7 @@ def poisoned(items: AllItems) -> AllItems:
 
 
 def search_of(folder: Path) -> dict[str, Any]:
-    """Every bit that a search leaves: proposals in order, values, scores, losses, predictions, and
-    what it confirms.
-    """
+    """Read all that a search leaves: proposals, values, outcomes, rows it confirms, in order."""
     with closing(sqlite3.connect(folder / "outcomes" / "outcomes.sqlite")) as db:
         columns = "recipe, block, task, scores, losses, predictions"
         blocks = db.execute(
@@ -83,17 +79,19 @@ def search_of(folder: Path) -> dict[str, Any]:
 
 
 def confirm_scores(folder: Path, spec: Spec) -> list[float]:
-    return [scored.score for scored in record_of(folder).scored("confirm").values()]
+    return [
+        scored.score
+        for scored in Outcomes(folder / "outcomes", spec.tasks).scored("confirm").values()
+    ]
 
 
 def run_in_turn(spec: Spec, folder: Path, items: AllItems) -> None:
-    """A whole study in this process, one block after another: what it proposes depends on no
-    clock.
-    """
+    """Run a study in this process, block by block, so that proposals depend on no clock."""
     outcomes = Outcomes(folder / "outcomes", spec.tasks)
     outcomes.bind(spec, items, {"base": "b"})
+    database = open_database(spec, folder, StudyId(outcomes.study_id()))
     study, bench = (
-        Study(spec, folder, items, outcomes),
+        Study(spec, database, items, outcomes),
         Workbench(
             Family.open(spec.base, spec.experts),
             spec.tasks,
@@ -101,9 +99,8 @@ def run_in_turn(spec: Spec, folder: Path, items: AllItems) -> None:
             device=spec.device,
         ),
     )
-    study.take_up()
     count = 0
-    while isinstance(job := study.next_job(str(count)), Job):
+    while job := study.next_job(str(count)):
         bench.materialize(job.recipe)
         for block in job.todo:
             scored = bench.score(items[job.split], study.blocks[job.split][block])
@@ -113,7 +110,8 @@ def run_in_turn(spec: Spec, folder: Path, items: AllItems) -> None:
             study.record([(str(count), found)])
         study.finish(str(count))
         count += 1
-    assert study.complete
+    assert study.is_finished
+    assert study.failure is None
 
 
 def test_a_search_is_the_same_with_poisoned_confirm_items(pico: Path, tmp_path: Path) -> None:
@@ -129,7 +127,7 @@ def test_a_search_is_the_same_with_poisoned_confirm_items(pico: Path, tmp_path: 
 
 
 def test_a_poisoned_search_item_is_noticed(pico: Path, tmp_path: Path) -> None:
-    """The comparison above can fail: one wrong label in the search split shows."""
+    """One wrong label in the search split shows: the comparison above can fail."""
     spec = make_spec(pico, "tpe")
     items = load_study_items(spec)
     mood = items["search"]["mood"]
@@ -143,7 +141,7 @@ def test_a_poisoned_search_item_is_noticed(pico: Path, tmp_path: Path) -> None:
 def test_a_search_by_workers_is_the_same_with_poisoned_confirm_items(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By Ray, with proposals that do not depend on what ended first."""
+    """The same by Ray, with proposals that do not depend on which candidate ended first."""
     spec = make_spec(pico, "random")
     found = []
     for name, change in (("clean", lambda items: items), ("poisoned", poisoned)):

@@ -1,4 +1,4 @@
-"""A search on a Ray cluster that already runs: by --address, and as a Ray job by jobs/launch.py."""
+"""Searches on a running Ray cluster: by --address, and as a Ray job by jobs/launch.py."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A head node on loopback, as ``ray start --head`` makes it."""
+    """Head node on loopback, as ``ray start --head`` makes it."""
     port, dashboard = free_port(), free_port()
     temp = tmp_path_factory.mktemp("ray")
     env = os.environ | {
@@ -42,11 +42,17 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     }
     with (temp / "log").open("w") as log:
         process = subprocess.Popen(
-            ["ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2",
-             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-             f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"],
-            env=env, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+            [
+                *("ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
+                *(f"--port={port}", "--node-ip-address=127.0.0.1"),
+                *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+                f"--dashboard-agent-listen-port={free_port()}",
+            ],
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         deadline = time.monotonic() + 120
         while True:
@@ -73,17 +79,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 def test_a_search_joins_a_running_cluster(head: dict[str, str], pico: Path, tmp_path: Path) -> None:
     spec = write_spec(tmp_path / "pico.yaml", pico_values(pico, trials=4))
-    command = [
-        sys.executable,
-        "-m",
-        "cabs_search.cli",
-        "run",
-        str(spec),
-        "--output",
-        str(tmp_path / "out"),
-    ]
+    command = [sys.executable, "-m", "cabs_search.cli", "run", str(spec)]
+    command += ["--output", str(tmp_path / "out"), "--address", head["GCS"]]
     found = subprocess.run(
-        [*command, "--address", head["GCS"]],
+        command,
         env=head,
         capture_output=True,
         text=True,
@@ -95,15 +94,10 @@ def test_a_search_joins_a_running_cluster(head: dict[str, str], pico: Path, tmp_
 
 
 def launch(head: dict[str, str], spec: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        str(ROOT / "jobs" / "launch.py"),
-        str(spec),
-        "--address",
-        head["DASHBOARD"],
-    ]
+    command = [sys.executable, str(ROOT / "jobs" / "launch.py"), str(spec)]
+    command += ["--address", head["DASHBOARD"], "--output", str(output)]
     return subprocess.run(
-        [*command, "--output", str(output)],
+        command,
         env=head,
         capture_output=True,
         text=True,

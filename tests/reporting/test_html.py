@@ -1,6 +1,4 @@
-"""report.html: what it says is the leaderboard's, whatever the names in it, and it needs nothing
-but itself.
-"""
+"""Tests of report.html: its numbers are the leaderboard's, any name is safe, it fetches nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +17,10 @@ import yaml
 from cabs_search.common.redact import without_password
 from cabs_search.record.versions_file import record_versions
 from cabs_search.reporting.charts import comparison as comparison_charts
+from cabs_search.reporting.charts import search as search_charts
 from cabs_search.reporting.charts import study as charts
+from cabs_search.reporting.charts.rows import TIED
+from cabs_search.reporting.charts.tasks import OWN_EXPERT, trade_offs
 from cabs_search.reporting.charts.theme import VERSION, as_png
 from cabs_search.reporting.html.comparison import comparison_page
 from cabs_search.reporting.html.layout import Page, render
@@ -28,11 +29,14 @@ from cabs_search.reporting.html.parts import facts_of
 from cabs_search.reporting.html.study import study_page
 from cabs_search.results.as_reported import Reported
 from cabs_search.results.comparison import Comparison, ValueRow
-from cabs_search.results.leaderboard import BASELINE, FOUND, Leaderboard, Row, Tried
+from cabs_search.results.leaderboard import Leaderboard
+from cabs_search.results.matrix import Matrix
 from cabs_search.results.optimism import Optimism
-from cabs_search.results.panel import Contrast, Matrix
+from cabs_search.results.panel import Contrast
+from cabs_search.results.rows import BASELINE, FOUND, Row
 from cabs_search.results.spent import Cost
 from cabs_search.results.tie_set import TieSet
+from cabs_search.results.tried import Tried
 
 PLAIN = ("mood", "animal")
 EVIL = (
@@ -107,7 +111,7 @@ def tried(place: int, score: float, names: Sequence[str], shared: float | None) 
 
 
 def board(names: Sequence[str] = PLAIN, **changes: Any) -> Leaderboard:
-    """A finished study's."""
+    """Return the leaderboard of a finished study."""
     rows = (
         row("base", "base", 0.6123, names),
         *(row(f"expert {name}", "expert", 0.6456, names) for name in names),
@@ -182,11 +186,21 @@ def board(names: Sequence[str] = PLAIN, **changes: Any) -> Leaderboard:
     return Leaderboard(**values | changes)
 
 
+def value_row(*values: str, row: Row | None, failure: str | None = None) -> ValueRow:
+    return ValueRow(
+        label=" ".join(values),
+        values=values,
+        row=row,
+        shared=None,
+        candidates=4,
+        failure=failure,
+    )
+
+
 def compared(names: Sequence[str] = PLAIN, **changes: Any) -> Comparison:
-    """A finished comparison's, of which one row failed."""
+    """Return a finished comparison of which one row failed."""
     made = board(names)
     named = {each.label: each for each in made.rows}
-    line = {"shared": None, "candidates": 4, "failure": None}
     values: dict[str, Any] = {
         "name": made.name,
         "over": ("order",),
@@ -194,11 +208,9 @@ def compared(names: Sequence[str] = PLAIN, **changes: Any) -> Comparison:
         "alone": made.rows[:4],
         "reference": named["best shared-λ cabs"],
         "lines": (
-            ValueRow(label=">".join(names), row=named["best found"], **line),
-            ValueRow(label=">".join(names[::-1]), row=named["found #2"], **line),
-            ValueRow(
-                label="broken", row=None, **line | {"failure": f"no such thing as {names[0]}"}
-            ),
+            value_row(">".join(names), row=named["best found"]),
+            value_row(">".join(names[::-1]), row=named["found #2"]),
+            value_row("broken", row=None, failure=f"no such thing as {names[0]}"),
         ),
         "notes": ("a note",),
         "matrix": Matrix(
@@ -216,7 +228,7 @@ def compared(names: Sequence[str] = PLAIN, **changes: Any) -> Comparison:
 
 
 class Reader(HTMLParser):
-    """What a browser would make of a page."""
+    """Reader of a page as a browser sees it: tags, scripts, cells, text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -254,7 +266,7 @@ class Reader(HTMLParser):
                 self.cells[-1][-1] += data.strip()
 
     def specs(self) -> list[dict[str, Any]]:
-        """The charts' specs."""
+        """Return the charts' specs."""
         found = [
             json.loads("".join(parts)) for kind, parts in self.scripts if kind == "application/json"
         ]
@@ -346,19 +358,19 @@ def test_charts_hold_the_leaderboards_numbers() -> None:
     assert {label: value["score"] for label, value in drawn.items()} == {
         r.label: r.score for r in made.rows
     }
-    assert {label for label, value in drawn.items() if value["tie"] == charts.TIED} == {
+    assert {label for label, value in drawn.items() if value["tie"] == TIED} == {
         "best found",
         "best shared-λ cabs",
     }
-    trade = charts.trade_offs(made)
+    trade = trade_offs(made)
     assert trade is not None
     gains = {(v["label"], v["task"]): v["points"] for v in trade["data"]["values"]}
     assert gains["found #2", "mood"] == "−5.3"
-    assert gains[charts.OWN, "animal"] == "+9.7"
-    spent = charts.progress(made)
+    assert gains[OWN_EXPERT, "animal"] == "+9.7"
+    spent = search_charts.progress(made.tried)
     assert spent is not None
     assert [v["best"] for v in spent["data"]["values"]] == [each.score for each in made.tried]
-    assert len(charts.each_lambda(made)) == len(PLAIN)
+    assert len(search_charts.each_lambda(made.tried)) == len(PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -429,7 +441,7 @@ def test_a_long_search_stays_a_small_file(folder: Path) -> None:
         names, tried=tuple(replace(each, text=f"{each.order} {each.lambdas}") for each in known)
     )
     assert write_page(long, folder).stat().st_size < LARGEST
-    spent = charts.progress(long)
+    spent = search_charts.progress(long.tried)
     assert spent is not None
     best = {value["items"]: value["best"] for value in spent["data"]["values"]}
     so_far = 0.0
@@ -437,8 +449,8 @@ def test_a_long_search_stays_a_small_file(folder: Path) -> None:
         so_far = max(so_far, each.score)
         assert best.get(each.items, so_far) == so_far
     assert max(each.score for each in known) in best.values()
-    assert {each.score for each in charts.drawn(known)} >= set(
-        sorted(each.score for each in known)[-charts.MOST // 2 :]
+    assert {each.score for each in search_charts.drawn(known)} >= set(
+        sorted(each.score for each in known)[-search_charts.MAX_DRAWN // 2 :]
     )
 
 
@@ -446,8 +458,7 @@ def test_two_axes_stand_one_down_and_one_across() -> None:
     labels = ("cabs 2:8", "dare 2:8", "cabs 8:32", "dare 8:32")
     rows = [row(label, "candidate", 0.80 + 0.01 * place) for place, label in enumerate(labels)]
     lines = tuple(
-        ValueRow(label=label, row=one, shared=None, candidates=1, failure=None)
-        for label, one in zip(labels, rows, strict=True)
+        value_row(*label.split(), row=one) for label, one in zip(labels, rows, strict=True)
     )
     drawn = comparison_charts.crossed(
         compared(over=("method", "nm"), lines=lines, reference=rows[0])
@@ -467,7 +478,7 @@ def test_two_axes_stand_one_down_and_one_across() -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_charts_become_pictures(scheme: str) -> None:
-    for specs in ([charts.intervals(board())], charts.each_lambda(board())):
+    for specs in ([charts.intervals(board())], search_charts.each_lambda(board().tried)):
         picture = as_png(*specs, scheme=scheme, scale=1)
         assert picture.startswith(b"\x89PNG")
         assert len(picture) > 5000

@@ -1,6 +1,4 @@
-"""Candidates side by side: metrics on bootstrap samples against the metrics themselves, contrasts
-against scipy.
-"""
+"""Tests of panels: metrics on bootstrap samples against the metrics, contrasts against scipy."""
 
 from __future__ import annotations
 
@@ -12,7 +10,8 @@ from scipy import stats
 
 from cabs_search.kinds.base import Outcome
 from cabs_search.results.as_reported import as_reported
-from cabs_search.results.panel import ItemScores, Panel, matrix
+from cabs_search.results.matrix import matrix
+from cabs_search.results.panel import ItemScores, Panel
 from cabs_search.results.tie_set import tie_set
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
@@ -96,7 +95,7 @@ def test_an_undefined_metric_is_0_on_samples_too() -> None:
 def make_panel(
     count: int = 4, *, metric_name: str = "accuracy", together: int = 1
 ) -> tuple[Panel, dict[str, np.ndarray[Any, Any]]]:
-    """Candidates c0, c1, ... on two tasks of 60 and 120 items, worse the higher their number."""
+    """Make candidates c0, c1, ... on tasks of 60 and 120 items, each worse than the one before."""
     draw = np.random.default_rng(5)
     names = {"large": 2 * ITEMS, "small": ITEMS}
     tasks = {name: {"dataset": {"json": "x"}, "text": "t", "metric": metric_name} for name in names}
@@ -118,7 +117,7 @@ def make_panel(
         found[f"c{place}"] = ItemScores(tasks=outcomes, scores=scores)
         right[f"c{place}"] = np.concatenate([1.0 - wrong[name] for name in names])
     clusters = {name: np.arange(size) // together for name, size in names.items()}
-    return Panel(spec, found, labels, clusters, replicates=2000), right
+    return Panel(spec.tasks, spec.seed, found, labels, clusters, replicates=2000), right
 
 
 def test_a_contrast_is_the_mean_of_the_tasks_differences() -> None:
@@ -148,7 +147,7 @@ def test_a_family_of_contrasts_is_adjusted() -> None:
 
 
 def test_items_of_one_group_say_less() -> None:
-    """Groups of thirty items, six in all: few degrees of freedom, and few ways to flip."""
+    """Six groups of thirty items: few degrees of freedom, and few ways to flip."""
     alone, together = make_panel()[0], make_panel(together=30)[0]
     (one,), (grouped,) = (panel.contrasts([("c3", "c0")]) for panel in (alone, together))
     assert grouped.estimate == one.estimate

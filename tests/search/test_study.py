@@ -1,6 +1,4 @@
-"""What a search does next, without Ray: budgets, duplicates, crashes, failures. Scores are a
-function of λ.
-"""
+"""Search without Ray: budgets, duplicates, crashes, failures. Scores are a function of λ."""
 
 from __future__ import annotations
 
@@ -16,12 +14,14 @@ from optuna.trial import TrialState
 
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
+from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search import space
 from cabs_search.search.candidates import baselines, ranked, reference_recipes
+from cabs_search.search.confirm import rows_to_confirm
 from cabs_search.search.jobs import BlockResult, Finished, Job
-from cabs_search.search.study import Study
+from cabs_search.search.study import Study, open_database
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
@@ -29,9 +29,7 @@ from tests.conftest import pico_values
 
 
 class Bench:
-    """Runs a study's jobs as a driver would, scoring by a formula, and can stop at any block as a
-    kill would.
-    """
+    """A driver that scores by a formula and can stop at any block as a kill would."""
 
     def __init__(self, spec: Spec, folder: Path, items: Any) -> None:
         self.spec, self.folder, self.items = spec, folder, items
@@ -39,8 +37,8 @@ class Bench:
         self.outcomes.bind(spec, items, {"base": "b"})
         self.finished: list[Finished] = []
         self.scored: list[tuple[str, str, int]] = []
-        self.study = Study(spec, folder, items, self.outcomes)
-        self.study.take_up(self.finished.append)
+        database = open_database(spec, folder, StudyId(self.outcomes.study_id()))
+        self.study = Study(spec, database, items, self.outcomes, on_finished=self.finished.append)
 
     def result(self, job: Job, block: int) -> BlockResult:
         self.scored.append((job.recipe.key, job.split, block))
@@ -56,15 +54,15 @@ class Bench:
         )
 
     def run(self, blocks: int | None = None, fail: str | None = None) -> int:
-        """Up to a number of blocks, two jobs at a time; the blocks that were left."""
+        """Score up to a number of blocks, two jobs at a time; return how many were left."""
         live: dict[str, tuple[Job, list[int]]] = {}
         count, left = 0, 10**9 if blocks is None else blocks
         while left:
-            while len(live) < 2 and isinstance(job := self.study.next_job(str(count)), Job):
+            while len(live) < 2 and (job := self.study.next_job(str(count))):
                 live[str(count)] = (job, list(job.todo))
                 count += 1
             if not live:
-                assert job == "finished"
+                assert self.study.is_finished
                 break
             name = sorted(live)[count % len(live)]
             job, todo = live[name]
@@ -102,7 +100,7 @@ def test_a_search_ends_with_the_budget_and_the_rows_confirmed(
     searched, confirmed = (bench.outcomes.scored(split) for split in ("search", "confirm"))
     assert len(searched) == 12
     assert {r.key for r in reference_recipes(spec.experts).values()} <= confirmed.keys()
-    assert {r.key for r in bench.study.rows_to_confirm()} <= confirmed.keys()
+    assert {r.key for r in rows_to_confirm(spec, searched)} <= confirmed.keys()
     best = max(searched.values(), key=lambda s: s.score)
     assert bench.study.best is not None
     assert bench.study.best.score == best.score
@@ -235,12 +233,12 @@ def test_a_dead_workers_job_goes_to_another_behind_what_is_recorded(
     job = bench.study.next_job("a")
     assert isinstance(job, Job)
     bench.study.record([("a", bench.result(job, job.todo[0]))])
-    bench.study.died("a")
+    bench.study.job_lost("a")
     again = bench.study.next_job("b")
     assert again == Job(recipe=job.recipe, split="search", todo=job.todo[1:], alone=True)
     for block in again.todo:
         bench.study.record([("b", bench.result(again, block))])
-    bench.study.died("b")  # after its last block
+    bench.study.job_lost("b")  # after its last block
     bench.run()
     assert len(bench.scored) == len(set(bench.scored))
     assert [f.state for f in bench.finished] == ["complete"] * 12
@@ -255,7 +253,7 @@ def test_a_candidate_that_kills_its_workers_has_failed(
         job = bench.study.next_job(str(i))
         assert isinstance(job, Job)
         recipes.append(job.recipe)
-        bench.study.died(str(i))
+        bench.study.job_lost(str(i))
     assert len(set(recipes)) == 1
     bench.run()
     failed = [f for f in bench.finished if f.state == "failed"]
@@ -281,9 +279,7 @@ def test_another_study_in_the_folder_is_refused(
 
 
 def test_params_and_recipes_agree(spec: Spec) -> None:
-    """What a sampler proposed is found again from the recipe, so that an interrupted candidate can
-    be queued.
-    """
+    """Parameters are computed from a recipe, so that an interrupted candidate can be queued."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     for _ in range(30):
         trial = study.ask()
@@ -360,7 +356,7 @@ def test_a_kill_between_an_error_and_its_end(spec: Spec, items: Any, tmp_path: P
     assert isinstance(job, Job)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            bench.study._storage,
+            bench.study._database._storage,
             "set_trial_state_values",
             lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt),
         )
@@ -419,7 +415,8 @@ def test_a_worker_that_cannot_start_costs_no_candidate(
     bench = Bench(spec, tmp_path, items)
     bench.study.next_job("a")
     bench.study.stop("a worker could not start: OutOfMemoryError: no room")
-    assert bench.study.next_job("b") == "finished"
+    assert bench.study.next_job("b") is None
+    assert bench.study.is_finished
     assert bench.study.failure is not None
     again = Bench(spec, tmp_path, items)
     again.run()

@@ -1,4 +1,4 @@
-"""Specs: what is accepted, and one line that names file, field, rule and value for what is not."""
+"""Specs that are accepted, and one line with file, field, rule and value for others."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ BAD = [
     (change("tasks", "mood", "search", to={"items": 1}), "tasks.mood.search.items: "),
     (change("tasks", "mood", "max_length", to=2), "tasks.mood.max_length: "),
     (change("search", "trials", to=0), "search.trials: Input should be greater than 0, but got 0"),
-    (change("search", "sampler", to="luck"), "search.sampler:"),
+    (change("search", "sampler", to="good luck"), "search.sampler:"),
     (
         change("tracking", to={"model": "some"}),
         "tracking.model: Input should be 'auto', 'always' or 'never', but got",

@@ -1,4 +1,4 @@
-"""Statistics against published numbers, closed forms and scipy."""
+"""Tests of statistics against published numbers, closed forms, scipy and statsmodels."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_intervals_cover_at_their_rate() -> None:
 
 
 def test_published_intervals_and_students_test() -> None:
-    """To one unit of the last digit, as the runs are published rounded to it."""
+    """Agreement to one unit of the last digit: the runs are published rounded to it."""
     assert mean_interval(TIES_DARE) == pytest.approx((0.7597, 0.7614), abs=1e-4)
     assert mean_interval(CABS) == pytest.approx((0.7641, 0.7653), abs=1e-4)
     assert student(TIES_DARE, CABS).p_value == pytest.approx(3.04e-8, rel=2e-3)
@@ -86,7 +86,7 @@ def test_tests_of_runs_are_scipys(ours: Any, equal: bool) -> None:
 
 
 def zero_one(count: int, seed: int = 0) -> tuple[Array, Array]:
-    """Scores of two candidates that mostly agree."""
+    """Draw 0/1 scores of two candidates that mostly agree."""
     draw = np.random.default_rng(seed)
     a = draw.random(count) < 0.8
     return a.astype(float), (a ^ (draw.random(count) < 0.1)).astype(float)
@@ -117,7 +117,7 @@ def test_holm_is_statsmodels() -> None:
 
 
 def test_permutation_is_the_exact_test_of_signs() -> None:
-    """Of 0/1 scores of one stratum all flips are known: it is McNemar's."""
+    """For 0/1 scores of one stratum the exact permutation test is McNemar's."""
     a, b = zero_one(150, 3)
     assert permutation(a, b).p_value == pytest.approx(mcnemar(a, b).p_value, abs=0.01)
     values = np.array([0.31, -0.12, 0.27, 0.05, 0.4, -0.02, 0.11, 0.2])
@@ -128,7 +128,7 @@ def test_permutation_is_the_exact_test_of_signs() -> None:
 
 
 def test_what_belongs_together_is_flipped_together() -> None:
-    """Four items of one article say no more than one does."""
+    """Four items of one article count as one."""
     single = np.array([0.3, 0.1, 0.2, -0.1, 0.4, 0.2])
     four = np.repeat(single, 4) / 4
     together = sign_flips(four[:, None], np.repeat(np.arange(6), 4))[0]
@@ -191,9 +191,7 @@ def test_a_sample_says_as_much_as_its_smallest_stratum_lets_it() -> None:
 
 
 def test_few_clusters_keep_their_level() -> None:
-    """Four groups of 25 items that all agree: no difference is found much more often than
-    promised.
-    """
+    """With four groups of 25 equal items, false finds stay near the level."""
     draw, clusters, found = np.random.default_rng(0), np.repeat(np.arange(4), 25), 0
     size = Size.of([100], [4])
     for seed in range(300):

@@ -1,4 +1,4 @@
-"""Marks, axes and scales that charts share."""
+"""Marks, axes and scales that charts share, as Vega-Lite."""
 
 from __future__ import annotations
 
@@ -18,11 +18,18 @@ def heat(
     hover: Sequence[tuple[str, str]],
     noise: float,
 ) -> Spec:
-    """Gains in points as coloured cells with their numbers; what is within ``noise`` stays pale."""
+    """Draw gains in points as coloured cells with their numbers.
+
+    Args:
+        values: cells, with ``gain`` and ``points``.
+        x, y: positions.
+        hover: fields shown when a cell is pointed at, with their titles.
+        noise: size of a gain that may be chance, in points; smaller ones stay pale.
+
+    """
     sizes = sorted(known(abs(value["gain"]) for value in values))
-    most = max(
-        *known([noise]), sizes[int(0.95 * (len(sizes) - 1))], 0.1
-    )  # so that one bad cell does not pale the rest
+    # the 95th percentile, so that one bad cell does not pale the rest
+    most = max(*known([noise]), sizes[int(0.95 * (len(sizes) - 1))], 0.1)
     ramp = {
         "domain": [-most, 0, most],
         "range": [colour(name) for name in ("worse", "surface", "accent")],
@@ -44,15 +51,15 @@ def heat(
 
 
 def around(values: Sequence[Mapping[str, Any]], field: str) -> dict[str, Any]:
-    """A scale that ends a little beyond its values."""
-    found = known(value[field] for value in values)
-    room = 0.08 * (max(found) - min(found)) or 0.005
-    return {"zero": False, "nice": False, "domain": [min(found) - room, max(found) + room]}
+    """Return a scale that ends a little beyond its values."""
+    numbers = known(value[field] for value in values)
+    room = 0.08 * (max(numbers) - min(numbers)) or 0.005
+    return {"zero": False, "nice": False, "domain": [min(numbers) - room, max(numbers) + room]}
 
 
 def chart(values: Sequence[Mapping[str, Any]], height: int, **rest: Any) -> Spec:
-    """A chart as wide as what holds it, of numbers that JSON knows."""
-    made: Spec = finite(
+    """Return a chart as wide as its container; numbers that JSON does not know become null."""
+    spec: Spec = finite(
         {
             "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
             "data": {"values": list(values)},
@@ -61,22 +68,28 @@ def chart(values: Sequence[Mapping[str, Any]], height: int, **rest: Any) -> Spec
             **rest,
         }
     )
-    return made
+    return spec
 
 
 def known(values: Iterable[float]) -> list[float]:
-    """Those that an axis has a place for; 0 where there are none."""
+    """Return the finite values; 0 if there are none."""
     return [value for value in values if math.isfinite(value)] or [0.0]
 
 
 def quantity(
     field: str, title: str, values: Sequence[Mapping[str, Any]], *others: str
 ) -> dict[str, Any]:
-    """A position on a scale of numbers, with the decimals that its range asks for; ``others`` share
-    the scale.
+    """Return a position on a scale of numbers, with decimals to suit its range.
+
+    Args:
+        field: the position's field.
+        title: the axis's title.
+        values: marks.
+        others: fields on the same scale.
+
     """
-    found = known(value[name] for value in values for name in (field, *others))
-    form = ".2f" if max(found) - min(found) > 0.06 else ".3f"
+    numbers = known(value[name] for value in values for name in (field, *others))
+    form = ".2f" if max(numbers) - min(numbers) > 0.06 else ".3f"
     axis = {"format": form, "tickCount": 6}
     return {
         "field": field,
@@ -88,12 +101,12 @@ def quantity(
 
 
 def named(field: str, order: Sequence[str], **axis: Any) -> dict[str, Any]:
-    """A position in a list of names, in the order given."""
+    """Return a position in a list of names, in the order given."""
     return {"field": field, "type": "nominal", "sort": list(order), "title": None, "axis": axis}
 
 
 def nominal(field: str, looks: Mapping[str, Any]) -> dict[str, Any]:
-    """A colour or a symbol by name."""
+    """Return an encoding of a colour or a symbol by name."""
     return {
         "field": field,
         "type": "nominal",
@@ -102,9 +115,10 @@ def nominal(field: str, looks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def point(size: int) -> dict[str, Any]:
+    """Return a filled mark of ``size`` square pixels."""
     return {"type": "point", "filled": True, "size": size, "opacity": 1}
 
 
 def hover_fields(fields: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """What a mark says when it is pointed at: (field, title)."""
+    """Return a tooltip of (field, title)."""
     return [{"field": field, "type": "nominal", "title": title} for field, title in fields]

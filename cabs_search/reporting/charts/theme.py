@@ -1,4 +1,4 @@
-"""How charts look, on the page and as PNG: colours by scheme, symbols, Vega-Lite's config.
+"""Theme of the charts, on the page and as PNG: colours by scheme, symbols, Vega-Lite's config.
 
 Colours are named (``accent``, ``ink``, ...) and come with the config of a scheme, so that one spec
 is drawn light and dark.
@@ -11,15 +11,15 @@ from copy import deepcopy
 from typing import Any
 
 Spec = dict[str, Any]
-"""A chart in Vega-Lite."""
+"""Chart in Vega-Lite."""
 VERSION = "6.4"
-"""Vega-Lite's, of those that vl-convert carries."""
+"""Version of Vega-Lite, one of those that vl-convert carries."""
 FONT = (
     "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial,"
     " sans-serif"
 )
 HUES = 8
-"""Colours of methods: hue0 to hue7; the first is the accent."""
+"""Number of colours for methods: hue0 to hue7; the first is the accent."""
 SCHEMES: Mapping[str, Mapping[str, str]] = {
     "light": {
         "accent": "#3451d1",
@@ -56,11 +56,9 @@ SCHEMES: Mapping[str, Mapping[str, str]] = {
         "hue7": "#6bbdec",
     },
 }
-"""The page's colours as well."""
+"""Colours of charts and page."""
 DEEP = {"light": 0.82, "dark": 0.6}
-"""How much of a cell's colour it takes for its number to be read better in the surface's colour
-than in ink.
-"""
+"""Share of a cell's full colour above which its number is written in the surface's colour."""
 CIRCLE = "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z"
 SQUARE = "M-.9,-.9H.9V.9H-.9Z"
 DIAMOND = "M0,-1.15L1,0L0,1.15L-1,0Z"
@@ -68,16 +66,16 @@ TRIANGLE = "M-.9,-1L1,0L-.9,1Z"
 BAR = "M-.22,-1.1H.22V1.1H-.22Z"
 """Symbols, within -1.2 and 1.2."""
 PICTURE_WIDTH = 640
-"""Of a chart as PNG, which has no page to fill."""
+"""Width in pixels of a chart as PNG."""
 
 
 def colour(name: str) -> dict[str, str]:
-    """A colour by its name."""
+    """Return a colour by its name."""
     return {"expr": name}
 
 
 def config(scheme: str) -> dict[str, Any]:
-    """Vega-Lite's config for ``light`` or ``dark``."""
+    """Return Vega-Lite's config for ``light`` or ``dark``."""
     colours = SCHEMES[scheme]
     return {
         "params": [
@@ -120,31 +118,31 @@ def config(scheme: str) -> dict[str, Any]:
 
 
 def as_png(*specs: Spec, scheme: str = "light", scale: float = 2.0) -> bytes:
-    """Charts as one picture, on the scheme's surface: several stand two in a row."""
+    """Draw charts as one PNG, several of them two in a row."""
     import vl_convert
 
     width = PICTURE_WIDTH if len(specs) == 1 else PICTURE_WIDTH // 2
     fixed = [{k: v for k, v in spec.items() if k != "$schema"} | {"width": width} for spec in specs]
     whole = fixed[0] if len(fixed) == 1 else {"concat": fixed, "columns": 2}
     look = config(scheme) | {"background": SCHEMES[scheme]["surface"], "padding": 20}
-    made: bytes = vl_convert.vegalite_to_png(
+    picture: bytes = vl_convert.vegalite_to_png(
         deepcopy(whole), vl_version=VERSION, scale=scale, config=look
     )
-    return made
+    return picture
 
 
 def legend(spec: Spec) -> list[dict[str, str]]:
-    """A chart's legend as (name, colour, symbol), for where it stands outside of the chart."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    """Return the entries of a chart's legend, to be shown outside of the chart."""
+    entries: dict[tuple[str, str], dict[str, str]] = {}
     for channel, encoding in _legends(spec):
         for name, value in zip(
             encoding["scale"]["domain"], encoding["scale"]["range"], strict=True
         ):
-            entry = found.setdefault(
+            entry = entries.setdefault(
                 (encoding["field"], name), {"name": name, "colour": "muted", "symbol": CIRCLE}
             )
             entry |= {"symbol": value} if channel == "shape" else {"colour": value["expr"]}
-    return list(found.values())
+    return list(entries.values())
 
 
 def _legends(spec: Spec) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,1 +1,1 @@
-"""Results as one page that opens with no network."""
+"""Results as one page that opens without a network."""

@@ -1,162 +1,123 @@
-"""A comparison's page."""
+"""Page of a comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from cabs_search.common.formats import between, number
-from cabs_search.reporting.charts import comparison as comparison_charts
-from cabs_search.reporting.charts import study as charts
-from cabs_search.reporting.charts.study import distance
-from cabs_search.reporting.html.layout import Cell, Figure, Page, Section, Table, TableRow
+from cabs_search.common.formats import number
+from cabs_search.reporting.charts import comparison as charts
+from cabs_search.reporting.charts.search import MAX_NAMES
+from cabs_search.reporting.html.layout import Cell, Page, Section, figures
 from cabs_search.reporting.html.parts import (
     FEWER,
-    HEAD,
     INTERVALS,
-    NOTHING,
+    SCORES,
     TRADE,
     as_reported_tables,
-    board_row,
     facts_of,
+    html_table,
     item_count,
-    tests_table,
-    unbroken,
+    row_numbers,
+    tests_tables,
+    tied_number,
 )
-from cabs_search.results.comparison import Comparison, ValueRow, comparison_verdict
-from cabs_search.results.leaderboard import BASELINE
+from cabs_search.reporting.tables import comparison_table
+from cabs_search.results.comparison import Comparison
+from cabs_search.results.rows import BASELINE, Row
 
-MANY_VALUES = f"Every value against every other is drawn of {charts.MOST_NAMES} values at the most."
+REFERENCE_NAME = "best shared-λ Task Arithmetic"
+MANY_VALUES = f"Every value against every other is drawn of {MAX_NAMES} values at the most."
 
 
-def comparison_page(found: Comparison, folder: Path) -> Page:
-    """A comparison's page."""
-    axes = " and ".join(axis.partition("=")[0] for axis in found.over)
-    made = (_values, _value_ties, _value_tasks)
-    spent = Section(
-        id="spent",
-        title="What it took",
-        texts=found.spent.text,
-        tables=as_reported_tables(found.as_reported),
-    )
+def comparison_page(comparison: Comparison, folder: Path) -> Page:
+    """Return the page of a comparison."""
+    axes = " and ".join(axis.partition("=")[0] for axis in comparison.over)
+    makers = (_values, _ties, _tasks)
     return Page(
-        name=found.name,
+        name=comparison.name,
         kind=f"compared over {axes}",
-        verdict=found.headline,
-        remarks=(comparison_verdict(found),),
-        figures=_value_figures(found),
+        verdict=comparison.headline,
+        remarks=(comparison.verdict,),
+        figures=_numbers(comparison),
         sections=(
-            *(section for section in (make(found) for make in made) if section is not None),
-            spent,
+            *(section for make in makers if (section := make(comparison)) is not None),
+            Section(
+                id="spent",
+                title="What it took",
+                texts=comparison.spent.text,
+                tables=as_reported_tables(comparison.as_reported),
+            ),
         ),
-        facts=facts_of(folder, *found.over),
+        facts=facts_of(folder, *comparison.over),
     )
 
 
-def _value_figures(found: Comparison) -> tuple[Cell, ...]:
-    rows = [(line.label, line.row) for line in found.lines if line.row is not None]
-    figures = []
-    if rows:
-        label, row = max(rows, key=lambda one: one[1].score)
-        figures.append(
-            (
-                number(row.score),
-                f"{label}, the highest on fresh items; 95 % {unbroken(between(row.simultaneous))}",
-            )
-        )
-        if (contrast := row.against.get(BASELINE)) is not None:
-            points, interval = distance(contrast)
-            figures.append(
-                (points, f"points to the best shared-λ Task Arithmetic; 95 % {unbroken(interval)}")
-            )
-    if found.tie_set is not None:
-        tied = f"{len(found.tie_set.labels)} of {found.tie_set.of}"
-        figures.append((tied, "cannot be told from the best of them"))
-    each = item_count(found, "search")
-    candidates = (
-        found.spent.items["search"] // each
-    )  # what two values have in common was scored once
-    figures.append((f"{candidates:,}", f"candidates searched, each on {each:,} items"))
-    return tuple(figures)
+def _labelled(comparison: Comparison) -> list[tuple[str, Row]]:
+    return [(line.label, line.row) for line in comparison.lines if line.row is not None]
 
 
-def _values(found: Comparison) -> Section:
-    names, drawn = list(found.items["confirm"]), comparison_charts.compared(found)
-    lines = [board_row(row, names) for row in found.alone]
-    if found.reference is not None:
-        lines.append(board_row(found.reference, names, charts.SHARED_TA))
-    lines += [_value_line(line, names) for line in found.lines]
-    head = ("", *HEAD, *names, "search", "to best shared TA", "p (Holm)")
-    labelled = [replace(line.row, label=line.label) for line in found.lines if line.row is not None]
-    tests = tests_table(labelled, BASELINE)
-    says = "Each value's best candidate with its intervals"
+def _numbers(comparison: Comparison) -> tuple[Cell, ...]:
+    label, row = max(
+        _labelled(comparison), key=lambda labelled: labelled[1].score, default=("", None)
+    )
+    items = item_count(comparison, "search")
+    # candidates that two values have in common were scored once
+    candidates = comparison.spent.items["search"] // items
+    return (
+        *row_numbers(row, f"{label}, the highest on fresh items", REFERENCE_NAME),
+        *tied_number(comparison.tie_set),
+        (f"{candidates:,}", f"candidates searched, each on {items:,} items"),
+    )
+
+
+def _values(comparison: Comparison) -> Section:
+    text = (
+        "Each value had the same budget. Its row is the best of its candidates by their search"
+        f" scores, scored on {item_count(comparison, 'confirm'):,} confirm items that no proposal"
+        " has seen."
+    )
+    reference = comparison.reference
+    title = f"Points above the {REFERENCE_NAME} ({number(reference.score)})" if reference else ""
     return Section(
         id="values",
         title="Value by value on fresh items",
-        texts=(
-            (
-                "Each value had the same budget. Its row is the best of its candidates by their"
-                f" search scores, scored on {item_count(found, 'confirm'):,} confirm items that no"
-                " proposal has seen."
-            ),
-        ),
+        texts=(text,),
         figures=(
-            *(() if drawn is None else (Figure(specs=(drawn,), says=says),)),
-            *_crossed(found),
+            *figures("Each value's best candidate with its intervals", charts.compared(comparison)),
+            *figures("One axis down, the other across", charts.crossed(comparison), title=title),
         ),
-        notes=(INTERVALS, *found.notes),
+        notes=(INTERVALS, *comparison.notes),
         tables=(
-            Table(title="Row by row", head=head, lines=tuple(lines), is_open=True),
-            *(
-                [replace(tests, title="Tests against the best shared-λ Task Arithmetic")]
-                if tests
-                else []
-            ),
+            html_table(comparison_table(comparison), SCORES, "Row by row", is_open=True),
+            *tests_tables(_labelled(comparison), {REFERENCE_NAME: BASELINE}),
         ),
     )
 
 
-def _crossed(found: Comparison) -> tuple[Figure, ...]:
-    drawn = comparison_charts.crossed(found)
-    if drawn is None or found.reference is None:
-        return ()
-    title = f"Points above the best shared-λ Task Arithmetic ({number(found.reference.score)})"
-    return (Figure(specs=(drawn,), title=title, says="One axis down, the other across"),)
-
-
-def _value_line(line: ValueRow, names: Sequence[str]) -> TableRow:
-    if line.row is None:
-        return TableRow(
-            label=(line.label, f"not run: {line.failure}"), cells=(NOTHING,) * (len(names) + 5)
-        )
-    return board_row(line.row, names, line.label)
-
-
-def _value_ties(found: Comparison) -> Section | None:
-    drawn = comparison_charts.matrix(found)
-    if found.tie_set is None:
+def _ties(comparison: Comparison) -> Section | None:
+    if comparison.tie_set is None:
         return None
-    title, says = (
-        "Points of the row above the column, paired; * told apart",
+    drawn = figures(
         "Every value against every other",
+        charts.matrix(comparison),
+        title="Points of the row above the column, paired; * told apart",
     )
     return Section(
         id="ties",
         title="What cannot be told apart",
-        texts=(found.finding,),
-        names=found.tie_set.labels,
-        figures=() if drawn is None else (Figure(specs=(drawn,), title=title, says=says),),
-        notes=(MANY_VALUES,) if drawn is None else (),
+        texts=(comparison.finding,),
+        names=comparison.tie_set.labels,
+        figures=drawn,
+        notes=() if drawn else (MANY_VALUES,),
     )
 
 
-def _value_tasks(found: Comparison) -> Section | None:
-    drawn = comparison_charts.compared_gains(found)
-    if drawn is None or found.reference is None:
+def _tasks(comparison: Comparison) -> Section | None:
+    reference = comparison.reference
+    title = f"Points above the {REFERENCE_NAME}, {reference.text}" if reference else ""
+    drawn = figures(
+        "Each value's gain or loss by task", charts.compared_gains(comparison), title=title
+    )
+    if not drawn:
         return None
-    title = f"Points above the best shared-λ Task Arithmetic, {found.reference.text}"
-    figures = (Figure(specs=(drawn,), title=title, says="Each value's gain or loss by task"),)
-    return Section(
-        id="tasks", title="Task by task", texts=(TRADE,), figures=figures, notes=(FEWER,)
-    )
+    return Section(id="tasks", title="Task by task", texts=(TRADE,), figures=drawn, notes=(FEWER,))

@@ -1,14 +1,12 @@
-"""The parts of report.html, and how they become one file: ``dashboards/report.html.j2`` with Vega's
-code inside.
-"""
+"""Parts of report.html; ``report.html.j2`` makes one file of them, with Vega's code inside."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cabs_search.common.files import shipped_folder
 from cabs_search.reporting.charts.theme import FONT, SCHEMES, VERSION, Spec, config, legend
 
 if TYPE_CHECKING:
@@ -17,96 +15,102 @@ if TYPE_CHECKING:
 
 TEMPLATE = "report.html.j2"
 Cell = tuple[str, str]
-"""What stands in a table, and what stands small under it."""
+"""Text of a cell, and the small text under it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A chart, or several that belong together."""
+    """Chart, or several that belong together."""
 
     specs: tuple[Spec, ...]
     says: str
-    """What it shows, for those who do not see it."""
+    """Description for those who do not see it."""
     title: str = ""
 
     @property
     def legend(self) -> list[dict[str, str]]:
-        """What colours and symbols mean, the same in all of them."""
+        """Entries of the legend, the same for all charts."""
         return legend(self.specs[0])
 
 
+def figures(says: str, *specs: Spec | None, title: str = "") -> tuple[Figure, ...]:
+    """Return a figure of those charts that could be drawn; none without any."""
+    drawn = tuple(spec for spec in specs if spec is not None)
+    return (Figure(specs=drawn, says=says, title=title),) if drawn else ()
+
+
 @dataclass(frozen=True, kw_only=True)
-class TableRow:
-    """One row of a table."""
+class HtmlRow:
+    """Row of a table, as texts."""
 
     label: Cell
     cells: tuple[Cell, ...]
     tied: bool = False
-    """It cannot be told from the best."""
+    """Whether it cannot be told from the best."""
     apart: bool = False
-    """It is no candidate: base, experts, ideal."""
+    """Whether it is no candidate: base, experts, ideal."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """Numbers row by row."""
+class HtmlTable:
+    """Table of the page."""
 
     title: str
     head: tuple[str, ...]
-    lines: tuple[TableRow, ...]
+    lines: tuple[HtmlRow, ...]
     note: str = ""
     is_open: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page, under its heading."""
+    """Part of the page, under its heading."""
 
     id: str
     title: str
     texts: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    """Shown one beside the other, the first one marked."""
+    """Names shown in a row, the first one marked."""
     figures: tuple[Figure, ...] = ()
     notes: tuple[str, ...] = ()
     """Small print."""
-    tables: tuple[Table, ...] = ()
+    tables: tuple[HtmlTable, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What someone needs to do it again."""
+    """Facts needed to do it again."""
 
     spec: str
-    """As resolved, in YAML."""
+    """Spec as resolved, in YAML."""
     commands: tuple[str, ...]
     versions: Mapping[str, str]
-    """By name; where there is one, the git revision."""
+    """Versions by name, the git revision among them if known."""
     remark: str
-    """What is to be known of these versions."""
+    """Remark on these versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What the template shows."""
+    """Content of the page."""
 
     name: str
     kind: str
     verdict: str
     remarks: tuple[str, ...]
-    """What the reader should know at once as well."""
+    """Sentences next to the verdict."""
     figures: tuple[Cell, ...]
-    """The few numbers that matter most, and what they are."""
+    """Numbers that matter most, and what they are."""
     sections: tuple[Section, ...]
     facts: Facts
 
 
 def render(page: Page) -> str:
-    """The page as HTML; whatever comes from a spec or a record is escaped."""
+    """Write the page as HTML; all that comes from a spec or a record is escaped."""
     import vl_convert
     from markupsafe import Markup
 
-    library: str = vl_convert.javascript_bundle(vl_version=VERSION)  # type: ignore[call-arg]  # its stub is wrong
+    library: str = vl_convert.javascript_bundle(vl_version=VERSION)  # type: ignore[call-arg] # stub is wrong
     return _template().render(
         page=page,
         schemes=SCHEMES,
@@ -119,12 +123,12 @@ def render(page: Page) -> str:
 def _template() -> Template:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    made = Environment(
-        loader=FileSystemLoader(shipped_folder("dashboards")),
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
-    return made.get_template(TEMPLATE)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    return environment.get_template(TEMPLATE)

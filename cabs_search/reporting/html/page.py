@@ -1,7 +1,4 @@
-"""report.html: a study, or a comparison, as one page that opens anywhere, with no network.
-
-Every number is the leaderboard's or the comparison's, which the terminal and MLflow show as well.
-"""
+"""Page report.html: a study, or a comparison, as one file that opens without a network."""
 
 from __future__ import annotations
 
@@ -17,19 +14,19 @@ from cabs_search.results.comparison import Comparison
 from cabs_search.results.leaderboard import Leaderboard
 
 
-def write_page(found: Leaderboard | Comparison, folder: Path) -> Path:
-    """Write a folder's page, which appears whole or not at all; its path.
+def write_page(results: Leaderboard | Comparison, folder: Path) -> Path:
+    """Write a folder's page, whole or not at all; return its path.
 
     Raises:
-        RuntimeError: it cannot be made or written, for whatever reason: what it is made from has
-            cost more than it.
+        RuntimeError: whatever went wrong; the results cost more than the page, so that callers
+            need to catch one error only.
 
     """
     try:
         page = (
-            comparison_page(found, folder)
-            if isinstance(found, Comparison)
-            else study_page(found, folder)
+            comparison_page(results, folder)
+            if isinstance(results, Comparison)
+            else study_page(results, folder)
         )
         return write_whole(StudyFolder(folder).page, render(page))
     except Exception as error:

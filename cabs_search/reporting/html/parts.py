@@ -1,25 +1,26 @@
-"""Parts that both pages have."""
+"""Parts of both pages, a study's and a comparison's."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
-from cabs_search.common.formats import as_p, between, number
+from cabs_search.common.formats import between, number
 from cabs_search.common.redact import without_passwords
 from cabs_search.common.versions import versions
 from cabs_search.record.folder import StudyFolder
 from cabs_search.record.versions_file import joined_versions, recorded_versions
-from cabs_search.reporting.charts.study import distance
-from cabs_search.reporting.html.layout import Cell, Facts, Table, TableRow
+from cabs_search.reporting.html.layout import Cell, Facts, HtmlRow, HtmlTable
+from cabs_search.reporting.tables import GAIN, TYPESET, Kind, Table, View, gain_texts, tests_table
 from cabs_search.results.as_reported import Reported
 from cabs_search.results.comparison import Comparison
-from cabs_search.results.leaderboard import BASELINE, Leaderboard, Row
+from cabs_search.results.leaderboard import Leaderboard
+from cabs_search.results.rows import BASELINE, Row
+from cabs_search.results.tie_set import TieSet
 
-NOTHING: Cell = ("", "")
 INTERVALS = (
     "Thin lines: 95 % intervals that hold for all rows at once. Thick: each row's own. Ideal is no"
     " model: each task by its own expert, what a merge without loss would score. Point at a mark"
@@ -27,8 +28,14 @@ INTERVALS = (
 )
 TRADE = "What a merge gains on one task it may lose on another. A task's own expert is the ceiling."
 FEWER = "Single tasks have fewer items than the mean of all: point at a mark for its own interval."
-HEAD = ("score, all at once", "95 %, row by itself")
-TESTS = (
+HEADS: dict[Kind, str] = {"score": "score, all at once", "p_holm": "p (Holm)"}
+"""Headings of columns, unless the table's own are used."""
+LABEL, SCORE = ("row", "recipe"), ("score", "all_rows")
+SCORES: View = (LABEL, SCORE, "this_row", "task", "search", GAIN, "p_holm")
+"""Columns of a leaderboard or a comparison."""
+TESTS: View = ("row", GAIN, "p", "p_holm", "items", "effect", "test")
+"""Columns of paired tests."""
+TESTS_NOTE = (
     "Paired on the same items; intervals and Holm's p hold for the whole family. Effect: Cohen's d"
     " of one item's difference. The last columns are the same comparison by other tests, none"
     " adjusted."
@@ -40,88 +47,100 @@ PAPERS = (
 )
 
 
-def unbroken(interval: str) -> str:
-    return interval.replace(" ", "\u00a0")
+def row_numbers(row: Row | None, name: str, reference: str) -> list[Cell]:
+    """Return a row's score and its gain over the reference, as far as they are known."""
+    if row is None:
+        return []
+    numbers = [(number(row.score), f"{name}; {_unbroken(between(row.simultaneous))}")]
+    if (contrast := row.against.get(BASELINE)) is not None:
+        gain, interval = gain_texts(contrast)
+        numbers.append((gain, f"points to the {reference}; {_unbroken(interval)}"))
+    return numbers
 
 
-def item_count(found: Leaderboard | Comparison, split: str) -> int:
-    return sum(found.items[split].values())
+def _unbroken(interval: str) -> str:
+    """Name an interval's level; only between the two may a line end."""
+    return "95\u00a0% " + interval.replace(" ", "\u00a0")
 
 
-def board_row(row: Row, names: Sequence[str], label: str | None = None) -> TableRow:
-    contrast = row.against.get(BASELINE)
-    return TableRow(
-        label=(label or row.label, row.text),
-        cells=(
-            (number(row.score), between(row.simultaneous)),
-            (between(row.interval), ""),
-            *((f"{row.tasks[name]:z.3f}", "") for name in names),
-            (number(row.search_score), ""),
-            NOTHING if contrast is None else distance(contrast),
-            NOTHING if contrast is None else (as_p(contrast.p_holm), ""),
-        ),
-        tied=row.tied,
-        apart=row.role in ("base", "expert", "ideal"),
+def tied_number(ties: TieSet | None, what: str = "") -> list[Cell]:
+    """Return the size of a tie set of ``what``, if there is one."""
+    if ties is None:
+        return []
+    return [
+        (f"{len(ties.labels)} of {ties.of}", f"{what} cannot be told from the best of them".strip())
+    ]
+
+
+def item_count(results: Leaderboard | Comparison, split: str) -> int:
+    """Return the number of items in a split, all tasks together."""
+    return sum(results.items[split].values())
+
+
+def html_table(
+    table: Table, view: View, title: str, *, note: str = "", is_open: bool = False
+) -> HtmlTable:
+    """Write a table for the page: the first cell of a view is the row's label."""
+    columns = [table.columns[group[0]] for group in table.groups(view)]
+    lines = []
+    for row, groups in zip(table.rows, table.written(view, TYPESET), strict=True):
+        label, *cells = [(parts[0], parts[1] if len(parts) > 1 else "") for parts in groups]
+        apart = table.value(row, "role") in ("base", "expert", "ideal")
+        tied = bool(table.value(row, "tied"))
+        lines.append(HtmlRow(label=label, cells=tuple(cells), tied=tied, apart=apart))
+    return HtmlTable(
+        title=title,
+        head=tuple(HEADS.get(column.kind, column.name) for column in columns),
+        lines=tuple(lines),
+        note=note,
+        is_open=is_open,
     )
 
 
-def tests_table(rows: Sequence[Row], reference: str) -> Table | None:
-    """Every test of the rows against one of them, for the statistician."""
-    contrasts = [(row, row.against[reference]) for row in rows if reference in row.against]
-    if not contrasts:
-        return None
-    others = list(dict.fromkeys(name for _, contrast in contrasts for name in contrast.tests))
-    lines = tuple(
-        TableRow(
-            label=(row.label, ""),
-            cells=(
-                distance(contrast),
-                (as_p(contrast.p_value), ""),
-                (as_p(contrast.p_holm), ""),
-                (f"{contrast.wins} : {contrast.losses}", ""),
-                (f"{contrast.effect:+z.3f}".replace("-", "−"), ""),
-                *(
-                    (as_p(contrast.tests[name]), "") if name in contrast.tests else NOTHING
-                    for name in others
-                ),
-            ),
-            tied=row.tied,
-        )
-        for row, contrast in contrasts
-    )
-    head = ("", "points", "p", "p (Holm)", "items better : worse", "effect", *others)
-    return Table(title=f"Tests against the {reference}", head=head, lines=lines, note=TESTS)
+def tests_tables(rows: Sequence[tuple[str, Row]], references: Mapping[str, str]) -> list[HtmlTable]:
+    """Write every test of labelled rows, a table for each reference that any is tested against.
+
+    Args:
+        rows: rows with their labels.
+        references: references by their names on the page.
+
+    """
+    tables = {name: tests_table(rows, reference) for name, reference in references.items()}
+    return [
+        html_table(table, TESTS, f"Tests against the {name}", note=TESTS_NOTE)
+        for name, table in tables.items()
+        if table.rows
+    ]
 
 
-def as_reported_tables(found: Sequence[Reported]) -> tuple[Table, ...]:
-    """The papers' statistics, labelled as such."""
+def as_reported_tables(methods: Sequence[Reported]) -> tuple[HtmlTable, ...]:
+    """Write the papers' statistics, labelled as such; no table without methods."""
     lines = tuple(
-        TableRow(
-            label=(one.label, f"top {one.top}"),
+        HtmlRow(
+            label=(method.label, f"top {method.top}"),
             cells=(
-                (number(one.mean), between(one.interval)),
-                (one.against or "", ""),
-                *(
-                    (
-                        NOTHING
-                        if t is None or p is None
-                        else (f"t = {t:z.2f}".replace("-", "−"), f"p = {p:.2g}")
-                    )
-                    for t, p in ((one.welch_t, one.welch_p), (one.student_t, one.student_p))
-                ),
+                (number(method.mean), between(method.interval)),
+                (method.against or "", ""),
+                _t_test(method.welch_t, method.welch_p),
+                _t_test(method.student_t, method.student_p),
             ),
         )
-        for one in found
+        for method in methods
     )
     head = ("", "mean, 95 % t-interval", "against", "Welch", "Student")
-    return (
-        (Table(title="As papers report it", head=head, lines=lines, note=PAPERS),) if lines else ()
-    )
+    table = HtmlTable(title="As papers report it", head=head, lines=lines, note=PAPERS)
+    return (table,) if lines else ()
+
+
+def _t_test(t: float | None, p: float | None) -> Cell:
+    if t is None or p is None:
+        return "", ""
+    return f"t = {t:z.2f}".replace("-", "−"), f"p = {p:.2g}"
 
 
 def facts_of(folder: Path, *over: str) -> Facts:
-    """What a folder's study, or comparison ``over`` axes, was made from and with."""
-    place = shlex.quote(str(folder))
+    """Return the facts on a folder's study, or comparison ``over`` axes."""
+    quoted = shlex.quote(str(folder))
     axes = "".join(f" --over {shlex.quote(axis)}" for axis in over)
     verb = f"compare spec.yaml{axes}" if over else "run spec.yaml"
     recorded = recorded_versions(folder)
@@ -129,9 +148,9 @@ def facts_of(folder: Path, *over: str) -> Facts:
     return Facts(
         spec=yaml.safe_dump(spec, sort_keys=False, allow_unicode=True),
         commands=(
-            f"cabs-search {verb} --output {place}",
-            f"cabs-search report {place}",
-            f"cabs-search export {place} --to merged",
+            f"cabs-search {verb} --output {quoted}",
+            f"cabs-search report {quoted}",
+            f"cabs-search export {quoted} --to merged",
         ),
         versions=joined_versions(recorded or [versions()]),
         remark="" if recorded else "What searched is not on record. This page was written with:",

@@ -1,100 +1,73 @@
-"""A study's page."""
+"""Page of a study."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cabs_search.common.formats import between, number
-from cabs_search.reporting.charts import study as charts
-from cabs_search.reporting.charts.study import distance
-from cabs_search.reporting.html.layout import Cell, Figure, Page, Section, Table
+from cabs_search.reporting.charts import search as search_charts
+from cabs_search.reporting.charts import study as study_charts
+from cabs_search.reporting.charts import tasks as task_charts
+from cabs_search.reporting.html.layout import Page, Section, figures
 from cabs_search.reporting.html.parts import (
     FEWER,
-    HEAD,
     INTERVALS,
+    SCORES,
     TRADE,
     as_reported_tables,
-    board_row,
     facts_of,
+    html_table,
     item_count,
-    tests_table,
-    unbroken,
+    row_numbers,
+    tests_tables,
+    tied_number,
 )
-from cabs_search.results.leaderboard import BASELINE, FOUND, Leaderboard, Row
+from cabs_search.reporting.tables import leaderboard_table
+from cabs_search.results.leaderboard import Leaderboard
+from cabs_search.results.rows import BASELINE, FOUND
 
 
 def study_page(board: Leaderboard, folder: Path) -> Page:
-    """A study's page."""
-    made = (_leaderboard, _ties, _tasks, _lambdas, _orders, _spent, _optimism)
+    """Return the page of a study."""
+    makers = (_leaderboard, _ties, _tasks, _lambdas, _orders, _spent, _optimism)
+    found = next((row for row in board.rows if row.label == FOUND), None)
     return Page(
         name=board.name,
         kind="search report",
         verdict=board.verdict,
         remarks=() if board.tie_set is None else (board.tie_set.text,),
-        figures=_figures(board),
-        sections=tuple(
-            section for section in (make(board) for make in made) if section is not None
+        figures=(
+            *row_numbers(found, "the best found, on fresh items", BASELINE),
+            *tied_number(board.tie_set, "confirmed candidates"),
+            (
+                f"{board.candidates:,}",
+                f"candidates searched, each on {item_count(board, 'search'):,} items",
+            ),
         ),
+        sections=tuple(section for make in makers if (section := make(board)) is not None),
         facts=facts_of(folder),
     )
-
-
-def _figures(board: Leaderboard) -> tuple[Cell, ...]:
-    figures = []
-    if (found := _row(board, FOUND)) is not None:
-        figures.append(
-            (
-                number(found.score),
-                f"the best found, on fresh items; 95 % {unbroken(between(found.simultaneous))}",
-            )
-        )
-        if (contrast := found.against.get(BASELINE)) is not None:
-            points, interval = distance(contrast)
-            figures.append((points, f"points to the best baseline; 95 % {unbroken(interval)}"))
-    if board.tie_set is not None:
-        tied = f"{len(board.tie_set.labels)} of {board.tie_set.of}"
-        figures.append((tied, "confirmed candidates cannot be told from the best of them"))
-    figures.append(
-        (
-            f"{board.candidates:,}",
-            f"candidates searched, each on {item_count(board, 'search'):,} items",
-        )
-    )
-    return tuple(figures)
-
-
-def _row(board: Leaderboard, label: str) -> Row | None:
-    return next((row for row in board.rows if row.label == label), None)
 
 
 def _leaderboard(board: Leaderboard) -> Section:
     if not board.rows:
         text = "No row is confirmed yet; the same command goes on with it."
         return Section(id="leaderboard", title="Leaderboard", texts=(text,))
-    names = list(board.items["confirm"])
-    head = ("", *HEAD, *names, "search", "to best baseline", "p (Holm)")
-    lines = tuple(board_row(row, names) for row in board.rows)
-    tests = [tests_table(board.rows, reference) for reference in (BASELINE, FOUND)]
+    text = (
+        f"{board.candidates:,} candidates were scored on {item_count(board, 'search'):,} search"
+        f" items. These rows are scored on {item_count(board, 'confirm'):,} confirm items that no"
+        " proposal has seen: believe these."
+    )
+    labelled = [(row.label, row) for row in board.rows]
+    says = "Every row's confirmed score with its intervals"
     return Section(
         id="leaderboard",
         title="Leaderboard on fresh items",
-        texts=(
-            (
-                f"{board.candidates:,} candidates were scored on {item_count(board, 'search'):,}"
-                f" search items. These rows are scored on {item_count(board, 'confirm'):,} confirm"
-                " items that no proposal has seen: believe these."
-            ),
-        ),
-        figures=(
-            Figure(
-                specs=(charts.intervals(board),),
-                says="Every row's confirmed score with its intervals",
-            ),
-        ),
+        texts=(text,),
+        figures=figures(says, study_charts.intervals(board)),
         notes=(INTERVALS,),
         tables=(
-            Table(title="Row by row", head=head, lines=lines, is_open=True),
-            *(t for t in tests if t is not None),
+            html_table(leaderboard_table(board), SCORES, "Row by row", is_open=True),
+            *tests_tables(labelled, {BASELINE: BASELINE, FOUND: FOUND}),
         ),
     )
 
@@ -113,33 +86,30 @@ def _ties(board: Leaderboard) -> Section | None:
 def _tasks(board: Leaderboard) -> Section | None:
     if not board.rows:
         return None
-    figures = [Figure(specs=(charts.tasks(board),), says="Every model's metric by task")]
-    drawn, reference = charts.trade_offs(board), charts.best_baseline(board)
-    if drawn is not None and reference is not None:
-        title = f"Points above the best baseline, {reference.text}"
-        figures.append(
-            Figure(specs=(drawn,), title=title, says="Each model's gain or loss by task")
-        )
+    reference = task_charts.best_baseline(board)
+    title = f"Points above the best baseline, {reference.text}" if reference else ""
+    gains = figures("Each model's gain or loss by task", task_charts.trade_offs(board), title=title)
     return Section(
-        id="tasks", title="Task by task", texts=(TRADE,), figures=tuple(figures), notes=(FEWER,)
+        id="tasks",
+        title="Task by task",
+        texts=(TRADE,),
+        figures=(*figures("Every model's metric by task", task_charts.tasks(board)), *gains),
+        notes=(FEWER,),
     )
 
 
 def _lambdas(board: Leaderboard) -> Section | None:
-    shared, each = charts.shared_lambda(board), charts.each_lambda(board)
-    figures = []
-    if shared is not None:
-        title = "One λ for all experts"
-        figures.append(
-            Figure(
-                specs=(shared,), title=title, says="The search score against one shared λ by method"
-            )
-        )
-    if each:
-        title = "Every candidate against each expert's λ; the ring is the best"
-        says = "The search score of every candidate against each expert's λ"
-        figures.append(Figure(specs=tuple(each), title=title, says=says))
-    if not figures:
+    shared = figures(
+        "The search score against one shared λ by method",
+        search_charts.shared_lambda(board.tried),
+        title="One λ for all experts",
+    )
+    by_expert = figures(
+        "The search score of every candidate against each expert's λ",
+        *search_charts.each_lambda(board.tried),
+        title="Every candidate against each expert's λ; the ring is the best",
+    )
+    if not shared and not by_expert:
         return None
     text = (
         "A wide basin forgives a rough λ; a narrow one, or a best at its edge, asks for a finer or"
@@ -149,7 +119,7 @@ def _lambdas(board: Leaderboard) -> Section | None:
         "Scores on the search split. The more a method prunes, the larger is the λ that makes up"
         " for it."
     )
-    if len(board.tried) > charts.MOST:
+    if len(board.tried) > search_charts.MAX_DRAWN:
         note += (
             f" Of {len(board.tried):,} candidates some are drawn: the best, for a half, and others"
             " evenly."
@@ -158,14 +128,14 @@ def _lambdas(board: Leaderboard) -> Section | None:
         id="lambda",
         title="How much λ matters",
         texts=(text,),
-        figures=tuple(figures),
+        figures=(*shared, *by_expert),
         notes=(note,),
     )
 
 
 def _orders(board: Leaderboard) -> Section | None:
-    drawn = charts.orders(board)
-    if drawn is None:
+    drawn = figures("The search score by pruning order", search_charts.orders(board.tried))
+    if not drawn:
         return None
     text = (
         "The expert that is pruned first chooses its weights first. Each dot is a candidate, each"
@@ -176,38 +146,35 @@ def _orders(board: Leaderboard) -> Section | None:
         " is no effect of the order. cabs-search compare SPEC --over order gives each order the"
         " same budget, and tests it."
     )
-    tried = len({each.order for each in board.tried if each.order})
-    if tried > charts.MOST_NAMES:
-        note += f" Of {tried:,} orders the {charts.MOST_NAMES} with the highest means are drawn."
-    figures = (Figure(specs=(drawn,), says="The search score by pruning order"),)
-    return Section(
-        id="orders", title="Pruning orders", texts=(text,), figures=figures, notes=(note,)
-    )
+    tried = len({candidate.order for candidate in board.tried if candidate.order})
+    if tried > search_charts.MAX_NAMES:
+        note += (
+            f" Of {tried:,} orders the {search_charts.MAX_NAMES} with the highest means are drawn."
+        )
+    return Section(id="orders", title="Pruning orders", texts=(text,), figures=drawn, notes=(note,))
 
 
 def _spent(board: Leaderboard) -> Section:
-    drawn = charts.progress(board)
-    title, says = (
-        "Best score so far against items spent",
+    drawn = figures(
         "The best search score so far against items spent",
+        search_charts.progress(board.tried),
+        title="Best score so far against items spent",
     )
-    figures = () if drawn is None else (Figure(specs=(drawn,), title=title, says=says),)
-    return Section(id="spent", title="What it took", texts=board.spent.text, figures=figures)
+    return Section(id="spent", title="What it took", texts=board.spent.text, figures=drawn)
 
 
 def _optimism(board: Leaderboard) -> Section | None:
     if board.optimism is None:
         return None
-    drawn = charts.optimism(board)
-    title, says = (
-        "Confirmed against search score; on the line they are equal",
+    drawn = figures(
         "Confirmed against search scores",
+        study_charts.optimism(board),
+        title="Confirmed against search score; on the line they are equal",
     )
-    figures = () if drawn is None else (Figure(specs=(drawn,), title=title, says=says),)
     return Section(
         id="optimism",
         title="How much the search split flatters",
         texts=(board.optimism.text,),
-        figures=figures,
+        figures=drawn,
         tables=as_reported_tables(board.as_reported),
     )

@@ -1,0 +1,155 @@
+"""Rows of a leaderboard or a comparison, with their intervals and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from cabs_search.merging.recipe import Recipe
+from cabs_search.record.outcomes import Scored
+from cabs_search.results.panel import Contrast, Panel
+
+BASELINE, FOUND = "best baseline", "best found"
+"""Rows that others are tested against."""
+SIGNIFICANT = 0.05
+Role = Literal["base", "expert", "ideal", "baseline", "candidate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a leaderboard, scored on the confirm split."""
+
+    label: str
+    role: Role
+    recipe: dict[str, Any] | None
+    """None if the row is no model."""
+    key: str | None
+    score: float
+    """Mean of the tasks' metrics."""
+    interval: tuple[float, float]
+    """95 % interval of this row by itself."""
+    simultaneous: tuple[float, float]
+    """95 % interval for all rows together: in 95 of 100 studies none misses its true score."""
+    tasks: Mapping[str, float]
+    """Metric by task."""
+    task_intervals: Mapping[str, tuple[float, float]]
+    """95 % interval of each metric by itself."""
+    losses: Mapping[str, float]
+    """Mean loss by task: nats; for regression the mean squared error."""
+    search_score: float | None
+    """Score on the search split, on which it was chosen: too high for the best of many."""
+    text: str
+    """Recipe in words."""
+    against: Mapping[str, Contrast] = field(default_factory=dict)
+    """Contrasts of candidates and baselines with BASELINE and FOUND, except with itself."""
+    tied: bool = False
+    """Whether it cannot be told from the best candidate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Scored candidate that becomes a row."""
+
+    label: str
+    role: Role
+    scored: Scored
+    """Outcomes on the confirm split; a row that is no model borrows a recipe."""
+    searched: Scored | None = None
+    """Outcomes on the search split."""
+    text: str = ""
+    is_model: bool = True
+
+    @property
+    def key(self) -> str:
+        """Key in a panel; rows with one recipe share it."""
+        return self.scored.recipe.key if self.is_model else self.label
+
+
+def merged_entry(label: str, role: Role, searched: Scored, scored: Scored) -> Entry:
+    """Return the entry of a merged model, scored on both splits."""
+    return Entry(
+        label=label, role=role, scored=scored, searched=searched, text=str(searched.recipe)
+    )
+
+
+def reference_entries(
+    recipes: Mapping[str, Recipe], experts: Mapping[str, str], confirmed: Mapping[str, Scored]
+) -> list[Entry]:
+    """Return entries of base, experts and, if all of these are confirmed, the ideal.
+
+    Args:
+        recipes: base and experts as recipes, by label.
+        experts: the expert whose head scores a task, by task.
+        confirmed: outcomes on the confirm split, by recipe's key.
+
+    """
+    scored = {
+        label: confirmed[recipe.key] for label, recipe in recipes.items() if recipe.key in confirmed
+    }
+    entries = [
+        Entry(label=label, role="base" if label == "base" else "expert", scored=outcomes)
+        for label, outcomes in scored.items()
+    ]
+    owners = {task: f"expert {expert}" for task, expert in experts.items()}
+    if all(owner in scored for owner in owners.values()):
+        ideal = replace(
+            scored[next(iter(owners.values()))],
+            tasks={task: scored[owner].tasks[task] for task, owner in owners.items()},
+            scores={task: scored[owner].scores[task] for task, owner in owners.items()},
+        )
+        text = "each task by its own expert (no model)"
+        entries.append(Entry(label="ideal", role="ideal", scored=ideal, text=text, is_model=False))
+    return entries
+
+
+def make_rows(
+    entries: Sequence[Entry],
+    panel: Panel,
+    tied: Collection[str] = (),
+    references: Mapping[str, str] | None = None,
+) -> list[Row]:
+    """Make rows with their intervals and tests.
+
+    Args:
+        entries: what the rows are made from.
+        panel: all of them, by key.
+        tied: keys of the tie set.
+        references: keys of the rows that others are tested against, by name.
+
+    """
+    simultaneous = panel.intervals()
+    against = _contrasts(entries, panel, references or {})
+    return [
+        Row(
+            label=entry.label,
+            role=entry.role,
+            recipe=entry.scored.recipe.as_dict() if entry.is_model else None,
+            key=entry.key if entry.is_model else None,
+            score=entry.scored.score,
+            interval=panel.own_interval(entry.key),
+            simultaneous=simultaneous[entry.key],
+            tasks=dict(entry.scored.scores),
+            task_intervals={t: panel.own_interval(entry.key, t) for t in entry.scored.scores},
+            losses=entry.scored.losses,
+            search_score=entry.searched.score if entry.searched else None,
+            text=entry.text,
+            against=against.get(entry.key, {}),
+            tied=entry.key in tied,
+        )
+        for entry in entries
+    ]
+
+
+def _contrasts(
+    entries: Sequence[Entry], panel: Panel, references: Mapping[str, str]
+) -> dict[str, dict[str, Contrast]]:
+    """Test every merged model against each reference, one family a reference; by key and name."""
+    merged = (entry.key for entry in entries if entry.role in ("baseline", "candidate"))
+    against: dict[str, dict[str, Contrast]] = {key: {} for key in merged}
+    for name, reference in references.items():
+        others = [key for key in against if key != reference]
+        contrasts = panel.contrasts([(key, reference) for key in others])
+        for key, contrast in zip(others, contrasts, strict=True):
+            against[key][name] = contrast
+    return against

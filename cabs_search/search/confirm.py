@@ -1,0 +1,57 @@
+"""Rows of the leaderboard that are scored on the confirm split."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from cabs_search.merging.recipe import Recipe
+from cabs_search.record.outcomes import Scored
+from cabs_search.search.candidates import best_shared, ranked
+from cabs_search.spec.study import Spec
+
+
+def rows_to_confirm(spec: Spec, scored: Mapping[str, Scored]) -> list[Recipe]:
+    """Choose the best shared-λ candidate of each baseline method, and the best of all."""
+    rows = [s.recipe for s in best_shared(spec, scored).values()]
+    rows += [s.recipe for s in ranked(scored.values())[: spec.search.confirm]]
+    return list({recipe.key: recipe for recipe in rows}.values())
+
+
+class ConfirmQueue:
+    """Recipes to confirm: base and experts at any time, candidates once the search is over."""
+
+    def __init__(self, references: Iterable[Recipe]) -> None:
+        self._references: set[str] = set()
+        self._waiting: deque[Recipe] = deque()
+        self.has_candidates = False
+        """Whether candidates were chosen; then no more rows will come."""
+        self.add_references(references)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add_references(self, recipes: Iterable[Recipe]) -> None:
+        """Add base and experts, which do not depend on the search."""
+        for recipe in recipes:
+            self._references.add(recipe.key)
+            self._waiting.append(recipe)
+
+    def add_candidates(self, recipes: Iterable[Recipe]) -> None:
+        """Add what the search has found."""
+        self._waiting.extend(recipes)
+        self.has_candidates = True
+
+    def pop(self) -> Recipe:
+        """Return the next recipe."""
+        return self._waiting.popleft()
+
+    def put_back(self, recipe: Recipe) -> None:
+        """Keep a recipe for later."""
+        self._waiting.append(recipe)
+
+    def release(self, orphaned: Iterable[Recipe]) -> list[Recipe]:
+        """Empty the queue; return base and experts of it and of ``orphaned``."""
+        rows = [r for r in (*self._waiting, *orphaned) if r.key in self._references]
+        self._waiting.clear()
+        return rows

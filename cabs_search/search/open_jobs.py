@@ -1,0 +1,77 @@
+"""Jobs that were given out and have not ended."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import optuna
+
+from cabs_search.merging.recipe import Recipe
+from cabs_search.search.jobs import Job
+
+MAX_WORKER_DEATHS = 3
+"""Workers that may die over one candidate before it counts as failed."""
+
+
+class CandidateTrial(NamedTuple):
+    """A candidate's trial: the sampler's, in memory, and its id in the database."""
+
+    sampled: optuna.Trial
+    trial_id: int
+
+
+@dataclass
+class OpenJob:
+    """A job at a worker, or waiting for another one because its worker died."""
+
+    job: Job
+    trial: CandidateTrial | None = None
+    """None for a row to confirm."""
+    materialize_seconds: float = 0.0
+
+
+class OpenJobs(dict[str, OpenJob]):
+    """Open jobs by id; those whose workers died are orphans."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._orphans: deque[str] = deque()
+        self._deaths: Counter[str] = Counter()
+
+    @property
+    def searching(self) -> int:
+        """Open jobs on the search split."""
+        return sum(open_job.trial is not None for open_job in self.values())
+
+    @property
+    def orphans(self) -> int:
+        """Open jobs that wait for another worker."""
+        return len(self._orphans)
+
+    def is_searching(self, recipe: Recipe) -> bool:
+        """Tell whether a recipe has an open job on the search split."""
+        return any(o.job.recipe.key == recipe.key for o in self.values() if o.trial)
+
+    def is_confirming(self, recipe: Recipe) -> bool:
+        """Tell whether a recipe has an open job on the confirm split."""
+        return any(o.job.recipe.key == recipe.key for o in self.values() if not o.trial)
+
+    def orphan(self, job_id: str) -> int:
+        """Keep a dead worker's job unless too many died over it; return how many did."""
+        key = self[job_id].job.recipe.key
+        self._deaths[key] += 1
+        if self._deaths[key] <= MAX_WORKER_DEATHS:
+            self._orphans.append(job_id)
+        return self._deaths[key]
+
+    def pop_orphan(self) -> OpenJob | None:
+        """Close the first orphan, to be opened again; None if there is none."""
+        return self.pop(self._orphans.popleft()) if self._orphans else None
+
+    def drop_orphans(self) -> list[Recipe]:
+        """Close all orphans; return their recipes."""
+        recipes = [self.pop(job_id).job.recipe for job_id in self._orphans]
+        self._orphans.clear()
+        return recipes

@@ -1,0 +1,1 @@
+"""Optuna samplers by name: one file each, one line each in the registry."""
