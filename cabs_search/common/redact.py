@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://\S+")
+ADDRESS = re.compile(r"(?:[A-Za-z][\w+.-]*://|(?<!\S)/)\S+")
+"""An address, or its path alone, as errors of requests quote it."""
 SECRET_PARAMETER = re.compile(
     r"([?&][^=&#\s]*(?:password|passwd|pwd|token|secret|key)[^=&#\s]*=)[^&#\s]*", re.IGNORECASE
 )
@@ -14,17 +15,16 @@ SECRET_PARAMETER = re.compile(
 
 def without_password(text: str) -> str:
     """Return a text with user, password and secret parameters of its addresses hidden."""
-    # Parameters also of addresses without a scheme, which errors of requests quote.
-    text = SECRET_PARAMETER.sub(r"\1***", text)
-    return ADDRESS.sub(lambda address: _without_login(address[0]), text)
+    return ADDRESS.sub(lambda address: _hidden(address[0]), text)
 
 
-def _without_login(url: str) -> str:
+def _hidden(url: str) -> str:
     scheme = r"^([^:]*://)"
     if not url.startswith(("http://", "https://")):
         # The password of a database may contain slashes and question marks.
         url = re.sub(scheme + r"[^:/@]*(:[^@]*)?@", r"\1", url)
-    return re.sub(scheme + r"[^/?#]*@", r"\1", url)
+    url = re.sub(scheme + r"[^/?#]*@", r"\1", url)
+    return SECRET_PARAMETER.sub(r"\1***", url)
 
 
 def without_passwords(plain: Any) -> Any:
