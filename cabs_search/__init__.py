@@ -1,7 +1,7 @@
 """cabs-search: find the best way to merge fine-tuned models that share a base.
 
 ``merge`` makes one merged model, ``run`` searches for the best, ``compare`` searches once for each
-method (or order, n:m, density). Submodules are imported when they are first used.
+method (or order, n:m, density). A name's module is imported when the name is first used.
 """
 
 from __future__ import annotations

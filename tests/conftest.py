@@ -1,6 +1,4 @@
-"""Pico models: two-layer BERTs and a few dozen sentences, made on the spot, for whole runs in
-seconds.
-"""
+"""Pico models, two-layer BERTs, with a few dozen sentences: whole runs take seconds."""
 
 from __future__ import annotations
 
@@ -17,21 +15,9 @@ import yaml
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 WORDS = (
-    "good",
-    "fine",
-    "nice",
-    "bad",
-    "poor",
-    "sad",
-    "cat",
-    "dog",
-    "bird",
-    "runs",
-    "sits",
-    "sleeps",
-    "the",
-    "a",
-    "very",
+    *("good", "fine", "nice", "bad", "poor", "sad"),
+    *("cat", "dog", "bird", "runs", "sits", "sleeps"),
+    *("the", "a", "very"),
 )
 EXPERTS = ("mood", "animal", "pair")
 
@@ -71,7 +57,7 @@ def make_base(folder: Path, **changes: Any) -> Path:
 
 
 def make_expert(folder: Path, base: Path, seed: int, labels: int) -> Path:
-    """The base with every trunk weight moved a little and a head of its own."""
+    """Save the base with most trunk weights moved a little and a head of its own."""
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(seed)
@@ -81,7 +67,8 @@ def make_expert(folder: Path, base: Path, seed: int, labels: int) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 0.5 if name.startswith("classifier") else 0.05
-            if "word_embeddings" not in name:  # frozen, as experts often have it
+            # Word embeddings stay frozen, as in many experts.
+            if "word_embeddings" not in name:
                 parameter.add_(torch.randn_like(parameter), alpha=scale)
     model.save_pretrained(folder)
     make_tokenizer(folder)
@@ -103,7 +90,7 @@ def write_rows(path: Path, seed: int, labels: int, count: int, *, pair: bool = F
 
 @pytest.fixture(scope="session")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with base, experts mood, animal and pair, and their rows as CSV."""
+    """Make a folder with a base, the experts mood, animal and pair, and their rows as CSV."""
     root = tmp_path_factory.mktemp("pico")
     base = make_base(root / "base")
     for seed, (name, labels) in enumerate(zip(EXPERTS, (2, 3, 2), strict=True), 1):
@@ -113,7 +100,7 @@ def pico(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pico_values(pico: Path, **search: Any) -> dict[str, Any]:
-    """A whole spec over the pico family, as the YAML file would hold it."""
+    """Return a whole spec over the pico family, as the YAML file would hold it."""
     splits = {"search": {"items": 24}, "confirm": {"items": 24}, "max_length": 24}
     return {
         "name": "pico",
@@ -144,6 +131,6 @@ def write_spec(path: Path, values: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty vector cache of the test's own."""
+    """Use an empty vector cache for one test."""
     monkeypatch.setenv("CABS_SEARCH_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"

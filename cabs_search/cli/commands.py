@@ -1,4 +1,4 @@
-"""What each command calls and prints."""
+"""One function for each command: call its work, print the results."""
 
 from __future__ import annotations
 
@@ -28,23 +28,18 @@ def _run(options: argparse.Namespace) -> None:
     from cabs_search.workflows.run import run
 
     spec = load(options.spec).override(trials=options.trials, workers=options.workers)
-    found = run(spec, options.output, address=options.address, tracking_uri=options.tracking_uri)
+    result = run(spec, options.output, address=options.address, tracking_uri=options.tracking_uri)
+    folder, uri = result.folder, result.tracking_uri
     if options.json:
-        _print_json(
-            found.leaderboard.as_dict()
-            | {
-                "folder": str(found.folder),
-                "tracking_uri": without_password(found.tracking_uri),
-            }
-        )
+        places = {"folder": str(folder), "tracking_uri": without_password(uri)}
+        _print_json(result.leaderboard.as_dict() | places)
         return
-    folder = found.folder
-    print(leaderboard_text(found.leaderboard) + "\n")
+    print(leaderboard_text(result.leaderboard) + "\n")
     _print_page(folder)
     print(f"See the runs:      {PROGRAM} ui {folder}")
     print(f"Print this again:  {PROGRAM} report {folder}")
     print(f"Take the best:     {PROGRAM} export {folder} --to {folder}/best")
-    _print_server_links(folder, found.tracking_uri)
+    _print_server_links(folder, uri)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -53,32 +48,28 @@ def _compare(options: argparse.Namespace) -> None:
     from cabs_search.workflows.compare import compare
 
     spec = load(options.spec).override(trials=options.trials, workers=options.workers)
-    found = compare(
-        spec,
-        options.over,
-        options.output,
-        address=options.address,
-        tracking_uri=options.tracking_uri,
-    )
     folder = options.output or Path("results") / experiment_name(spec.name, options.over)
-    _print_comparison(options, found)
+    comparison = compare(
+        spec, options.over, folder, address=options.address, tracking_uri=options.tracking_uri
+    )
+    _print_comparison(comparison, as_json=options.json)
     if not options.json:
         _print_page(folder)
-    if options.tracking_uri and not options.json:
-        _print_server_links(folder, options.tracking_uri)
+        if options.tracking_uri:
+            _print_server_links(folder, options.tracking_uri)
 
 
-def _print_comparison(options: argparse.Namespace, found: Any) -> None:
+def _print_comparison(comparison: Any, *, as_json: bool) -> None:
     from cabs_search.reporting.terminal.comparison import comparison_text
 
-    if options.json:
-        _print_json(found.as_dict())
+    if as_json:
+        _print_json(comparison.as_dict())
     else:
-        print(comparison_text(found) + "\n")
+        print(comparison_text(comparison) + "\n")
 
 
 def _print_page(folder: Path) -> None:
-    """Where the page is; not where there is none, which was said."""
+    """Print the path of report.html, if it was written."""
     from cabs_search.record.folder import StudyFolder
 
     if StudyFolder(folder).page.is_file():
@@ -88,11 +79,11 @@ def _print_page(folder: Path) -> None:
 def _plan(options: argparse.Namespace) -> None:
     from cabs_search.workflows.plan import plan
 
-    found = plan(options.spec)
+    made = plan(options.spec)
     if options.json:
-        _print_json(found.as_dict())
+        _print_json(made.as_dict())
     else:
-        print(found.as_text())
+        print(made.as_text())
 
 
 def _vectors(options: argparse.Namespace) -> None:
@@ -101,34 +92,36 @@ def _vectors(options: argparse.Namespace) -> None:
 
     if options.picture:
         check_picture(options.picture)
-    found = vectors(load(options.spec), options.method or ())
+    methods = vectors(load(options.spec), options.method or ())
     if options.picture:
-        draw(found, options.picture)
+        draw(methods, options.picture)
     if options.json:
-        _print_json([f.as_dict() for f in found])
+        _print_json([method.as_dict() for method in methods])
     else:
-        print("\n\n".join(f.as_text() for f in found))
+        print("\n\n".join(method.as_text() for method in methods))
 
 
 def _report(options: argparse.Namespace) -> None:
     from cabs_search.record.comparison_file import is_comparison
     from cabs_search.reporting.html.page import write_page
     from cabs_search.reporting.terminal.leaderboard import leaderboard_text
-    from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
+    from cabs_search.results.comparison import Comparison
+    from cabs_search.results.leaderboard import read_leaderboard
     from cabs_search.results.read_comparison import read_comparison
 
-    of_many = is_comparison(options.folder)
-    found = read_comparison(options.folder) if of_many else read_leaderboard(options.folder)
-    if not isinstance(found, Leaderboard):
-        _print_comparison(options, found)
+    folder = options.folder
+    results = read_comparison(folder) if is_comparison(folder) else read_leaderboard(folder)
+    if isinstance(results, Comparison):
+        _print_comparison(results, as_json=options.json)
     elif options.json:
-        _print_json(found.as_dict())
+        _print_json(results.as_dict())
     else:
-        print(leaderboard_text(found) + "\n")
+        print(leaderboard_text(results) + "\n")
+    # The numbers are out before the page is tried, which may fail.
     sys.stdout.flush()
-    write_page(found, options.folder)  # behind the numbers, which are there whatever becomes of it
+    write_page(results, folder)
     if not options.json:
-        _print_page(options.folder)
+        _print_page(folder)
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -189,60 +182,51 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _print_export(options: argparse.Namespace, recipe: Any, to: Path) -> None:
-    heads = sorted(p.name for p in (to / "heads").iterdir())
+    heads = sorted(path.name for path in (to / "heads").iterdir())
     if options.json:
         _print_json({"path": str(to), "recipe": recipe.as_dict(), "heads": heads})
     else:
-        print(
-            f"{recipe}\nwritten to {to}; with a head: {', '.join(f'{to}/heads/{h}' for h in heads)}"
-        )
+        paths = ", ".join(f"{to}/heads/{head}" for head in heads)
+        print(f"{recipe}\nwritten to {to}; with a head: {paths}")
 
 
 def _ui(options: argparse.Namespace) -> None:
-    import subprocess
-
     from cabs_search.record.folder import StudyFolder
     from cabs_search.tracking.server import is_server, uri_of
 
-    uri = uri_of(options.folder)
-    if not is_server(uri) and not StudyFolder(options.folder).tracking_database.is_file():
-        raise ValueError(
-            f"{options.folder}: holds no mlflow.db, and no address of a tracking server"
-        )
-    found = _links(
-        options.folder, uri, uri if is_server(uri) else f"http://127.0.0.1:{options.port}"
-    )
-    if not found:
-        raise ValueError(f"{options.folder}: no runs are recorded yet")
+    folder, uri = options.folder, uri_of(options.folder)
+    if not is_server(uri) and not StudyFolder(folder).tracking_database.is_file():
+        raise ValueError(f"{folder}: holds no mlflow.db, and no address of a tracking server")
+    root = uri if is_server(uri) else f"http://127.0.0.1:{options.port}"
+    links = _links(folder, uri, root)
+    if not links:
+        raise ValueError(f"{folder}: no runs are recorded yet")
     if options.json:
-        _print_json({"views": found, "tracking_uri": uri})
+        _print_json({"views": links, "tracking_uri": uri})
     else:
-        _print_links(found)
-    if is_server(uri):
-        return
-    sys.stdout.flush()
+        _print_links(links)
+    if not is_server(uri):
+        sys.stdout.flush()
+        _serve(uri, options.port)
+
+
+def _serve(uri: str, port: int) -> None:
+    """Run MLflow's UI on this machine until it is stopped."""
+    import subprocess
+
     print("stop it with Ctrl-C", file=sys.stderr, flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        "127.0.0.1",
-    ]
-    if subprocess.run(
-        [*command, "--port", str(options.port)], check=False, stdout=sys.stderr
-    ).returncode:
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
         raise RuntimeError(
-            f"MLflow's UI did not start; is port {options.port} taken? Choose another with --port"
+            f"MLflow's UI did not start; is port {port} taken? Choose another with --port"
         )
 
 
 def _links(folder: Path, uri: str, root: str) -> dict[str, str]:
-    """Addresses of a folder's runs and saved views in the UI at ``root``, by name; empty where
-    there are no runs.
+    """Return addresses of a folder's runs and saved views in the UI at ``root``, by name.
+
+    Empty if there are no runs.
     """
     from cabs_search.record.comparison_file import axes_of, is_comparison
     from cabs_search.record.folder import StudyFolder, StudyId
@@ -263,15 +247,15 @@ def _links(folder: Path, uri: str, root: str) -> dict[str, str]:
     )
 
 
-def _print_links(found: Mapping[str, str]) -> None:
-    """A name and an address a line; addresses whole, so that a terminal opens them."""
-    width = max(map(len, found))
-    for name, url in found.items():
+def _print_links(links: Mapping[str, str]) -> None:
+    """Print a name and a whole address in each line, which a terminal makes a link."""
+    width = max(map(len, links))
+    for name, url in links.items():
         print(f"{name:<{width}}  {url}")
 
 
 def _print_server_links(folder: Path, uri: str) -> None:
-    """Where the runs are seen, of those kept at a server; one that is down costs no result."""
+    """Print where a server shows the runs; if it does not answer, say so and go on."""
     from cabs_search.common.redact import without_password
     from cabs_search.tracking.server import is_server
 
@@ -279,13 +263,13 @@ def _print_server_links(folder: Path, uri: str) -> None:
         return
     shown = without_password(uri)
     try:
-        found = _links(folder, uri, shown)
+        links = _links(folder, uri, shown)
     except Exception as error:
         print(f"MLflow at {shown} does not answer: {type(error).__name__}", file=sys.stderr)
         return
-    if found:
+    if links:
         print()
-        _print_links(found)
+        _print_links(links)
 
 
 def _mapping(option: str, pairs: list[tuple[str, str]]) -> dict[str, str]:

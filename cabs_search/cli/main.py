@@ -1,7 +1,7 @@
 """The command line: parse, call, print. Results go to stdout, progress and logs to stderr.
 
-Exit status: 0; 1 where the work failed; 2 where the user's input is wrong, with one line that says
-what to change.
+Exit status: 0; 1 if the work failed; 2 if the user's input is wrong, with one line that says what
+to change.
 """
 
 from __future__ import annotations
@@ -11,28 +11,37 @@ import os
 import re
 import sys
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cabs_search.cli.commands import PROGRAM
 from cabs_search.cli.parser import parser
 
+FIELDS = re.compile(r"(space|tasks|experts|baselines|search|base|device|dtype|seed)\b[^ ]*:")
+"""Beginning of an error that names a field of the spec."""
+
+
+def entry() -> NoReturn:
+    """Run the command line, and exit with its status."""
+    sys.exit(main())
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """Run one command and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # λ on a terminal that has none
+            stream.reconfigure(errors="replace")  # a terminal may have no λ
     given = sys.argv[1:] if arguments is None else arguments
     options = parser(with_settings="merge" in given).parse_args(given)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="cabs_search")
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = _show_warning
     try:
         options.act(options)
     except ValueError as error:
-        return _fail(_named(options, error), 2)
+        return _fail(_with_file(options, error), 2)
     except BrokenPipeError:
+        # Python would complain of the closed pipe once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -42,16 +51,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-FIELDS = re.compile(r"(space|tasks|experts|baselines|search|base|device|dtype|seed)\b[^ ]*:")
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
-def _named(options: argparse.Namespace, error: ValueError) -> ValueError:
-    """An error in a spec's field, found after the spec was read, with the spec's name."""
+def _with_file(options: argparse.Namespace, error: ValueError) -> ValueError:
+    """Add the spec's name to an error in one of its fields that was found after it was read."""
     spec = getattr(options, "spec", None)
     return ValueError(f"{spec}: {error}") if spec and FIELDS.match(str(error)) else error
 
 
 def _fail(error: BaseException, status: int) -> int:
+    """Print an error in one line and return the status; with CABS_SEARCH_DEBUG, raise it."""
     if os.environ.get("CABS_SEARCH_DEBUG"):
         raise error
     text = " ".join(str(error).split()) or type(error).__name__
@@ -60,8 +71,3 @@ def _fail(error: BaseException, status: int) -> int:
     if not expected:
         print("set CABS_SEARCH_DEBUG=1 to see where it happened", file=sys.stderr)
     return status
-
-
-def entry() -> NoReturn:
-    """The console script."""
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Commands and their options."""
+"""The parser of commands and their options."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from cabs_search.merging.masks.settings import Setting
 
+from cabs_search import __version__
 from cabs_search.cli.commands import (
     PROGRAM,
     _compare,
@@ -23,8 +24,10 @@ from cabs_search.cli.commands import (
     _vectors,
 )
 
-ONE = ("candidates in all, baselines among them", "the study's folder (default: results/NAME)")
-EACH = (
+SPEC = "a YAML file, or the name of one in search_spaces/"
+"""Help on SPEC."""
+OF_STUDY = ("candidates in all, baselines among them", "the study's folder (default: results/NAME)")
+OF_COMPARISON = (
     "candidates of each value, shared λ among them",
     "the folder (default: results/NAME-over-AXIS)",
 )
@@ -47,7 +50,7 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
     root = _Parser(
         PROGRAM, description="Find the best way to merge fine-tuned models that share a base."
     )
-    root.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
+    root.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, act: Any, text: str) -> argparse.ArgumentParser:
@@ -56,53 +59,37 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
         made.add_argument("--json", action="store_true", help="print the result as JSON")
         return made
 
-    for name, act, text, trials, folder in (
-        (
-            "quickstart",
-            _quickstart,
-            "make four experts from real text once, then search how to merge them",
-            *ONE,
-        ),
-        (
-            "run",
-            _run,
-            "search a space; run again on the same folder, it goes on where it stopped",
-            *ONE,
-        ),
-        (
-            "compare",
-            _compare,
-            "the same search for each method, order, n:m or density, and one table",
-            *EACH,
-        ),
-    ):
-        made = command(name, act, text)
-        if name != "quickstart":
-            made.add_argument(
-                "spec", metavar="SPEC", help="a YAML file, or the name of one in search_spaces/"
-            )
-        if name == "compare":
-            made.add_argument(
-                "--over",
-                action="append",
-                required=True,
-                metavar="method|order|nm|density",
-                help="what to compare; twice for two crossed; AXIS=V,V for some values only",
-            )
-        made.add_argument("--trials", type=_count, metavar="N", help=trials)
-        made.add_argument(
-            "--workers", type=_count, metavar="N", help="Ray workers (default: one for each core)"
-        )
-        made.add_argument("--output", type=Path, metavar="DIR", help=folder)
-        made.add_argument(
-            "--address", help="join a Ray cluster that runs, such as auto or ray://HOST:10001"
-        )
-        made.add_argument(
-            "--tracking-uri", metavar="URI", help="MLflow's (default: SQLite in the folder)"
-        )
+    made = command(
+        "quickstart",
+        _quickstart,
+        "make four experts from real text once, then search how to merge them",
+    )
+    _add_search(made, *OF_STUDY)
+
+    made = command(
+        "run", _run, "search a space; run again on the same folder, it goes on where it stopped"
+    )
+    made.add_argument("spec", metavar="SPEC", help=SPEC)
+    _add_search(made, *OF_STUDY)
+
+    made = command(
+        "compare",
+        _compare,
+        "the same search for each method, order, n:m or density, and one table",
+    )
+    made.add_argument("spec", metavar="SPEC", help=SPEC)
+    made.add_argument(
+        "--over",
+        action="append",
+        required=True,
+        metavar="method|order|nm|density",
+        help="what to compare; twice for two crossed; AXIS=V,V for some values only",
+    )
+    _add_search(made, *OF_COMPARISON)
 
     made = command("plan", _plan, "show what a search would do and need, without doing it")
     made.add_argument("spec", metavar="SPEC")
+
     made = command(
         "vectors",
         _vectors,
@@ -115,6 +102,7 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
     made.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw them as well: a .png, .svg or .pdf"
     )
+
     made = command(
         "report", _report, "print a study's leaderboard, or a comparison, and write report.html"
     )
@@ -164,6 +152,21 @@ def _mask_settings() -> Iterable[Setting]:
     return SETTINGS.values()
 
 
+def _add_search(command: argparse.ArgumentParser, trials: str, output: str) -> None:
+    """Add the options of commands that search, with help on two of them."""
+    command.add_argument("--trials", type=_count, metavar="N", help=trials)
+    command.add_argument(
+        "--workers", type=_count, metavar="N", help="Ray workers (default: one for each core)"
+    )
+    command.add_argument("--output", type=Path, metavar="DIR", help=output)
+    command.add_argument(
+        "--address", help="join a Ray cluster that runs, such as auto or ray://HOST:10001"
+    )
+    command.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow's (default: SQLite in the folder)"
+    )
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, but got {text}")
@@ -181,9 +184,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not (name and mark and value):
         raise argparse.ArgumentTypeError(f"NAME=VALUE is needed, but got {text}")
     return name, value
-
-
-def _version() -> str:
-    from cabs_search import __version__
-
-    return __version__

@@ -73,10 +73,6 @@ class MultipleChoice(Kind):
             )
         return int(index)
 
-    def placeholder_label(self, texts: Sequence[str]) -> int:
-        """Return the first choice."""
-        return 0
-
     def encode(
         self,
         where: str,

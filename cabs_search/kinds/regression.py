@@ -46,10 +46,6 @@ class Regression(Kind):
             )
         return float(value)
 
-    def placeholder_label(self, texts: Sequence[str]) -> float:
-        """Return 0."""
-        return 0.0
-
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [items, 1]."""
         predictions = to_host(output.logits)[:, 0].double().numpy()

@@ -35,8 +35,12 @@ class Metric(ABC):
 
     @property
     def is_quick(self) -> bool:
-        """Tell whether ``resample`` costs a few matrix products, not a computation per sample."""
+        """True if ``weighted`` works for the arguments, or the metric is a mean."""
         return self.is_mean
+
+    def weighted(self, predictions: Sequence[Values], labels: Values, weights: Values) -> Floats:
+        """Compute all samples at once from weights, see ``resample``; for quick metrics only."""
+        raise NotImplementedError
 
     def with_arguments(self, arguments: Mapping[str, Any]) -> Self:
         """Return a copy that computes with these arguments.
@@ -71,6 +75,8 @@ class Metric(ABC):
         if self.is_mean:
             sums = weights @ np.stack(scores, axis=1)
             return np.asarray(sums / weights.sum(axis=1, keepdims=True), dtype=np.float64)
+        if self.is_quick:
+            return self.weighted(predictions, labels, weights)
         items = np.arange(len(labels))
         samples = [np.repeat(items, row.astype(np.int64)) for row in weights]
         return np.array([[self.compute(p[s], labels[s]) for p in predictions] for s in samples])

@@ -51,22 +51,14 @@ class ClassMetric(Metric):
 
     @property
     def is_quick(self) -> bool:
-        """Always true, but for arguments that counts do not know."""
+        """True, but for arguments that counts cannot follow."""
         return True
 
-    def resample(
-        self,
-        scores: Sequence[Values],
-        predictions: Sequence[Values],
-        labels: Values,
-        weights: Values,
-    ) -> Floats:
-        """Compute from counts per class, see ``Metric.resample``."""
-        if self.is_mean or not self.is_quick:
-            return super().resample(scores, predictions, labels, weights)
-        return self.resample_parts(predictions, labels, weights, np.arange(len(labels)))
+    def weighted(self, predictions: Sequence[Values], labels: Values, weights: Values) -> Floats:
+        """Compute from counts per class, see ``Metric.weighted``."""
+        return self.weighted_parts(predictions, labels, weights, np.arange(len(labels)))
 
-    def resample_parts(
+    def weighted_parts(
         self, predictions: Sequence[Values], labels: Values, weights: Values, items: Values
     ) -> Floats:
         """Compute on samples of items that have several classes each.
@@ -125,7 +117,7 @@ class F1(ClassMetric):
 
     @property
     def is_quick(self) -> bool:
-        """Tell whether counts per class are enough for the arguments."""
+        """True if counts per class are enough for the arguments."""
         return self.arguments.keys() <= {"average"} and self._average in COUNTED_AVERAGES
 
     @property
@@ -181,26 +173,18 @@ class OverWords(Metric):
 
     @property
     def is_quick(self) -> bool:
-        """Tell whether counts per class are enough."""
+        """True if counts per class are enough."""
         return self.metric.is_quick
 
     def compute(self, predictions: Values, labels: Values) -> float:
         """Return the metric over words."""
         return self.metric.compute(_flat(predictions), _flat(labels))
 
-    def resample(
-        self,
-        scores: Sequence[Values],
-        predictions: Sequence[Values],
-        labels: Values,
-        weights: Values,
-    ) -> Floats:
-        """Compute from counts of words per class, see ``Metric.resample``."""
-        if not self.is_quick:
-            return super().resample(scores, predictions, labels, weights)
+    def weighted(self, predictions: Sequence[Values], labels: Values, weights: Values) -> Floats:
+        """Compute from counts of words per class, see ``Metric.weighted``."""
         items = np.repeat(np.arange(len(labels)), [len(words) for words in labels])
         words = [_flat(values) for values in predictions]
-        return self.metric.resample_parts(words, _flat(labels), weights, items)
+        return self.metric.weighted_parts(words, _flat(labels), weights, items)
 
 
 def _flat(lists: Values) -> Values:

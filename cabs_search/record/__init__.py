@@ -1,1 +1,1 @@
-"""What was scored, durable; every file of a study's folder."""
+"""Durable results of a study, and the files of its folder."""

@@ -143,9 +143,8 @@ def _read(axis: str, text: str, spec: Spec) -> Any:
         if axis == "order":
             order = tuple(text.split(">"))
             if sorted(order) != sorted(spec.experts):
-                raise ValueError(
-                    f"an order must name every expert once ({', '.join(spec.experts)}), but got {text}"
-                )
+                known = ", ".join(spec.experts)
+                raise ValueError(f"an order must name every expert once ({known}), but got {text}")
             return order
         return SETTINGS[axis].parse(text)
     except ValueError as error:

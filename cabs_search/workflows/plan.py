@@ -1,4 +1,4 @@
-"""Work out what a search would do and need, without starting it."""
+"""Estimate what a search would do and need, without starting it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a search would do and need."""
+    """Size and needs of a search."""
 
     spec: dict[str, Any]
     """The resolved spec: every default and location written out, and hub ids that cannot be had
@@ -129,7 +129,7 @@ def _needs_rows(vectors: int, needs: Needs) -> list[tuple[str, str]]:
 
 
 def plan(path: str | Path) -> Plan:
-    """Work out what a search would need; load the models and score a few items, start no worker.
+    """Estimate what a search would need; load the models and score a few items, start no worker.
 
     If the hub does not give what the spec names, the rest is checked all the same, and the plan
     says what was not.

@@ -1,6 +1,4 @@
-"""The command line: quick help, every command documented, and one line with exit 2 for wrong
-input.
-"""
+"""The command line: quick help, documented commands, one line with exit 2 for wrong input."""
 
 from __future__ import annotations
 

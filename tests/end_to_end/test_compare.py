@@ -1,6 +1,4 @@
-"""`compare` on pico models: every row in one table, on the same items; what random masks depend on;
-diagnostics.
-"""
+"""``compare`` on pico models: a table of all rows on the same items; random masks; vectors."""
 
 from __future__ import annotations
 
@@ -52,7 +50,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def workers() -> Iterator[None]:
-    """One Ray for the comparisons that run in this process, which they join."""
+    """Start one Ray for all comparisons of this process."""
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(
         address="local", num_cpus=4, include_dashboard=False, object_store_memory=256 << 20, **quiet
@@ -63,9 +61,7 @@ def workers() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def methods(pico: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished comparison of every method; ``stdout`` of the command lies in it. One expert has
-    no task.
-    """
+    """Compare every method, with one expert without a task; the folder holds ``stdout`` too."""
     root = tmp_path_factory.mktemp("methods")
     spec = write_spec(root / "pico.yaml", small(pico))
     found = call("compare", spec, "--over", "method", "--output", root / "out", cache=cache)
@@ -407,9 +403,7 @@ def dare_values(pico: Path, workers: int) -> dict[str, Any]:
 def test_dare_is_the_same_with_other_workers_in_other_processes_and_after_a_resume(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each run draws its masks itself: no cache is shared. The resumed one draws them again for its
-    second half.
-    """
+    """Runs share no cache, and so draw their masks anew, as does the resumed one."""
     found = {}
     spec = write_spec(tmp_path / "1.yaml", dare_values(pico, 1))
     call("run", spec, "--output", tmp_path / "out1", cache=tmp_path / "cache1")
@@ -489,7 +483,7 @@ def test_vectors_are_drawn(
 def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """XᵀX as it comes from items one by one, without padding and without batches."""
+    """XᵀX is that of items one by one, without padding and batches."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -544,7 +538,7 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
 def test_an_export_of_a_calibrated_method_is_what_was_scored(
     methods: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`export` takes a study; that of one method here."""
+    """``export`` takes a study: here of one method."""
     monkeypatch.setenv("CABS_SEARCH_CACHE", str(cache))
     spec_path = methods / "spec.yaml"
     import yaml

@@ -1,6 +1,4 @@
-"""Every kind of task goes the whole way: train, merge, search with Ray, export; the heads say what
-is on record.
-"""
+"""Whole runs of every kind: train, merge, search with Ray, export, and predict as recorded."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ TRIALS = 6
 
 
 def make_values(root: Path, architecture: str) -> dict[str, Any]:
-    """Base, experts and data of a family, and the spec that searches it."""
+    """Make a family's base, experts and data; return the spec that searches it."""
     base = make_base(root / "base", architecture)
     experts, tasks = {}, {}
     for seed, (name, (kind, options)) in enumerate(FAMILIES[architecture].items(), 1):

@@ -1,6 +1,4 @@
-"""The quickstart's data and experts: real text and a real pre-trained encoder, from installed
-packages.
-"""
+"""The quickstart's data and experts: real text and a real encoder from installed packages."""
 
 from __future__ import annotations
 
@@ -63,7 +61,7 @@ def test_another_split_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two experts of the real base, tuned on a few real items."""
+    """Tune two experts of the real base on a few real items."""
     root = tmp_path_factory.mktemp("experts")
     for expert in EXPERTS[0], EXPERTS[3]:
         short = replace(expert, items=64, max_length=16, epochs=1)
@@ -107,9 +105,7 @@ def test_real_checkpoints_merge_and_load(two: dict[str, Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_whole_quickstart(tmp_path: Path) -> None:
-    """Experts beat their majority class by 15 points, and merging keeps more of them than the base
-    has.
-    """
+    """Experts beat the majority class by 15 points; the merge keeps more of that than the base."""
     environment = os.environ | {"CABS_SEARCH_CACHE": str(tmp_path / "cache")}
     command = [
         sys.executable,

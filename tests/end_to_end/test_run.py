@@ -1,6 +1,4 @@
-"""Whole runs by the command line, on pico models: the leaderboard, MLflow, export, and what kill -9
-leaves.
-"""
+"""Whole runs of the command line on pico models: leaderboard, MLflow, export, kill -9."""
 
 from __future__ import annotations
 
@@ -71,7 +69,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def study(pico: Path, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study's folder; ``stdout`` and ``stderr`` of the run lie in it."""
+    """Run a study, and return its folder, with ``stdout`` and ``stderr`` in it."""
     root = tmp_path_factory.mktemp("study")
     spec = write_spec(root / "pico.yaml", pico_values(pico))
     found = call("run", spec, "--output", root / "out", cache=shared_cache)
@@ -98,8 +96,8 @@ def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def check_complete(folder: Path, budget: int) -> None:
-    """What must hold of any finished study, whatever happened on the way."""
-    spec, outcomes = load(folder / "spec.yaml"), record_of(folder)
+    """Check what holds for any finished study, whatever happened on the way."""
+    outcomes = record_of(folder)
     searched = outcomes.scored("search")
     assert len(searched) == budget
     with closing(sqlite3.connect(outcomes.path)) as db:
@@ -124,9 +122,7 @@ def check_complete(folder: Path, budget: int) -> None:
 
 
 def check_progress(folder: Path, items: list[int], best: float) -> None:
-    """The best score against items spent has each candidate once, in the order in which they
-    ended.
-    """
+    """Check that the curve of the best score has each candidate once, in order of completion."""
     from mlflow import MlflowClient
 
     runs = children(folder)
@@ -195,9 +191,9 @@ def test_report_prints_the_same_again(study: Path, shared_cache: Path) -> None:
 
 def test_mlflow_children_hold_what_a_candidate_is_and_did(study: Path) -> None:
     scored = record_of(study).scored("search")
-    for run in children(study):
-        candidate = scored[run.data.tags["recipe"]]
-        params = run.data.params
+    for child in children(study):
+        candidate = scored[child.data.tags["recipe"]]
+        params = child.data.params
         assert params["method"] == candidate.recipe.method.name
         assert {e: float(params[f"lambda.{e}"]) for e in EXPERTS} == candidate.recipe.lambda_by_name
         if params["method"] == "cabs":
@@ -205,7 +201,7 @@ def test_mlflow_children_hold_what_a_candidate_is_and_did(study: Path) -> None:
                 EXPERTS, key=lambda e: int(params[f"rank.{e}"])
             )
             assert params["nm"] in ("2:8", "8:32")
-        metrics = run.data.metrics
+        metrics = child.data.metrics
         assert metrics["score"] == pytest.approx(candidate.score)
         assert metrics["items"] == 72
         assert {f"score.{e}" for e in EXPERTS} | {f"loss.{e}" for e in EXPERTS} <= metrics.keys()
@@ -368,9 +364,13 @@ def test_merge_by_command_equals_merge_in_python(
 def test_ui_serves_the_studys_runs(study: Path, shared_cache: Path) -> None:
     port = random.randint(20000, 40000)
     process = subprocess.Popen(
-        [*COMMAND, "ui", str(study), "--port", str(port)], env=environment(shared_cache), stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True, start_new_session=True,
-    )  # fmt: skip
+        [*COMMAND, "ui", str(study), "--port", str(port)],
+        env=environment(shared_cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
     try:
         assert process.stdout is not None
         runs, candidates = (process.stdout.readline().split("  ", 1) for _ in range(2))
@@ -393,7 +393,7 @@ def test_ui_serves_the_studys_runs(study: Path, shared_cache: Path) -> None:
 
 
 class Running:
-    """A run in the background, to be killed."""
+    """Start a run in the background, to be killed."""
 
     def __init__(self, spec: Path, folder: Path, cache: Path) -> None:
         self.folder = folder
@@ -432,7 +432,7 @@ class Running:
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> None:
-    """All but Ray's agents, which take a minute to notice that their driver is gone."""
+    """Wait for all but Ray's agents, which take a minute to notice that their driver is gone."""
 
     def name(process: psutil.Process) -> str:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -446,12 +446,12 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
 
 
 LONG = 200
-"""Candidates of some 30 ms."""
+"""Number of candidates, of some 30 ms each."""
 
 
 @pytest.fixture
 def long_spec(pico: Path, tmp_path: Path) -> Path:
-    """A search long enough to be killed in the middle."""
+    """Write the spec of a search that is long enough to be killed on the way."""
     return write_spec(tmp_path / "pico.yaml", pico_values(pico, trials=LONG, block=4))
 
 
@@ -545,7 +545,7 @@ def broken(*_: object, **__: object) -> None:
 def run_again(
     study: Path, to: Path, cache: Path, patch: pytest.MonkeyPatch, say: Any
 ) -> SearchResult:
-    """A run on a copy of a finished study, for which workers need not be started."""
+    """Run on a copy of a finished study, which starts no workers."""
     patch.setenv("CABS_SEARCH_CACHE", str(cache))
     patch.setattr("cabs_search.cluster.driver.search", lambda *_, **__: None)
     return run(load(study / "spec.yaml"), shutil.copytree(study, to), say=say)

@@ -1,6 +1,4 @@
-"""The papers' studies, as they ship, from end to end on two-layer stand-ins of their architectures
-and kinds.
-"""
+"""The papers' studies that ship, run on two-layer stand-ins of their models."""
 
 from __future__ import annotations
 
@@ -33,9 +31,9 @@ OVER = {
     "roberta-nm": ["nm"],
     "roberta-density": ["method=magnitude,cabs", "density"],
 }
-"""Studies that are made to be compared over something."""
+"""Axes of the studies that are made to be compared."""
 QUICK = ("roberta-four", "gpt2-six", "roberta-density")
-"""A study of each kind, which runs each time."""
+"""Studies that run each time, one of each kind."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def workers() -> Iterator[None]:
-    """One Ray for all studies, which they join."""
+    """Start one Ray for all studies."""
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, object_store_memory=256 << 20, **quiet
@@ -55,9 +53,7 @@ def workers() -> Iterator[None]:
 
 
 def stand_in(root: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """A study with small models and data in place of those on the hub, and a small budget; all else
-    as it stands.
-    """
+    """Replace models and data of a study by small ones, and its budget; keep all else."""
     architecture = "gpt2" if "gpt2" in values["base"] else "roberta"
     base = root / architecture
     if not base.exists():
@@ -92,7 +88,7 @@ def stand_in(root: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_columns_of(task: dict[str, Any], row: dict[str, Any], number: int) -> dict[str, Any]:
-    """A stand-in's row under the columns that the study reads."""
+    """Put a stand-in's row under the columns that the study reads."""
     if task.get("kind"):
         return {task["group"]: f"title {number}"} | row if "group" in task else row
     columns = task["text"] if isinstance(task["text"], list) else [task["text"]]

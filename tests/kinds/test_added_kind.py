@@ -1,4 +1,4 @@
-"""A kind is added from the outside: the one file of docs/add-a-kind.md, and its lines in a list."""
+"""A kind is added from outside: the file of docs/add-a-kind.md and its lines in a list."""
 
 from __future__ import annotations
 
@@ -78,3 +78,11 @@ def test_a_kinds_name_is_written_in_its_own_file_only() -> None:
             and names.search(node.value)
         ]
     assert found == [(kind.name, kind.name) for kind in sorted(KINDS, key=str)]
+
+
+def test_reading_a_spec_loads_no_torch() -> None:
+    modules = "cabs_search.kinds.registry, cabs_search.metrics.registry, cabs_search.tasks.items"
+    code = (
+        f"import sys, {modules}; print({{'torch', 'transformers', 'sklearn'}} & set(sys.modules))"
+    )
+    assert python(ROOT, "-c", code) == "set()\n"

@@ -1,6 +1,4 @@
-"""Kinds of task against naive references: encodings, decoding, scores, losses, metrics, and one
-line for bad rows.
-"""
+"""Kinds of task against naive references, and one-line errors for bad fields and rows."""
 
 from __future__ import annotations
 
@@ -47,9 +45,7 @@ def _one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A function that gives the expert of an architecture and a kind, made once: model, config and
-    tokenizer.
-    """
+    """Return a function that trains an expert once: model, config and tokenizer."""
     root, made = tmp_path_factory.mktemp("standins"), dict[tuple[str, str], Any]()
 
     def give(architecture: str, kind: str) -> Any:
@@ -105,9 +101,7 @@ def test_a_batch_gives_what_one_by_one_gives(trained: Any, architecture: str, ki
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "question-answering"])
 def test_losses_and_predictions_are_the_librarys_own(trained: Any, kind: str) -> None:
-    """One row at a time, untouched by padding, with the loss that transformers computes from
-    labels.
-    """
+    """Compare row by row, without padding, with the loss that transformers computes."""
     model, config, tokenizer = trained("roberta", kind)
     items = as_items(rows_of(kind, 7, 8), task_of(kind), config, tokenizer)
     found = evaluate(model, items, np.arange(8), CPU)
@@ -229,9 +223,7 @@ def test_targets_cover_the_answer_and_windows_the_context(trained: Any, architec
 
 
 def test_windows_of_a_long_context_give_the_answer_of_one_window(trained: Any) -> None:
-    """Logits that depend on the place in the context alone; those outside it are high, and must not
-    count.
-    """
+    """Logits depend on the place in the context; outside of it they are high and must not count."""
     _, config, tokenizer = trained("roberta", "question-answering")
     rows = rows_of("question-answering", 7, ROWS)
     tables = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
@@ -257,7 +249,7 @@ def test_windows_of_a_long_context_give_the_answer_of_one_window(trained: Any) -
 
 
 def test_the_loss_of_an_answer(trained: Any) -> None:
-    """Of the windows that hold it; of all, at the CLS token, where none does."""
+    """The windows that hold the answer count; if none does, all, at the CLS token."""
     _, _, tokenizer = trained("bert", "question-answering")
     context = "the cat sits near doctor smith and then the dog walks in"
     answer = ("doctor smith", context.index("doctor"))
@@ -571,9 +563,7 @@ def test_rows_that_a_kind_cannot_read_meet_one_line(
 def test_a_head_of_another_kind_is_refused(
     pico: Path, tmp_path: Path, kind: str, suffix: str
 ) -> None:
-    """The files read the same in either form, and a classifier of two classes serves one kind
-    only.
-    """
+    """Both file formats read the same; a classifier of two classes serves one kind only."""
     from tests.support.standins import fields_of
 
     path = write_data(tmp_path / f"rows.{suffix}", kind, 1, 40)

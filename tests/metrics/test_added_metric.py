@@ -1,6 +1,4 @@
-"""A metric is added from the outside: the one file of docs/add-a-metric.md, and its lines in a
-list.
-"""
+"""A metric is added from outside: the file of docs/add-a-metric.md and its lines in a list."""
 
 from __future__ import annotations
 

@@ -574,7 +574,7 @@ def test_a_page_names_what_searched_and_not_what_wrote_it(
     assert "This page was written with:" in read(board(), folder).text
     for torch in ("1.0", "1.0", "2.0", "3.0"):
         now = {"Python": "3.99", "torch": torch}
-        for user in ("record.folder", "reporting.html.parts"):
+        for user in ("record.versions_file", "reporting.html.parts"):
             monkeypatch.setattr(f"cabs_search.{user}.versions", lambda now=now: now)
         if torch != "3.0":
             record_versions(folder)

@@ -1,6 +1,4 @@
-"""Bases and experts of other architectures align, become resident and give the bits of a fresh
-merge.
-"""
+"""Models of other architectures align, become resident and have the bits of a fresh merge."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Fast paths of scoring against their naive references: batches, padding, one pass for several
-heads, one token.
-"""
+"""Fast paths of scoring against naive references: batches, padding, shared passes, one token."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def items_of(kind: str, lengths: list[tuple[int, ...]], pad: int = 9, labels: int = 2) -> Items:
-    """Items of random tokens; ``lengths`` of the sequences of each."""
+    """Return items of random tokens; ``lengths`` are those of each item's sequences."""
     draw = np.random.default_rng(0)
     rows = tuple(
         Item(
@@ -179,7 +177,7 @@ def test_attention_is_sdpa_where_there_is_one(name: str) -> None:
 
 
 def shared_spec(pico: Path) -> Any:
-    """Two tasks that read one file, each with its own expert's head, and one that reads another."""
+    """Return a spec of two tasks on one file, each with its own head, and a third on another."""
     values = pico_values(pico)
     values["tasks"]["animal"] = values["tasks"]["mood"] | {"expert": "animal"}
     return parse(values)

@@ -11,7 +11,7 @@ from cabs_search.search import space
 from cabs_search.search.proposals import Proposer
 from cabs_search.search.samplers.registry import SAMPLERS
 from cabs_search.spec.load import parse
-from cabs_search.workflows.prepare import Prepared
+from cabs_search.workflows.prepare import prepare
 from tests.conftest import pico_values
 
 
@@ -36,5 +36,5 @@ def test_an_unknown_sampler_is_refused_before_anything_is_written(
     with pytest.raises(
         ValueError, match="^search.sampler: Input should be 'tpe' or 'random', but got 'luck'$"
     ):
-        Prepared(spec, tmp_path / "out", None, lambda _: None)
+        prepare(spec, tmp_path / "out", None, lambda _: None)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Specs: what is accepted, and one line that names file, field, rule and value for what is not."""
+"""Specs that are accepted, and one line with file, field, rule and value for others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A logged model in a fresh process, on the confirm items, beside what is on record of it."""
+"""Predictions of a logged model in a fresh process, beside those on record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def served(folder: Path, model_id: str) -> dict[str, tuple[Any, Any]]:
-    """Predictions and metric by task: what the model of a study says, and what the record says."""
+    """Return (predictions, metric) of a study's model and of the record, by task."""
     command = [sys.executable, "-m", "tests.support.served", str(folder), model_id]
     found = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert found.returncode == 0, found.stderr[-3000:]
@@ -21,7 +21,7 @@ def served(folder: Path, model_id: str) -> dict[str, tuple[Any, Any]]:
 
 
 def main(folder: Path, model_id: str) -> None:
-    """Print it as JSON."""
+    """Print what ``served`` returns as JSON."""
     import mlflow
     import pandas as pd
 
@@ -49,7 +49,7 @@ def main(folder: Path, model_id: str) -> None:
 
 
 def rows_of(spec: Any, name: str, record: Path) -> list[dict[str, Any]]:
-    """A task's confirm rows in the record's order, with the columns that a prediction needs."""
+    """Return a task's confirm rows in the record's order, with the columns for a prediction."""
     from transformers import AutoConfig
 
     from cabs_search.tasks.dataset import Row, read_dataset

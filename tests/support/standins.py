@@ -1,5 +1,4 @@
-"""Stand-ins: two-layer models of real architectures, really trained in seconds, for every kind of
-task.
+"""Stand-ins: two-layer models of real architectures, trained in seconds, for every kind of task.
 
 ``make_base`` makes a base with a tokenizer, ``make_expert`` trains it on rows of one kind,
 ``write_data`` writes other rows of that kind. The rows can be learned from single words: a mood
@@ -47,14 +46,12 @@ WORDS = (*FILLERS, *TITLES, *NAMES, *PLACES, *QUESTION, *(word for mood in MOODS
 WORD_LABELS = ("O", "B-PER", "I-PER", "B-LOC")
 MOST_STEPS, BATCH, RATE = 400, 32, 3e-3
 ENOUGH = 0.15
-"""Training ends when the loss is so small a part of what it was at the start."""
+"""Share of the first losses at which training ends."""
 MAX_LENGTH = 48
 
 
 def make_base(folder: Path, architecture: str) -> Path:
-    """A base of random weights with its tokenizer in ``folder``; ``architecture`` is one of
-    ARCHITECTURES.
-    """
+    """Save a base of random weights and its tokenizer; ``architecture`` is of ARCHITECTURES."""
     torch.manual_seed(0)
     tokenizer = _make_tokenizer(architecture)
     config = _make_config(architecture, tokenizer)
@@ -73,8 +70,7 @@ def make_expert(
     labels: int = 2,
     pair: bool = False,
 ) -> Path:
-    """Train ``base`` with a fresh head on a small data set of its own, and save model and tokenizer
-    in ``folder``.
+    """Train ``base`` with a fresh head on a small data set; save model and tokenizer.
 
     Args:
         architecture: the base's.
@@ -116,9 +112,7 @@ def auto_class(kind: str) -> Any:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch with one thread: where others use the cores too, tiny models are many times slower with
-    more.
-    """
+    """Let torch use one thread; with more, tiny models are many times slower on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -130,10 +124,9 @@ def one_thread() -> Iterator[None]:
 def write_data(
     path: Path, kind: str, seed: int, count: int, *, labels: int = 2, pair: bool = False
 ) -> Path:
-    """Write rows that an expert of this kind can score: JSON lines, or Parquet where ``path`` ends
-    so.
+    """Write rows that an expert of this kind can score, as JSON lines or Parquet.
 
-    The columns are those of ``fields_of``: of GLUE, STS-B, RACE, SQuAD and CoNLL in small.
+    The columns are those of ``fields_of``: GLUE, STS-B, RACE, SQuAD and CoNLL in small.
     """
     rows = rows_of(kind, seed, count, labels=labels, pair=pair)
     if path.suffix == ".parquet":
@@ -146,7 +139,7 @@ def write_data(
 
 
 def fields_of(kind: str, *, pair: bool = False) -> dict[str, Any]:
-    """The fields of a task, as a spec would hold them, that read what ``write_data`` writes."""
+    """Return the fields of a task, as in a spec, that reads what ``write_data`` writes."""
     match kind:
         case "classification":
             return {
@@ -171,20 +164,20 @@ def fields_of(kind: str, *, pair: bool = False) -> dict[str, Any]:
 
 
 def task_of(kind: str, *, pair: bool = False, **changes: Any) -> Task:
-    """A task that reads what ``write_data`` writes, with some of its fields changed."""
+    """Return a task that reads what ``write_data`` writes, with some fields changed."""
     return Task(dataset=DataSource(json="rows.jsonl"), **fields_of(kind, pair=pair) | changes)
 
 
 def rows_of(
     kind: str, seed: int, count: int, *, labels: int = 2, pair: bool = False
 ) -> list[dict[str, Any]]:
-    """Rows as ``write_data`` writes them."""
+    """Return rows as ``write_data`` writes them."""
     draw = random.Random(f"{kind} {seed}")
     return [_row(draw, kind, labels, pair) for _ in range(count)]
 
 
 def as_items(rows: list[dict[str, Any]], task: Task, config: Any, tokenizer: Any) -> Items:
-    """Rows of a task's columns as items, in their order, without a data set or splits."""
+    """Tokenize rows, in their order, without a data set or splits."""
     found = []
     for row in rows:
         texts = task.kind.texts("rows", task, row)
@@ -230,7 +223,7 @@ def _row(draw: random.Random, kind: str, labels: int, pair: bool) -> dict[str, A
 
 
 def _text(draw: random.Random, among: tuple[str, ...] = (), most: int = 8) -> str:
-    """A few fillers, and one of the words given somewhere among them."""
+    """Return a few fillers with one of the given words among them."""
     words = draw.choices(FILLERS, k=draw.randint(3, most))
     if among:
         words.insert(draw.randint(0, len(words)), draw.choice(among))
@@ -238,7 +231,7 @@ def _text(draw: random.Random, among: tuple[str, ...] = (), most: int = 8) -> st
 
 
 def _question(draw: random.Random) -> dict[str, Any]:
-    """A context that is often longer than a window, of which the answer is a title and a name."""
+    """Return a context, often longer than a window, whose answer is a title and a name."""
     before, after = (" ".join(draw.choices(FILLERS, k=draw.randint(2, 30))) for _ in range(2))
     title, name = draw.choice(TITLES), draw.choice(NAMES)
     context = f"{before} {title} {name} {after}"
@@ -270,7 +263,7 @@ def _sentence(draw: random.Random) -> dict[str, Any]:
 
 
 def _train(model: Any, items: Items, seed: int) -> None:
-    """AdamW on the library's own loss until it is small; it must go down."""
+    """Train with AdamW on the library's own loss until it is small; it must go down."""
     model.config.pad_token_id = items.pad["input_ids"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     draw, losses = np.random.default_rng(seed), []
@@ -292,7 +285,7 @@ def _train(model: Any, items: Items, seed: int) -> None:
 
 
 def _inputs(items: Items, rows: Any) -> dict[str, torch.Tensor]:
-    """A batch with the labels that transformers computes its loss from."""
+    """Return a batch with the labels that transformers computes its loss from."""
     batch, chosen = collate(items, rows), [items.rows[i] for i in rows]
     match items.task.kind.name:
         case "classification":
@@ -317,9 +310,7 @@ def _inputs(items: Items, rows: Any) -> dict[str, torch.Tensor]:
 
 
 def _make_tokenizer(architecture: str) -> Any:
-    """A fast tokenizer over WORDS: whole words, or byte-level BPE with the special tokens of
-    RoBERTa or GPT-2.
-    """
+    """Return a fast tokenizer over WORDS: whole words, or RoBERTa's or GPT-2's byte-level BPE."""
     if architecture == "gpt2":
         vocabulary, merges = _bytes_and_merges(("<|endoftext|>", "<|pad|>"))
         return transformers.GPT2Tokenizer(vocab=vocabulary, merges=merges, pad_token="<|pad|>")
@@ -343,7 +334,7 @@ def _make_tokenizer(architecture: str) -> Any:
 
 
 def _bytes_and_merges(marks: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Byte-level BPE that leaves rare words in pieces, its special tokens first."""
+    """Train byte-level BPE that leaves rare words in pieces, its special tokens first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()

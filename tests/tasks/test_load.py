@@ -26,9 +26,7 @@ def spec_with(pico: Path, **changes: Any) -> Spec:
 
 
 def duplicated_rows(split: str | None = None) -> Dataset:
-    """Rows of few texts, many of them equal; their split's name changes nothing but the labels'
-    order.
-    """
+    """Rows of few texts, many of them equal but for their case."""
     texts = [f"the cat {w}" for w in ("runs", "sits", "sleeps", "very good", "bad")] * 12
     return Dataset.from_dict(
         {
@@ -42,7 +40,7 @@ def duplicated_rows(split: str | None = None) -> Dataset:
 
 
 def named_splits(split: str) -> Dataset:
-    """Two splits of the data that have rows in common."""
+    """Two splits of the data with common rows."""
     start = 0 if split == "train" else 20
     return Dataset.from_dict(
         {

@@ -1,0 +1,47 @@
+"""Worker without Ray: what it reports of a block."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Any
+
+import pytest
+
+from cabs_search.cluster.worker import Worker
+from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.search.jobs import Job
+
+RECIPE = make_recipe(make_method("task-arithmetic", ("a",)), {"a": 1.0})
+JOB = Job(recipe=RECIPE, split="search", todo=(0,))
+
+
+@pytest.mark.parametrize("error", [None, MemoryError("no room"), KeyboardInterrupt()])
+def test_our_warnings_come_with_the_block(error: BaseException | None) -> None:
+    def score(*_: Any) -> str:
+        for module in ("cabs_search.merging.cache", "torch.nn"):
+            path = f"/x/{module.replace('.', '/')}.py"
+            warnings.warn_explicit(f"{module} is damaged", ImportWarning, path, 1, module)
+        if error:
+            raise error
+        return "result"
+
+    shown = warnings.showwarning
+    worker = Worker.__new__(Worker)
+    worker._score = score
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        reports = []
+        # twice, as workers do: the second one warns again
+        thread = threading.Thread(
+            target=lambda: reports.extend(worker._report("7", JOB, 0) for _ in range(2))
+        )
+        thread.start()
+        thread.join()
+    for report in reports:
+        assert report.warnings == ("cabs_search.merging.cache is damaged",)
+        assert report.job_id == "7"
+        assert report.result == (None if error else "result")
+        assert report.error == (error and f"{type(error).__name__}: {error}")
+    assert len(reports) == 2
+    assert warnings.showwarning is shown
