@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
 MERGEKIT_PIP := $(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup quickstart test test-browser test-all check bench bench-large bench-gpu bench-docs calibration clean .venv-mergekit
+.PHONY: setup quickstart test test-browser test-all check bench bench-large bench-gpu bench-docs calibration docs clean .venv-mergekit
 
 setup: $(STAMP)
 
@@ -66,6 +66,10 @@ bench-docs: setup
 # 2,000 simulated studies of each kind: do intervals cover, tie sets hold the best, tests keep their level?
 calibration: setup
 	$(BIN)/python -m benchmarks.calibration $(ARGS)
+
+# The picture of packages and their imports, from the import contract and the code.
+docs: setup
+	$(BIN)/python docs/draw_architecture.py
 
 clean:
 	rm -rf $(VENV) $(MERGEKIT) build dist results .mypy_cache .ruff_cache .pytest_cache .hypothesis
