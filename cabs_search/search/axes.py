@@ -36,6 +36,7 @@ class Value:
     label: str
     """The axes' values, such as ``dare 0.25``."""
     values: tuple[str, ...]
+    """Values of the axes, in their order."""
     spec: Spec
     """Its own space and budget."""
     same_as: str | None = None
