@@ -103,14 +103,10 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
     experts = {task: spec.expert_of(task) for task in spec.tasks}
     entries = reference_entries(reference_recipes(spec.experts), experts, confirmed)
     entries += [
-        merged_entry(
-            f"best shared-λ {s.recipe.method.name}", "baseline", s, confirmed[s.recipe.key]
-        )
+        merged_entry(f"best shared-λ {s.recipe.method.name}", "baseline", s, confirmed)
         for s in shared
     ]
-    entries += [
-        merged_entry(label, "candidate", s, confirmed[s.recipe.key]) for label, s in found.items()
-    ]
+    entries += [merged_entry(label, "candidate", s, confirmed) for label, s in found.items()]
     panel = scores.panel(spec.tasks, spec.seed, {entry.key: entry.scored for entry in entries})
     references = {}
     if shared:

@@ -71,7 +71,7 @@ def build_comparison(
     experts = {task: spec.expert_of(task) for task in spec.tasks}
     alone = reference_entries(reference_recipes(spec.experts), experts, scores.confirmed)
     merged = {
-        key: merged_entry(str(s.recipe), "candidate", s, scores.confirmed[key])
+        key: merged_entry(str(s.recipe), "candidate", s, scores.confirmed)
         for key in (reference, *best.values(), *shared.values())
         if key and (s := scores.searched[key])
     }

@@ -66,11 +66,13 @@ class Entry:
         return self.scored.recipe.key if self.is_model else self.label
 
 
-def merged_entry(label: str, role: Role, searched: Scored, scored: Scored) -> Entry:
-    """Return the entry of a merged model, scored on both splits."""
-    return Entry(
-        label=label, role=role, scored=scored, searched=searched, text=str(searched.recipe)
-    )
+def merged_entry(
+    label: str, role: Role, searched: Scored, confirmed: Mapping[str, Scored]
+) -> Entry:
+    """Return the entry of a merged model that is among the confirmed ones, by recipe's key."""
+    recipe = searched.recipe
+    scored = confirmed[recipe.key]
+    return Entry(label=label, role=role, scored=scored, searched=searched, text=str(recipe))
 
 
 def reference_entries(
