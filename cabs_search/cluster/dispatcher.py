@@ -47,7 +47,7 @@ class _Worker:
     left: dict[str, int] = field(default_factory=dict)
     """Blocks that are not scored yet, by job."""
     is_reserved: bool = False
-    """Whether it has a job that must be its only one."""
+    """True if it has a job that must be its only one."""
 
 
 class Dispatcher:

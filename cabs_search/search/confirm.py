@@ -25,7 +25,7 @@ class ConfirmQueue:
         self._references: set[str] = set()
         self._waiting: deque[Recipe] = deque()
         self.has_candidates = False
-        """Whether candidates were chosen; then no more rows will come."""
+        """True once candidates were chosen; then no more rows will come."""
         self.add_references(references)
 
     def __len__(self) -> int:

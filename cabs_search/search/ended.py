@@ -21,7 +21,7 @@ class EndedCandidates:
 
     def __init__(self, on_finished: OnFinished) -> None:
         self.scored: dict[str, Scored] = {}
-        """By recipe key, without per-item outcomes: those are on record."""
+        """Scores by recipe key, without per-item outcomes: those are on record."""
         self.best: Scored | None = None
         self._failed: set[str] = set()
         self._on_finished = on_finished

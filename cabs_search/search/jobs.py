@@ -24,7 +24,7 @@ class Job:
     todo: tuple[int, ...]
     """Blocks that are not recorded yet."""
     alone: bool = False
-    """Whether it must be a worker's only job: a worker died over it."""
+    """True if it must be a worker's only job, because a worker died over it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class BlockResult:
 
     block: int
     outcomes: Mapping[str, Outcome]
-    """By task."""
+    """Per-item outcomes by task."""
     materialize_seconds: float
     evaluate_seconds: float
 
@@ -94,7 +94,7 @@ class JobSource(Protocol):
 
     @property
     def is_finished(self) -> bool:
-        """Whether there will be no more jobs: all is done, or the search cannot go on."""
+        """True if there will be no more jobs: all is done, or the search cannot go on."""
 
     def connected(self) -> AbstractContextManager[None]:
         """Keep the databases open inside the context; close them after it."""

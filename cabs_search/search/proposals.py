@@ -28,7 +28,7 @@ class Proposal(NamedTuple):
     trial: optuna.Trial
     """The sampler's, in memory."""
     trial_id: int | None = None
-    """In the database; None: not written yet."""
+    """Its id in the database; None: not written yet."""
 
 
 class Proposer:

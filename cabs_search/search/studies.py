@@ -96,7 +96,7 @@ class Studies:
 
     @property
     def is_finished(self) -> bool:
-        """Whether there will be no more jobs: all is done, or the search cannot go on."""
+        """True if there will be no more jobs: all is done, or the search cannot go on."""
         return self.failure is not None or not self._unended
 
     @contextmanager

@@ -89,7 +89,7 @@ class Study:
         }
         self.failure: str | None = None
         self.exhausted = False
-        """Whether the sampler proposes nothing new."""
+        """True once the sampler proposes nothing new."""
         self.scored_items = 0
         self._database = database
         self._proposer = Proposer(spec, len(trials))
@@ -161,7 +161,7 @@ class Study:
 
     @property
     def is_finished(self) -> bool:
-        """Whether there will be no more jobs: all is done, or the search cannot go on."""
+        """True if there will be no more jobs: all is done, or the search cannot go on."""
         is_done = self._rows.has_candidates and not self._rows and not self._jobs
         return self.failure is not None or is_done
 
