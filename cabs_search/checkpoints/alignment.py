@@ -27,7 +27,7 @@ class Alignment:
     shared: tuple[str, ...]
     """Floating-point tensors of the trunk that every checkpoint has: the tensors to merge."""
     heads: Mapping[str, tuple[str, ...]]
-    """By expert, the other floating-point tensors (a classifier): never merged."""
+    """Other floating-point tensors (a classifier) by expert: never merged."""
     shapes: Mapping[str, tuple[int, ...]]
     """Shapes of the shared tensors."""
 

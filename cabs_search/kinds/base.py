@@ -53,7 +53,7 @@ class Outcome:
     losses: npt.NDArray[np.float32]
     """Nats, of a regression the squared error."""
     predictions: Values
-    """In the form of labels, but one answer where a label accepts several."""
+    """Predictions in the form of labels; one answer where a label accepts several."""
 
 
 class TaskFields(Protocol):

@@ -1,4 +1,4 @@
-"""What a pruned vector keeps of one tensor."""
+"""Kept weights of one tensor of a pruned vector."""
 
 from __future__ import annotations
 

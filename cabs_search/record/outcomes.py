@@ -67,7 +67,7 @@ class Block:
     split: SplitName
     number: int
     outcomes: Mapping[str, Outcome]
-    """By task."""
+    """Outcomes by task."""
     evaluate_seconds: float
 
 
@@ -89,9 +89,9 @@ class Scored:
 
     recipe: Recipe
     tasks: Mapping[str, Outcome]
-    """By task, in the study's order of items."""
+    """Outcomes by task, in the study's order of items."""
     scores: Mapping[str, float]
-    """By task, its metric."""
+    """Metric by task."""
     evaluate_seconds: float
 
     @property

@@ -31,7 +31,7 @@ class ValueRow:
     failure: str | None
     """Reason why there is no row."""
     is_reference: bool = False
-    """Whether it is no value of an axis, but what all are compared with."""
+    """True if it is no value of an axis, but what all are compared with."""
 
     @property
     def against(self) -> Contrast | None:

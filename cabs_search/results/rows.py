@@ -44,7 +44,7 @@ class Row:
     against: Mapping[str, Contrast] = field(default_factory=dict)
     """Contrasts of candidates and baselines with BASELINE and FOUND, except with itself."""
     tied: bool = False
-    """Whether it cannot be told from the best candidate."""
+    """True if it cannot be told from the best candidate."""
 
 
 @dataclass(frozen=True, kw_only=True)

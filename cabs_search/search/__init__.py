@@ -1,1 +1,1 @@
-"""What is searched and proposed; the only importer of Optuna."""
+"""Candidates, proposals and what is done next; the only importer of Optuna."""

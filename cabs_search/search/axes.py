@@ -52,7 +52,7 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """What a comparison varies."""
+    """Axis of a comparison: a name and its values."""
 
     name: str
     values: Mapping[str, Any]

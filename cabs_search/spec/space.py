@@ -1,4 +1,4 @@
-"""What is searched: a space of methods, settings and λ."""
+"""Space of a search: methods, settings and λ."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Range:
 
     @property
     def steps(self) -> int:
-        """How many values it holds."""
+        """Number of its values."""
         return round((self.high - self.low) / self.step) + 1
 
     def __contains__(self, value: float) -> bool:

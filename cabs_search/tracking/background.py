@@ -67,7 +67,7 @@ class Write:
     refused: str = "{server} does not take {what} ({cause}); all else is written"
     """Said if MLflow refuses it."""
     is_closing: bool = False
-    """Whether it is done even if the user interrupts the search."""
+    """True if it is done even if the user interrupts the search."""
 
 
 class BackgroundTracker:
@@ -85,7 +85,7 @@ class BackgroundTracker:
         self.folder, self.given_uri, self.say = folder, uri, say
         self.uri = uri or default_uri(folder)
         self.has_left = False
-        """Whether something is left to the next run on the folder."""
+        """True if something is left to the next run on the folder."""
         self._server = f"MLflow at {without_password(self.uri)}"
         self._queue: SimpleQueue[Write | None] = SimpleQueue()
         self._thread = Thread(target=self._work)

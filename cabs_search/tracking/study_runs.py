@@ -44,7 +44,7 @@ class StudyRuns:
     finished_at: int | None
     """End of the parent in milliseconds, if the study was complete."""
     children: dict[int, ChildRun]
-    """By the candidate's number."""
+    """Runs by the candidate's number."""
     strays: list[str]
     """Children of doubled parents."""
     doubles: list[str]

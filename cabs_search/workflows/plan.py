@@ -75,7 +75,7 @@ class Plan:
     vectors: int
     """Vectors that the space may need."""
     heads: Mapping[str, tuple[str, ...]]
-    """By expert, the tensors outside the trunk, which are never merged."""
+    """Tensors outside the trunk, which are never merged, by expert."""
     needs: Needs | None
     """None if models or data cannot be had now."""
     unreachable: tuple[str, ...]

@@ -42,7 +42,7 @@ class Prepared:
     """The output folder, which may not exist yet."""
     family: Family
     items: Mapping[SplitName, Mapping[str, Items]]
-    """By split and task."""
+    """Items by split and task."""
     weights: Mapping[str, str]
     """Fingerprint of the base and of each expert."""
 
@@ -52,7 +52,7 @@ class Calibrated:
     """Results of pruning by rules that need calibration items."""
 
     files: Mapping[str, Path] = field(default_factory=dict)
-    """By expert, the file of its calibration statistics; none if no rule needs them."""
+    """Files of calibration statistics by expert; none if no rule needs them."""
     notes: tuple[str, ...] = ()
     """Sentences for the report on what those rules could not prune."""
 

@@ -41,7 +41,7 @@ class Vectors:
 
     method: str
     experts: tuple[str, ...]
-    """In pruning order."""
+    """Experts in pruning order."""
     density: Mapping[str, Mapping[str, float]]
     """Share of weights kept, by tensor and expert."""
     depth: Mapping[str, Mapping[str, float]]

@@ -19,7 +19,7 @@ class Cut:
     bound: int
     """Larger magnitudes are kept; bits of a float32."""
     ties: Mapping[str, int]
-    """By tensor, how many magnitudes that equal the bound are kept, the first ones."""
+    """Number of magnitudes equal to the bound that are kept, the first ones, by tensor."""
 
     def mask(self, bits: Bits, tensor: str) -> Bools:
         """Mark what is kept of one tensor, [weights]."""

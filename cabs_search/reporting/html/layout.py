@@ -46,9 +46,9 @@ class HtmlRow:
     label: Cell
     cells: tuple[Cell, ...]
     tied: bool = False
-    """Whether it cannot be told from the best."""
+    """True if it cannot be told from the best."""
     apart: bool = False
-    """Whether it is no candidate: base, experts, ideal."""
+    """True if it is no candidate: base, experts, ideal."""
 
 
 @dataclass(frozen=True, kw_only=True)
