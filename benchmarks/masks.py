@@ -14,7 +14,7 @@ from benchmarks.rivals import loop_mask, topk_mask
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.n_m import nm_mask
-from cabs_search.merging.masks.rules import NM
+from cabs_search.merging.masks.settings import NM
 from cabs_search.merging.recipe import make_method
 
 WEIGHTS = 1 << 25

@@ -27,7 +27,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
     page = (ROOT / "docs" / "add-a-mask-rule.md").read_text()
-    file, import_line, entry, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (file,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    import_line, entry = re.findall(r"```diff\n\+(.*?\n)```", page)
     masks = copy / "cabs_search" / "merging" / "masks"
     (masks / "every_few.py").write_text(file)
     listing = (masks / "rules.py").read_text()
