@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from cabs_search.kinds.base import (
-    Item,
-    Kind,
-    Outcome,
-    TaskFields,
-    class_of,
-    score_classes,
-    to_host,
-)
+from cabs_search.kinds.base import Item, Kind, Outcome, TaskFields, class_of, score_classes, to_host
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_CLASSES
 

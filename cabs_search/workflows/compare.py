@@ -25,13 +25,7 @@ from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tracking.background import BackgroundTracker, Say, StudyLog
 from cabs_search.workflows.findings import findings, write_study_page
-from cabs_search.workflows.prepare import (
-    Calibrated,
-    Prepared,
-    prepare,
-    prune_calibrated,
-    to_stderr,
-)
+from cabs_search.workflows.prepare import Calibrated, Prepared, prepare, prune_calibrated, to_stderr
 
 if TYPE_CHECKING:
     from cabs_search.search.studies import Studies
