@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from cabs_search.kinds.base import Item, Kind, Outcome, TaskFields, class_of, score_classes, to_host
+from cabs_search.kinds.base import (
+    Item,
+    Kind,
+    Outcome,
+    TaskFields,
+    Texts,
+    class_of,
+    score_classes,
+    to_host,
+)
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_CLASSES
 
@@ -21,9 +30,7 @@ class Classification(Kind):
     metrics: ClassVar[tuple[Metric, ...]] = OF_CLASSES
     predicts: ClassVar[type[Any]] = int
 
-    def label(
-        self, where: str, task: TaskFields, config: Any, texts: Sequence[str], value: Any
-    ) -> int:
+    def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> int:
         """Return the head's class."""
         return class_of(where, task, config, value)
 

@@ -16,7 +16,12 @@ from cabs_search.metrics.classes import (
 from cabs_search.metrics.correlations import PEARSONR, SPEARMANR
 from cabs_search.metrics.squad import ANSWER_EXACT_MATCH, ANSWER_F1
 
-OF_CLASSES = (ACCURACY, EXACT_MATCH, F1_OF_CLASSES, MATTHEWS_CORRELATION)
+OF_CLASSES = (
+    ACCURACY,
+    EXACT_MATCH,
+    F1_OF_CLASSES,
+    MATTHEWS_CORRELATION,
+)  # fmt: skip
 OF_NUMBERS = (PEARSONR, SPEARMANR)
 OF_ANSWERS = (ANSWER_F1, ANSWER_EXACT_MATCH)
 OF_WORDS = tuple(OverWords(name=metric.name, metric=metric) for metric in OF_CLASSES)
