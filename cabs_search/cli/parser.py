@@ -73,9 +73,7 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
     _add_search(made, *OF_STUDY)
 
     made = command(
-        "compare",
-        _compare,
-        "the same search for each method, order, n:m or density, and one table",
+        "compare", _compare, "the same search for each method, order, n:m or density, and one table"
     )
     made.add_argument("spec", metavar="SPEC", help=SPEC)
     made.add_argument(

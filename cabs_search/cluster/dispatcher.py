@@ -76,11 +76,9 @@ class Dispatcher:
         """Keep a worker's reports until the next flush."""
         left = self._workers[worker].left
         for report in reports:
-            if report.result is not None:
-                self._results.append((report.job_id, report.result))
-                self._block_seconds.append(
-                    report.result.materialize_seconds + report.result.evaluate_seconds
-                )
+            if (result := report.result) is not None:
+                self._results.append((report.job_id, result))
+                self._block_seconds.append(result.materialize_seconds + result.evaluate_seconds)
                 left[report.job_id] -= 1
             if report.error is not None or not left[report.job_id]:
                 del left[report.job_id]

@@ -134,9 +134,8 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         if block == job.todo[0]:
             self._bench.materialize(job.recipe)
         ready = time.perf_counter()
-        outcomes = self._bench.score(
-            self._context.items[job.split], self._context.blocks[job.split][block]
-        )
+        context = self._context
+        outcomes = self._bench.score(context.items[job.split], context.blocks[job.split][block])
         for task, outcome in outcomes.items():
             if not np.isfinite(outcome.losses).all():
                 raise ValueError(f"the loss on {task} is not finite")

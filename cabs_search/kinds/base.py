@@ -25,6 +25,8 @@ ARRAY_TYPES: Mapping[type, Any] = {int: np.int64, float: np.float64, str: object
 """Array type of labels and predictions, by ``Kind.predicts``."""
 Scored: TypeAlias = tuple[float, float, Any]
 """Score, loss and prediction of one item."""
+Texts: TypeAlias = tuple[str, ...]
+"""All texts of one row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,7 @@ class Kind(ABC):
         """Tell whether each row of an input column holds a list of texts."""
         return False
 
-    def texts(self, where: str, task: TaskFields, row: Mapping[str, Any]) -> tuple[str, ...]:
+    def texts(self, where: str, task: TaskFields, row: Mapping[str, Any]) -> Texts:
         """Return all texts of a row.
 
         Raises:
@@ -165,9 +167,7 @@ class Kind(ABC):
         return check_texts(where, task, [row[column] for column in text_columns(task)])
 
     @abstractmethod
-    def label(
-        self, where: str, task: TaskFields, config: Any, texts: Sequence[str], value: Any
-    ) -> Any:
+    def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> Any:
         """Convert what the label's column holds into a form that is equal for equal labels.
 
         Args:
@@ -179,7 +179,7 @@ class Kind(ABC):
 
         """
 
-    def placeholder_label(self, texts: Sequence[str]) -> Any:
+    def placeholder_label(self, texts: Texts) -> Any:
         """Return any valid label, as ``label`` does, for a row that has none."""
         return 0
 
@@ -199,13 +199,7 @@ class Kind(ABC):
         return {}
 
     def encode(
-        self,
-        where: str,
-        task: TaskFields,
-        tokenizer: Any,
-        config: Any,
-        texts: Sequence[str],
-        label: Any,
+        self, where: str, task: TaskFields, tokenizer: Any, config: Any, texts: Texts, label: Any
     ) -> Item:
         """Tokenize one row; here a text or a pair, into one sequence.
 
@@ -217,10 +211,8 @@ class Kind(ABC):
             ValueError: the row does not fit into ``max_length``.
 
         """
-        encoded = tokenizer(
-            *([text] for text in texts), truncation=True, max_length=task.max_length
-        )
-        return Item(sequences=sequences_of(encoded), label=label)
+        tokens = tokenizer(*([text] for text in texts), truncation=True, max_length=task.max_length)
+        return Item(sequences=sequences_of(tokens), label=label)
 
     def shape_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Shape padded sequences, each field [sequences, tokens], as the model takes them."""
@@ -261,7 +253,7 @@ def text_columns(task: TaskFields) -> tuple[str, ...]:
     return (task.text,) if isinstance(task.text, str) else task.text
 
 
-def check_texts(where: str, task: TaskFields, texts: Sequence[Any]) -> tuple[str, ...]:
+def check_texts(where: str, task: TaskFields, texts: Sequence[Any]) -> Texts:
     """Return the texts; raise ValueError if one is no string."""
     if not all(isinstance(text, str) for text in texts):
         field = "text or choices" if task.choices else "text"

@@ -10,6 +10,7 @@ from cabs_search.kinds.base import (
     Kind,
     Outcome,
     TaskFields,
+    Texts,
     class_of,
     score_classes,
     to_host,
@@ -29,9 +30,7 @@ class Classification(Kind):
     metrics: ClassVar[tuple[Metric, ...]] = OF_CLASSES
     predicts: ClassVar[type[Any]] = int
 
-    def label(
-        self, where: str, task: TaskFields, config: Any, texts: Sequence[str], value: Any
-    ) -> int:
+    def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> int:
         """Return the head's class."""
         return class_of(where, task, config, value)
 

@@ -10,6 +10,7 @@ from cabs_search.kinds.base import (
     Kind,
     Outcome,
     TaskFields,
+    Texts,
     check_texts,
     score_classes,
     sequences_of,
@@ -51,14 +52,12 @@ class MultipleChoice(Kind):
         """Tell whether the column holds the lists of choices."""
         return column == task.choices
 
-    def texts(self, where: str, task: TaskFields, row: Mapping[str, Any]) -> tuple[str, ...]:
+    def texts(self, where: str, task: TaskFields, row: Mapping[str, Any]) -> Texts:
         """Return the context, the question if there is one, and the choices."""
         context = [row[column] for column in text_columns(task)]
         return check_texts(where, task, [*context, *_choices(where, task, row)])
 
-    def label(
-        self, where: str, task: TaskFields, config: Any, texts: Sequence[str], value: Any
-    ) -> int:
+    def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> int:
         """Return the index of the right choice from its index, its index as text or its letter."""
         count, index = len(texts) - len(text_columns(task)), value
         if isinstance(value, str) and value.isdecimal():
@@ -74,22 +73,14 @@ class MultipleChoice(Kind):
         return int(index)
 
     def encode(
-        self,
-        where: str,
-        task: TaskFields,
-        tokenizer: Any,
-        config: Any,
-        texts: Sequence[str],
-        label: int,
+        self, where: str, task: TaskFields, tokenizer: Any, config: Any, texts: Texts, label: int
     ) -> Item:
         """Tokenize each choice with the context and the question."""
         given = len(text_columns(task))
         context, *question = texts[:given]
         ends = [" ".join((*question, choice)) for choice in texts[given:]]
-        encoded = tokenizer(
-            [context] * len(ends), ends, truncation=True, max_length=task.max_length
-        )
-        return Item(sequences=sequences_of(encoded), label=label)
+        tokens = tokenizer([context] * len(ends), ends, truncation=True, max_length=task.max_length)
+        return Item(sequences=sequences_of(tokens), label=label)
 
     def shape_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return each field as [1, sequences, tokens].

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from cabs_search.kinds.base import (
     Item,
@@ -15,6 +15,7 @@ from cabs_search.kinds.base import (
     Outcome,
     Scored,
     TaskFields,
+    Texts,
     sequences_of,
     split_tokens,
 )
@@ -26,8 +27,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_ANSWER_TOKENS = 30
-Label = tuple[tuple[str, int], ...]
-"""Accepted answers, each with the character of the context where it starts."""
+Logits: TypeAlias = "Sequence[Tensor]"
+"""Logits of each window of an item, [tokens]."""
+Answer = tuple[str, int]
+"""An answer, and the character of the context where it starts."""
+Label = tuple[Answer, ...]
+"""Accepted answers."""
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +42,9 @@ class Window:
 
     first: int
     """Position of the context's first token in the sequence."""
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[Span, ...]
     """First character and end in the context, for each of its tokens."""
-    target: tuple[int, int] | None
+    target: Span | None
     """Positions of the answer's first and last token, for the loss; None: no loss."""
 
 
@@ -69,19 +75,12 @@ class QuestionAnswering(Kind):
         if isinstance(text, str):
             raise ValueError(f"{self} must have [question, context], but got {text}")
 
-    def label(
-        self, where: str, task: TaskFields, config: Any, texts: Sequence[str], value: Any
-    ) -> Label:
+    def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> Label:
         """Return the accepted answers from ``{text: [...], answer_start: [...]}``."""
-        answers, starts = (
-            value.get(field) if isinstance(value, Mapping) else None
-            for field in ("text", "answer_start")
-        )
-        if (
-            not isinstance(answers, list)
-            or not isinstance(starts, list)
-            or len(answers) != len(starts)
-        ):
+        fields: Any = value if isinstance(value, Mapping) else {}
+        answers, starts = fields.get("text"), fields.get("answer_start")
+        are_lists = isinstance(answers, list) and isinstance(starts, list)
+        if not are_lists or len(answers) != len(starts):
             raise ValueError(
                 f"{where}.label: a label must be {{text: [...], answer_start: [...]}}, but column"
                 f" {task.label} has {value!r}"
@@ -100,18 +99,12 @@ class QuestionAnswering(Kind):
                 )
         return tuple(zip(answers, starts, strict=True))
 
-    def placeholder_label(self, texts: Sequence[str]) -> Label:
+    def placeholder_label(self, texts: Texts) -> Label:
         """Return the context's first character."""
         return ((texts[1][:1], 0),)
 
     def encode(
-        self,
-        where: str,
-        task: TaskFields,
-        tokenizer: Any,
-        config: Any,
-        texts: Sequence[str],
-        label: Label,
+        self, where: str, task: TaskFields, tokenizer: Any, config: Any, texts: Texts, label: Label
     ) -> Item:
         """Tokenize the question with its context in windows."""
         assert task.stride is not None, "a task of this kind has one"
@@ -129,9 +122,8 @@ class QuestionAnswering(Kind):
         """Score start and end logits, each [sequences, tokens]."""
         assert isinstance(task.measure, AnswerMetric)
         metric = task.measure
-        starts, ends = (
-            split_tokens(logits, items) for logits in (output.start_logits, output.end_logits)
-        )
+        starts = split_tokens(output.start_logits, items)
+        ends = split_tokens(output.end_logits, items)
         parts = zip(starts, ends, items, strict=True)
         return self.stack([_score(metric, start, end, item) for start, end, item in parts])
 
@@ -141,12 +133,7 @@ class QuestionAnswering(Kind):
 
 
 def cut_windows(
-    tokenizer: Any,
-    question: str,
-    context: str,
-    answer: tuple[str, int],
-    max_length: int,
-    stride: int,
+    tokenizer: Any, question: str, context: str, answer: Answer, max_length: int, stride: int
 ) -> tuple[Any, Passage]:
     """Tokenize a question with its context in overlapping windows.
 
@@ -188,9 +175,7 @@ def cut_windows(
     return encoded, Passage(context=context, windows=tuple(windows))
 
 
-def _target(
-    first: int, spans: Sequence[tuple[int, int]], answer: tuple[str, int]
-) -> tuple[int, int] | None:
+def _target(first: int, spans: Sequence[Span], answer: Answer) -> Span | None:
     """Return the positions of the answer's first and last token; None if a part is outside."""
     begin, end = answer[1], answer[1] + len(answer[0])
     if not spans or spans[0][0] > begin or spans[-1][1] < end:
@@ -199,7 +184,7 @@ def _target(
     return (first + inside[0], first + inside[-1]) if inside else None
 
 
-def best_span(passage: Passage, starts: Sequence[Tensor], ends: Sequence[Tensor]) -> str:
+def best_span(passage: Passage, starts: Logits, ends: Logits) -> str:
     """Return the text with the greatest start + end logit over all windows.
 
     Args:
@@ -223,9 +208,7 @@ def best_span(passage: Passage, starts: Sequence[Tensor], ends: Sequence[Tensor]
     return text
 
 
-def span_losses(
-    passage: Passage, starts: Sequence[Tensor], ends: Sequence[Tensor]
-) -> Iterator[Tensor]:
+def span_losses(passage: Passage, starts: Logits, ends: Logits) -> Iterator[Tensor]:
     """Yield the mean cross-entropy of start and end, in nats, of each window with a target."""
     import torch
 
@@ -236,9 +219,7 @@ def span_losses(
             yield (cross_entropy(start, first) + cross_entropy(end, last)) / 2
 
 
-def _score(
-    metric: AnswerMetric, starts: Sequence[Tensor], ends: Sequence[Tensor], item: Item
-) -> Scored:
+def _score(metric: AnswerMetric, starts: Logits, ends: Logits, item: Item) -> Scored:
     import torch
 
     assert isinstance(item.marks, Passage)

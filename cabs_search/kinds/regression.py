@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cabs_search.kinds.base import Item, Kind, Outcome, TaskFields, to_host
+from cabs_search.kinds.base import Item, Kind, Outcome, TaskFields, Texts, to_host
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_NUMBERS
 
@@ -35,9 +35,7 @@ class Regression(Kind):
                 f" {config.num_labels}"
             )
 
-    def label(
-        self, where: str, task: TaskFields, config: Any, texts: Sequence[str], value: Any
-    ) -> float:
+    def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> float:
         """Return the number."""
         if not isinstance(value, (int, float)) or not abs(value) <= MAX_LABEL:
             raise ValueError(

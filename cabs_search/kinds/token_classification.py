@@ -12,6 +12,7 @@ from cabs_search.kinds.base import (
     Outcome,
     Scored,
     TaskFields,
+    Texts,
     check_texts,
     class_names,
     class_of,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 NEED_PREFIX_SPACE = ("roberta", "gpt2", "deberta", "bloom")
 """Model types whose tokenizers must be told that a space precedes each word of a list."""
+Label = tuple[int, ...]
+"""Class number of each word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ class TokenClassification(Kind):
         """Return True: words are lists."""
         return True
 
-    def texts(self, where: str, task: TaskFields, row: Mapping[str, Any]) -> tuple[str, ...]:
+    def texts(self, where: str, task: TaskFields, row: Mapping[str, Any]) -> Texts:
         """Return the words."""
         (column,) = text_columns(task)
         words = row[column]
@@ -71,9 +74,7 @@ class TokenClassification(Kind):
             )
         return check_texts(where, task, words)
 
-    def label(
-        self, where: str, task: TaskFields, config: Any, texts: Sequence[str], value: Any
-    ) -> tuple[int, ...]:
+    def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> Label:
         """Return the head's class of each word."""
         if not isinstance(value, list) or len(value) != len(texts):
             raise ValueError(
@@ -82,7 +83,7 @@ class TokenClassification(Kind):
             )
         return tuple(class_of(where, task, config, label) for label in value)
 
-    def placeholder_label(self, texts: Sequence[str]) -> tuple[int, ...]:
+    def placeholder_label(self, texts: Texts) -> Label:
         """Return the first class for each word."""
         return (0,) * len(texts)
 
@@ -91,13 +92,7 @@ class TokenClassification(Kind):
         return {"add_prefix_space": True} if config.model_type in NEED_PREFIX_SPACE else {}
 
     def encode(
-        self,
-        where: str,
-        task: TaskFields,
-        tokenizer: Any,
-        config: Any,
-        texts: Sequence[str],
-        label: Sequence[int],
+        self, where: str, task: TaskFields, tokenizer: Any, config: Any, texts: Texts, label: Label
     ) -> Item:
         """Tokenize the words into one sequence and note where each begins."""
         encoded = tokenizer(

@@ -8,16 +8,8 @@ from typing import Any, ClassVar
 from cabs_search.metrics.base import Metric, Values
 
 LESS_IS_BETTER = (
-    "mse",
-    "mae",
-    "mape",
-    "mase",
-    "smape",
-    "wer",
-    "cer",
-    "ter",
-    "perplexity",
-    "brier_score",
+    *("mse", "mae", "mape", "mase", "smape"),
+    *("wer", "cer", "ter", "perplexity", "brier_score"),
 )
 """Metrics that are refused: a search maximizes."""
 

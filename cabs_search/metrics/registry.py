@@ -21,14 +21,8 @@ OF_CLASSES = (
     EXACT_MATCH,
     F1_OF_CLASSES,
     MATTHEWS_CORRELATION,
-)
-OF_NUMBERS = (
-    PEARSONR,
-    SPEARMANR,
-)
-OF_ANSWERS = (
-    ANSWER_F1,
-    ANSWER_EXACT_MATCH,
-)
+)  # fmt: skip
+OF_NUMBERS = (PEARSONR, SPEARMANR)
+OF_ANSWERS = (ANSWER_F1, ANSWER_EXACT_MATCH)
 OF_WORDS = tuple(OverWords(name=metric.name, metric=metric) for metric in OF_CLASSES)
 METRICS: tuple[Metric, ...] = (*OF_CLASSES, *OF_NUMBERS, *OF_ANSWERS, *OF_WORDS)

@@ -26,13 +26,8 @@ def write_comparison(
     folder: Path, spec: Spec, over: Sequence[str], failures: Mapping[str, str], notes: Sequence[str]
 ) -> None:
     """Write a comparison's spec, its axes, and the reason of each row that failed."""
-    plain = {
-        "over": list(over),
-        "failures": dict(failures),
-        "notes": list(notes),
-        "spec": spec.as_dict(),
-    }
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    plain = {"over": list(over), "failures": dict(failures), "notes": list(notes)}
+    text = yaml.safe_dump(plain | {"spec": spec.as_dict()}, sort_keys=False, allow_unicode=True)
     write_whole(StudyFolder(folder).comparison, text)
 
 

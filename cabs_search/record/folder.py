@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,61 +14,31 @@ from cabs_search.common.files import write_whole
 from cabs_search.spec.study import Spec
 
 
-@dataclass(frozen=True)
 class StudyFolder:
     """Paths in the folder of a study or a comparison: the only place that names its files."""
 
-    path: Path
-
-    @property
-    def spec(self) -> Path:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec = path / "spec.yaml"
         """The resolved spec."""
-        return self.path / "spec.yaml"
-
-    @property
-    def study_database(self) -> Path:
+        self.study_database = path / "study.db"
         """Optuna's study, unless the spec names another database."""
-        return self.path / "study.db"
-
-    @property
-    def outcomes(self) -> Path:
+        self.outcomes = path / "outcomes"
         """The folder with the record of scored items."""
-        return self.path / "outcomes"
-
-    @property
-    def tracking_database(self) -> Path:
+        self.tracking_database = path / "mlflow.db"
         """MLflow's runs, unless a server has them."""
-        return self.path / "mlflow.db"
-
-    @property
-    def tracking_address(self) -> Path:
+        self.tracking_address = path / "tracking-uri.txt"
         """The address of the tracking server, if the runs are at one."""
-        return self.path / "tracking-uri.txt"
-
-    @property
-    def artifacts(self) -> Path:
+        self.artifacts = path / "artifacts"
         """MLflow's artifacts, unless a server has them."""
-        return self.path / "artifacts"
-
-    @property
-    def page(self) -> Path:
+        self.page = path / "report.html"
         """The report as one page."""
-        return self.path / "report.html"
-
-    @property
-    def versions(self) -> Path:
+        self.versions = path / "versions.json"
         """Versions of the packages that searched here."""
-        return self.path / "versions.json"
-
-    @property
-    def comparison(self) -> Path:
+        self.comparison = path / "comparison.yaml"
         """Axes, failures and notes of a comparison."""
-        return self.path / "comparison.yaml"
-
-    @property
-    def lock(self) -> Path:
+        self.lock = path / ".lock"
         """The lock of the one driver that may write here."""
-        return self.path / ".lock"
 
 
 class StudyId(NamedTuple):

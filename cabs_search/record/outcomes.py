@@ -265,11 +265,8 @@ class Outcomes:
             keys = [key for (key,) in db.execute(RECIPES_BY_COMPLETION, (split,))]
         recipes = [Recipe.from_dict(json.loads(stored[key])) for key in keys]
         labels = self.labels(split)
-        completed = {
-            recipe.key: self.scored_one(split, recipe, labels)
-            for recipe in recipes
-            if wanted(recipe)
-        }
+        chosen = filter(wanted, recipes)
+        completed = {recipe.key: self.scored_one(split, recipe, labels) for recipe in chosen}
         return {key: scored for key, scored in completed.items() if scored is not None}
 
     def scored_one(
@@ -307,12 +304,8 @@ class Outcomes:
 def _identity(spec: Spec, items: ItemsOfSplits, weights: Mapping[str, str]) -> dict[str, str]:
     """Return everything that must stay the same while a study goes on, by name."""
     study = {f"weights of {name}": fingerprint for name, fingerprint in weights.items()}
-    study |= {
-        "name": spec.name,
-        "search.block": str(spec.search.block),
-        "dtype": spec.dtype,
-        "seed": str(spec.seed),
-    }
+    study |= {"name": spec.name, "search.block": str(spec.search.block)}
+    study |= {"dtype": spec.dtype, "seed": str(spec.seed)}
     for split, by_task in items.items():
         study |= {f"{split} items of {task}": its.digest for task, its in by_task.items()}
     for name, task in spec.tasks.items():

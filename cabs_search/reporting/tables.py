@@ -103,13 +103,13 @@ def leaderboard_table(board: Leaderboard) -> Table:
     """Return a leaderboard's rows."""
     tasks = list(board.items["confirm"])
     rows = [_score_cells(row.label, row, tasks) for row in board.rows]
-    return Table(_score_columns("confirm", BASELINE, "recipe", tasks), tuple(rows))
+    return Table(_columns("confirm", BASELINE, "recipe", tasks), tuple(rows))
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return a comparison's rows: base, experts and ideal, the reference, each value's best."""
     tasks = list(comparison.items["confirm"])
-    columns = _score_columns("average", SHARED_TA, "best recipe", tasks)
+    columns = _columns("average", SHARED_TA, "best recipe", tasks)
     labelled = [(row.label, row) for row in comparison.alone]
     if comparison.reference is not None:
         labelled.append((SHARED_TA, comparison.reference))
@@ -122,9 +122,7 @@ def comparison_table(comparison: Comparison) -> Table:
     return Table(columns, tuple(rows))
 
 
-def _score_columns(
-    score: str, reference: str, recipe: str, tasks: Iterable[str]
-) -> tuple[Column, ...]:
+def _columns(score: str, reference: str, recipe: str, tasks: Iterable[str]) -> tuple[Column, ...]:
     return (
         Column("row"),
         Column("recipe", recipe),

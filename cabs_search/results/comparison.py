@@ -123,11 +123,8 @@ class Comparison:
 
     @property
     def _told_from_best(self) -> list[str]:
-        return [
-            line.label
-            for line in self.lines
-            if line.row and not line.row.tied and not line.is_reference
-        ]
+        values = [line for line in self.lines if not line.is_reference]
+        return [line.label for line in values if line.row and not line.row.tied]
 
     @property
     def _largest_difference(self) -> float | None:

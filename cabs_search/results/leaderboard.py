@@ -95,11 +95,8 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
     shared = [s for s in best_shared(spec, searched).values() if s.recipe.key in confirmed]
     top = ranked(searched.values())[: spec.search.confirm]
     labels = [FOUND, *(f"found #{place}" for place in range(2, len(top) + 1))]
-    found = {
-        label: scored
-        for label, scored in zip(labels, top, strict=False)
-        if scored.recipe.key in confirmed
-    }
+    labelled = zip(labels, top, strict=False)
+    found = {label: s for label, s in labelled if s.recipe.key in confirmed}
     experts = {task: spec.expert_of(task) for task in spec.tasks}
     entries = reference_entries(reference_recipes(spec.experts), experts, confirmed)
     entries += [

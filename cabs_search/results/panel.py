@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from cabs_search.kinds.base import Outcome
+from cabs_search.metrics.base import Values
 from cabs_search.spec.task import Task
 from cabs_search.stats.paired import mcnemar, paired, wilcoxon
 from cabs_search.stats.simultaneous import (
@@ -31,10 +32,6 @@ from cabs_search.stats.simultaneous import (
     standard_errors,
     tie_set,
 )
-
-if TYPE_CHECKING:
-    from cabs_search.kinds.base import Outcome
-    from cabs_search.metrics.base import Values
 
 SLOW_REPLICATES = 500
 """Bootstrap samples if some metric must be computed anew on each of them."""
@@ -112,10 +109,8 @@ class Panel:
     @cached_property
     def scores(self) -> Floats:
         """Mean of the tasks' metrics, [k]."""
-        means = [
-            np.mean([candidate.scores[task] for task in self._tasks])
-            for candidate in self._candidates.values()
-        ]
+        candidates = self._candidates.values()
+        means = [np.mean([c.scores[task] for task in self._tasks]) for c in candidates]
         return np.array(means)
 
     @cached_property
@@ -188,10 +183,8 @@ class Panel:
     @cached_property
     def _values(self) -> Floats:
         """Items' scores of all tasks, [k, n]."""
-        values = [
-            np.concatenate([candidate.tasks[task].scores for task in self._tasks])
-            for candidate in self._candidates.values()
-        ]
+        candidates = self._candidates.values()
+        values = [np.concatenate([c.tasks[t].scores for t in self._tasks]) for c in candidates]
         return np.array(values, np.float64)
 
     @cached_property

@@ -86,9 +86,7 @@ def reference_entries(
         confirmed: outcomes on the confirm split, by recipe's key.
 
     """
-    scored = {
-        label: confirmed[recipe.key] for label, recipe in recipes.items() if recipe.key in confirmed
-    }
+    scored = {label: confirmed[r.key] for label, r in recipes.items() if r.key in confirmed}
     entries = [
         Entry(label=label, role="base" if label == "base" else "expert", scored=outcomes)
         for label, outcomes in scored.items()

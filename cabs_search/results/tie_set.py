@@ -66,11 +66,10 @@ def _in_words(tied: int, of: int, items: int, needed: int | None, what: str) -> 
     if needed is None:
         return f"With {items:,} items only one of {of} {what} can be the best (95 %)."
     text = f"{tied} of {of} {what} cannot be told apart with {items:,} items"
+    gap = f"a gap of {100 * GAP:g} points"
     if needed <= items:
-        return (
-            f"{text}, with which a gap of {100 * GAP:g} points between two of them would be seen."
-        )
-    return f"{text}; separating a gap of {100 * GAP:g} points would need about {needed:,}."
+        return f"{text}, with which {gap} between two of them would be seen."
+    return f"{text}; separating {gap} would need about {needed:,}."
 
 
 def _rounded(count: int) -> int:

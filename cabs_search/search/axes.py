@@ -167,9 +167,8 @@ def _with(spec: Spec, label: str, chosen: Mapping[str, Any]) -> Spec:
         space = space.replace(method=fitting)
     baselines = {m: _shared(spec, m, chosen) for m in space.method}
     search = replace(spec.search, confirm=min(spec.search.confirm, MOST_CONFIRMED))
-    return replace(
-        spec, name=f"{spec.name} {label}", space=space, baselines=baselines, search=search
-    )
+    name = f"{spec.name} {label}"
+    return replace(spec, name=name, space=space, baselines=baselines, search=search)
 
 
 def _space_with(space: Space, axis: str, value: Any) -> Space:

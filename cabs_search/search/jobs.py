@@ -56,9 +56,10 @@ class Finished:
 class JobSource(Protocol):
     """One or several studies, as the cluster sees them."""
 
-    @property
-    def spec(self) -> Spec:
-        """Models, tasks and workers."""
+    spec: Spec
+    """Models, tasks and workers."""
+    failure: str | None
+    """The reason why the search cannot go on."""
 
     @property
     def blocks(self) -> Mapping[SplitName, list[dict[str, Ints]]]:
@@ -87,10 +88,6 @@ class JobSource(Protocol):
     @property
     def phase(self) -> str:
         """The stage of the work, for the progress bar."""
-
-    @property
-    def failure(self) -> str | None:
-        """The reason why the search cannot go on."""
 
     @property
     def is_finished(self) -> bool:

@@ -40,8 +40,7 @@ class Proposer:
         startup_trials = len(baselines(spec)) + EXTRA_STARTUP_TRIALS
         self._spec = spec
         self._study = optuna.create_study(
-            direction="maximize",
-            sampler=make_sampler(spec.seed + earlier_trials, startup_trials),
+            direction="maximize", sampler=make_sampler(spec.seed + earlier_trials, startup_trials)
         )
         self._queue: deque[tuple[Recipe, int | None]] = deque()
 

@@ -19,13 +19,7 @@ class StudyDatabase:
     """Trials of one study."""
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        url: str | None,
-        name: str,
-        study_id: StudyId,
-        space: Mapping[str, str],
+        self, folder: Path, url: str | None, name: str, study_id: StudyId, space: Mapping[str, str]
     ) -> None:
         """Open or create the study ``name``.
 
@@ -42,8 +36,7 @@ class StudyDatabase:
 
         """
         self.id = study_id
-        self._storage = _open_storage(folder, url)
-        self._study = _load_study(self._storage, name)
+        self._storage, self._study = _open(folder, url, name)
         self._study_id = self._storage.get_study_id_from_name(name)
         source = url or StudyFolder(folder).study_database.name
         if self._study.user_attrs.get("id", str(study_id)) != str(study_id):
@@ -68,9 +61,8 @@ class StudyDatabase:
 
     def trial_id(self, trial: FrozenTrial) -> int:
         """Return the database's id of a trial, which is not its number in the study."""
-        return int(
-            self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
-        )
+        find_id = self._storage.get_trial_id_from_study_id_trial_number
+        return int(find_id(self._study_id, trial.number))
 
     def add(self, trial: optuna.Trial, recipe: Recipe) -> int:
         """Write a proposal in one transaction; return its id."""
@@ -109,7 +101,7 @@ def recipe_key_of_trial(folder: Path, url: str | None, name: str, number: str) -
     """Return the recipe key of a study's trial, by the trial's number; None if there is none."""
     if not url and not StudyFolder(folder).study_database.is_file():
         return None
-    trials = _load_study(_open_storage(folder, url), name).get_trials(deepcopy=False)
+    trials = _open(folder, url, name)[1].get_trials(deepcopy=False)
     if not number.isdecimal() or int(number) >= len(trials):
         return None
     recipe = recipe_of(trials[int(number)])
@@ -129,26 +121,21 @@ def has_ended_by_itself(trial: FrozenTrial) -> bool:
     )
 
 
-def _open_storage(folder: Path, url: str | None) -> optuna.storages.RDBStorage:
+def _open(
+    folder: Path, url: str | None, name: str
+) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
+    """Open a database, and the study of that name in it, made if there is none."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = StudyFolder(folder).study_database
     url_or_file = url or f"sqlite:///{path}"
     try:
         if not url:
             use_write_ahead_log(path)
-        return optuna.storages.RDBStorage(url_or_file)
-    except Exception as error:
-        raise ValueError(
-            f"{url_or_file}: the study cannot be opened: {first_line(error)}"
-        ) from error
-
-
-def _load_study(storage: optuna.storages.RDBStorage, name: str) -> optuna.Study:
-    try:
-        return optuna.create_study(
+        storage = optuna.storages.RDBStorage(url_or_file)
+        return storage, optuna.create_study(
             storage=storage, study_name=name, direction="maximize", load_if_exists=True
         )
     except Exception as error:
         raise ValueError(
-            f"{storage.url}: the study cannot be opened: {first_line(error)}"
+            f"{url_or_file}: the study cannot be opened: {first_line(error)}"
         ) from error

@@ -46,9 +46,8 @@ class Studies:
 
         """
         self.spec = spec
-        self.blocks = {
-            split: blocks(by_task, spec.search.block) for split, by_task in items.items()
-        }
+        size = spec.search.block
+        self.blocks = {split: blocks(by_task, size) for split, by_task in items.items()}
         self.budget = sum(plan.budget for plan in planned.values())
         self.failure: str | None = None
         self._planned, self._outcomes, self._on_end = planned, outcomes, on_end

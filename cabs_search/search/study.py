@@ -84,9 +84,8 @@ class Study:
         """
         trials = database.trials()
         self.spec, self.outcomes = spec, outcomes
-        self.blocks = {
-            split: blocks(by_task, spec.search.block) for split, by_task in items.items()
-        }
+        size = spec.search.block
+        self.blocks = {split: blocks(by_task, size) for split, by_task in items.items()}
         self.failure: str | None = None
         self.exhausted = False
         """True once the sampler proposes nothing new."""
@@ -95,9 +94,8 @@ class Study:
         self._proposer = Proposer(spec, len(trials))
         self._ended = EndedCandidates(on_finished)
         self._jobs = OpenJobs()
-        self._rows = ConfirmQueue(
-            reference_recipes(spec.experts).values() if confirms_references else ()
-        )
+        references = reference_recipes(spec.experts).values() if confirms_references else ()
+        self._rows = ConfirmQueue(references)
         self._is_busy = is_busy
         self._failed_in_a_row = 0
         self._repeated = 0
@@ -249,22 +247,18 @@ class Study:
     def record(self, results: Sequence[tuple[str, BlockResult]]) -> None:
         """Record blocks by job id, in one transaction."""
         by_job = [(self._jobs[job_id], result) for job_id, result in results]
-        self.outcomes.record(
-            [
-                Block(
-                    recipe=open_job.job.recipe,
-                    split=open_job.job.split,
-                    number=result.block,
-                    outcomes=result.outcomes,
-                    evaluate_seconds=result.evaluate_seconds,
-                )
-                for open_job, result in by_job
-            ],
-            {
-                "materialize": sum(result.materialize_seconds for _, result in by_job),
-                "repeated": self._repeated,
-            },
-        )
+        scored_blocks = [
+            Block(
+                recipe=open_job.job.recipe,
+                split=open_job.job.split,
+                number=result.block,
+                outcomes=result.outcomes,
+                evaluate_seconds=result.evaluate_seconds,
+            )
+            for open_job, result in by_job
+        ]
+        seconds = sum(result.materialize_seconds for _, result in by_job)
+        self.outcomes.record(scored_blocks, {"materialize": seconds, "repeated": self._repeated})
         self._repeated = 0
         for open_job, result in by_job:
             open_job.materialize_seconds += result.materialize_seconds

@@ -54,11 +54,7 @@ def load_reachable(path: str | Path) -> tuple[Spec, dict[str, str]]:
 
 
 def parse(
-    values: Any,
-    source: str = "spec",
-    relative_to: Path | None = None,
-    *,
-    locations: bool = True,
+    values: Any, source: str = "spec", relative_to: Path | None = None, *, locations: bool = True
 ) -> Spec:
     """Make a spec from plain values.
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import yaml
@@ -50,6 +49,8 @@ TAIL_SECONDS = 60.0
 """Time that a result waits for a slow server."""
 POINTS = 10
 """Candidates between two writes of the parent's progress."""
+MODEL_REFUSED = "the best found is not in MLflow as a model ({cause}); cabs-search export writes it"
+"""Said if MLflow does not take the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +99,7 @@ class BackgroundTracker:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._is_interrupted = isinstance(error, KeyboardInterrupt)
         if self.given_uri is not None:  # the folder's own file keeps nobody waiting
             self._deadline = time.monotonic() + TAIL_SECONDS
@@ -219,9 +215,7 @@ class StudyLog:
         if self._candidates % POINTS == 0:
             self._add("how far a search has come", writes.write_progress)
 
-    def end(
-        self, confirmed: Mapping[str, Scored], summary: Summary, model: Model | None = None
-    ) -> None:
+    def end(self, confirmed: Mapping[str, Scored], summary: Summary, model: Model | None) -> None:
         """Write what a complete study has found, and close its run.
 
         Args:
@@ -236,11 +230,8 @@ class StudyLog:
         self._add_files(tables | dict(summary.files))
         self._add("a study's note", writes.write_note, summary.note, list(tables))
         if model is not None:
-            refused = (
-                "the best found is not in MLflow as a model ({cause}); cabs-search export writes it"
-            )
             folder = self._tracker.folder
-            self._add("a model", models.write_model, model, folder, refused=refused)
+            self._add("a model", models.write_model, model, folder, refused=MODEL_REFUSED)
         self._close(is_complete=True)
 
     def close(self) -> None:

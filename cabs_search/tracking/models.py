@@ -143,10 +143,9 @@ def _signature(tasks: Mapping[str, Task]) -> Any:
     }
     made = {int: DataType.long, float: DataType.double, str: text, list: listed}
     predicted = [made[task.kind.predicts] for task in tasks.values()]
+    are_alike = all(type_ == predicted[0] for type_ in predicted)
     return ModelSignature(
         inputs=Schema([ColSpec(type_, column, required=False) for column, type_ in types.items()]),
-        outputs=Schema([ColSpec(predicted[0])])
-        if all(each == predicted[0] for each in predicted)
-        else None,
+        outputs=Schema([ColSpec(predicted[0])]) if are_alike else None,
         params=ParamSchema([ParamSpec("task", text, next(iter(tasks)))]),
     )

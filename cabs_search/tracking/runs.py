@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from cabs_search.common.formats import finite
 from cabs_search.common.versions import PACKAGES, git, package_versions
+from cabs_search.record.outcomes import Bound, Scored
 from cabs_search.search.candidates import method_of
+from cabs_search.search.jobs import Finished
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import DataSource, Task
-
-if TYPE_CHECKING:
-    from cabs_search.record.outcomes import Bound, Scored
-    from cabs_search.search.jobs import Finished
 
 STUDY_TAG = "cabs_search.study"
 TRIAL_TAG = "cabs_search.trial"
@@ -119,11 +117,8 @@ def candidate_metrics(finished: Finished) -> dict[str, float]:
     metrics = {"materialize_seconds": finished.materialize_seconds}
     if (scored := finished.scored) is None:
         return metrics
-    metrics |= {
-        "score": scored.score,
-        "items": float(scored.items),
-        "evaluate_seconds": scored.evaluate_seconds,
-    }
+    items, seconds = float(scored.items), scored.evaluate_seconds
+    metrics |= {"score": scored.score, "items": items, "evaluate_seconds": seconds}
     metrics |= {f"score.{task}": value for task, value in scored.scores.items()}
     return metrics | {f"loss.{task}": value for task, value in scored.losses.items()}
 

@@ -35,6 +35,7 @@ MAX_PAIRS = 6
 MAX_AXES = 24
 """Params of a parallel chart."""
 SECTION = {"display": True, "isReordered": False, "deleted": False, "isGenerated": False}
+CHART = {"deleted": False, "isGenerated": False, "runsCountToCompare": MAX_RUNS}
 OTHERS = SECTION | {"name": "Model metrics", "display": False}
 """The section to which MLflow adds a chart of every metric that has none; closed."""
 Kind = Literal["study", "value", "comparison"]
@@ -160,14 +161,8 @@ def _chart(
     number: int,
 ) -> dict[str, Any]:
     """Fill in the definition of a chart, whose fields are MLflow's."""
-    chart: dict[str, Any] = {
-        "uuid": f"{section}-{number}",
-        "metricSectionId": section,
-        "deleted": False,
-        "isGenerated": False,
-        "runsCountToCompare": MAX_RUNS,
-    }
-    chart |= _filled(definition, names, words)
+    place = {"uuid": f"{section}-{number}", "metricSectionId": section}
+    chart: dict[str, Any] = place | CHART | _filled(definition, names, words)
     if "selectedParams" in chart:
         chart["selectedParams"] = chart["selectedParams"][:MAX_AXES]
     return chart

@@ -11,8 +11,9 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from cabs_search.record.outcomes import Bound, Scored
+from cabs_search.search.jobs import Finished
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
 from cabs_search.tracking import views
@@ -30,10 +31,6 @@ from cabs_search.tracking.runs import (
 )
 from cabs_search.tracking.server import version_at
 from cabs_search.tracking.study_runs import ChildRun, StudyRuns
-
-if TYPE_CHECKING:
-    from cabs_search.record.outcomes import Bound, Scored
-    from cabs_search.search.jobs import Finished
 
 
 def write_study(runs: StudyRuns, params: Mapping[str, str], methods: Sequence[str]) -> None:

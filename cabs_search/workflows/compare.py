@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,13 +26,7 @@ from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tracking.background import BackgroundTracker, Say, StudyLog
 from cabs_search.workflows.findings import findings, write_study_page
-from cabs_search.workflows.prepare import (
-    Calibrated,
-    Prepared,
-    prepare,
-    prune_calibrated,
-    to_stderr,
-)
+from cabs_search.workflows.prepare import Calibrated, Prepared, prepare, prune_calibrated, to_stderr
 
 if TYPE_CHECKING:
     from cabs_search.search.studies import Studies
@@ -65,13 +60,13 @@ def compare(
     rows = [value for value in axis_values(spec, over) if value.same_as is None]
     name = experiment_name(spec.name, over)
     prepared = prepare(spec, output or Path("results") / name, address, say, over)
-    folder = prepared.folder
+    folder, items = prepared.folder, prepared.items
     with only_driver(folder) as is_new, BackgroundTracker(folder, tracking_uri, say) as book:
         from cabs_search.cluster.driver import search
 
         try:
             outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
-            outcomes.bind(spec, prepared.items, prepared.weights)
+            outcomes.bind(spec, items, prepared.weights)
         except ValueError:
             if is_new:
                 shutil.rmtree(folder)
@@ -86,13 +81,9 @@ def compare(
         compared.write()
         say(f"starting workers for {len(rows)} studies; they are kept in {folder}")
         try:
-            search(
-                compared.studies(),
-                prepared.items,
-                cache_folder(),
-                calibrations=calibrated.files,
-                address=address,
-            )
+            files = calibrated.files
+            studies = compared.studies()
+            search(studies, items, cache_folder(), calibrations=files, address=address)
         finally:
             for tracker in trackers.values():
                 tracker.close()
@@ -125,23 +116,18 @@ def _prune_calibrated(
         return Calibrated(), failures | dict.fromkeys(needing, first_line(error))
 
 
+@dataclass
 class _Compared:
     """The studies of a comparison: opened when workers reach them, recorded when they end."""
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        over: Sequence[str],
-        rows: Sequence[Value],
-        outcomes: Outcomes,
-        trackers: Mapping[str, StudyLog],
-        failures: Mapping[str, str],
-        notes: Sequence[str],
-        say: Say,
-    ) -> None:
-        self._prepared, self._over, self._rows = prepared, over, rows
-        self._outcomes, self._trackers = outcomes, trackers
-        self._failures, self._notes, self._say = dict(failures), notes, say
+    prepared: Prepared
+    over: Sequence[str]
+    rows: Sequence[Value]
+    outcomes: Outcomes
+    trackers: Mapping[str, StudyLog]
+    failures: dict[str, str]
+    notes: Sequence[str]
+    say: Say
 
     def studies(self) -> Studies:
         """All rows that can run, as what the driver runs; the first one confirms base and
@@ -149,54 +135,52 @@ class _Compared:
         """
         from cabs_search.search.studies import PlannedStudy, Studies
 
-        runnable = [value for value in self._rows if value.label not in self._failures]
+        runnable = [value for value in self.rows if value.label not in self.failures]
         planned = {
             v.label: PlannedStudy(
                 budget=v.spec.search.trials, open=partial(self._open, v, v is runnable[0])
             )
             for v in runnable
         }
-        return Studies(
-            self._prepared.spec, self._prepared.items, self._outcomes, planned, self._ended
-        )
+        return Studies(self.prepared.spec, self.prepared.items, self.outcomes, planned, self._ended)
 
     def _open(self, value: Value, confirms_references: bool, is_busy: IsBusy) -> Study:
         from cabs_search.search.study import Study, open_database
 
-        study_id = StudyId(self._outcomes.study_id(), value.label)
-        database = open_database(value.spec, self._prepared.folder, study_id)
-        self._trackers[value.label].open(self._outcomes, study_id)
+        study_id = StudyId(self.outcomes.study_id(), value.label)
+        database = open_database(value.spec, self.prepared.folder, study_id)
+        self.trackers[value.label].open(self.outcomes, study_id)
         return Study(
             value.spec,
             database,
-            self._prepared.items,
-            self._outcomes,
-            on_finished=self._trackers[value.label].candidate,
+            self.prepared.items,
+            self.outcomes,
+            on_finished=self.trackers[value.label].candidate,
             confirms_references=confirms_references,
             is_busy=is_busy,
         )
 
     def _ended(self, label: str, study: Study) -> None:
         if study.failure:
-            self._failures[label] = study.failure
-            self._trackers[label].close()
+            self.failures[label] = study.failure
+            self.trackers[label].close()
         else:
             try:
                 self._track(label, study)
             except Exception as error:  # the row's scores are on record, and other rows go on
-                self._say(f"{label}: what it found is not in MLflow: {first_line(error)}")
-                self._trackers[label].close()
+                self.say(f"{label}: what it found is not in MLflow: {first_line(error)}")
+                self.trackers[label].close()
         self.write()
 
     def _track(self, label: str, study: Study) -> None:
         references = reference_recipes(study.spec.experts).values()
-        scores = RecordScores.read(self._outcomes, candidate_of(study.spec), references)
+        scores = RecordScores.read(self.outcomes, candidate_of(study.spec), references)
         board = board_of(study.spec, scores)
         best = study.best if study.spec.tracking.model == "always" else None
-        results = findings(self._prepared, board, best, {}, row=label)
-        self._trackers[label].end(scores.confirmed, *results)
+        results = findings(self.prepared, board, best, {}, row=label)
+        self.trackers[label].end(scores.confirmed, *results)
 
     def write(self) -> None:
         """Write the axes, failures and notes, which the record does not hold."""
-        prepared = self._prepared
-        write_comparison(prepared.folder, prepared.spec, self._over, self._failures, self._notes)
+        prepared = self.prepared
+        write_comparison(prepared.folder, prepared.spec, self.over, self.failures, self.notes)

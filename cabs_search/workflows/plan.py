@@ -115,10 +115,8 @@ def _heads_text(heads: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 
 def _needs_rows(vectors: int, needs: Needs) -> list[tuple[str, str]]:
-    stored = (
-        f"{vectors} ({needs.vectors_cached} in the cache), about {show_bytes(needs.cache_bytes)}"
-        " in all"
-    )
+    size = show_bytes(needs.cache_bytes)
+    stored = f"{vectors} ({needs.vectors_cached} in the cache), about {size} in all"
     return [
         ("items to score", f"{needs.items:,}"),
         ("vectors", stored),
@@ -150,14 +148,12 @@ def plan(path: str | Path) -> Plan:
     methods = {*itertools.islice(methods_of(spec), MOST_METHODS), *(r.method for r in asked_for)}
     space = size(spec)
     candidates = min(spec.search.trials, space + len(asked_for))
-    rows = (
-        len(reference_recipes(spec.experts))
-        + len(spec.baselines)
-        + min(spec.search.confirm, candidates)
-    )
+    references = len(reference_recipes(spec.experts))
+    rows = references + len(spec.baselines) + min(spec.search.confirm, candidates)
     family = _check_models(spec, missing)
     items, unreachable = _check_items(spec, missing)
-    steps = {step for method in methods for step in _steps(method)}
+    # The combine rule of a method begins with the vectors of its mask alone.
+    steps = methods | {Method(mask=method.mask) for method in methods}
     vectors, needs = len(steps) * len(spec.experts), None
     if family is not None and not unreachable:
         searched, confirmed = (sum(map(len, items[split].values())) for split in SPLITS)
@@ -224,11 +220,6 @@ def _check_items(
         except UnreachableError as error:
             unreachable.append(str(error))
     return items, unreachable
-
-
-def _steps(method: Method) -> set[Method]:
-    """Return the method, and its mask alone, whose vectors the combine rule begins with."""
-    return {method, Method(mask=method.mask)}
 
 
 def _entries(family: Family, methods: Iterable[Method]) -> dict[Path | tuple[Method, str], int]:

@@ -55,14 +55,14 @@ def run(
 
     """
     prepared = prepare(spec, output, address, say)
-    spec, folder = prepared.spec, prepared.folder
+    spec, folder, items = prepared.spec, prepared.folder, prepared.items
     with only_driver(folder) as is_new, BackgroundTracker(folder, tracking_uri, say) as book:
         from cabs_search.cluster.driver import search
         from cabs_search.search.study import Study, open_database
 
         try:
             outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
-            outcomes.bind(spec, prepared.items, prepared.weights)
+            outcomes.bind(spec, items, prepared.weights)
             database = open_database(spec, folder, StudyId(outcomes.study_id()))
             write_spec(spec, folder)
             calibrated = prune_calibrated(prepared, [spec], say)
@@ -73,16 +73,10 @@ def run(
         record_versions(folder)
         tracked = book.study(spec)
         tracked.open(outcomes, database.id)
-        study = Study(spec, database, prepared.items, outcomes, on_finished=tracked.candidate)
+        study = Study(spec, database, items, outcomes, on_finished=tracked.candidate)
         say(f"starting workers; the study is kept in {folder}")
         try:
-            search(
-                study,
-                prepared.items,
-                cache_folder(),
-                calibrations=calibrated.files,
-                address=address,
-            )
+            search(study, items, cache_folder(), calibrations=calibrated.files, address=address)
             scores = RecordScores.read(outcomes)
             board = board_of(spec, scores)
             files = study_files(board, folder, say)

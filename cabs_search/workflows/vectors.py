@@ -111,9 +111,8 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
     for name in only:
         split_name(name)
     if only:
-        spec = replace(
-            spec, space=spec.space.replace(method=tuple(dict.fromkeys(only))), baselines={}
-        )
+        space = spec.space.replace(method=tuple(dict.fromkeys(only)))
+        spec = replace(spec, space=space, baselines={})
     spec = replace(spec, space=spec.space.replace(density_shared=True))
     family, store = Family.open(spec.base, spec.experts), VectorCache(cache_folder())
     methods: dict[Mask, Method] = {}
@@ -169,9 +168,7 @@ def _by_depth(family: Family, opened: Mapping[str, StoredVector]) -> dict[str, d
     for tensor in family.alignment.shared:
         tensors.setdefault(layer_of(tensor), []).append(tensor)
     ends = {"embeddings": -1, "other": 1 << 30}
-    layers = sorted(
-        tensors, key=lambda layer: ends[layer] if layer in ends else int(layer.split()[1])
-    )
+    layers = sorted(tensors, key=lambda name: ends[name] if name in ends else int(name.split()[1]))
     return {layer: _shares(family, opened, tensors[layer]) for layer in layers}
 
 
@@ -247,13 +244,8 @@ def _draw_depth(ax: Any, vectors: Vectors) -> None:
 
 def _draw_matrix(ax: Any, title: str, names: tuple[str, ...], matrix: Matrix) -> None:
     ax.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
-    ax.set(
-        title=title,
-        xticks=range(len(names)),
-        yticks=range(len(names)),
-        xticklabels=names,
-        yticklabels=names,
-    )
+    places = range(len(names))
+    ax.set(title=title, xticks=places, yticks=places, xticklabels=names, yticklabels=names)
     ax.tick_params(axis="x", rotation=60)
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):

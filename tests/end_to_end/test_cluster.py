@@ -82,12 +82,7 @@ def test_a_search_joins_a_running_cluster(head: dict[str, str], pico: Path, tmp_
     command = [sys.executable, "-m", "cabs_search.cli", "run", str(spec)]
     command += ["--output", str(tmp_path / "out"), "--address", head["GCS"]]
     found = subprocess.run(
-        command,
-        env=head,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+        command, env=head, capture_output=True, text=True, timeout=300, check=False
     )
     assert found.returncode == 0, found.stderr[-3000:]
     assert read_leaderboard(tmp_path / "out").candidates == 4
@@ -97,12 +92,7 @@ def launch(head: dict[str, str], spec: Path, output: Path) -> subprocess.Complet
     command = [sys.executable, str(ROOT / "jobs" / "launch.py"), str(spec)]
     command += ["--address", head["DASHBOARD"], "--output", str(output)]
     return subprocess.run(
-        command,
-        env=head,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+        command, env=head, capture_output=True, text=True, timeout=300, check=False
     )
 
 

@@ -218,10 +218,9 @@ def test_the_other_axes(
         "density=0.25,0.5": ["0.25", "0.5"],
         "method=magnitude,cabs": ["magnitude 0.25", "magnitude 0.5", "cabs 0.25", "cabs 0.5"],
     }[over[0]]
-    assert labels == [
-        *expected,
-        "task-arithmetic",
-    ], "what all rows are held against is searched as well"
+    assert labels == [*expected, "task-arithmetic"], (
+        "what all rows are held against is searched as well"
+    )
     if len(over) == 2:
         assert "average    0.25" in comparison_text(found)
         assert {
@@ -263,10 +262,9 @@ def test_a_rows_best_can_be_exported(methods: Path, cache: Path, tmp_path: Path)
 )
 def test_an_axis_has_the_specs_values(pico: Path, axis: str, labels: list[str]) -> None:
     rows = axis_values(parse(small(pico)), [axis])
-    assert [v.label for v in rows] == [
-        *labels,
-        "task-arithmetic",
-    ], "what all are held against is a row as well"
+    assert [v.label for v in rows] == [*labels, "task-arithmetic"], (
+        "what all are held against is a row as well"
+    )
     assert all(len(v.spec.orders if axis == "order" else v.spec.space.nm) == 1 for v in rows[:2])
 
 

@@ -103,10 +103,9 @@ def check_complete(folder: Path, budget: int) -> None:
     with closing(sqlite3.connect(outcomes.path)) as db:
         rows = db.execute("SELECT recipe, split, task, block FROM blocks").fetchall()
     assert len(rows) == len(set(rows))
-    assert Counter(t.state.name for t in trials(folder)).keys() <= {
-        "COMPLETE",
-        "FAIL",
-    }, "no trial runs or waits"
+    assert Counter(t.state.name for t in trials(folder)).keys() <= {"COMPLETE", "FAIL"}, (
+        "no trial runs or waits"
+    )
     told = [t for t in trials(folder) if t.state.name == "COMPLETE"]
     assert len(told) == budget
     runs = children(folder)

@@ -147,8 +147,7 @@ def test_task_arithmetic_is_mergekits(trunks: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "mean"),
-    [("ties-sum-magnitude", False), ("ties-magnitude", True)],
+    ("method", "mean"), [("ties-sum-magnitude", False), ("ties-magnitude", True)]
 )
 def test_ties_is_mergekits(trunks: Path, tmp_path: Path, method: str, mean: bool) -> None:
     """One λ for all, given as mergekit's ``lambda``, with weights of 1.

@@ -188,12 +188,7 @@ def board(names: Sequence[str] = PLAIN, **changes: Any) -> Leaderboard:
 
 def value_row(*values: str, row: Row | None, failure: str | None = None) -> ValueRow:
     return ValueRow(
-        label=" ".join(values),
-        values=values,
-        row=row,
-        shared=None,
-        candidates=4,
-        failure=failure,
+        label=" ".join(values), values=values, row=row, shared=None, candidates=4, failure=failure
     )
 
 

@@ -78,10 +78,7 @@ BAD = [
         change("space", "lambda", "low", to=float("nan")),
         "space.lambda.low: Input should be a finite number",
     ),
-    (
-        change("space", "method", to=["magic"]),
-        "but got 'magic'",
-    ),
+    (change("space", "method", to=["magic"]), "but got 'magic'"),
     (
         change("tasks", "mood", "dataset", to={}),
         "tasks.mood.dataset: just one of hub, csv, json, parquet, callable",

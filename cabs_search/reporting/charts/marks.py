@@ -30,11 +30,8 @@ def heat(
     sizes = sorted(known(abs(value["gain"]) for value in values))
     # the 95th percentile, so that one bad cell does not pale the rest
     most = max(*known([noise]), sizes[int(0.95 * (len(sizes) - 1))], 0.1)
-    ramp = {
-        "domain": [-most, 0, most],
-        "range": [colour(name) for name in ("worse", "surface", "accent")],
-    }
-    scale = ramp | {"clamp": True, "interpolate": "rgb"}
+    ramp = [colour(name) for name in ("worse", "surface", "accent")]
+    scale = {"domain": [-most, 0, most], "range": ramp, "clamp": True, "interpolate": "rgb"}
     fill = {"field": "gain", "type": "quantitative", "legend": None, "scale": scale}
     deep = {"test": f"abs(datum.gain) > deep * {most}", "value": colour("surface")}
     text = {"text": {"field": "points"}, "color": {"condition": deep, "value": colour("ink")}}
@@ -90,14 +87,8 @@ def quantity(
     """
     numbers = known(value[name] for value in values for name in (field, *others))
     form = ".2f" if max(numbers) - min(numbers) > 0.06 else ".3f"
-    axis = {"format": form, "tickCount": 6}
-    return {
-        "field": field,
-        "type": "quantitative",
-        "title": title,
-        "scale": {"zero": False},
-        "axis": axis,
-    }
+    scale, axis = {"zero": False}, {"format": form, "tickCount": 6}
+    return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
 
 
 def named(field: str, order: Sequence[str], **axis: Any) -> dict[str, Any]:
@@ -107,11 +98,8 @@ def named(field: str, order: Sequence[str], **axis: Any) -> dict[str, Any]:
 
 def nominal(field: str, looks: Mapping[str, Any]) -> dict[str, Any]:
     """Return an encoding of a colour or a symbol by name."""
-    return {
-        "field": field,
-        "type": "nominal",
-        "scale": {"domain": list(looks), "range": list(looks.values())},
-    }
+    scale = {"domain": list(looks), "range": list(looks.values())}
+    return {"field": field, "type": "nominal", "scale": scale}
 
 
 def point(size: int) -> dict[str, Any]:

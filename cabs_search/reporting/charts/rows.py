@@ -7,15 +7,7 @@ from typing import Any
 
 from cabs_search.common.formats import as_p, between, number
 from cabs_search.reporting.charts.marks import chart, hover_fields, named, nominal, point, quantity
-from cabs_search.reporting.charts.theme import (
-    BAR,
-    CIRCLE,
-    DIAMOND,
-    SQUARE,
-    TRIANGLE,
-    Spec,
-    colour,
-)
+from cabs_search.reporting.charts.theme import BAR, CIRCLE, DIAMOND, SQUARE, TRIANGLE, Spec, colour
 from cabs_search.reporting.tables import gain_texts
 from cabs_search.results.rows import BASELINE, Row
 
@@ -75,12 +67,11 @@ def dots(values: Sequence[Mapping[str, Any]]) -> Spec:
     """Draw scores with their own intervals, thick, and with those for all rows together, thin."""
     y = named("label", [value["label"] for value in values])
     x = quantity("score", "score on the confirm split", values, "wide_low", "wide_high")
-    shapes = {
-        name: symbol
-        for name, symbol in ROLES.values()
-        if any(value["role"] == name for value in values)
-    }
+    roles = {value["role"] for value in values}
+    shapes = {name: symbol for name, symbol in ROLES.values() if name in roles}
     shape = nominal("role", shapes)
+    thin = {"type": "rule", "strokeWidth": 1.5, "opacity": 0.6}
+    thick = {"type": "rule", "strokeWidth": 4, "opacity": 0.35, "strokeCap": "round"}
     shared = {"y": y, "color": tie_colours(values), "tooltip": hover_fields(ROW_HOVER)}
     own = shared | {"x": x | {"field": "low"}, "x2": {"field": "high"}}
     wide = shared | {"x": x | {"field": "wide_low"}, "x2": {"field": "wide_high"}}
@@ -88,11 +79,8 @@ def dots(values: Sequence[Mapping[str, Any]]) -> Spec:
         values,
         STEP * len(values),
         layer=[
-            {"mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.6}, "encoding": wide},
-            {
-                "mark": {"type": "rule", "strokeWidth": 4, "opacity": 0.35, "strokeCap": "round"},
-                "encoding": own,
-            },
+            {"mark": thin, "encoding": wide},
+            {"mark": thick, "encoding": own},
             {"mark": point(95), "encoding": shared | {"x": x, "shape": shape}},
         ],
     )

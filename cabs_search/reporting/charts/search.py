@@ -105,23 +105,14 @@ def _one_lambda(key: str, tried: Sequence[Tried], best: Tried, has_legend: bool)
         "tooltip": hover_fields((*TRIED_HOVER, ("lambda", f"λ of {key}"))),
     }
     by_method = _by_method([_dot(c) for c in tried]) | ({} if has_legend else {"legend": None})
-    ring = {
-        "type": "point",
-        "size": 190,
-        "color": colour("ink"),
-        "strokeWidth": 1.5,
-        "filled": False,
-    }
+    ink, best_only = colour("ink"), [{"filter": f"datum.place === {best.place}"}]
+    ring = {"type": "point", "size": 190, "color": ink, "strokeWidth": 1.5, "filled": False}
     return chart(
         values,
         200,
         layer=[
             {"mark": point(50) | {"opacity": 0.75}, "encoding": place | {"color": by_method}},
-            {
-                "transform": [{"filter": f"datum.place === {best.place}"}],
-                "mark": ring,
-                "encoding": place,
-            },
+            {"transform": best_only, "mark": ring, "encoding": place},
         ],
     )
 
@@ -148,10 +139,8 @@ def orders(tried: Sequence[Tried]) -> Spec | None:
     ]
     y, x = named("order", ranked), quantity("score", "search score", values)
     mean_hover = hover_fields((("order", "order"), ("mean_shown", "mean"), ("of", "candidates")))
-    by_method = {
-        "color": _by_method(values),
-        "tooltip": hover_fields((*TRIED_HOVER, ("order", "order"))),
-    }
+    hover = hover_fields((*TRIED_HOVER, ("order", "order")))
+    by_method = {"color": _by_method(values), "tooltip": hover}
     tick = {"type": "tick", "thickness": 2.5, "size": 22, "color": colour("ink")}
     return chart(
         values,
@@ -174,25 +163,17 @@ def progress(tried: Sequence[Tried]) -> Spec | None:
             values.append(
                 _dot(candidate, items=candidate.items, best=best, best_shown=number(best))
             )
-    x = quantity("items", "search items scored", values) | {
-        "axis": {"format": ",d", "tickCount": 5}
-    }
+    axis = {"format": ",d", "tickCount": 5}
+    x = quantity("items", "search items scored", values) | {"axis": axis}
     y = quantity("score", "search score", values)
     hover = hover_fields((*TRIED_HOVER, ("best_shown", "best so far"), ("items", "items so far")))
-    line = {
-        "type": "line",
-        "interpolate": "step-after",
-        "strokeWidth": 2.5,
-        "color": colour("accent"),
-    }
+    place, accent = {"x": x, "y": y, "tooltip": hover}, colour("accent")
+    line = {"type": "line", "interpolate": "step-after", "strokeWidth": 2.5, "color": accent}
     return chart(
         values,
         240,
         layer=[
-            {
-                "mark": point(42) | {"color": colour("faint")},
-                "encoding": {"x": x, "y": y, "tooltip": hover},
-            },
-            {"mark": line, "encoding": {"x": x, "y": y | {"field": "best"}, "tooltip": hover}},
+            {"mark": point(42) | {"color": colour("faint")}, "encoding": place},
+            {"mark": line, "encoding": place | {"y": y | {"field": "best"}}},
         ],
     )

@@ -24,36 +24,25 @@ def optimism(board: Leaderboard) -> Spec | None:
     ]
     if len(values) < 2:
         return None
-    x = quantity("chosen", "search score, by which it was chosen", values) | {
-        "scale": around(values, "chosen")
-    }
+    x = quantity("chosen", "search score, by which it was chosen", values)
+    x |= {"scale": around(values, "chosen")}
     y = quantity("score", "score on the confirm split", values) | {"scale": around(values, "score")}
     scores = [value[name] for value in values for name in ("chosen", "score")]
-    equal = [
-        {"chosen": score, "score": score}
-        for score in (min(known(scores)) - 1, max(known(scores)) + 1)
-    ]
-    dashed = {
-        "type": "line",
-        "clip": True,
-        "strokeDash": [4, 4],
-        "strokeWidth": 1,
-        "color": colour("muted"),
-    }
+    ends = (min(known(scores)) - 1, max(known(scores)) + 1)
+    equal = [{"chosen": end, "score": end} for end in ends]
+    dashed = {"type": "line", "clip": True, "strokeDash": [4, 4], "strokeWidth": 1}
+    place = {"x": x, "y": y}
+    shown = {"color": tie_colours(values), "tooltip": hover_fields(ROW_HOVER)}
     return chart(
         values,
         260,
         layer=[
-            {"data": {"values": equal}, "mark": dashed, "encoding": {"x": x, "y": y}},
             {
-                "mark": point(80),
-                "encoding": {
-                    "x": x,
-                    "y": y,
-                    "color": tie_colours(values),
-                    "tooltip": hover_fields(ROW_HOVER),
-                },
+                "data": {"values": equal},
+                "mark": dashed | {"color": colour("muted")},
+                "encoding": place,
             },
+            {"mark": point(80), "encoding": place | shown},
         ],
     )
 

@@ -43,10 +43,8 @@ def tasks(board: Leaderboard) -> Spec:
     names = {"base": "base", "ideal": "its own expert"}
     rows += [(row, names[row.role]) for row in board.rows if row.role in names]
     rows += [] if reference is None else [(reference, "best baseline")]
-    return strips(
-        [at_task(row, task, kind) for row, kind in rows for task in row.tasks],
-        list(board.items["confirm"]),
-    )
+    values = [at_task(row, task, kind) for row, kind in rows for task in row.tasks]
+    return strips(values, list(board.items["confirm"]))
 
 
 def _others(board: Leaderboard, reference: Row | None) -> list[Row]:
@@ -62,9 +60,8 @@ def strips(values: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Spec:
         "best baseline": (SQUARE, "ink"),
         "its own expert": (BAR, "ink"),
     }
-    present = {
-        kind: look for kind, look in looks.items() if any(value["kind"] == kind for value in values)
-    }
+    kinds = {value["kind"] for value in values}
+    present = {kind: look for kind, look in looks.items() if kind in kinds}
     encoding = {
         "y": named("task", names),
         "x": quantity("value", "metric on the confirm split", values),
@@ -73,12 +70,8 @@ def strips(values: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Spec:
         "opacity": {"condition": {"test": "datum.kind === 'candidate'", "value": 0.45}, "value": 1},
         "tooltip": hover_fields(TASK_HOVER),
     }
-    return chart(
-        values,
-        40 * len(names),
-        mark={"type": "point", "filled": True, "size": 110},
-        encoding=encoding,
-    )
+    mark = {"type": "point", "filled": True, "size": 110}
+    return chart(values, 40 * len(names), mark=mark, encoding=encoding)
 
 
 def at_task(row: Row, task: str, kind: str, label: str | None = None) -> dict[str, Any]:
@@ -108,12 +101,9 @@ def gains(rows: Sequence[tuple[str, Row]], reference: Row) -> Spec:
     values = []
     for label, row in rows:
         for task, value in row.tasks.items():
-            gain = value - reference.tasks[task]
-            shown = {
-                "gain": 100 * gain,
-                "points": points(gain),
-                "baseline": number(reference.tasks[task]),
-            }
+            base = reference.tasks[task]
+            gain = value - base
+            shown = {"gain": 100 * gain, "points": points(gain), "baseline": number(base)}
             values.append(at_task(row, task, "", label) | shown)
     return heat(
         values,

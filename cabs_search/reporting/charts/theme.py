@@ -20,43 +20,29 @@ FONT = (
 )
 HUES = 8
 """Number of colours for methods: hue0 to hue7; the first is the accent."""
-SCHEMES: Mapping[str, Mapping[str, str]] = {
-    "light": {
-        "accent": "#3451d1",
-        "ink": "#1b1f2a",
-        "muted": "#667085",
-        "faint": "#a3abba",
-        "line": "#e6e8ee",
-        "surface": "#ffffff",
-        "worse": "#b4540a",
-        "hue0": "#3451d1",
-        "hue1": "#d9730d",
-        "hue2": "#0f8a76",
-        "hue3": "#a8336b",
-        "hue4": "#6b7a90",
-        "hue5": "#8a6d00",
-        "hue6": "#7a4fd0",
-        "hue7": "#1f7fb8",
-    },
-    "dark": {
-        "accent": "#8ea6ff",
-        "ink": "#e8eaf0",
-        "muted": "#98a1b3",
-        "faint": "#626b7d",
-        "line": "#262b36",
-        "surface": "#12151c",
-        "worse": "#f0a35e",
-        "hue0": "#8ea6ff",
-        "hue1": "#f0a35e",
-        "hue2": "#4cc7b0",
-        "hue3": "#ea7fb0",
-        "hue4": "#a9b4c6",
-        "hue5": "#d9bd54",
-        "hue6": "#b79bf5",
-        "hue7": "#6bbdec",
-    },
+COLOURS: Mapping[str, tuple[str, str]] = {
+    "accent": ("#3451d1", "#8ea6ff"),
+    "ink": ("#1b1f2a", "#e8eaf0"),
+    "muted": ("#667085", "#98a1b3"),
+    "faint": ("#a3abba", "#626b7d"),
+    "line": ("#e6e8ee", "#262b36"),
+    "surface": ("#ffffff", "#12151c"),
+    "worse": ("#b4540a", "#f0a35e"),
+    "hue0": ("#3451d1", "#8ea6ff"),
+    "hue1": ("#d9730d", "#f0a35e"),
+    "hue2": ("#0f8a76", "#4cc7b0"),
+    "hue3": ("#a8336b", "#ea7fb0"),
+    "hue4": ("#6b7a90", "#a9b4c6"),
+    "hue5": ("#8a6d00", "#d9bd54"),
+    "hue6": ("#7a4fd0", "#b79bf5"),
+    "hue7": ("#1f7fb8", "#6bbdec"),
 }
-"""Colours of charts and page."""
+"""Colours of charts and page, on light and on dark, by name."""
+SCHEMES: Mapping[str, Mapping[str, str]] = {
+    "light": {name: light for name, (light, _) in COLOURS.items()},
+    "dark": {name: dark for name, (_, dark) in COLOURS.items()},
+}
+"""Colours by scheme and name."""
 DEEP = {"light": 0.82, "dark": 0.6}
 """Share of a cell's full colour above which its number is written in the surface's colour."""
 CIRCLE = "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z"
@@ -76,44 +62,24 @@ def colour(name: str) -> dict[str, str]:
 
 def config(scheme: str) -> dict[str, Any]:
     """Return Vega-Lite's config for ``light`` or ``dark``."""
-    colours = SCHEMES[scheme]
+    colours, muted = SCHEMES[scheme], SCHEMES[scheme]["muted"]
+    named = {**colours, "deep": DEEP[scheme]}
+    text = {"labelColor": muted, "labelFontSize": 12}
+    labels = {"labelPadding": 6, "labelLimit": 230, "labelSeparation": 8}
+    titles = {"titleColor": muted, "titleFontSize": 12, "titleFontWeight": "normal"}
+    lines = {"gridColor": colours["line"], "domain": False, "ticks": False}
+    symbols = {"symbolSize": 80, "symbolOpacity": 1, "symbolBaseFillColor": muted}
+    entries = {"columns": 5, "columnPadding": 18, "labelLimit": 260}
+    place = {"orient": "top", "title": None, "offset": 12}
+    layout = {"top": {"direction": "vertical", "anchor": "start", "margin": 6}}
     return {
-        "params": [
-            {"name": name, "value": value}
-            for name, value in (*colours.items(), ("deep", DEEP[scheme]))
-        ],
+        "params": [{"name": name, "value": value} for name, value in named.items()],
         "background": "transparent",
         "font": FONT,
         "view": {"stroke": None},
-        "axis": {
-            "labelColor": colours["muted"],
-            "titleColor": colours["muted"],
-            "labelFontSize": 12,
-            "titleFontSize": 12,
-            "titleFontWeight": "normal",
-            "titlePadding": 10,
-            "labelPadding": 6,
-            "gridColor": colours["line"],
-            "domain": False,
-            "ticks": False,
-            "labelLimit": 230,
-            "labelSeparation": 8,
-        },
+        "axis": text | labels | titles | {"titlePadding": 10} | lines,
         "axisY": {"titleAnchor": "end"},
-        "legend": {
-            "labelColor": colours["muted"],
-            "labelFontSize": 12,
-            "orient": "top",
-            "title": None,
-            "columns": 5,
-            "symbolSize": 80,
-            "symbolOpacity": 1,
-            "symbolBaseFillColor": colours["muted"],
-            "labelLimit": 260,
-            "columnPadding": 18,
-            "offset": 12,
-            "layout": {"top": {"direction": "vertical", "anchor": "start", "margin": 6}},
-        },
+        "legend": text | symbols | entries | place | {"layout": layout},
     }
 
 
@@ -135,9 +101,8 @@ def legend(spec: Spec) -> list[dict[str, str]]:
     """Return the entries of a chart's legend, to be shown outside of the chart."""
     entries: dict[tuple[str, str], dict[str, str]] = {}
     for channel, encoding in _legends(spec):
-        for name, value in zip(
-            encoding["scale"]["domain"], encoding["scale"]["range"], strict=True
-        ):
+        scale = encoding["scale"]
+        for name, value in zip(scale["domain"], scale["range"], strict=True):
             entry = entries.setdefault(
                 (encoding["field"], name), {"name": name, "colour": "muted", "symbol": CIRCLE}
             )

@@ -57,9 +57,7 @@ def _labelled(comparison: Comparison) -> list[tuple[str, Row]]:
 
 
 def _numbers(comparison: Comparison) -> tuple[Cell, ...]:
-    label, row = max(
-        _labelled(comparison), key=lambda labelled: labelled[1].score, default=("", None)
-    )
+    label, row = max(_labelled(comparison), key=lambda line: line[1].score, default=("", None))
     items = item_count(comparison, "search")
     # candidates that two values have in common were scored once
     candidates = comparison.spent.items["search"] // items
@@ -115,9 +113,8 @@ def _ties(comparison: Comparison) -> Section | None:
 def _tasks(comparison: Comparison) -> Section | None:
     reference = comparison.reference
     title = f"Points above the {REFERENCE_NAME}, {reference.text}" if reference else ""
-    drawn = figures(
-        "Each value's gain or loss by task", charts.compared_gains(comparison), title=title
-    )
+    gains = charts.compared_gains(comparison)
+    drawn = figures("Each value's gain or loss by task", gains, title=title)
     if not drawn:
         return None
     return Section(id="tasks", title="Task by task", texts=(TRADE,), figures=drawn, notes=(FEWER,))

@@ -67,9 +67,8 @@ def tied_number(ties: TieSet | None, what: str = "") -> list[Cell]:
     """Return the size of a tie set of ``what``, if there is one."""
     if ties is None:
         return []
-    return [
-        (f"{len(ties.labels)} of {ties.of}", f"{what} cannot be told from the best of them".strip())
-    ]
+    text = f"{what} cannot be told from the best of them".strip()
+    return [(f"{len(ties.labels)} of {ties.of}", text)]
 
 
 def item_count(results: Leaderboard | Comparison, split: str) -> int:

@@ -50,7 +50,5 @@ def _pairs(pairs: Matrix) -> list[str]:
         cells = [points(pairs.estimate[i][j], 2, typeset=False) + marks[j] for j in places]
         cells[i] = "."
         rows.append([f"{i + 1} {label}", *cells])
-    return [
-        *table(rows),
-        "*: told apart (paired permutation test, Holm's correction for all pairs)",
-    ]
+    legend = "*: told apart (paired permutation test, Holm's correction for all pairs)"
+    return [*table(rows), legend]

@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 MakeSampler: TypeAlias = Callable[[int, int], "optuna.samplers.BaseSampler"]
 """Makes a sampler from a seed and a number of startup trials, for samplers that learn."""
 
-SAMPLERS: dict[str, MakeSampler] = {
-    "tpe": tpe,
-    "random": random,
-}
+SAMPLERS: dict[str, MakeSampler] = {"tpe": tpe, "random": random}
 
 
 def find_sampler(name: str) -> MakeSampler:
