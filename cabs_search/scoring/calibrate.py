@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cabs_search.checkpoints.writer import checksum_holds
 from cabs_search.merging.calibration import Calibration, write_calibration
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.rule import MaskRule as Mask
+from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED, MASKS
 from cabs_search.merging.recipe import split_name
 from cabs_search.scoring.batches import batches, collate
@@ -38,7 +38,7 @@ ITEMS = 128
 def calibrated(
     family: Family,
     items: Mapping[str, Items],
-    masks: Iterable[Mask],
+    masks: Iterable[MaskRule],
     cache: Path,
     device: str = "auto",
 ) -> Family:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.rule import MaskRule as Mask
+from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Groups, Method, group_of
 from cabs_search.record.comparison_file import check_folder
@@ -129,7 +129,7 @@ def prune_calibrated(prepared: Prepared, specs: Iterable[Spec], say: Say) -> Cal
     return Calibrated(files=files, notes=tuple(notes))
 
 
-def _calibrated_masks(spec: Spec) -> list[Mask]:
+def _calibrated_masks(spec: Spec) -> list[MaskRule]:
     check_calibration(spec)
     # With one density for all experts each vector is there already: it is pruned alone.
     shared = replace(spec, space=spec.space.replace(density_shared=True))
@@ -137,7 +137,7 @@ def _calibrated_masks(spec: Spec) -> list[Mask]:
     return [method.mask for method in methods if isinstance(method.mask, CALIBRATED)]
 
 
-def _note(family: Family, mask: Mask) -> str:
+def _note(family: Family, mask: MaskRule) -> str:
     other = [
         tensor
         for tensor in family.alignment.shared

@@ -18,7 +18,7 @@ from cabs_search.common.files import whole_file
 from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.rule import MaskRule as Mask
+from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Method, split_name
 from cabs_search.merging.sparse import Kept
@@ -115,7 +115,7 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
         spec = replace(spec, space=space, baselines={})
     spec = replace(spec, space=spec.space.replace(density_shared=True))
     family, store = Family.open(spec.base, spec.experts), VectorCache(cache_folder())
-    methods: dict[Mask, Method] = {}
+    methods: dict[MaskRule, Method] = {}
     for method in (*methods_of(spec), *(r.method for r in baselines(spec))):
         methods.setdefault(method.mask, method)
     if any(isinstance(mask, CALIBRATED) for mask in methods):
