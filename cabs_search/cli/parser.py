@@ -107,27 +107,7 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
     made.add_argument("folder", type=Path, metavar="DIR")
 
     made = command("merge", _merge, "merge experts by one recipe, without a search")
-    made.add_argument("--base", required=True, metavar="B", help="a folder or a hub id")
-    made.add_argument("--expert", required=True, action="append", type=_pair, metavar="NAME=PATH")
-    made.add_argument(
-        "--method", default="cabs", metavar="M", help="cabs (default), task-arithmetic, ties, ..."
-    )
-    for setting in _mask_settings() if with_settings else ():
-        made.add_argument(f"--{setting.name}", metavar=setting.metavar, help=setting.help)
-    made.add_argument("--overlap-merge", default="sum", metavar="sum|ties")
-    made.add_argument(
-        "--lambda",
-        dest="lambdas",
-        action="append",
-        default=[],
-        type=_pair,
-        metavar="NAME=X",
-        help="λ of an expert (default 1)",
-    )
-    made.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the base's own"
-    )
-    made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
+    _add_merge(made, with_settings=with_settings)
 
     made = command(
         "export", _export, "write a searched candidate as a checkpoint that transformers loads"
@@ -163,6 +143,30 @@ def _add_search(command: argparse.ArgumentParser, trials: str, output: str) -> N
     command.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow's (default: SQLite in the folder)"
     )
+
+
+def _add_merge(made: argparse.ArgumentParser, *, with_settings: bool) -> None:
+    made.add_argument("--base", required=True, metavar="B", help="a folder or a hub id")
+    made.add_argument("--expert", required=True, action="append", type=_pair, metavar="NAME=PATH")
+    made.add_argument(
+        "--method", default="cabs", metavar="M", help="cabs (default), task-arithmetic, ties, ..."
+    )
+    for setting in _mask_settings() if with_settings else ():
+        made.add_argument(f"--{setting.name}", metavar=setting.metavar, help=setting.help)
+    made.add_argument("--overlap-merge", default="sum", metavar="sum|ties")
+    made.add_argument(
+        "--lambda",
+        dest="lambdas",
+        action="append",
+        default=[],
+        type=_pair,
+        metavar="NAME=X",
+        help="λ of an expert (default 1)",
+    )
+    made.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the base's own"
+    )
+    made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
 
 
 def _count(text: str) -> int:

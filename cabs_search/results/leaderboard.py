@@ -31,7 +31,7 @@ from cabs_search.results.scores import RecordScores
 from cabs_search.results.spent import Cost, cost_of
 from cabs_search.results.tie_set import TieSet, tie_set
 from cabs_search.results.tried import Tried, tried_candidates
-from cabs_search.search.candidates import best_shared, ranked, reference_recipes
+from cabs_search.search.candidates import Candidates, ranked, reference_recipes
 from cabs_search.spec.load import load
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS
@@ -92,13 +92,13 @@ def build_leaderboard(spec: Spec, outcomes: Outcomes) -> Leaderboard:
 def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
     """Compute the leaderboard from scores."""
     searched, confirmed = scores.searched, scores.confirmed
-    shared = [s for s in best_shared(spec, searched).values() if s.recipe.key in confirmed]
+    best_shared = Candidates.of(spec).best_shared(searched)
+    shared = [s for s in best_shared.values() if s.recipe.key in confirmed]
     top = ranked(searched.values())[: spec.search.confirm]
     labels = [FOUND, *(f"found #{place}" for place in range(2, len(top) + 1))]
     labelled = zip(labels, top, strict=False)
     found = {label: s for label, s in labelled if s.recipe.key in confirmed}
-    experts = {task: spec.expert_of(task) for task in spec.tasks}
-    entries = reference_entries(reference_recipes(spec.experts), experts, confirmed)
+    entries = reference_entries(reference_recipes(spec.experts), spec.heads, confirmed)
     entries += [
         merged_entry(f"best shared-λ {s.recipe.method.name}", "baseline", s, confirmed)
         for s in shared

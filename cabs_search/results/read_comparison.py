@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +12,20 @@ from cabs_search.record.outcomes import Outcomes, Scored
 from cabs_search.results.as_reported import as_reported
 from cabs_search.results.comparison import Comparison, ValueRow, plural
 from cabs_search.results.matrix import matrix
-from cabs_search.results.rows import BASELINE, Row, make_rows, merged_entry, reference_entries
+from cabs_search.results.panel import Panel
+from cabs_search.results.rows import (
+    BASELINE,
+    Entry,
+    Row,
+    make_rows,
+    merged_entry,
+    reference_entries,
+)
 from cabs_search.results.scores import RecordScores
 from cabs_search.results.spent import cost_of
 from cabs_search.results.tie_set import TieSet, tie_set
 from cabs_search.search.axes import REFERENCE, Value, axis_values
-from cabs_search.search.candidates import candidate_of, ranked, reference_recipes
+from cabs_search.search.candidates import Candidates, ranked, reference_recipes
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 
@@ -68,8 +76,7 @@ def build_comparison(
     shared = {label: _best_confirmed(scores, _shared(c)) for label, c in candidates.items()}
     arithmetic = [s for s in scores.searched.values() if s.recipe.method.name == REFERENCE]
     reference = _best_confirmed(scores, _shared(arithmetic))
-    experts = {task: spec.expert_of(task) for task in spec.tasks}
-    alone = reference_entries(reference_recipes(spec.experts), experts, scores.confirmed)
+    alone = reference_entries(reference_recipes(spec.experts), spec.heads, scores.confirmed)
     merged = {
         key: merged_entry(str(s.recipe), "candidate", s, scores.confirmed)
         for key in (reference, *best.values(), *shared.values())
@@ -81,31 +88,21 @@ def build_comparison(
     key_of = {v.label: key for v in values if _is_tested(v) and (key := best[v.label])}
     keys = list(dict.fromkeys(key_of.values()))
     ties = tie_set(panel, keys, plural(over)) if len(key_of) > 1 else None
-    tied = ties.labels if ties else ()
-    # the best rows are one family of tests, without those that are only best with a shared λ
-    tested = [entry for key, entry in merged.items() if key in {reference, *best.values()}]
-    others = [entry for entry in merged.values() if entry not in tested]
-    rows: dict[str | None, Row] = {
-        row.key: row
-        for row in (
-            *make_rows(tested, panel, tied, {BASELINE: reference} if reference else {}),
-            *make_rows(others, panel, tied),
-        )
-    }
-    lines = tuple(
-        ValueRow(
-            label=value.label,
-            values=value.values,
-            row=rows.get(best[value.label]),
-            shared=rows.get(shared[value.label]),
-            candidates=len(candidates[value.label]),
-            failure=failures.get(
-                value.same_as or value.label, None if best[value.label] else NOT_CONFIRMED
-            ),
-            is_reference=value.is_reference,
-        )
-        for value in values
-    )
+    rows = _rows(merged, {reference, *best.values()}, panel, ties, reference)
+    lines = []
+    for value in values:
+        reason = None if best[value.label] else NOT_CONFIRMED
+        lines += [
+            ValueRow(
+                label=value.label,
+                values=value.values,
+                row=rows.get(best[value.label]),
+                shared=rows.get(shared[value.label]),
+                candidates=len(candidates[value.label]),
+                failure=failures.get(value.same_as or value.label, reason),
+                is_reference=value.is_reference,
+            )
+        ]
     searched = {v.label: [s.score for s in candidates[v.label]] for v in values if not v.same_as}
     return Comparison(
         name=spec.name,
@@ -116,7 +113,7 @@ def build_comparison(
         },
         alone=tuple(make_rows(alone, panel)),
         reference=rows.get(reference),
-        lines=lines,
+        lines=tuple(lines),
         matrix=matrix(panel, list(key_of.values()), list(key_of)),
         tie_set=replace(ties, labels=_labels(ties, key_of)) if ties else None,
         as_reported=as_reported(searched, TOP),
@@ -125,9 +122,27 @@ def build_comparison(
     )
 
 
+def _rows(
+    merged: Mapping[str, Entry],
+    best: Collection[str | None],
+    panel: Panel,
+    ties: TieSet | None,
+    reference: str | None,
+) -> dict[str | None, Row]:
+    """Compute the rows of merged models by recipe's key.
+
+    The best rows are one family of tests, without those that are only best with a shared λ.
+    """
+    tied = ties.labels if ties else ()
+    tested = [entry for key, entry in merged.items() if key in best]
+    others = [entry for key, entry in merged.items() if key not in best]
+    rows = make_rows(tested, panel, tied, {BASELINE: reference} if reference else {})
+    return {row.key: row for row in (*rows, *make_rows(others, panel, tied))}
+
+
 def _candidates(spec: Spec, scores: RecordScores) -> list[Scored]:
-    is_candidate = candidate_of(spec)
-    return [s for s in scores.searched.values() if is_candidate(s.recipe)]
+    own = Candidates.of(spec)
+    return [s for s in scores.searched.values() if own.includes(s.recipe)]
 
 
 def _shared(candidates: Iterable[Scored]) -> list[Scored]:

@@ -26,7 +26,6 @@ from cabs_search.merging.masks.rules import CALIBRATED, MASKS
 from cabs_search.merging.recipe import split_name
 from cabs_search.scoring.batches import batches, collate
 from cabs_search.scoring.models import load_model, pick_device
-from cabs_search.spec.study import Spec
 from cabs_search.spec.task import heads
 from cabs_search.tasks.items import Items
 
@@ -180,13 +179,22 @@ def _is_transposed(module: Any) -> bool:
     return isinstance(module, Conv1D)
 
 
-def check_calibration(spec: Spec) -> None:
-    """Raise ValueError if a mask rule needs calibration items of an expert without a task."""
-    methods = calibrated_methods((*spec.space.method, *spec.baselines))
-    idle = set(spec.experts) - set(heads(spec.tasks).values())
-    if idle and methods:
+def check_calibration(
+    methods: Iterable[str], experts: Iterable[str], expert_of: Mapping[str, str]
+) -> None:
+    """Raise ValueError if a mask rule needs calibration items of an expert without a task.
+
+    Args:
+        methods: names of methods.
+        experts: names.
+        expert_of: expert of each task, by the task's name.
+
+    """
+    needing = calibrated_methods(methods)
+    idle = set(experts) - set(expert_of.values())
+    if idle and needing:
         raise ValueError(
-            f"space.method: {methods[0]} takes calibration items from a task of each expert, but"
+            f"space.method: {needing[0]} takes calibration items from a task of each expert, but"
             f" {min(idle)} has none"
         )
 

@@ -15,8 +15,8 @@ from typing import Any
 from cabs_search.merging.masks.rules import SETTINGS, settings
 from cabs_search.merging.masks.settings import NM
 from cabs_search.merging.recipe import METHOD_NAMES, Method, rule_of, split_name
-from cabs_search.search.candidates import dimensions, methods_of
-from cabs_search.spec.space import Baseline, Space
+from cabs_search.search.candidates import Candidates
+from cabs_search.spec.space import Baseline, Range, Space
 from cabs_search.spec.study import Spec
 
 SEARCHED = [name for name, setting in SETTINGS.items() if setting.is_searched]
@@ -76,7 +76,8 @@ def axis_values(spec: Spec, over: Sequence[str]) -> list[Value]:
         ValueError: no such axis or value, or a single one.
 
     """
-    axes = [_axis(spec, text) for text in over]
+    candidates = Candidates.of(spec)
+    axes = [_axis(candidates, text) for text in over]
     names = {axis.name for axis in axes}
     # n:m and density are one thing
     if not 1 <= len(axes) <= 2 or len(names) < len(axes) or names == {"nm", "density"}:
@@ -92,7 +93,7 @@ def axis_values(spec: Spec, over: Sequence[str]) -> list[Value]:
             own = _with(spec, label, chosen)
         except ValueError as error:
             raise ValueError(f"--over: {str(error).removeprefix('--over: ')}") from None
-        methods = frozenset(itertools.islice(methods_of(own), MOST_METHODS))
+        methods = frozenset(itertools.islice(Candidates.of(own).methods(), MOST_METHODS))
         rows.append(Value(label=label, values=texts, spec=own, same_as=known.get(methods)))
         for other, theirs in known.items():
             if methods & other and methods != other:
@@ -112,29 +113,30 @@ def axis_values(spec: Spec, over: Sequence[str]) -> list[Value]:
     return rows
 
 
-def _axis(spec: Spec, text: str) -> Axis:
+def _axis(candidates: Candidates, text: str) -> Axis:
     """Read ``AXIS`` or ``AXIS=V,V``."""
     name, given, listed = text.partition("=")
     if name not in AXES:
         raise ValueError(f"--over: one of {', '.join(AXES)} is needed, but got {name}")
     if given:
         texts = [value.strip() for value in listed.split(",") if value.strip()]
-        return Axis(name=name, values={value: _read(name, value, spec) for value in texts})
+        experts = candidates.experts
+        return Axis(name=name, values={value: _read(name, value, experts) for value in texts})
     if name == "method":
         return Axis(name=name, values={method: method for method in METHOD_NAMES})
     if name == "density":
-        values: Sequence[Any] = spec.space.density or DENSITIES
+        values: Sequence[Any] = candidates.space.density or DENSITIES
     elif name == "nm":
-        values = spec.space.nm
+        values = candidates.space.nm
     elif name == "order":
-        values = spec.orders
+        values = candidates.orders
     else:
-        methods = [m for m in spec.space.method if name in settings(rule_of(m))]
-        values = dimensions(spec, methods[0])[name] if methods else ()
+        methods = [m for m in candidates.space.method if name in settings(rule_of(m))]
+        values = candidates.dimensions(methods[0])[name] if methods else ()
     return Axis(name=name, values={SETTINGS[name].text(value): value for value in values})
 
 
-def _read(axis: str, text: str, spec: Spec) -> Any:
+def _read(axis: str, text: str, experts: Sequence[str]) -> Any:
     """Read one value of an axis. Raises ValueError if it breaks its rule."""
     try:
         if axis == "method":
@@ -142,8 +144,8 @@ def _read(axis: str, text: str, spec: Spec) -> Any:
             return text
         if axis == "order":
             order = tuple(text.split(">"))
-            if sorted(order) != sorted(spec.experts):
-                known = ", ".join(spec.experts)
+            if sorted(order) != sorted(experts):
+                known = ", ".join(experts)
                 raise ValueError(f"an order must name every expert once ({known}), but got {text}")
             return order
         return SETTINGS[axis].parse(text)
@@ -165,7 +167,12 @@ def _with(spec: Spec, label: str, chosen: Mapping[str, Any]) -> Spec:
                 f"{' and '.join(chosen)} makes no difference to {', '.join(space.method)}"
             )
         space = space.replace(method=fitting)
-    baselines = {m: _shared(spec, m, chosen) for m in space.method}
+    baselines = {}
+    for method in space.method:
+        if (given := spec.baselines.get(method)) is None:
+            baselines[method] = _spread(space.range_of(method), spec.search.trials)
+        else:
+            baselines[method] = _kept(given, chosen)
     search = replace(spec.search, confirm=min(spec.search.confirm, MOST_CONFIRMED))
     name = f"{spec.name} {label}"
     return replace(spec, name=name, space=space, baselines=baselines, search=search)
@@ -184,14 +191,14 @@ def _space_with(space: Space, axis: str, value: Any) -> Space:
     return space.replace(density=(value,), nm=(NM(n, block),))
 
 
-def _shared(spec: Spec, method: str, chosen: Mapping[str, Any]) -> Baseline:
-    """Make the shared λ that a row begins with: the spec's own, else spread over the method's
-    range.
-    """
-    given = spec.baselines.get(method)
-    if given is None:
-        most = max(2, min(MOST_SHARED, spec.search.trials // 2))
-        return Baseline(**{"lambda": spec.space.range_of(method).grid(most)})  # type: ignore[arg-type]
+def _spread(lambdas: Range, trials: int) -> Baseline:
+    """Make the shared λ that a row begins with: spread over its range, for half the trials."""
+    most = max(2, min(MOST_SHARED, trials // 2))
+    return Baseline(**{"lambda": lambdas.grid(most)})  # type: ignore[arg-type]
+
+
+def _kept(given: Baseline, chosen: Mapping[str, Any]) -> Baseline:
+    """Copy a spec's baseline without the settings that the axes choose."""
     kept: dict[str, Any] = {} if "order" in chosen else {"order": given.order}
     if not {"nm", "density"} & chosen.keys():
         kept |= {"nm": given.nm, "density": given.density}

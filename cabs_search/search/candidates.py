@@ -1,106 +1,148 @@
-"""Methods of a space, and the candidates that every study is held against.
+"""Candidates of a study: recipes of its space, and those that every study is held against.
 
-These are the base, single experts, and baselines with one λ for all experts.
+The latter are the base, single experts, and baselines with one λ for all experts.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from cabs_search.merging.masks.rules import SETTINGS, settings
 from cabs_search.merging.masks.settings import collapsed, value_for
-from cabs_search.merging.recipe import Method, Recipe, make_method, make_recipe, rule_of
+from cabs_search.merging.recipe import LambdaKey, Method, Recipe, make_method, make_recipe, rule_of
 from cabs_search.record.outcomes import Scored
+from cabs_search.spec.space import Baseline, Space
 from cabs_search.spec.study import Spec
 
 
-def dimensions(spec: Spec, method: str) -> dict[str, tuple[Any, ...]]:
-    """Return the values that a space holds of each setting of a method that a search varies, by
-    name.
-    """
-    space = spec.space
-    values = {"nm": space.nm, "density": space.densities, "order": spec.orders, **space.more}
-    dims: dict[str, tuple[Any, ...]] = {}
-    for name, setting in settings(rule_of(method)).items():
-        if setting.is_searched:
-            default = (setting.default(tuple(spec.experts), {}),) if name not in values else ()
-            dims[name] = values.get(name, default)
-    return dims
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Recipes that a study may score: those of its space, and its baselines."""
 
+    experts: tuple[str, ...]
+    orders: tuple[tuple[str, ...], ...]
+    """Pruning orders to search."""
+    space: Space
+    baselines: Mapping[str, Baseline]
+    """Shared λ to score first, by method."""
+    seed: int
+    """Seed of random masks."""
 
-def method_of(spec: Spec, name: str, **chosen: Any) -> Method:
-    """Make a method with its settings chosen, all others as the space has them, or has them
-    first.
-    """
-    space = spec.space
-    fixed = {setting: values[0] for setting, values in space.more.items()}
-    first = {setting: values[0] for setting, values in dimensions(spec, name).items()}
-    fixed |= {"nm": space.nm[0], "overlap": space.overlap, "tail": space.tail, "seed": spec.seed}
-    return make_method(
-        name, tuple(spec.experts), overlap_merge=space.overlap_merge, **fixed | first | chosen
-    )
+    @classmethod
+    def of(cls, spec: Spec) -> Candidates:
+        """Return the candidates of a spec."""
+        return cls(
+            experts=tuple(spec.experts),
+            orders=spec.orders,
+            space=spec.space,
+            baselines=spec.baselines,
+            seed=spec.seed,
+        )
 
+    def dimensions(self, method: str) -> dict[str, tuple[Any, ...]]:
+        """Return the values of each setting of a method that a search varies, by name."""
+        space = self.space
+        values = {"nm": space.nm, "density": space.densities, "order": self.orders, **space.more}
+        dims: dict[str, tuple[Any, ...]] = {}
+        for name, setting in settings(rule_of(method)).items():
+            if setting.is_searched:
+                default = (setting.default(self.experts, {}),) if name not in values else ()
+                dims[name] = values.get(name, default)
+        return dims
 
-def methods_of(spec: Spec) -> Iterator[Method]:
-    """Yield every method with every setting that the space holds."""
-    for name in spec.space.method:
-        dims = dimensions(spec, name)
-        for setting, values in dims.items():
-            if not is_shared(spec, setting):
-                products = itertools.product(values, repeat=len(spec.experts))
-                dims[setting] = tuple(
-                    collapsed(dict(zip(spec.experts, product, strict=True))) for product in products
-                )
-        for values in itertools.product(*dims.values()):
-            yield method_of(spec, name, **dict(zip(dims, values, strict=True)))
+    def method(self, name: str, **chosen: Any) -> Method:
+        """Make a method with its settings chosen, all others the first of the space."""
+        space = self.space
+        fixed = {setting: values[0] for setting, values in space.more.items()}
+        first = {setting: values[0] for setting, values in self.dimensions(name).items()}
+        fixed |= {"nm": space.nm[0], "overlap": space.overlap, "tail": space.tail}
+        return make_method(
+            name,
+            self.experts,
+            overlap_merge=space.overlap_merge,
+            **fixed | {"seed": self.seed} | first | chosen,
+        )
 
+    def methods(self) -> Iterator[Method]:
+        """Yield every method of the space with every setting."""
+        for name in self.space.method:
+            dims = self.dimensions(name)
+            for setting, values in dims.items():
+                if not self.is_shared(setting):
+                    products = itertools.product(values, repeat=len(self.experts))
+                    dims[setting] = tuple(
+                        collapsed(dict(zip(self.experts, product, strict=True)))
+                        for product in products
+                    )
+            for values in itertools.product(*dims.values()):
+                yield self.method(name, **dict(zip(dims, values, strict=True)))
 
-def is_shared(spec: Spec, setting: str) -> bool:
-    """Tell whether all experts have one value of a setting."""
-    return spec.space.density_shared or not SETTINGS[setting].is_per_expert
+    def is_shared(self, setting: str) -> bool:
+        """Tell whether all experts have one value of a setting."""
+        return self.space.density_shared or not SETTINGS[setting].is_per_expert
 
-
-def holds(spec: Spec, method: Method) -> bool:
-    """Tell whether a space holds a method with its settings."""
-    return any(settings_in(spec, name, method) is not None for name in spec.space.method)
-
-
-def settings_in(spec: Spec, name: str, method: Method) -> dict[str, Any] | None:
-    """Return the settings with which a space's method is the one given; None if it never is."""
-    dims = dimensions(spec, name)
-    chosen = {setting: getattr(method.mask, setting, None) for setting in dims}
-    if None in chosen.values() or method_of(spec, name, **chosen) != method:
-        return None
-    for setting, values in dims.items():
-        if is_shared(spec, setting):
-            used = {chosen[setting]}
-        else:
-            used = {value_for(chosen[setting], expert) for expert in spec.experts}
-        if not used <= set(values):
+    def settings_in(self, name: str, method: Method) -> dict[str, Any] | None:
+        """Return the settings with which a space's method is the one given; None if it never is."""
+        dims = self.dimensions(name)
+        chosen = {setting: getattr(method.mask, setting, None) for setting in dims}
+        if None in chosen.values() or self.method(name, **chosen) != method:
             return None
-    return chosen
+        for setting, values in dims.items():
+            if self.is_shared(setting):
+                used = {chosen[setting]}
+            else:
+                used = {value_for(chosen[setting], expert) for expert in self.experts}
+            if not used <= set(values):
+                return None
+        return chosen
 
+    def holds(self, method: Method) -> bool:
+        """Tell whether the space holds a method with its settings."""
+        return any(self.settings_in(name, method) is not None for name in self.space.method)
 
-def baselines(spec: Spec) -> list[Recipe]:
-    """Make the candidates with one λ for all experts that a spec asks for, in its order."""
-    recipes = []
-    for name, baseline in spec.baselines.items():
-        given = {"nm": baseline.nm, "density": baseline.density, "order": baseline.order}
-        method = method_of(spec, name, **{k: v for k, v in given.items() if v is not None})
-        for value in baseline.lambda_:
-            lambdas = dict.fromkeys(spec.experts, value)
-            recipes += [make_recipe(method, lambdas)]
-    return recipes
+    @cached_property
+    def lambda_keys(self) -> tuple[LambdaKey, ...]:
+        """Experts, or groups of each expert, that have a λ."""
+        groups = [name for name, _ in self.space.groups] or [""]
+        return tuple(LambdaKey(expert, group) for expert in self.experts for group in groups)
 
+    @cached_property
+    def baseline_recipes(self) -> tuple[Recipe, ...]:
+        """Recipes of the baselines, in the order of the spec."""
+        recipes: list[Recipe] = []
+        for name, baseline in self.baselines.items():
+            given = {"nm": baseline.nm, "density": baseline.density, "order": baseline.order}
+            method = self.method(name, **{k: v for k, v in given.items() if v is not None})
+            for value in baseline.lambda_:
+                recipes += [make_recipe(method, dict.fromkeys(self.experts, value))]
+        return tuple(recipes)
 
-def candidate_of(spec: Spec) -> Callable[[Recipe], bool]:
-    """Make a test for a study's candidates: those of its space, and its baselines, which may
-    lie outside.
-    """
-    asked_for = {recipe.key for recipe in baselines(spec)}
-    return lambda recipe: recipe.key in asked_for or holds(spec, recipe.method)
+    def all_methods(self) -> Iterator[Method]:
+        """Yield the methods of the space, then those of the baselines."""
+        yield from self.methods()
+        yield from (recipe.method for recipe in self.baseline_recipes)
+
+    @cached_property
+    def _baseline_keys(self) -> frozenset[str]:
+        return frozenset(recipe.key for recipe in self.baseline_recipes)
+
+    def includes(self, recipe: Recipe) -> bool:
+        """Tell whether a recipe is of the space or a baseline."""
+        return recipe.key in self._baseline_keys or self.holds(recipe.method)
+
+    def best_shared(self, scored: Mapping[str, Scored]) -> dict[str, Scored]:
+        """Find the best candidate with one λ for all experts, by method of the baselines."""
+        best: dict[str, Scored] = {}
+        for name in self.baselines:
+            method = self.method(name).name
+            shared = (s for s in scored.values() if s.recipe.is_shared)
+            if candidates := ranked(s for s in shared if s.recipe.method.name == method):
+                best[name] = candidates[0]
+        return best
 
 
 def reference_recipes(experts: Iterable[str]) -> dict[str, Recipe]:
@@ -115,14 +157,3 @@ def reference_recipes(experts: Iterable[str]) -> dict[str, Recipe]:
 def ranked(scored: Iterable[Scored]) -> list[Scored]:
     """Sort best first; equal scores in an order that does not depend on which ended first."""
     return sorted(scored, key=lambda s: (-s.score, s.recipe.key))
-
-
-def best_shared(spec: Spec, scored: Mapping[str, Scored]) -> dict[str, Scored]:
-    """Find the best candidate with one λ for all experts, by method of the baselines."""
-    best: dict[str, Scored] = {}
-    for name in spec.baselines:
-        method = method_of(spec, name).name
-        shared = (s for s in scored.values() if s.recipe.is_shared)
-        if candidates := ranked(s for s in shared if s.recipe.method.name == method):
-            best[name] = candidates[0]
-    return best

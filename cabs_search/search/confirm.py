@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping
 
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import Scored
-from cabs_search.search.candidates import best_shared, ranked
-from cabs_search.spec.study import Spec
+from cabs_search.search.candidates import Candidates, ranked
 
 
-def rows_to_confirm(spec: Spec, scored: Mapping[str, Scored]) -> list[Recipe]:
-    """Choose the best shared-λ candidate of each baseline method, and the best of all."""
-    rows = [s.recipe for s in best_shared(spec, scored).values()]
-    rows += [s.recipe for s in ranked(scored.values())[: spec.search.confirm]]
+def rows_to_confirm(candidates: Candidates, scored: Mapping[str, Scored], top: int) -> list[Recipe]:
+    """Choose the best shared-λ candidate of each baseline method, and the ``top`` of all."""
+    rows = [s.recipe for s in candidates.best_shared(scored).values()]
+    rows += [s.recipe for s in ranked(scored.values())[:top]]
     return list({recipe.key: recipe for recipe in rows}.values())
 
 

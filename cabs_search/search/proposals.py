@@ -13,9 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cabs_search.merging.recipe import Recipe
 from cabs_search.search import space
-from cabs_search.search.candidates import baselines
+from cabs_search.search.candidates import Candidates
 from cabs_search.search.samplers.registry import find_sampler
-from cabs_search.spec.study import Spec
 
 EXTRA_STARTUP_TRIALS = 4
 """Random trials, beside the baselines, before a sampler learns."""
@@ -34,13 +33,14 @@ class Proposal(NamedTuple):
 class Proposer:
     """The in-memory side of a search: what to try next."""
 
-    def __init__(self, spec: Spec, earlier_trials: int) -> None:
+    def __init__(self, candidates: Candidates, sampler: str, earlier_trials: int) -> None:
         """Make the sampler; ``earlier_trials`` of the study move its seed, or it would repeat."""
-        make_sampler = find_sampler(spec.search.sampler)
-        startup_trials = len(baselines(spec)) + EXTRA_STARTUP_TRIALS
-        self._spec = spec
+        make_sampler = find_sampler(sampler)
+        startup_trials = len(candidates.baseline_recipes) + EXTRA_STARTUP_TRIALS
+        self._candidates = candidates
         self._study = optuna.create_study(
-            direction="maximize", sampler=make_sampler(spec.seed + earlier_trials, startup_trials)
+            direction="maximize",
+            sampler=make_sampler(candidates.seed + earlier_trials, startup_trials),
         )
         self._queue: deque[tuple[Recipe, int | None]] = deque()
 
@@ -54,15 +54,15 @@ class Proposer:
             recipe, trial_id = self._queue.popleft()
             return Proposal(recipe, self._ask_for(recipe), trial_id)
         trial = self._study.ask()
-        return Proposal(space.suggest(self._spec, trial), trial)
+        return Proposal(space.suggest(self._candidates, trial), trial)
 
     def _ask_for(self, recipe: Recipe) -> optuna.Trial:
         """Return a trial with a recipe's parameters, so that the sampler learns from its score."""
-        params = space.params_of(self._spec, recipe)
+        params = space.params_of(self._candidates, recipe)
         self._study.enqueue_trial(params or {})
         trial = self._study.ask()
         if params is not None:
-            space.suggest(self._spec, trial)
+            space.suggest(self._candidates, trial)
         return trial
 
     def tell(self, trial: optuna.Trial, score: float | None) -> None:

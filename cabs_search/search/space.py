@@ -9,7 +9,7 @@ with ``.EXPERT`` where each expert has a value of its own; ``lambda``, with ``.E
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import optuna
@@ -17,96 +17,92 @@ import optuna
 from cabs_search.merging.masks.rules import SETTINGS
 from cabs_search.merging.masks.settings import collapsed, value_for
 from cabs_search.merging.recipe import LambdaKey, Recipe, make_recipe
-from cabs_search.search.candidates import dimensions, is_shared, method_of, settings_in
-from cabs_search.spec.study import Spec
+from cabs_search.search.candidates import Candidates
 
 ORDER_MARK = ">"
 
 
-def suggest(spec: Spec, trial: optuna.Trial) -> Recipe:
+def suggest(candidates: Candidates, trial: optuna.Trial) -> Recipe:
     """Make the recipe that a trial's sampler proposes; fields with one value are no dimension."""
-    method = _choose(trial, "method", {name: name for name in spec.space.method})
+    method = _choose(trial, "method", {name: name for name in candidates.space.method})
     chosen: dict[str, Any] = {}
-    for setting, values in dimensions(spec, method).items():
+    for setting, values in candidates.dimensions(method).items():
         by_text = {_text(setting, value): value for value in values}
-        if is_shared(spec, setting):
+        if candidates.is_shared(setting):
             chosen[setting] = _choose(trial, setting, by_text)
         else:
             chosen[setting] = collapsed(
-                {e: _choose(trial, f"{setting}.{e}", by_text) for e in spec.experts}
+                {e: _choose(trial, f"{setting}.{e}", by_text) for e in candidates.experts}
             )
-    range_, lambdas = spec.space.range_of(method), dict[LambdaKey, float]()
-    for param, keys in _lambda_names(spec, method):
+    range_, lambdas = candidates.space.range_of(method), dict[LambdaKey, float]()
+    for param, keys in _lambda_names(candidates, method):
         value = trial.suggest_float(param, range_.low, range_.high, step=range_.step)
         lambdas |= dict.fromkeys(keys, value)
-    ordered = {key: lambdas[key] for key in lambda_keys(spec)}
-    return make_recipe(method_of(spec, method, **chosen), ordered, spec.space.groups)
+    ordered = {key: lambdas[key] for key in candidates.lambda_keys}
+    return make_recipe(candidates.method(method, **chosen), ordered, candidates.space.groups)
 
 
-def lambda_keys(spec: Spec) -> list[LambdaKey]:
-    """List what has a λ: experts, or each group of each expert."""
-    groups = [name for name, _ in spec.space.groups] or [""]
-    return [LambdaKey(expert, group) for expert in spec.experts for group in groups]
-
-
-def _lambda_names(spec: Spec, method: str) -> Iterator[tuple[str, list[LambdaKey]]]:
+def _lambda_names(candidates: Candidates, method: str) -> Iterator[tuple[str, Sequence[LambdaKey]]]:
     """Yield the parameters of λ, each with the keys that it sets."""
-    start = f"{method}:lambda" if method in spec.space.lambda_.methods else "lambda"
-    keys = lambda_keys(spec)
-    if not spec.space.lambda_.shared:
+    space, keys = candidates.space, candidates.lambda_keys
+    start = f"{method}:lambda" if method in space.lambda_.methods else "lambda"
+    if not space.lambda_.shared:
         yield from ((f"{start}.{key}", [key]) for key in keys)
-    elif spec.space.groups:
-        for group, _ in spec.space.groups:
+    elif space.groups:
+        for group, _ in space.groups:
             yield f"{start}.{group}", [key for key in keys if key.group == group]
     else:
         yield start, keys
 
 
-def params_of(spec: Spec, recipe: Recipe) -> dict[str, Any] | None:
-    """Return the parameters with which ``suggest`` gives a recipe; None if the space has it not."""
-    for name in spec.space.method:
-        chosen = settings_in(spec, name, recipe.method)
-        lambdas = None if chosen is None else _lambda_params(spec, name, recipe)
+def params_of(candidates: Candidates, recipe: Recipe) -> dict[str, Any] | None:
+    """Return the parameters with which ``suggest`` gives a recipe; None if the space lacks it."""
+    methods = candidates.space.method
+    for name in methods:
+        chosen = candidates.settings_in(name, recipe.method)
+        lambdas = None if chosen is None else _lambda_params(candidates, name, recipe)
         if chosen is not None and lambdas is not None:
-            method = {"method": name} if len(spec.space.method) > 1 else {}
-            return method | _setting_params(spec, name, chosen) | lambdas
+            method = {"method": name} if len(methods) > 1 else {}
+            return method | _setting_params(candidates, name, chosen) | lambdas
     return None
 
 
-def _setting_params(spec: Spec, method: str, chosen: dict[str, Any]) -> dict[str, Any]:
+def _setting_params(candidates: Candidates, method: str, chosen: dict[str, Any]) -> dict[str, Any]:
     params: dict[str, Any] = {}
-    for setting, values in dimensions(spec, method).items():
-        if len(values) > 1 and is_shared(spec, setting):
+    for setting, values in candidates.dimensions(method).items():
+        if len(values) > 1 and candidates.is_shared(setting):
             params[setting] = _text(setting, chosen[setting])
         elif len(values) > 1:
-            for expert in spec.experts:
+            for expert in candidates.experts:
                 params[f"{setting}.{expert}"] = _text(setting, value_for(chosen[setting], expert))
     return params
 
 
-def _lambda_params(spec: Spec, method: str, recipe: Recipe) -> dict[str, float] | None:
-    if recipe.groups not in ((), spec.space.groups):
+def _lambda_params(candidates: Candidates, method: str, recipe: Recipe) -> dict[str, float] | None:
+    space = candidates.space
+    if recipe.groups not in ((), space.groups):
         return None
     given = dict(recipe.lambdas)
     if not recipe.groups:
-        given = {key: given[LambdaKey(key.expert)] for key in lambda_keys(spec)}
+        given = {key: given[LambdaKey(key.expert)] for key in candidates.lambda_keys}
     params = {}
-    for param, keys in _lambda_names(spec, method):
+    for param, keys in _lambda_names(candidates, method):
         values = {given[key] for key in keys}
-        if len(values) > 1 or next(iter(values)) not in spec.space.range_of(method):
+        if len(values) > 1 or next(iter(values)) not in space.range_of(method):
             return None
         params[param] = next(iter(values))
     return params
 
 
-def size(spec: Spec) -> int:
+def size(candidates: Candidates) -> int:
     """Count the distinct candidates that the space holds."""
     total = 0
-    for name in spec.space.method:
-        lambdas = spec.space.range_of(name).steps ** len(list(_lambda_names(spec, name)))
+    for name in candidates.space.method:
+        range_ = candidates.space.range_of(name)
+        lambdas = range_.steps ** len(list(_lambda_names(candidates, name)))
         choices = (
-            len(values) ** (1 if is_shared(spec, setting) else len(spec.experts))
-            for setting, values in dimensions(spec, name).items()
+            len(values) ** (1 if candidates.is_shared(setting) else len(candidates.experts))
+            for setting, values in candidates.dimensions(name).items()
         )
         total += lambdas * math.prod(choices)
     return total

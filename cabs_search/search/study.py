@@ -25,7 +25,7 @@ from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Block, Outcomes, Scored
 from cabs_search.scoring.batches import blocks
 from cabs_search.search import space
-from cabs_search.search.candidates import baselines, reference_recipes
+from cabs_search.search.candidates import Candidates, reference_recipes
 from cabs_search.search.confirm import ConfirmQueue, rows_to_confirm
 from cabs_search.search.ended import EndedCandidates, OnFinished
 from cabs_search.search.jobs import BlockResult, Job
@@ -91,7 +91,8 @@ class Study:
         """True once the sampler proposes nothing new."""
         self.scored_items = 0
         self._database = database
-        self._proposer = Proposer(spec, len(trials))
+        self._candidates = Candidates.of(spec)
+        self._proposer = Proposer(self._candidates, spec.search.sampler, len(trials))
         self._ended = EndedCandidates(on_finished)
         self._jobs = OpenJobs()
         references = reference_recipes(spec.experts).values() if confirms_references else ()
@@ -118,7 +119,7 @@ class Study:
             self._proposer.add(trial)
             if recipe and has_ended_by_itself(trial):
                 self._ended.add(trial, recipe, self._score(recipe))
-        for recipe in baselines(self.spec):
+        for recipe in self._candidates.baseline_recipes:
             if recipe.key not in queue and recipe.key not in self._ended:
                 queue[recipe.key] = (recipe, None)
         for recipe, known_trial in queue.values():
@@ -232,7 +233,8 @@ class Study:
     def _has_row(self) -> bool:
         """Tell whether a row waits; the search's are chosen when its last candidate has ended."""
         if not (self._rows or self._rows.has_candidates or self._jobs.searching):
-            self._rows.add_candidates(rows_to_confirm(self.spec, self._ended.scored))
+            scored, top = self._ended.scored, self.spec.search.confirm
+            self._rows.add_candidates(rows_to_confirm(self._candidates, scored, top))
         return bool(self._rows)
 
     def _job(self, recipe: Recipe, split: SplitName) -> Job:

@@ -27,10 +27,11 @@ import yaml
 from cabs_search.common.redact import without_password, without_passwords
 from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Outcomes, Scored
+from cabs_search.search.candidates import Candidates
 from cabs_search.spec.study import Spec
 from cabs_search.tracking import models, writes
 from cabs_search.tracking.failures import ARTIFACT_STORE_DOWN, cause, is_unanswered
-from cabs_search.tracking.runs import color_of, study_params, table_bytes
+from cabs_search.tracking.runs import colors_of, study_params, table_bytes
 from cabs_search.tracking.server import default_uri, remember_uri
 from cabs_search.tracking.study_runs import StudyRuns, find_runs
 
@@ -183,6 +184,7 @@ class StudyLog:
 
     def __init__(self, tracker: BackgroundTracker, spec: Spec, experiment: str | None) -> None:
         self._tracker, self._spec, self._experiment = tracker, spec, experiment
+        self._colors = colors_of(Candidates.of(spec))
         self._study_id: StudyId | None = None
         self._is_open, self._candidates = False, 0
         self.runs: StudyRuns | None = None
@@ -209,7 +211,7 @@ class StudyLog:
 
     def candidate(self, finished: Finished) -> None:
         """Write a candidate that has ended."""
-        color = color_of(self._spec, finished.recipe.method.name)
+        color = self._colors[finished.recipe.method.name]
         self._add("a candidate", writes.write_candidate, finished, color)
         self._candidates += 1
         if self._candidates % POINTS == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from cabs_search.common.formats import finite
 from cabs_search.common.versions import PACKAGES, git, package_versions
 from cabs_search.record.outcomes import Bound, Scored
-from cabs_search.search.candidates import method_of
+from cabs_search.search.candidates import Candidates
 from cabs_search.search.jobs import Finished
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import DataSource, Task
@@ -142,7 +143,8 @@ class SearchProgress(NamedTuple):
         return {"items_spent": float(self.items), "best_score": self.best}
 
 
-def color_of(spec: Spec, method: str) -> str:
-    """Return the color of a method's candidates, so that charts need no legend of runs."""
-    names = [method_of(spec, name).name for name in (*spec.space.method, *spec.baselines)]
-    return COLORS[list(dict.fromkeys(names)).index(method) % len(COLORS)]
+def colors_of(candidates: Candidates) -> dict[str, str]:
+    """Return the color of each method's candidates, so that charts need no legend of runs."""
+    names = (*candidates.space.method, *candidates.baselines)
+    methods = dict.fromkeys(candidates.method(name).name for name in names)
+    return dict(zip(methods, itertools.cycle(COLORS), strict=False))

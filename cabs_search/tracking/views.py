@@ -20,8 +20,7 @@ from urllib.parse import urlencode
 import yaml
 
 from cabs_search.common.files import shipped_folder
-from cabs_search.search.candidates import dimensions, method_of
-from cabs_search.spec.study import Spec
+from cabs_search.search.candidates import Candidates
 
 SINCE = (3, 15)
 """The first MLflow whose UI reads such views: its pull requests 24359 and 24360."""
@@ -90,17 +89,20 @@ def found_in(tags: Mapping[str, str], of: str) -> list[View]:
     return views
 
 
-def made_for(kind: Kind, spec: Spec, of: str, name: str) -> list[View]:
+def made_for(
+    kind: Kind, candidates: Candidates, tasks: Sequence[str], of: str, name: str
+) -> list[View]:
     """Return the views of one study or comparison.
 
     Args:
         kind: which views.
-        spec: the study's, or one of the comparison's.
+        candidates: the study's, or those of one study of the comparison.
+        tasks: names.
         of: id of the study's parent run; of a comparison, the record's id.
         name: shown to people.
 
     """
-    each, names = _each(spec), _names(spec)
+    each, names = _each(candidates, tasks), _names(candidates, tasks)
     views = []
     for path in sorted(shipped_folder("dashboards").glob("*.yaml")):
         definition = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -181,42 +183,42 @@ def _filled(value: Any, names: Mapping[str, list[str]], words: Mapping[str, str]
             return value
 
 
-def _each(spec: Spec) -> dict[str, list[dict[str, str]]]:
+def _each(candidates: Candidates, tasks: Sequence[str]) -> dict[str, list[dict[str, str]]]:
     """Return the words of each chart or view that a definition asks for with ``each``."""
-    lambdas, tasks = _lambdas(spec), list(spec.tasks)
+    lambdas, methods = _lambdas(candidates), candidates.space.method
     of_tasks = [{"a": task} for task in tasks[:MAX_CHARTS]]
     return {
         "once": [{}],
-        "method": [{"method": method_of(spec, method).name} for method in spec.space.method],
+        "method": [{"method": candidates.method(name).name} for name in methods],
         "lambda": [{"a": name} for name in lambdas[:MAX_CHARTS]],
         "lambda-pair": _pairs(lambdas),
         "task": of_tasks,
         "task-pair": _pairs(tasks),
         "once-if-tasks": [{}] if len(tasks) > 1 else [],
-        "once-if-orders": [{}] if _orders_differ(spec) else [],
-        "task-if-orders": of_tasks if _orders_differ(spec) else [],
+        "once-if-orders": [{}] if _orders_differ(candidates) else [],
+        "task-if-orders": of_tasks if _orders_differ(candidates) else [],
     }
 
 
-def _names(spec: Spec) -> dict[str, list[str]]:
+def _names(candidates: Candidates, tasks: Sequence[str]) -> dict[str, list[str]]:
     """Return what names with a ``*`` stand for: values that every candidate has.
 
     A value that some candidates lack empties the chart.
     """
-    has_orders = all("order" in dimensions(spec, method) for method in spec.space.method)
-    tasks, experts = list(spec.tasks), list(spec.experts)
+    has_order = ("order" in candidates.dimensions(name) for name in candidates.space.method)
+    has_orders = all(has_order) and _orders_differ(candidates)
     return {
-        "lambda.*": [f"lambda.{name}" for name in _lambdas(spec)],
-        "rank.*": [f"rank.{e}" for e in experts] if has_orders and _orders_differ(spec) else [],
+        "lambda.*": [f"lambda.{name}" for name in _lambdas(candidates)],
+        "rank.*": [f"rank.{e}" for e in candidates.experts] if has_orders else [],
         "score.*": [f"score.{task}" for task in tasks] if len(tasks) > 1 else [],
     }
 
 
-def _lambdas(spec: Spec) -> list[str]:
+def _lambdas(candidates: Candidates) -> list[str]:
     """Return the λ that vary freely: of experts, or of their groups of tensors."""
-    experts = list(spec.experts)[: 1 if spec.space.lambda_.shared else None]
-    groups = [f".{group}" for group, _ in spec.space.groups] or [""]
-    return [expert + group for expert in experts for group in groups]
+    first = candidates.experts[0]
+    is_shared = candidates.space.lambda_.shared
+    return [str(key) for key in candidates.lambda_keys if key.expert == first or not is_shared]
 
 
 def _pairs(names: Sequence[str]) -> list[dict[str, str]]:
@@ -226,7 +228,7 @@ def _pairs(names: Sequence[str]) -> list[dict[str, str]]:
     return [{"a": first, "b": second} for first, second in pairs]
 
 
-def _orders_differ(spec: Spec) -> bool:
+def _orders_differ(candidates: Candidates) -> bool:
     """Tell whether there is more than one order to compare."""
-    has_order = ("order" in dimensions(spec, method) for method in spec.space.method)
-    return len(spec.orders) > 1 and any(has_order)
+    has_order = ("order" in candidates.dimensions(name) for name in candidates.space.method)
+    return len(candidates.orders) > 1 and any(has_order)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cabs_search.record.outcomes import Bound, Scored
+from cabs_search.search.candidates import Candidates
 from cabs_search.search.jobs import Finished
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
@@ -57,10 +58,11 @@ def write_views(runs: StudyRuns, spec: Spec, comparison: str | None) -> None:
     version = version_at(runs.client.tracking_uri)
     if not views.are_read_by(version):
         raise RuntimeError(f"version {version} has none, {'.'.join(map(str, views.SINCE))} has")
+    candidates, tasks = Candidates.of(spec), tuple(spec.tasks)
     kind: views.Kind = "study" if comparison is None else "value"
-    made = views.made_for(kind, spec, runs.parent_id, spec.name)
+    made = views.made_for(kind, candidates, tasks, runs.parent_id, spec.name)
     if comparison is not None:
-        made += views.made_for("comparison", spec, runs.study_id.record, comparison)
+        made += views.made_for("comparison", candidates, tasks, runs.study_id.record, comparison)
     known = runs.client.get_experiment(runs.experiment_id).tags
     for key, value in (view.tag for view in made):
         if known.get(key) != value:

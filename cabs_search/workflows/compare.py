@@ -20,7 +20,7 @@ from cabs_search.results.read_comparison import read_comparison
 from cabs_search.results.scores import RecordScores
 from cabs_search.scoring.calibrate import calibrated_methods, check_calibration
 from cabs_search.search.axes import Value, axis_values, experiment_name
-from cabs_search.search.candidates import candidate_of, reference_recipes
+from cabs_search.search.candidates import Candidates, reference_recipes
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
@@ -105,7 +105,9 @@ def _prune_calibrated(
     needing: dict[str, Spec] = {}
     for row in rows:
         try:
-            check_calibration(row.spec)
+            check_calibration(
+                (*row.spec.space.method, *row.spec.baselines), row.spec.experts, row.spec.heads
+            )
             if calibrated_methods((*row.spec.space.method, *row.spec.baselines)):
                 needing[row.label] = row.spec
         except ValueError as error:
@@ -174,7 +176,7 @@ class _Compared:
 
     def _track(self, label: str, study: Study) -> None:
         references = reference_recipes(study.spec.experts).values()
-        scores = RecordScores.read(self.outcomes, candidate_of(study.spec), references)
+        scores = RecordScores.read(self.outcomes, Candidates.of(study.spec).includes, references)
         board = board_of(study.spec, scores)
         best = study.best if study.spec.tracking.model == "always" else None
         results = findings(self.prepared, board, best, {}, row=label)

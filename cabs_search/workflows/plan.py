@@ -24,7 +24,7 @@ from cabs_search.scoring.batches import batch_tokens, batches
 from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.scoring.workbench import Workbench
-from cabs_search.search.candidates import baselines, methods_of, reference_recipes
+from cabs_search.search.candidates import Candidates, reference_recipes
 from cabs_search.search.samplers.registry import find_sampler
 from cabs_search.spec.load import load_reachable
 from cabs_search.spec.locations import UnreachableError, cache_folder
@@ -142,14 +142,18 @@ def plan(path: str | Path) -> Plan:
     from cabs_search.search.space import size
 
     spec, missing = load_reachable(path)
-    check_calibration(spec)
+    check_calibration((*spec.space.method, *spec.baselines), spec.experts, spec.heads)
     find_sampler(spec.search.sampler)
-    asked_for = baselines(spec)
-    methods = {*itertools.islice(methods_of(spec), MOST_METHODS), *(r.method for r in asked_for)}
-    space = size(spec)
-    candidates = min(spec.search.trials, space + len(asked_for))
+    candidates = Candidates.of(spec)
+    asked_for = candidates.baseline_recipes
+    methods = {
+        *itertools.islice(candidates.methods(), MOST_METHODS),
+        *(recipe.method for recipe in asked_for),
+    }
+    space = size(candidates)
+    trials = min(spec.search.trials, space + len(asked_for))
     references = len(reference_recipes(spec.experts))
-    rows = references + len(spec.baselines) + min(spec.search.confirm, candidates)
+    rows = references + len(spec.baselines) + min(spec.search.confirm, trials)
     family = _check_models(spec, missing)
     items, unreachable = _check_items(spec, missing)
     # The combine rule of a method begins with the vectors of its mask alone.
@@ -157,21 +161,24 @@ def plan(path: str | Path) -> Plan:
     vectors, needs = len(steps) * len(spec.experts), None
     if family is not None and not unreachable:
         searched, confirmed = (sum(map(len, items[split].values())) for split in SPLITS)
-        total = candidates * searched + rows * confirmed
-        speed = _items_per_second(spec, family, items["search"])
+        total = trials * searched + rows * confirmed
+        bench = Workbench(
+            family, spec.tasks, VectorCache(cache_folder()), device=spec.device, dtype=spec.dtype
+        )
+        speed = _items_per_second(bench, items["search"], spec.workers)
         entries = _entries(family, steps)
         vectors = len(entries)
         needs = Needs(
             items=total,
             vectors_cached=sum(isinstance(at, Path) and at.exists() for at in entries),
             cache_bytes=sum(entries.values()),
-            worker_bytes=_worker_bytes(spec, family, methods),
+            worker_bytes=_worker_bytes(spec.device, spec.dtype, family, methods),
             items_per_second=speed,
             seconds=total / speed / spec.workers,
         )
     return Plan(
         spec=spec.as_dict(),
-        candidates=candidates,
+        candidates=trials,
         space=space,
         rows=rows,
         vectors=vectors,
@@ -250,11 +257,11 @@ def _disk_bytes(family: Family, method: Method, expert: str) -> int:
     return int(min((4 + 1) * kept, 4 * kept + weights / 8))
 
 
-def _worker_bytes(spec: Spec, family: Family, methods: Iterable[Method]) -> int:
+def _worker_bytes(device: str, dtype: str, family: Family, methods: Iterable[Method]) -> int:
     """Estimate a worker's memory; on a GPU also the base, a candidate's vectors and spare ones."""
-    dtype: torch.dtype = getattr(torch, spec.dtype)
-    model = family.alignment.weights * dtype.itemsize + LIBRARY_BYTES
-    if pick_device(spec.device) == "cpu":
+    item: torch.dtype = getattr(torch, dtype)
+    model = family.alignment.weights * item.itemsize + LIBRARY_BYTES
+    if pick_device(device) == "cpu":
         return model
     base = sum(family.base.read(tensor).nbytes for tensor in family.alignment.shared)
     sizes = [sum(_gpu_bytes(family, method, e) for e in family.experts) for method in methods]
@@ -267,13 +274,11 @@ def _gpu_bytes(family: Family, method: Method, expert: str) -> int:
     return int(kept * (4 if _is_dense(method) else 4 + 4))
 
 
-def _items_per_second(spec: Spec, family: Family, items: Mapping[str, Items]) -> float:
+def _items_per_second(bench: Workbench, items: Mapping[str, Items], workers: int) -> float:
     """Measure one worker's speed on a batch of each task, after one to warm up."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // spec.workers))
+    torch.set_num_threads(max(1, threads // workers))
     try:
-        cache = VectorCache(cache_folder())
-        bench = Workbench(family, spec.tasks, cache, device=spec.device, dtype=spec.dtype)
         seconds = 0.0
         for task, its in items.items():
             chosen = list(batches(its.lengths, its.counts, batch_tokens(bench.device)))

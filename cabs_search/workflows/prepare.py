@@ -18,7 +18,7 @@ from cabs_search.merging.recipe import Groups, Method, group_of
 from cabs_search.record.comparison_file import check_folder
 from cabs_search.scoring.calibrate import calibrated, check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
-from cabs_search.search.candidates import baselines, methods_of
+from cabs_search.search.candidates import Candidates
 from cabs_search.search.samplers.registry import find_sampler
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
@@ -130,10 +130,10 @@ def prune_calibrated(prepared: Prepared, specs: Iterable[Spec], say: Say) -> Cal
 
 
 def _calibrated_masks(spec: Spec) -> list[MaskRule]:
-    check_calibration(spec)
+    check_calibration((*spec.space.method, *spec.baselines), spec.experts, spec.heads)
     # With one density for all experts each vector is there already: it is pruned alone.
     shared = replace(spec, space=spec.space.replace(density_shared=True))
-    methods = (*methods_of(shared), *(recipe.method for recipe in baselines(spec)))
+    methods = Candidates.of(shared).all_methods()
     return [method.mask for method in methods if isinstance(method.mask, CALIBRATED)]
 
 

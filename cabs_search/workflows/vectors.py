@@ -23,7 +23,7 @@ from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Method, split_name
 from cabs_search.merging.sparse import Kept
 from cabs_search.scoring.calibrate import calibrated, check_calibration
-from cabs_search.search.candidates import baselines, methods_of
+from cabs_search.search.candidates import Candidates
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
@@ -116,10 +116,10 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
     spec = replace(spec, space=spec.space.replace(density_shared=True))
     family, store = Family.open(spec.base, spec.experts), VectorCache(cache_folder())
     methods: dict[MaskRule, Method] = {}
-    for method in (*methods_of(spec), *(r.method for r in baselines(spec))):
+    for method in Candidates.of(spec).all_methods():
         methods.setdefault(method.mask, method)
     if any(isinstance(mask, CALIBRATED) for mask in methods):
-        check_calibration(spec)
+        check_calibration((*spec.space.method, *spec.baselines), spec.experts, spec.heads)
         items = load_study_items(spec)["search"]
         family = calibrated(family, items, methods, cache_folder(), spec.device)
     with tqdm(methods.values(), desc="vectors", unit="method", file=sys.stderr) as bar:

@@ -18,7 +18,7 @@ from cabs_search.kinds.base import Outcome
 from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.axes import axis_values
-from cabs_search.search.candidates import candidate_of
+from cabs_search.search.candidates import Candidates
 from cabs_search.search.jobs import BlockResult, Finished, Job, JobSource
 from cabs_search.search.studies import PlannedStudy, Studies
 from cabs_search.search.study import IsBusy, Study, open_database
@@ -256,7 +256,7 @@ def test_studies_share_workers(pico: Path, items: Any, tmp_path: Path) -> None:
     assert floor.study.done == 20 * len(rows)
     assert len(floor.scored) == len(set(floor.scored))
     for row in rows:
-        assert len(floor.outcomes.scored("search", candidate_of(row.spec))) == 20
+        assert len(floor.outcomes.scored("search", Candidates.of(row.spec).includes)) == 20
 
 
 def test_a_search_that_fails_gives_nothing_more(spec: Spec, items: Any, tmp_path: Path) -> None:

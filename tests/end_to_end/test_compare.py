@@ -24,7 +24,7 @@ from cabs_search.reporting.terminal.comparison import comparison_text
 from cabs_search.results.read_comparison import read_comparison
 from cabs_search.scoring.calibrate import ITEMS, calibrated
 from cabs_search.search.axes import axis_values
-from cabs_search.search.candidates import baselines, candidate_of, holds
+from cabs_search.search.candidates import Candidates
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
@@ -324,10 +324,11 @@ def test_a_baseline_outside_the_space_is_a_candidate_of_its_row(pico: Path) -> N
     values = small(pico)
     values["baselines"] = {"cabs": {"lambda": [1.0], "nm": "1:4"}}
     row = {v.label: v for v in axis_values(parse(values), ["method=cabs,bs"])}
-    (outside,) = baselines(row["cabs"].spec)
-    assert not holds(row["cabs"].spec, outside.method)
-    assert candidate_of(row["cabs"].spec)(outside)
-    assert not candidate_of(row["bs"].spec)(outside)
+    cabs, bs = (Candidates.of(row[name].spec) for name in ("cabs", "bs"))
+    (outside,) = cabs.baseline_recipes
+    assert not cabs.holds(outside.method)
+    assert cabs.includes(outside)
+    assert not bs.includes(outside)
 
 
 def test_methods_that_are_one_are_run_once(pico: Path) -> None:

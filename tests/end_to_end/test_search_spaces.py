@@ -15,7 +15,7 @@ import yaml
 from cabs_search.cli.main import main
 from cabs_search.cluster.driver import stop_ray
 from cabs_search.reporting.terminal.comparison import comparison_text
-from cabs_search.search.candidates import method_of
+from cabs_search.search.candidates import Candidates
 from cabs_search.spec.load import load, parse
 from cabs_search.workflows.compare import compare
 from cabs_search.workflows.run import run
@@ -175,4 +175,4 @@ def test_a_study_is_what_the_paper_says(study: str) -> None:
     ):
         range_ = spec.space.range_of(name)
         assert range_.low < value < range_.high, "the published λ is within what is searched"
-        assert method_of(spec, name).name == name
+        assert Candidates.of(spec).method(name).name == name

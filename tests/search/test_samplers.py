@@ -8,6 +8,7 @@ import optuna
 import pytest
 
 from cabs_search.search import space
+from cabs_search.search.candidates import Candidates
 from cabs_search.search.proposals import Proposer
 from cabs_search.search.samplers.registry import SAMPLERS
 from cabs_search.spec.load import parse
@@ -24,9 +25,10 @@ def test_a_sampler_is_a_function_and_a_line(pico: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setitem(SAMPLERS, "quasi-random", quasi_random)
     spec = parse(pico_values(pico, sampler="quasi-random"))
-    proposal = Proposer(spec, earlier_trials=3).propose()
+    candidates = Candidates.of(spec)
+    proposal = Proposer(candidates, spec.search.sampler, earlier_trials=3).propose()
     assert made == [(3, 8)]
-    assert space.params_of(spec, proposal.recipe) == pytest.approx(proposal.trial.params)
+    assert space.params_of(candidates, proposal.recipe) == pytest.approx(proposal.trial.params)
 
 
 def test_an_unknown_sampler_is_refused_before_anything_is_written(

@@ -9,10 +9,9 @@ import optuna
 import pytest
 
 from cabs_search.merging.recipe import METHOD_NAMES, LambdaKey, make_recipe
-from cabs_search.search.candidates import baselines, dimensions, holds, method_of, methods_of
-from cabs_search.search.space import lambda_keys, params_of, size, suggest
+from cabs_search.search.candidates import Candidates
+from cabs_search.search.space import params_of, size, suggest
 from cabs_search.spec.load import parse
-from cabs_search.spec.study import Spec
 from tests.conftest import EXPERTS, pico_values
 
 GROUPS = {"embeddings": "embeddings", "lower": r"layer\.0\.", "rest": "."}
@@ -51,77 +50,78 @@ SPACES: dict[str, dict[str, Any]] = {
 }
 
 
-def spec_of(pico: Path, changes: dict[str, Any]) -> Spec:
+def candidates_of(pico: Path, changes: dict[str, Any]) -> Candidates:
     values = pico_values(pico)
     values["space"] |= changes
-    return parse(values)
+    return Candidates.of(parse(values))
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_a_recipe_and_its_parameters_say_the_same(pico: Path, name: str) -> None:
-    spec = spec_of(pico, SPACES[name])
+    candidates = candidates_of(pico, SPACES[name])
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     found = set()
     for _ in range(60):
         trial = study.ask()
-        recipe = suggest(spec, trial)
+        recipe = suggest(candidates, trial)
         found.add(recipe.method.name)
-        assert params_of(spec, recipe) == pytest.approx(trial.params), recipe
-        assert holds(spec, recipe.method)
+        assert params_of(candidates, recipe) == pytest.approx(trial.params), recipe
+        assert candidates.holds(recipe.method)
         keys = [key for key, _ in recipe.lambdas]
-        assert keys in ([LambdaKey(e) for e in EXPERTS], lambda_keys(spec))
+        assert keys in ([LambdaKey(e) for e in EXPERTS], list(candidates.lambda_keys))
         study.enqueue_trial(trial.params)
-        assert suggest(spec, study.ask()) == recipe
-    methods = {m.name for m in methods_of(spec)}
+        assert suggest(candidates, study.ask()) == recipe
+    methods = {m.name for m in candidates.methods()}
     assert found <= methods
     assert len(methods) == 1 or len(found) > 1
 
 
 def test_what_is_outside_has_no_parameters(pico: Path) -> None:
-    spec = spec_of(pico, SPACES["own ranges"])
+    candidates = candidates_of(pico, SPACES["own ranges"])
     for method, lambda_, inside in (
-        (method_of(spec, "cabs"), 1.5, True),
-        (method_of(spec, "cabs"), 2.5, False),
-        (method_of(spec, "cabs"), 1.55, False),
-        (method_of(spec, "random"), 2.5, True),
-        (method_of(spec, "random"), 1.5, False),
-        (method_of(spec, "task-arithmetic"), 1.5, False),
-        (method_of(spec, "cabs", nm=(1, 4)), 1.5, False),
-        (method_of(spec, "ties", density=0.33), 1.5, False),
+        (candidates.method("cabs"), 1.5, True),
+        (candidates.method("cabs"), 2.5, False),
+        (candidates.method("cabs"), 1.55, False),
+        (candidates.method("random"), 2.5, True),
+        (candidates.method("random"), 1.5, False),
+        (candidates.method("task-arithmetic"), 1.5, False),
+        (candidates.method("cabs", nm=(1, 4)), 1.5, False),
+        (candidates.method("ties", density=0.33), 1.5, False),
     ):
         recipe = make_recipe(method, dict.fromkeys(EXPERTS, lambda_))
-        assert (params_of(spec, recipe) is not None) == inside, recipe
+        assert (params_of(candidates, recipe) is not None) == inside, recipe
 
 
 def test_methods_have_the_dimensions_of_their_rule(pico: Path) -> None:
-    spec = spec_of(pico, {"density": [0.1, 0.5]})
-    assert set(dimensions(spec, "cabs")) == {"nm", "order"}
-    assert set(dimensions(spec, "ca")) == {"density", "order"}
-    assert set(dimensions(spec, "ties-dare")) == {"density"}
-    assert dimensions(spec, "task-arithmetic") == {}
+    candidates = candidates_of(pico, {"density": [0.1, 0.5]})
+    assert set(candidates.dimensions("cabs")) == {"nm", "order"}
+    assert set(candidates.dimensions("ca")) == {"density", "order"}
+    assert set(candidates.dimensions("ties-dare")) == {"density"}
+    assert candidates.dimensions("task-arithmetic") == {}
 
 
 def test_densities_are_those_of_nm_unless_given(pico: Path) -> None:
-    assert spec_of(pico, {}).space.densities == (0.25,), "2:8 and 8:32 are one density"
-    assert spec_of(pico, {"density": 0.5}).space.densities == (0.5,)
+    assert candidates_of(pico, {}).space.densities == (0.25,), "2:8 and 8:32 are one density"
+    assert candidates_of(pico, {"density": 0.5}).space.densities == (0.5,)
 
 
 def test_size_counts_every_dimension(pico: Path) -> None:
     lambdas = 21**3
-    assert size(spec_of(pico, {})) == 2 * 6 * lambdas
-    assert size(spec_of(pico, {"density_shared": False})) == 2**3 * 6 * lambdas
+    assert size(candidates_of(pico, {})) == 2 * 6 * lambdas
+    assert size(candidates_of(pico, {"density_shared": False})) == 2**3 * 6 * lambdas
     assert (
-        size(spec_of(pico, {"method": ["dare", "ties-ca"], "density": [0.1, 0.2]}))
+        size(candidates_of(pico, {"method": ["dare", "ties-ca"], "density": [0.1, 0.2]}))
         == (2 + 2 * 6) * lambdas
     )
     shared = {"low": 0, "high": 1, "step": 0.5, "groups": GROUPS, "shared": True}
-    assert size(spec_of(pico, {"method": "dare", "lambda": shared})) == 3**3
-    assert size(spec_of(pico, {"method": "dare", "lambda": shared | {"shared": False}})) == 3**9
+    assert size(candidates_of(pico, {"method": "dare", "lambda": shared})) == 3**3
+    each = shared | {"shared": False}
+    assert size(candidates_of(pico, {"method": "dare", "lambda": each})) == 3**9
 
 
 def test_random_masks_take_the_studys_seed(pico: Path) -> None:
     values = pico_values(pico) | {"seed": 5, "baselines": {"dare": {"lambda": [1.0]}}}
-    assert [r.as_dict()["seed"] for r in baselines(parse(values))] == [5]
+    assert [r.as_dict()["seed"] for r in Candidates.of(parse(values)).baseline_recipes] == [5]
 
 
 @pytest.mark.parametrize(
@@ -157,5 +157,5 @@ def test_random_masks_take_the_studys_seed(pico: Path) -> None:
 )
 def test_bad_values_meet_one_line(pico: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:  # the message is compared as text below
-        spec_of(pico, changes)
+        candidates_of(pico, changes)
     assert message in str(caught.value)

@@ -18,7 +18,7 @@ from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search import space
-from cabs_search.search.candidates import baselines, ranked, reference_recipes
+from cabs_search.search.candidates import Candidates, ranked, reference_recipes
 from cabs_search.search.confirm import rows_to_confirm
 from cabs_search.search.jobs import BlockResult, Finished, Job
 from cabs_search.search.study import Study, open_database
@@ -100,7 +100,8 @@ def test_a_search_ends_with_the_budget_and_the_rows_confirmed(
     searched, confirmed = (bench.outcomes.scored(split) for split in ("search", "confirm"))
     assert len(searched) == 12
     assert {r.key for r in reference_recipes(spec.experts).values()} <= confirmed.keys()
-    assert {r.key for r in rows_to_confirm(spec, searched)} <= confirmed.keys()
+    rows = rows_to_confirm(Candidates.of(spec), searched, spec.search.confirm)
+    assert {row.key for row in rows} <= confirmed.keys()
     best = max(searched.values(), key=lambda s: s.score)
     assert bench.study.best is not None
     assert bench.study.best.score == best.score
@@ -283,12 +284,12 @@ def test_params_and_recipes_agree(spec: Spec) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     for _ in range(30):
         trial = study.ask()
-        recipe = space.suggest(spec, trial)
-        assert space.params_of(spec, recipe) == pytest.approx(trial.params)
+        recipe = space.suggest(Candidates.of(spec), trial)
+        assert space.params_of(Candidates.of(spec), recipe) == pytest.approx(trial.params)
 
 
 def test_the_space_is_counted(pico: Path) -> None:
-    assert space.size(parse(pico_values(pico))) == 21**3 * 2 * 6
+    assert space.size(Candidates.of(parse(pico_values(pico)))) == 21**3 * 2 * 6
 
 
 def test_a_shared_database_keeps_two_studies_of_one_name_apart(
@@ -306,9 +307,9 @@ def test_a_lost_study_is_rebuilt_from_the_record(spec: Spec, items: Any, tmp_pat
     (tmp_path / "study.db").unlink()
     again = Bench(spec, tmp_path, items)
     again.run()
-    assert not {r.key for r in baselines(spec)} & {key for key, _, _ in again.scored}, (
-        "what is on record is not scored again"
-    )
+    assert not {r.key for r in Candidates.of(spec).baseline_recipes} & {
+        key for key, _, _ in again.scored
+    }, "what is on record is not scored again"
 
 
 def test_the_sampler_sees_baselines_and_resumed_candidates(
@@ -320,7 +321,7 @@ def test_the_sampler_sees_baselines_and_resumed_candidates(
     for trial in bench.trials():
         if trial.state == TrialState.COMPLETE:
             recipe = Recipe.from_dict(json.loads(trial.user_attrs["recipe"]))
-            assert trial.params == pytest.approx(space.params_of(spec, recipe) or {})
+            assert trial.params == pytest.approx(space.params_of(Candidates.of(spec), recipe) or {})
 
 
 def test_ties_do_not_depend_on_which_ended_first(spec: Spec, items: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cabs_search.record.folder import StudyId
+from cabs_search.search.candidates import Candidates
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.tracking import views
@@ -41,8 +42,12 @@ def spec_of(experts: int = 3, **space: Any) -> Spec:
     )
 
 
+def views_of(spec: Spec, kind: views.Kind = "study") -> list[views.View]:
+    return views.made_for(kind, Candidates.of(spec), tuple(spec.tasks), PARENT, "s")
+
+
 def made(spec: Spec, kind: views.Kind = "study") -> dict[str, Any]:
-    return {view.name: view.state for view in views.made_for(kind, spec, PARENT, "s")}
+    return {view.name: view.state for view in views_of(spec, kind)}
 
 
 def axes(state: Any, kind: str) -> list[tuple[str, ...]]:
@@ -102,7 +107,7 @@ def test_without_orders_nothing_shows_orders(changes: dict[str, Any]) -> None:
 
 
 def test_a_view_of_many_experts_stays_small_enough_for_people_and_for_a_tag() -> None:
-    for view in views.made_for("study", spec_of(24), PARENT, "s"):
+    for view in views_of(spec_of(24)):
         sections = [chart["metricSectionId"] for chart in view.state["compareRunCharts"]]
         assert max(map(sections.count, sections), default=0) <= views.MAX_CHARTS
         assert len(view.tag[1]) < 5000, "what every MLflow takes"
@@ -117,7 +122,7 @@ def test_a_comparison_is_seen_as_a_whole_and_value_by_value() -> None:
 
 
 def test_a_tag_is_read_as_it_was_written() -> None:
-    written = views.made_for("study", spec_of(), PARENT, "s")
+    written = views_of(spec_of())
     found = views.found_in(dict(view.tag for view in written) | {"mlflow.note": "x"}, PARENT)
     assert sorted(found, key=lambda view: view.key) == sorted(written, key=lambda view: view.key)
     assert views.found_in(dict(view.tag for view in written), "another-run") == []
