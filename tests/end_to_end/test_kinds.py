@@ -73,7 +73,7 @@ def make_values(root: Path, architecture: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=["roberta", pytest.param("gpt2", marks=pytest.mark.slow)])
 def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished study."""
     root = tmp_path_factory.mktemp(request.param)

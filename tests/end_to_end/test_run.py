@@ -454,36 +454,26 @@ def long_spec(pico: Path, tmp_path: Path) -> Path:
     return write_spec(tmp_path / "pico.yaml", pico_values(pico, trials=LONG, block=4))
 
 
-def test_kill_9_of_the_driver_three_times(
+def test_a_driver_that_is_killed_or_interrupted_goes_on(
     long_spec: Path, shared_cache: Path, tmp_path: Path
 ) -> None:
     folder, draw = tmp_path / "out", random.Random()
-    for _ in range(3):
+    for end in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
         run = Running(long_spec, folder, shared_cache)
         run.wait_for_blocks(run.blocks() + draw.randint(1, 60))
         time.sleep(draw.random())
         assert run.process.poll() is None, run.text()
         family = run.family()
-        run.process.send_signal(signal.SIGKILL)
-        run.wait()
+        run.process.send_signal(end)
+        code = run.wait()
         wait_until_gone(family)
+        if end == signal.SIGINT:
+            assert code == 130, run.text()
+            assert "interrupted; the same command goes on where it stopped" in run.text()
+            assert "Traceback" not in run.text()
     last = Running(long_spec, folder, shared_cache)
     assert last.wait() == 0, last.text()
     check_complete(folder, LONG)
-
-
-def test_ctrl_c_leaves_a_search_that_goes_on(
-    long_spec: Path, shared_cache: Path, tmp_path: Path
-) -> None:
-    run = Running(long_spec, tmp_path / "out", shared_cache)
-    run.wait_for_blocks(20)
-    run.process.send_signal(signal.SIGINT)
-    assert run.wait() == 130, run.text()
-    assert "interrupted; the same command goes on where it stopped" in run.text()
-    assert "Traceback" not in run.text()
-    again = Running(long_spec, tmp_path / "out", shared_cache)
-    assert again.wait() == 0, again.text()
-    check_complete(tmp_path / "out", LONG)
 
 
 def test_kill_9_of_a_worker(long_spec: Path, shared_cache: Path, tmp_path: Path) -> None:
