@@ -104,15 +104,14 @@ def conflict_aware(
 def _mask_like(
     delta: Tensor, n: int, m: int, taken: Bools | None, overlap: str, tail: str
 ) -> Tensor:
-    """Return the mask that ``select_blocks`` makes, in delta's shape and on its device."""
+    """Return the mask of what ``select_blocks`` selects, in delta's shape and on its device."""
     import torch
-
-    from cabs_search.merging.task_vector import Delta
 
     check_nm(n, m)
     check_choice("tail", tail, ("keep", "drop"))
     check_choice("overlap", overlap, ("fill", "drop"))
-    mask = select_blocks(Delta(delta.cpu(), check=False), n, m, taken, overlap, tail).mask
+    weights = delta.detach().reshape(-1).to("cpu", torch.float32).numpy()
+    mask = _next_mask(weights, n, m, taken, overlap, tail)
     return torch.from_numpy(mask).reshape(delta.shape).to(delta.device)
 
 
