@@ -253,6 +253,25 @@ class Outcomes:
         with self._connect() as db:
             return {number for (number,) in db.execute(query, (recipe.key, split))}
 
+    def block_scores(
+        self, recipe: Recipe, split: SplitName
+    ) -> dict[int, list[npt.NDArray[np.float64]]]:
+        """Return the items' scores of each scored block, by its number: an array for each task."""
+        query = "SELECT block, scores FROM blocks WHERE recipe = ? AND split = ? ORDER BY task"
+        by_block: dict[int, list[npt.NDArray[np.float64]]] = {}
+        with self._connect() as db:
+            for number, scores in db.execute(query, (recipe.key, split)):
+                by_block.setdefault(number, []).append(np.frombuffer(scores, "<f4").astype(float))
+        return by_block
+
+    def unfinished(self, split: SplitName) -> tuple[int, int]:
+        """Return how many recipes have some items of a split scored but not all, and the items."""
+        query = "SELECT recipe, sum(length(scores)) / 4 FROM blocks WHERE split = ? GROUP BY recipe"
+        with self._connect() as db:
+            count = db.execute("SELECT count(*) FROM items WHERE split = ?", (split,)).fetchone()[0]
+            parts = [n for _, n in db.execute(query, (split,)) if n < count]
+        return len(parts), sum(parts)
+
     def scored(
         self, split: SplitName, wanted: Callable[[Recipe], bool] = lambda _: True
     ) -> dict[str, Scored]:

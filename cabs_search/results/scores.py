@@ -31,6 +31,8 @@ class RecordScores:
     """Items' clusters by split and task."""
     spent: Mapping[str, float]
     """Amounts as in ``Outcomes.spent``; empty for a part of a record."""
+    unfinished: tuple[int, int] = (0, 0)
+    """Candidates that were not scored to the end, and their search items; 0 for a part."""
 
     @classmethod
     def read(
@@ -57,6 +59,7 @@ class RecordScores:
             labels={split: outcomes.labels(split) for split in SPLITS},
             clusters={split: outcomes.clusters(split) for split in SPLITS},
             spent=outcomes.spent() if wanted is None else {},
+            unfinished=outcomes.unfinished("search") if wanted is None else (0, 0),
         )
 
     def panel(

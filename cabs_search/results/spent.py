@@ -26,12 +26,18 @@ class Cost:
 
 def cost_of(scores: RecordScores) -> Cost:
     """Compute the cost of a study from its record."""
-    items = {"search": sum(s.items for s in scores.searched.values())}
+    stopped, stopped_items = scores.unfinished
+    items = {"search": sum(s.items for s in scores.searched.values()) + stopped_items}
     items |= {"confirm": sum(s.items for s in scores.confirmed.values())}
     seconds = dict(scores.spent)
     repeated = int(seconds.pop("repeated", 0))
     methods = {s.recipe.method for s in scores.searched.values()}
     text = [f"{items['search']:,} items scored in the search, {items['confirm']:,} to confirm."]
+    if stopped:
+        text.append(
+            f"{stopped} candidates were not scored to the end, which took {stopped_items:,} of the"
+            " search items."
+        )
     if "wall" in seconds:
         work = ", ".join(f"{k} {duration(v)}" for k, v in seconds.items() if k != "wall")
         text.append(f"{duration(seconds['wall'])} in all; of all workers together: {work}.")

@@ -130,9 +130,13 @@ class Candidates:
     def _baseline_keys(self) -> frozenset[str]:
         return frozenset(recipe.key for recipe in self.baseline_recipes)
 
+    def is_baseline(self, recipe: Recipe) -> bool:
+        """Tell whether a recipe is a baseline."""
+        return recipe.key in self._baseline_keys
+
     def includes(self, recipe: Recipe) -> bool:
         """Tell whether a recipe is of the space or a baseline."""
-        return recipe.key in self._baseline_keys or self.holds(recipe.method)
+        return self.is_baseline(recipe) or self.holds(recipe.method)
 
     def best_shared(self, scored: Mapping[str, Scored]) -> dict[str, Scored]:
         """Find the best candidate with one λ for all experts, by method of the baselines."""

@@ -44,9 +44,13 @@ class Finished:
 
     number: int
     recipe: Recipe
-    state: Literal["complete", "failed"]
+    state: Literal["complete", "stopped", "failed"]
     scored: Scored | None
-    """None if it failed."""
+    """None unless it is complete."""
+    items: int
+    """Items that were scored."""
+    partial_score: float | None
+    """Mean of what was scored, of a stopped candidate."""
     materialize_seconds: float
     started: datetime
     ended: datetime

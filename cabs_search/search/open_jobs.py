@@ -33,11 +33,11 @@ class OpenJob:
 
 
 class OpenJobs(dict[str, OpenJob]):
-    """Open jobs by id; those whose workers died are orphans."""
+    """Open jobs by id, of which some wait: their workers died, or more of their blocks are due."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._orphans: deque[str] = deque()
+        self._waiting: deque[str] = deque()
         self._deaths: Counter[str] = Counter()
 
     @property
@@ -46,9 +46,9 @@ class OpenJobs(dict[str, OpenJob]):
         return sum(open_job.trial is not None for open_job in self.values())
 
     @property
-    def orphans(self) -> int:
-        """Open jobs that wait for another worker."""
-        return len(self._orphans)
+    def waiting(self) -> int:
+        """Open jobs that wait for a worker."""
+        return len(self._waiting)
 
     def is_searching(self, recipe: Recipe) -> bool:
         """Tell whether a recipe has an open job on the search split."""
@@ -58,20 +58,28 @@ class OpenJobs(dict[str, OpenJob]):
         """Tell whether a recipe has an open job on the confirm split."""
         return any(o.job.recipe.key == recipe.key for o in self.values() if not o.trial)
 
+    def wait(self, job_id: str) -> None:
+        """Keep a job for the next worker that is free."""
+        self._waiting.append(job_id)
+
     def orphan(self, job_id: str) -> int:
         """Keep a dead worker's job unless too many died over it; return how many did."""
         key = self[job_id].job.recipe.key
         self._deaths[key] += 1
         if self._deaths[key] <= MAX_WORKER_DEATHS:
-            self._orphans.append(job_id)
+            self.wait(job_id)
         return self._deaths[key]
 
-    def pop_orphan(self) -> OpenJob | None:
-        """Close the first orphan, to be opened again; None if there is none."""
-        return self.pop(self._orphans.popleft()) if self._orphans else None
+    def killed_a_worker(self, recipe: Recipe) -> bool:
+        """Tell whether a worker died over a recipe."""
+        return self._deaths[recipe.key] > 0
 
-    def drop_orphans(self) -> list[Recipe]:
-        """Close all orphans; return their recipes."""
-        recipes = [self.pop(job_id).job.recipe for job_id in self._orphans]
-        self._orphans.clear()
+    def pop_waiting(self) -> OpenJob | None:
+        """Close the first job that waits, to be opened again; None if there is none."""
+        return self.pop(self._waiting.popleft()) if self._waiting else None
+
+    def drop_waiting(self) -> list[Recipe]:
+        """Close all jobs that wait; return their recipes."""
+        recipes = [self.pop(job_id).job.recipe for job_id in self._waiting]
+        self._waiting.clear()
         return recipes

@@ -14,7 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from cabs_search.merging.recipe import Recipe
 from cabs_search.search import space
 from cabs_search.search.candidates import Candidates
+from cabs_search.search.pruners.race import ROUNDS
 from cabs_search.search.samplers.registry import find_sampler
+from cabs_search.stats.race import Floats
 
 EXTRA_STARTUP_TRIALS = 4
 """Random trials, beside the baselines, before a sampler learns."""
@@ -33,7 +35,13 @@ class Proposal(NamedTuple):
 class Proposer:
     """The in-memory side of a search: what to try next."""
 
-    def __init__(self, candidates: Candidates, sampler: str, earlier_trials: int) -> None:
+    def __init__(
+        self,
+        candidates: Candidates,
+        sampler: str,
+        earlier_trials: int,
+        pruner: optuna.pruners.BasePruner | None = None,
+    ) -> None:
         """Make the sampler; ``earlier_trials`` of the study move its seed, or it would repeat."""
         make_sampler = find_sampler(sampler)
         startup_trials = len(candidates.baseline_recipes) + EXTRA_STARTUP_TRIALS
@@ -41,6 +49,7 @@ class Proposer:
         self._study = optuna.create_study(
             direction="maximize",
             sampler=make_sampler(candidates.seed + earlier_trials, startup_trials),
+            pruner=pruner or optuna.pruners.NopPruner(),
         )
         self._queue: deque[tuple[Recipe, int | None]] = deque()
 
@@ -65,11 +74,24 @@ class Proposer:
             space.suggest(self._candidates, trial)
         return trial
 
+    def is_beaten(self, trial: optuna.Trial, rounds: Floats) -> bool:
+        """Tell the pruner a trial's scores, [rounds, tasks]; return whether to stop it."""
+        trial.set_user_attr(ROUNDS, rounds.tolist())
+        trial.report(float(rounds.mean()), len(rounds))
+        return bool(trial.should_prune())
+
+    def stop(self, trial: optuna.Trial) -> None:
+        """Tell the sampler that a trial was stopped; its score so far counts as its value."""
+        self._study.tell(trial, state=TrialState.PRUNED)
+
     def tell(self, trial: optuna.Trial, score: float | None) -> None:
         """Tell the sampler a proposal's score; None: it failed."""
         state = TrialState.FAIL if score is None else TrialState.COMPLETE
         self._study.tell(trial, score, state)
 
-    def add(self, trial: FrozenTrial) -> None:
-        """Tell the sampler a trial of an earlier run."""
+    def add(self, trial: FrozenTrial, rounds: Floats | None = None) -> None:
+        """Tell the sampler a trial of an earlier run, and the pruner its scores."""
+        if rounds is not None:
+            trial.set_user_attr(ROUNDS, rounds.tolist())
+            trial.intermediate_values = {len(rounds): float(rounds.mean())}
         self._study.add_trial(trial)

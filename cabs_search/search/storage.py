@@ -80,6 +80,16 @@ class StudyDatabase:
         self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [score])
         return self._storage.get_trial(trial_id)
 
+    def prune(
+        self, trial_id: int, score: float, items: int, materialize_seconds: float
+    ) -> FrozenTrial:
+        """End a trial that was stopped, with its mean score on some items; return it as stored."""
+        self._storage.set_trial_user_attr(trial_id, "materialize_seconds", materialize_seconds)
+        self._storage.set_trial_user_attr(trial_id, "items", items)
+        self._storage.set_trial_intermediate_value(trial_id, items, score)
+        self._storage.set_trial_state_values(trial_id, TrialState.PRUNED, [score])
+        return self._storage.get_trial(trial_id)
+
     def fail(self, trial_id: int, error: str, materialize_seconds: float) -> FrozenTrial:
         """End a trial with its error; return it as stored."""
         self._storage.set_trial_user_attr(trial_id, "materialize_seconds", materialize_seconds)
@@ -115,8 +125,8 @@ def recipe_of(trial: FrozenTrial) -> Recipe | None:
 
 
 def has_ended_by_itself(trial: FrozenTrial) -> bool:
-    """Tell whether a trial got a score or an error, rather than being cut off."""
-    return trial.state == TrialState.COMPLETE or (
+    """Tell whether a trial was scored, stopped or got an error, rather than being cut off."""
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or (
         trial.state == TrialState.FAIL and "error" in trial.user_attrs
     )
 

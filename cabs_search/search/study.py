@@ -8,6 +8,7 @@ its score is computed from the record.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -17,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 from optuna.trial import FrozenTrial
 
 from cabs_search.merging.recipe import Recipe
@@ -31,8 +33,10 @@ from cabs_search.search.ended import EndedCandidates, OnFinished
 from cabs_search.search.jobs import BlockResult, Job
 from cabs_search.search.open_jobs import MAX_WORKER_DEATHS, CandidateTrial, OpenJob, OpenJobs
 from cabs_search.search.proposals import Proposer
+from cabs_search.search.pruners.registry import find_pruner
 from cabs_search.search.storage import StudyDatabase, has_ended_by_itself, recipe_of
 from cabs_search.spec.study import Spec
+from cabs_search.stats.race import Floats, rounds
 from cabs_search.tasks.items import Items, SplitName
 
 MAX_DUPLICATES = 200
@@ -54,6 +58,11 @@ def open_database(spec: Spec, folder: Path, study_id: StudyId) -> StudyDatabase:
         study_id=study_id,
         space=spec.space.identity() | {"order": orders},
     )
+
+
+def _next_look(blocks: int) -> int:
+    """Return the number of blocks at which a candidate is looked at next: the next power of two."""
+    return 1 << blocks.bit_length()
 
 
 class Study:
@@ -92,7 +101,11 @@ class Study:
         self.scored_items = 0
         self._database = database
         self._candidates = Candidates.of(spec)
-        self._proposer = Proposer(self._candidates, spec.search.sampler, len(trials))
+        pruner = spec.search.pruner and find_pruner(spec.search.pruner)(spec.search.trials)
+        self._has_looks = pruner is not None
+        self._proposer = Proposer(
+            self._candidates, spec.search.sampler, len(trials), pruner or None
+        )
         self._ended = EndedCandidates(on_finished)
         self._jobs = OpenJobs()
         references = reference_recipes(spec.experts).values() if confirms_references else ()
@@ -116,7 +129,7 @@ class Study:
                     continue
                 # a driver was killed after it wrote the error and before it ended the trial
                 trial = self._database.discard(trial_id)
-            self._proposer.add(trial)
+            self._proposer.add(trial, self._rounds(recipe) if recipe else None)
             if recipe and has_ended_by_itself(trial):
                 self._ended.add(trial, recipe, self._score(recipe))
         for recipe in self._candidates.baseline_recipes:
@@ -149,7 +162,7 @@ class Study:
     def left(self) -> int:
         """Jobs not given out yet, as far as they can be counted."""
         candidates = 0 if self.exhausted else max(0, self.budget - self.done - self._jobs.searching)
-        return candidates + self._jobs.orphans + len(self._rows)
+        return candidates + self._jobs.waiting + len(self._rows)
 
     @property
     def phase(self) -> str:
@@ -175,7 +188,7 @@ class Study:
         self._database.close()
 
     def next_job(self, job_id: str) -> Job | None:
-        """Open an orphan, a candidate, or a row to confirm, under an id of the caller's.
+        """Open a job that waits, a candidate, or a row to confirm, under an id of the caller's.
 
         Returns:
             None if there is nothing to do until another job ends, or nothing at all any more.
@@ -183,15 +196,15 @@ class Study:
         """
         if self.failure:
             return None
-        return self._next_orphan(job_id) or self._next_candidate(job_id) or self._next_row(job_id)
+        return self._next_waiting(job_id) or self._next_candidate(job_id) or self._next_row(job_id)
 
-    def _next_orphan(self, job_id: str) -> Job | None:
-        while orphan := self._jobs.pop_orphan():
-            job = self._job(orphan.job.recipe, orphan.job.split)
-            orphan.job = replace(job, alone=True)
-            self._jobs[job_id] = orphan
+    def _next_waiting(self, job_id: str) -> Job | None:
+        while waiting := self._jobs.pop_waiting():
+            job = self._job(waiting.job.recipe, waiting.job.split)
+            waiting.job = replace(job, alone=self._jobs.killed_a_worker(job.recipe))
+            self._jobs[job_id] = waiting
             if job.todo:
-                return orphan.job
+                return waiting.job
             self.finish(job_id)
         return None
 
@@ -239,8 +252,24 @@ class Study:
 
     def _job(self, recipe: Recipe, split: SplitName) -> Job:
         recorded = self.outcomes.done_blocks(recipe, split)
-        todo = tuple(b for b in range(len(self.blocks[split])) if b not in recorded)
+        count = len(self.blocks[split])
+        if split == "search" and self._is_raced(recipe):
+            count = min(count, _next_look(len(recorded)))
+        todo = tuple(b for b in range(count) if b not in recorded)
         return Job(recipe=recipe, split=split, todo=todo)
+
+    def _is_raced(self, recipe: Recipe) -> bool:
+        """Tell whether a candidate may be stopped; baselines are there to be compared with."""
+        return self._has_looks and not self._candidates.is_baseline(recipe)
+
+    def _rounds(self, recipe: Recipe) -> Floats | None:
+        """Read a candidate's scores up to the first block it lacks, [rounds, tasks]."""
+        if not self._has_looks:
+            return None
+        by_block = self.outcomes.block_scores(recipe, "search")
+        present = itertools.takewhile(by_block.__contains__, range(len(self.blocks["search"])))
+        scores = [rounds(by_block[number]) for number in present]
+        return np.concatenate(scores) if scores else None
 
     def is_confirming(self, recipe: Recipe) -> bool:
         """Tell whether a recipe is being scored on the confirm split."""
@@ -267,9 +296,14 @@ class Study:
             self.scored_items += sum(len(o.scores) for o in result.outcomes.values())
 
     def finish(self, job_id: str, error: str | None = None) -> None:
-        """Close a job: end its trial with the score of what is recorded, or with an error."""
+        """Close a job: end its trial with the score of what is recorded, or with an error.
+
+        A candidate whose blocks up to a look are scored waits for more, or is stopped.
+        """
+        recipe, trial = self._jobs[job_id].job.recipe, self._jobs[job_id].trial
+        if trial and not error and self._is_raced(recipe) and self._look(job_id, recipe, trial):
+            return
         open_job = self._jobs.pop(job_id)
-        recipe, trial = open_job.job.recipe, open_job.trial
         if trial is None:
             if error:
                 self.failure = f"{recipe} could not be confirmed: {error}"
@@ -289,6 +323,24 @@ class Study:
         if self._failed_in_a_row >= MAX_FAILED:
             self.failure = f"{MAX_FAILED} candidates in a row failed, the last one: {error}"
 
+    def _look(self, job_id: str, recipe: Recipe, trial: CandidateTrial) -> bool:
+        """Stop a candidate that is beaten, or have it wait for more blocks; True if either."""
+        scores = self._rounds(recipe)
+        is_beaten = scores is not None and self._proposer.is_beaten(trial.sampled, scores)
+        done = len(self.outcomes.done_blocks(recipe, "search"))
+        if done == len(self.blocks["search"]):
+            return False
+        if scores is None or not is_beaten:
+            self._jobs.wait(job_id)
+            return True
+        seconds = self._jobs.pop(job_id).materialize_seconds
+        items = sum(len(rows) for block in self.blocks["search"][:done] for rows in block.values())
+        stored = self._database.prune(trial.trial_id, float(scores.mean()), items, seconds)
+        self._proposer.stop(trial.sampled)
+        self._ended.add(stored, recipe, None)
+        self._failed_in_a_row = 0
+        return True
+
     @cached_property
     def _labels(self) -> Mapping[str, Values]:
         return self.outcomes.labels("search")
@@ -307,8 +359,8 @@ class Study:
         self._rows.add_references(recipes)
 
     def release(self) -> list[Recipe]:
-        """Drop orphaned jobs; return the base and expert rows still to confirm."""
-        return self._rows.release(self._jobs.drop_orphans())
+        """Drop jobs that wait; return the base and expert rows still to confirm."""
+        return self._rows.release(self._jobs.drop_waiting())
 
     def stop(self, reason: str) -> None:
         """End the search for a reason that is no candidate's fault; the next run resumes it."""

@@ -25,6 +25,8 @@ class Search:
     trials: Count = 50
     """Candidates in all, the baselines among them."""
     sampler: Name = "tpe"
+    pruner: Name | None = None
+    """Rule that stops candidates before all their items are scored; None: all are scored."""
     workers: Count | None = None
     """Number of Ray workers; None: one for each core."""
     block: Count = 50

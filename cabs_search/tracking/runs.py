@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from cabs_search.common.formats import finite
 from cabs_search.common.versions import PACKAGES, git, package_versions
-from cabs_search.record.outcomes import Bound, Scored
+from cabs_search.record.outcomes import Bound
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.jobs import Finished
 from cabs_search.spec.study import Spec
@@ -20,6 +20,8 @@ STUDY_TAG = "cabs_search.study"
 TRIAL_TAG = "cabs_search.trial"
 CANDIDATE_OF_TAG = "cabs_search.candidate_of"
 STATE_TAG = "state"
+STATUSES = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+"""MLflow's statuses of candidates, by their state."""
 PARENT_TAG = "mlflow.parentRunId"
 COLOR_TAG = "mlflow.runColor"
 COLORS = (
@@ -35,6 +37,7 @@ def study_params(spec: Spec) -> dict[str, str]:
         "base": spec.base,
         "experts": ", ".join(spec.experts),
         "sampler": spec.search.sampler,
+        "pruner": spec.search.pruner or "none",
         "seed": str(spec.seed),
     }
 
@@ -114,8 +117,10 @@ def candidate_name(number: int, params: Mapping[str, str]) -> str:
 
 
 def candidate_metrics(finished: Finished) -> dict[str, float]:
-    """Return a child's metrics; of a failed candidate only the time it took."""
+    """Return a child's metrics: without a score unless it is complete."""
     metrics = {"materialize_seconds": finished.materialize_seconds}
+    if finished.partial_score is not None:
+        metrics |= {"partial_score": finished.partial_score, "items": float(finished.items)}
     if (scored := finished.scored) is None:
         return metrics
     items, seconds = float(scored.items), scored.evaluate_seconds
@@ -128,15 +133,16 @@ class SearchProgress(NamedTuple):
     """Progress of a search when a candidate has ended."""
 
     items: int = 0
-    """Search items scored, summed over complete candidates."""
+    """Search items scored, summed over candidates that have ended and not failed."""
     best: float = float("-inf")
     """Best score so far."""
     ended: int = 0
     """The candidate's end in milliseconds."""
 
-    def after(self, scored: Scored, ended: int) -> SearchProgress:
+    def after(self, finished: Finished, ended: int) -> SearchProgress:
         """Return the progress with one more candidate."""
-        return SearchProgress(self.items + scored.items, max(self.best, scored.score), ended)
+        score = finished.scored.score if finished.scored else self.best
+        return SearchProgress(self.items + finished.items, max(self.best, score), ended)
 
     def as_metrics(self) -> dict[str, float]:
         """Return the progress as MLflow's metrics."""

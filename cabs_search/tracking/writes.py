@@ -23,6 +23,7 @@ from cabs_search.tracking.runs import (
     COLOR_TAG,
     PARENT_TAG,
     STATE_TAG,
+    STATUSES,
     TRIAL_TAG,
     candidate_metrics,
     candidate_name,
@@ -99,14 +100,13 @@ def write_candidate(runs: StudyRuns, finished: Finished, color: str) -> None:
     if value := runs.study_id.value:
         params["value"] = value
     progress = runs.progress
-    if finished.scored is not None:
-        progress = progress.after(finished.scored, ended)
+    if finished.state != "failed":
+        progress = progress.after(finished, ended)
         metrics |= progress.as_metrics()
     _log(runs, child.id, metrics=metrics, at=ended, params=params, tags=tags)
-    status = "FINISHED" if finished.scored else "FAILED"
-    runs.client.set_terminated(child.id, status, end_time=ended)
+    runs.client.set_terminated(child.id, STATUSES[finished.state], end_time=ended)
     child.ended = ended
-    if finished.scored is not None:
+    if finished.state != "failed":
         runs.progress = progress
         runs.untold.append(progress)
 

@@ -25,6 +25,7 @@ from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.candidates import Candidates, reference_recipes
+from cabs_search.search.pruners.registry import check_pruner
 from cabs_search.search.samplers.registry import find_sampler
 from cabs_search.spec.load import load_reachable
 from cabs_search.spec.locations import UnreachableError, cache_folder
@@ -144,6 +145,7 @@ def plan(path: str | Path) -> Plan:
     spec, missing = load_reachable(path)
     check_calibration((*spec.space.method, *spec.baselines), spec.experts, spec.heads)
     find_sampler(spec.search.sampler)
+    check_pruner(spec.search.pruner, spec.tasks)
     candidates = Candidates.of(spec)
     asked_for = candidates.baseline_recipes
     methods = {

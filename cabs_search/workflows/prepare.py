@@ -19,6 +19,7 @@ from cabs_search.record.comparison_file import check_folder
 from cabs_search.scoring.calibrate import calibrated, check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.search.candidates import Candidates
+from cabs_search.search.pruners.registry import check_pruner
 from cabs_search.search.samplers.registry import find_sampler
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
@@ -91,6 +92,7 @@ def prepare(
         raise ValueError(f"{folder}: must be a folder")
     check_folder(folder, spec.space, over)
     find_sampler(spec.search.sampler)
+    check_pruner(spec.search.pruner, spec.tasks)
     say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
     family = Family.open(spec.base, spec.experts)
     check_heads(spec.heads, family)

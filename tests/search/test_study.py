@@ -14,72 +14,17 @@ from optuna.trial import TrialState
 
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search import space
 from cabs_search.search.candidates import Candidates, ranked, reference_recipes
 from cabs_search.search.confirm import rows_to_confirm
-from cabs_search.search.jobs import BlockResult, Finished, Job
-from cabs_search.search.study import Study, open_database
+from cabs_search.search.jobs import BlockResult, Job
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
 from tests.conftest import pico_values
-
-
-class Bench:
-    """A driver that scores by a formula and can stop at any block as a kill would."""
-
-    def __init__(self, spec: Spec, folder: Path, items: Any) -> None:
-        self.spec, self.folder, self.items = spec, folder, items
-        self.outcomes = Outcomes(folder / "outcomes", spec.tasks)
-        self.outcomes.bind(spec, items, {"base": "b"})
-        self.finished: list[Finished] = []
-        self.scored: list[tuple[str, str, int]] = []
-        database = open_database(spec, folder, StudyId(self.outcomes.study_id()))
-        self.study = Study(spec, database, items, self.outcomes, on_finished=self.finished.append)
-
-    def result(self, job: Job, block: int) -> BlockResult:
-        self.scored.append((job.recipe.key, job.split, block))
-        quality = 1 - min(1.0, sum(abs(v - 0.8) for v in job.recipe.lambda_by_name.values()) / 3)
-        outcomes = {}
-        for task, rows in self.study.blocks[job.split][block].items():
-            draws = np.random.default_rng(list(rows)).random(len(rows))
-            scores = (draws < quality).astype(np.float32)
-            labels = self.items[job.split][task].labels[rows]
-            outcomes[task] = Outcome(scores, 1 - scores, np.where(scores > 0, labels, labels + 1))
-        return BlockResult(
-            block=block, outcomes=outcomes, materialize_seconds=0.1, evaluate_seconds=0.2
-        )
-
-    def run(self, blocks: int | None = None, fail: str | None = None) -> int:
-        """Score up to a number of blocks, two jobs at a time; return how many were left."""
-        live: dict[str, tuple[Job, list[int]]] = {}
-        count, left = 0, 10**9 if blocks is None else blocks
-        while left:
-            while len(live) < 2 and (job := self.study.next_job(str(count))):
-                live[str(count)] = (job, list(job.todo))
-                count += 1
-            if not live:
-                assert self.study.is_finished
-                break
-            name = sorted(live)[count % len(live)]
-            job, todo = live[name]
-            if fail and job.split == "search":
-                del live[name]
-                self.study.finish(name, fail)
-                continue
-            self.study.record([(name, self.result(job, todo.pop(0)))])
-            left -= 1
-            if not todo:
-                del live[name]
-                self.study.finish(name)
-        return left
-
-    def trials(self) -> list[optuna.trial.FrozenTrial]:
-        storage = f"sqlite:///{self.folder / 'study.db'}"
-        return optuna.load_study(study_name=self.spec.name, storage=storage).get_trials()
+from tests.support.bench import Bench
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,42 @@
+"""Races: a candidate stops once it can no longer plausibly be the best."""
+
+from __future__ import annotations
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from cabs_search.stats.race import is_beaten
+
+ALPHA = 0.05
+"""Most probability that the best candidate of a search is ever stopped."""
+ROUNDS = "rounds"
+"""A trial's attribute in memory: its score on each task of each round, a list of lists."""
+TAKES_PART = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class RacePruner(optuna.pruners.BasePruner):  # type: ignore[misc]
+    """Compares a trial with all others on the rounds of items that both have."""
+
+    def __init__(self, candidates: int) -> None:
+        """Prepare for so many candidates in all."""
+        self._candidates = candidates
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Tell whether a trial is beaten, see ``is_beaten``."""
+        trials = study.get_trials(deepcopy=False, states=TAKES_PART)
+        rivals = [t.user_attrs[ROUNDS] for t in trials if t.number != trial.number and _races(t)]
+        own = np.array(trial.user_attrs[ROUNDS])
+        others = np.full((len(rivals), *own.shape), np.nan)
+        for padded, rounds in zip(others, rivals, strict=True):
+            padded[: len(rounds)] = rounds[: len(own)]
+        return is_beaten(own, others, self._candidates, ALPHA)
+
+
+def race(candidates: int) -> optuna.pruners.BasePruner:
+    """Make the pruner for so many candidates in all."""
+    return RacePruner(candidates)
+
+
+def _races(trial: FrozenTrial) -> bool:
+    return ROUNDS in trial.user_attrs

@@ -1,0 +1,125 @@
+"""Candidates that are stopped early: fewer items, the same best, and nothing scored twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from cabs_search.results.leaderboard import build_leaderboard
+from cabs_search.search.candidates import Candidates
+from cabs_search.search.pruners.race import ROUNDS, RacePruner
+from cabs_search.search.pruners.registry import PRUNERS, check_pruner
+from cabs_search.spec.load import parse
+from cabs_search.spec.study import Spec
+from cabs_search.tasks.load import load_study_items
+from tests.conftest import pico_values
+from tests.support.bench import Bench
+
+BASELINES = {"task-arithmetic": {"lambda": [0.7]}}
+
+
+def spec_of(pico: Path, pruner: str | None) -> Spec:
+    values = pico_values(pico, trials=24, block=4) | {"baselines": BASELINES}
+    values["search"] |= {"sampler": "random"} | ({"pruner": pruner} if pruner else {})
+    for task in values["tasks"].values():
+        task["search"] = {"items": 45}
+    return parse(values)
+
+
+@pytest.fixture(scope="module")
+def items(pico: Path) -> Any:
+    return load_study_items(spec_of(pico, None))
+
+
+def searched(bench: Bench) -> list[tuple[str, str, int]]:
+    return [scored for scored in bench.scored if scored[1] == "search"]
+
+
+@pytest.fixture(scope="module")
+def whole(pico: Path, items: Any, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A search that scores all items of all candidates."""
+    bench = Bench(spec_of(pico, None), tmp_path_factory.mktemp("whole"), items)
+    bench.run()
+    return bench
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_worse_candidates_stop_and_all_else_goes_on(
+    pico: Path, items: Any, whole: Bench, tmp_path: Path, pruner: str
+) -> None:
+    spec = spec_of(pico, pruner)
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    stopped = [f for f in bench.finished if f.state == "stopped"]
+    assert stopped
+    assert len(searched(bench)) < len(searched(whole))
+    assert len(bench.scored) == len(set(bench.scored)), "no block is scored twice"
+    assert len(bench.finished) == spec.search.trials, "the stopped count in the budget"
+    pruned = [t for t in bench.trials() if t.state == TrialState.PRUNED]
+    assert len(pruned) == len(stopped)
+    board = build_leaderboard(spec, bench.outcomes)
+    assert board.candidates == spec.search.trials - len(stopped), "only whole scores are ranked"
+    spent = sum(f.items for f in bench.finished)
+    assert board.spent.items["search"] == spent
+    assert any(f"{len(stopped)} candidates were not scored" in line for line in board.spent.text)
+    (baseline,) = Candidates.of(spec).baseline_recipes
+    assert baseline.key in bench.outcomes.scored("search"), "a baseline is never stopped"
+    for finished in stopped:
+        assert finished.scored is None
+        assert finished.partial_score is not None
+        assert 0 < finished.items < sum(map(len, items["search"].values()))
+
+
+def test_a_race_keeps_the_best(pico: Path, items: Any, whole: Bench, tmp_path: Path) -> None:
+    bench = Bench(spec_of(pico, "race"), tmp_path, items)
+    bench.run()
+    assert bench.study.best is not None
+    assert whole.study.best is not None
+    assert bench.study.best.recipe.key == whole.study.best.recipe.key
+
+
+def test_a_race_that_is_killed_goes_on_as_if_it_was_not(
+    pico: Path, items: Any, tmp_path: Path
+) -> None:
+    spec = spec_of(pico, "race")
+    undisturbed = Bench(spec, tmp_path / "whole", items)
+    undisturbed.run()
+    scored: list[tuple[str, str, int]] = []
+    for blocks in (3, 17, 41, None):
+        bench = Bench(spec, tmp_path / "killed", items)
+        bench.run(blocks)
+        scored += bench.scored
+    assert len(scored) == len(set(scored)), "no block is scored twice"
+    trials = bench.trials()
+    assert not [t for t in trials if t.state == TrialState.RUNNING]
+    assert len([t for t in trials if t.state.is_finished()]) >= spec.search.trials
+    rounds = [t.user_attrs.get(ROUNDS) for t in bench.study._proposer._study.get_trials()]
+    assert all(rounds[: len(trials) - 1]), "races go on against candidates of earlier runs"
+
+
+def test_a_race_needs_metrics_that_are_means_and_a_known_name(pico: Path) -> None:
+    spec = spec_of(pico, None)
+    with pytest.raises(ValueError, match=r"search\.pruner: Input should be 'race' or 'asha'"):
+        check_pruner("races", spec.tasks)
+    values = pico_values(pico)
+    values["tasks"] = {name: task | {"metric": "f1"} for name, task in values["tasks"].items()}
+    with pytest.raises(ValueError, match="race needs metrics that are means over items, .* got f1"):
+        check_pruner("race", parse(values).tasks)
+    check_pruner("race", spec.tasks)
+
+
+def test_races_compare_the_rounds_that_both_have() -> None:
+    study = optuna.create_study(direction="maximize")
+    random = np.random.default_rng(0)
+    hard = random.random(400)
+    for skill, rounds in ((0.9, 400), (0.2, 100), (0.85, 100)):
+        trial = study.ask()
+        trial.set_user_attr(ROUNDS, (hard[:rounds, None] < skill).astype(float).tolist())
+    best, worst, near = study.get_trials()
+    pruner = RacePruner(candidates=30)
+    assert [pruner.prune(study, trial) for trial in (best, worst, near)] == [False, True, False]
