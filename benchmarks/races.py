@@ -38,25 +38,21 @@ def evidence(own: Floats, others: Floats) -> bool:
 
 def paired_z(own: Floats, others: Floats, level: float) -> bool:
     """Test paired differences by the normal distribution."""
-    for other in others.mean(axis=2):
-        d = (other - own.mean(axis=1))[~np.isnan(other)]
-        error = d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else 0.0
-        if error > 0 and d.mean() / error > stats.norm.isf(level):
-            return True
-    return False
+    mean, error = mean_and_error(others.mean(axis=2) - own.mean(axis=1))
+    return bool(np.any(mean > error * stats.norm.isf(level)))
 
 
 def unpaired_z(own: Floats, others: Floats, level: float) -> bool:
     """Test the two means as if the items were different ones."""
-    mine = own.mean(axis=1)
-    for other in others.mean(axis=2):
-        theirs = other[~np.isnan(other)]
-        if min(len(theirs), len(mine)) < 2:
-            continue
-        error = (mine.var(ddof=1) / len(mine) + theirs.var(ddof=1) / len(theirs)) ** 0.5
-        if error > 0 and (theirs.mean() - mine.mean()) / error > stats.norm.isf(level):
-            return True
-    return False
+    mean, error = mean_and_error(own.mean(axis=1)[None])
+    means, errors = mean_and_error(others.mean(axis=2))
+    return bool(np.any(means - mean > np.hypot(errors, error) * stats.norm.isf(level)))
+
+
+def mean_and_error(values: Floats) -> tuple[Floats, Floats]:
+    """Return mean and standard error of each row, without its NaN."""
+    count = (~np.isnan(values)).sum(axis=1)
+    return np.nanmean(values, axis=1), np.nanstd(values, axis=1, ddof=1) / count**0.5
 
 
 def at_once(own: Floats, others: Floats) -> bool:

@@ -103,6 +103,8 @@ class Study:
         self._candidates = Candidates.of(spec)
         pruner = spec.search.pruner and find_pruner(spec.search.pruner)(spec.search.trials)
         self._has_looks = pruner is not None
+        inputs = [task.inputs for task in spec.tasks.values()]
+        self._share_texts = any(inputs.count(one) > 1 for one in inputs)
         self._proposer = Proposer(
             self._candidates, spec.search.sampler, len(trials), pruner or None
         )
@@ -269,7 +271,11 @@ class Study:
         by_block = self.outcomes.block_scores(recipe, "search")
         present = itertools.takewhile(by_block.__contains__, range(len(self.blocks["search"])))
         scores = [rounds(by_block[number]) for number in present]
-        return np.concatenate(scores) if scores else None
+        if not scores:
+            return None
+        by_task = np.concatenate(scores)
+        # Items of tasks that read the same texts are not independent: one score for all tasks.
+        return by_task.mean(axis=1, keepdims=True) if self._share_texts else by_task
 
     def is_confirming(self, recipe: Recipe) -> bool:
         """Tell whether a recipe is being scored on the confirm split."""

@@ -167,6 +167,14 @@ class Task:
         return self.kind.metric(self.metric, self.metric_arguments)
 
     @property
+    def inputs(self) -> tuple[Any, ...]:
+        """What two tasks have in common whose items share a pass through the trunk.
+
+        Items of such tasks are ordered by their texts alone, so that both have the same order.
+        """
+        return self.dataset, self.text, self.choices
+
+    @property
     def input_columns(self) -> list[str]:
         """Columns that a prediction needs."""
         return [column for _, column in self.kind.inputs(self)]

@@ -40,7 +40,7 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
     task.kind.check_head(where, expert, config)
     check_metric(where, task, class_names(config))
     has_twin = any(
-        other is not task and _inputs(other) == _inputs(task) for other in spec.tasks.values()
+        other is not task and other.inputs == task.inputs for other in spec.tasks.values()
     )
 
     def place(row: Row) -> tuple[str, str]:
@@ -121,11 +121,3 @@ def _check_rows(where: str, split: SplitName, rows: Sequence[Row], wanted: int |
         raise ValueError(
             f"{where}.group: two groups at the least must be in the {split} split, but got one"
         )
-
-
-def _inputs(task: Task) -> tuple[Any, ...]:
-    """Return what two tasks have in common whose items share a pass through the trunk.
-
-    Items of such tasks are ordered by their texts alone, so that both have the same order.
-    """
-    return task.dataset, task.text, task.choices
