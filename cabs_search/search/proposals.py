@@ -9,15 +9,16 @@ from collections import deque
 from typing import NamedTuple
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from cabs_search.merging.recipe import Recipe
 from cabs_search.search import space
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.samplers.registry import find_sampler
+from cabs_search.search.storage import recipe_of
 
 EXTRA_STARTUP_TRIALS = 4
-"""Random trials, beside the baselines, before a sampler learns."""
+"""Random trials, beside the space's baselines, before a sampler learns."""
 
 
 class Proposal(NamedTuple):
@@ -36,7 +37,8 @@ class Proposer:
     def __init__(self, candidates: Candidates, sampler: str, earlier_trials: int) -> None:
         """Make the sampler; ``earlier_trials`` of the study move its seed, or it would repeat."""
         make_sampler = find_sampler(sampler)
-        startup_trials = len(candidates.baseline_recipes) + EXTRA_STARTUP_TRIALS
+        in_space = [space.params_of(candidates, r) for r in candidates.baseline_recipes]
+        startup_trials = len(in_space) - in_space.count(None) + EXTRA_STARTUP_TRIALS
         self._candidates = candidates
         self._study = optuna.create_study(
             direction="maximize",
@@ -67,9 +69,30 @@ class Proposer:
 
     def tell(self, trial: optuna.Trial, score: float | None) -> None:
         """Tell the sampler a proposal's score; None: it failed."""
-        state = TrialState.FAIL if score is None else TrialState.COMPLETE
-        self._study.tell(trial, score, state)
+        if score is None or not trial.params:
+            # many samplers take the parameters that all complete trials have: a recipe outside
+            # the space, which has none, would leave them nothing
+            self._study.tell(trial, state=TrialState.FAIL)
+        else:
+            self._study.tell(trial, score)
 
     def add(self, trial: FrozenTrial) -> None:
-        """Tell the sampler a trial of an earlier run."""
-        self._study.add_trial(trial)
+        """Tell the sampler a trial of an earlier run, if it has a score and the space its recipe.
+
+        Its ranges become those of today, or samplers would take it for a trial of another space.
+        """
+        recipe = recipe_of(trial)
+        params = space.params_of(self._candidates, recipe) if recipe else None
+        if trial.state != TrialState.COMPLETE or params is None:
+            return
+        # the trial's own values are not rounded, as a recipe's are
+        fixed = FixedTrial(params | trial.params)
+        space.suggest(self._candidates, fixed)
+        self._study.add_trial(
+            create_trial(
+                value=trial.value,
+                params=fixed.params,
+                distributions=fixed.distributions,
+                system_attrs=trial.system_attrs,
+            )
+        )
