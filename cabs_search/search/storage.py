@@ -65,12 +65,14 @@ class StudyDatabase:
         return int(find_id(self._study_id, trial.number))
 
     def add(self, trial: optuna.Trial, recipe: Recipe) -> int:
-        """Write a proposal in one transaction; return its id."""
+        """Write a proposal in one transaction, with what its sampler noted; return its id."""
+        in_memory = trial.study.get_trials(deepcopy=False)[trial.number]
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=trial.params,
             distributions=trial.distributions,
             user_attrs={"recipe": json.dumps(recipe.as_dict())},
+            system_attrs=in_memory.system_attrs,
         )
         return int(self._storage.create_new_trial(self._study_id, template_trial=template))
 

@@ -307,7 +307,7 @@ class Study:
         A candidate whose blocks up to a look are scored waits for more, or is stopped.
         """
         recipe, trial = self._jobs[job_id].job.recipe, self._jobs[job_id].trial
-        if trial and not error and self._is_raced(recipe) and self._look(job_id, recipe, trial):
+        if trial and not error and self._has_looks and self._look(job_id, recipe, trial):
             return
         open_job = self._jobs.pop(job_id)
         if trial is None:
@@ -332,11 +332,12 @@ class Study:
     def _look(self, job_id: str, recipe: Recipe, trial: CandidateTrial) -> bool:
         """Stop a candidate that is beaten, or have it wait for more blocks; True if either."""
         scores = self._rounds(recipe)
-        is_beaten = scores is not None and self._proposer.is_beaten(trial.sampled, scores)
+        if scores is not None:
+            self._proposer.report(trial.sampled, scores)
         done = len(self.outcomes.done_blocks(recipe, "search"))
         if done == len(self.blocks["search"]):
             return False
-        if scores is None or not is_beaten:
+        if scores is None or not self._proposer.is_beaten(trial.sampled):
             self._jobs.wait(job_id)
             return True
         seconds = self._jobs.pop(job_id).materialize_seconds

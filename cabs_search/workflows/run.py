@@ -87,7 +87,7 @@ def run(
     if study.exhausted:
         say(
             f"nothing new was proposed after {study.done} candidates: the space is, or nearly is,"
-            " searched through"
+            f" searched through, or {spec.search.sampler} has converged"
         )
     if study.best is None:
         raise RuntimeError("no candidate was scored")

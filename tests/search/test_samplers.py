@@ -1,42 +1,227 @@
-"""Samplers: one from the outside, and a name that nobody knows."""
+"""Samplers by name: each proposes what the space holds, learns, and goes on where it was."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import optuna
 import pytest
+from optuna.testing.pytest_samplers import BasicSamplerTestCase, SingleOnlySamplerTestCase
+from optuna.trial import TrialState
 
+from cabs_search.merging.recipe import Recipe
+from cabs_search.record.folder import StudyId
 from cabs_search.search import space
 from cabs_search.search.candidates import Candidates
-from cabs_search.search.proposals import Proposer
+from cabs_search.search.proposals import Proposal, Proposer
+from cabs_search.search.samplers import awa, registry
 from cabs_search.search.samplers.registry import SAMPLERS
+from cabs_search.search.storage import StudyDatabase
 from cabs_search.spec.load import parse
 from cabs_search.workflows.prepare import prepare
-from tests.conftest import pico_values
+from tests.conftest import EXPERTS, pico_values
+
+BUDGETS = {"tpe": 40, "gp": 16, "cma-es": 60, "awa": 60}
+"""Candidates within which a sampler that learns finds the peak of ``hill``."""
+PLAIN = {"nm": ["2:8"], "order": [EXPERTS], "lambda": {"low": 0.0, "high": 2.0, "step": 0.01}}
+CONDITIONAL = {
+    "method": ["cabs", "dare", "random", "task-arithmetic"],
+    "density": [0.1, 0.3],
+    "density_shared": False,
+    "lambda": {
+        "low": 0.1,
+        "high": 2,
+        "step": 0.1,
+        "methods": {"random": {"low": 2, "high": 10, "step": 0.5}},
+    },
+}
+
+
+def candidates_of(pico: Path, changes: dict[str, Any], seed: int = 0) -> Candidates:
+    values = pico_values(pico) | {"seed": seed}
+    values["space"] |= changes
+    return Candidates.of(parse(values))
+
+
+def hill(recipe: Recipe) -> float:
+    values = recipe.lambda_by_name.values()
+    return -sum((v - peak) ** 2 for v, peak in zip(values, (0.6, 1.2, 1.5), strict=True))
+
+
+def search(
+    proposer: Proposer, count: int, score: Callable[[Recipe], float | None] = hill
+) -> list[Proposal]:
+    """Score so many proposals with two pending all the time."""
+    pending: list[Proposal] = []
+    proposals = []
+    for _ in range(count):
+        proposals.append(proposer.propose())
+        pending.append(proposals[-1])
+        if len(pending) > 2:
+            ended = pending.pop(0)
+            proposer.tell(ended.trial, score(ended.recipe))
+    for ended in pending:
+        proposer.tell(ended.trial, score(ended.recipe))
+    return proposals
+
+
+def start(candidates: Candidates, name: str, earlier: int = 0) -> Proposer:
+    """Return a proposer with the baselines in its queue: two outside the space, two inside."""
+    proposer = Proposer(candidates, name, earlier)
+    for recipe in candidates.baseline_recipes:
+        proposer.enqueue(recipe)
+    return proposer
+
+
+def resume(
+    candidates: Candidates, name: str, before: list[Proposal], folder: Path, later: Candidates
+) -> Proposer:
+    """Write proposals to a database, and make a proposer that takes them from there."""
+    database = StudyDatabase(folder, url=None, name="s", study_id=StudyId("1"), space={})
+    for proposal in before:
+        trial_id = database.add(proposal.trial, proposal.recipe)
+        database.complete(trial_id, hill(proposal.recipe), 0.0)
+    proposer = Proposer(later, name, len(before))
+    for trial in database.trials():
+        proposer.add(trial)
+    database.close()
+    return proposer
+
+
+@pytest.mark.parametrize("changes", [PLAIN, CONDITIONAL], ids=["plain", "conditional"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_proposals_are_of_the_space_and_follow_from_the_seed(
+    pico: Path, tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    candidates = candidates_of(pico, changes)
+    baselines = list(candidates.baseline_recipes)
+    proposals = search(start(candidates, name), 12)
+    assert [p.recipe for p in proposals[: len(baselines)]] == baselines
+    again = search(start(candidates, name), 12)
+    assert [p.recipe for p in again] == [p.recipe for p in proposals]
+    resumed = search(resume(candidates, name, proposals, tmp_path, candidates), 3)
+    for proposal in proposals[len(baselines) :] + resumed:
+        assert space.params_of(candidates, proposal.recipe) == pytest.approx(proposal.trial.params)
+    assert len({p.recipe.key for p in proposals}) > 9
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_samplers_that_learn_beat_chance_and_keep_what_they_learned(
+    pico: Path, tmp_path: Path, name: str
+) -> None:
+    best: dict[str, list[float]] = {name: [], "random": []}
+    for seed in (1,) if name == "gp" else (1, 2, 3, 4):
+        candidates = candidates_of(pico, PLAIN, seed)
+        for sampler, found in best.items():
+            before = search(start(candidates, sampler), BUDGETS[name])
+            found.append(max(hill(p.recipe) for p in before))
+            if sampler == name:
+                learned = before
+    assert np.mean(best[name]) > np.mean(best["random"]) / 2
+    resumed = search(resume(candidates, name, learned, tmp_path, candidates), 6)
+    first, later = ([hill(p.recipe) for p in each] for each in (learned[4:16], resumed))
+    assert np.median(later) > np.median(first) / 2
+
+
+def test_trials_of_another_range_teach_what_today_s_range_holds(pico: Path, tmp_path: Path) -> None:
+    candidates = candidates_of(pico, PLAIN)
+    before = search(start(candidates, "random"), 20)
+    narrow = candidates_of(pico, PLAIN | {"lambda": {"low": 0.5, "high": 2.0, "step": 0.01}})
+    proposal = resume(candidates, "random", before, tmp_path, narrow).propose()
+    *added, asked = proposal.trial.study.get_trials()
+    held = [p for p in before if space.params_of(narrow, p.recipe) is not None]
+    assert 2 < len(held) < 18
+    assert [t.value for t in added] == [hill(p.recipe) for p in held]
+    assert all(t.distributions == asked.distributions for t in added)
+
+
+def test_a_recipe_outside_the_space_is_no_point_to_learn_from(pico: Path) -> None:
+    candidates = candidates_of(pico, PLAIN)
+    proposals = search(start(candidates, "random"), 5)
+    states = [t.state for t in proposals[0].trial.study.get_trials()]
+    assert states == [TrialState.FAIL] * 2 + [TrialState.COMPLETE] * 3
+
+
+@pytest.mark.parametrize("high", [2.0, 8.0])
+def test_awa_starts_near_one_whatever_the_range(pico: Path, high: float) -> None:
+    lambdas = {"low": 0.1, "high": high, "step": 0.001, "shared": True}
+    candidates = candidates_of(pico, PLAIN | {"lambda": {**lambdas, "high": high + 0.1}})
+    proposer = Proposer(candidates, "awa", 0)
+    values = [proposer.propose().trial.params["lambda"] for _ in range(400)]
+    assert np.mean(values) == pytest.approx(1, abs=0.01)
+    assert np.std(values) == pytest.approx(0.05, rel=0.15)
+
+
+def test_awa_learns_from_six_at_a_time_and_from_its_own_only(pico: Path) -> None:
+    proposer = start(candidates_of(pico, PLAIN), "awa")
+    proposals = []
+    for _ in range(4 + 20):
+        proposals.append(proposer.propose())
+        proposer.tell(proposals[-1].trial, hill(proposals[-1].recipe))
+    trials = proposals[0].trial.study.get_trials()
+    generations = [t.system_attrs.get(awa.GENERATION) for t in trials]
+    assert generations == [None] * 4 + [0] * 6 + [1] * 6 + [2] * 6 + [3] * 2
+
+
+@pytest.mark.parametrize(
+    ("score", "generations"), [(lambda _: 0.5, awa.MOST_FLAT), (hill, 9)], ids=["flat", "long"]
+)
+def test_awa_repeats_the_best_once_it_has_ended(
+    pico: Path, monkeypatch: pytest.MonkeyPatch, score: Any, generations: int
+) -> None:
+    monkeypatch.setattr(awa, "MOST_GENERATIONS", 9)
+    candidates = candidates_of(pico, PLAIN | {"order": "all"})
+    proposer = Proposer(candidates, "awa", 0)
+    proposals = []
+    for _ in range(generations * 6 + 5):
+        proposals.append(proposer.propose())
+        proposer.tell(proposals[-1].trial, score(proposals[-1].recipe))
+    *searched, a, b, c, d, e = (p.recipe for p in proposals)
+    assert a == b == c == d == e == max(searched, key=score)
+    assert len({r.key for r in searched}) > generations * 5
+
+
+class TestAwaBySamplerRulesOfOptuna(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], optuna.samplers.BaseSampler]:
+        return lambda: awa.awa(0, 0)
 
 
 def test_a_sampler_is_a_function_and_a_line(pico: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
-    def quasi_random(seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:
+    def mine(seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:
         made.append((seed, startup_trials))
         return optuna.samplers.RandomSampler(seed=seed)
 
-    monkeypatch.setitem(SAMPLERS, "quasi-random", quasi_random)
-    spec = parse(pico_values(pico, sampler="quasi-random"))
+    monkeypatch.setitem(SAMPLERS, "mine", mine)
+    spec = parse(pico_values(pico, sampler="mine"))
     candidates = Candidates.of(spec)
     proposal = Proposer(candidates, spec.search.sampler, earlier_trials=3).propose()
-    assert made == [(3, 8)]
+    assert made == [(3, 6)]  # of 4 baselines, 2 are in the space
     assert space.params_of(candidates, proposal.recipe) == pytest.approx(proposal.trial.params)
 
 
-def test_an_unknown_sampler_is_refused_before_anything_is_written(
-    pico: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        (
+            "luck",
+            "Input should be 'tpe' or 'gp' or 'cma-es' or 'awa' or 'random' or 'quasi-random',"
+            " but got 'luck'",
+        ),
+        ("cma-es", "'cma-es' needs the package cmaes; pip install cmaes"),
+        ("awa", "'awa' needs the package cmaes; pip install cmaes"),
+    ],
+)
+def test_a_sampler_that_cannot_be_had_is_refused_before_anything_is_written(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: str
 ) -> None:
-    spec = parse(pico_values(pico, sampler="luck"))
-    with pytest.raises(
-        ValueError, match="^search.sampler: Input should be 'tpe' or 'random', but got 'luck'$"
-    ):
+    monkeypatch.setattr(registry, "find_spec", lambda _: None)
+    spec = parse(pico_values(pico, sampler=name))
+    with pytest.raises(ValueError, match=f"^search.sampler: {error}$"):
         prepare(spec, tmp_path / "out", None, lambda _: None)
     assert not (tmp_path / "out").exists()

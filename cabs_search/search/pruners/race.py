@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from cabs_search.stats.race import is_beaten
 
@@ -12,7 +12,6 @@ ALPHA = 0.05
 """Most probability that the best candidate of a search is ever stopped."""
 ROUNDS = "rounds"
 """A trial's attribute in memory: its score on each task of each round, a list of lists."""
-TAKES_PART = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class RacePruner(optuna.pruners.BasePruner):  # type: ignore[misc]
@@ -24,8 +23,11 @@ class RacePruner(optuna.pruners.BasePruner):  # type: ignore[misc]
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Tell whether a trial is beaten, see ``is_beaten``."""
-        trials = study.get_trials(deepcopy=False, states=TAKES_PART)
-        rivals = [t.user_attrs[ROUNDS] for t in trials if t.number != trial.number and _races(t)]
+        rivals = [
+            rounds
+            for other in study.get_trials(deepcopy=False)
+            if other.number != trial.number and (rounds := other.user_attrs.get(ROUNDS))
+        ]
         own = np.array(trial.user_attrs[ROUNDS])
         others = np.full((len(rivals), *own.shape), np.nan)
         for padded, rounds in zip(others, rivals, strict=True):
@@ -36,7 +38,3 @@ class RacePruner(optuna.pruners.BasePruner):  # type: ignore[misc]
 def race(candidates: int) -> optuna.pruners.BasePruner:
     """Make the pruner for so many candidates in all."""
     return RacePruner(candidates)
-
-
-def _races(trial: FrozenTrial) -> bool:
-    return ROUNDS in trial.user_attrs

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeAlias
 
+from cabs_search.search.samplers.awa import awa
+from cabs_search.search.samplers.cma_es import cma_es
+from cabs_search.search.samplers.gp import gp
+from cabs_search.search.samplers.quasi_random import quasi_random
 from cabs_search.search.samplers.random import random
 from cabs_search.search.samplers.tpe import tpe
 
@@ -14,17 +19,31 @@ if TYPE_CHECKING:
 MakeSampler: TypeAlias = Callable[[int, int], "optuna.samplers.BaseSampler"]
 """Makes a sampler from a seed and a number of startup trials, for samplers that learn."""
 
-SAMPLERS: dict[str, MakeSampler] = {"tpe": tpe, "random": random}
+SAMPLERS: dict[str, MakeSampler] = {
+    "tpe": tpe,
+    "gp": gp,
+    "cma-es": cma_es,
+    "awa": awa,
+    "random": random,
+    "quasi-random": quasi_random,
+}
+PACKAGES = {"cma-es": "cmaes", "awa": "cmaes"}
+"""Packages, beside Optuna, that a sampler needs."""
 
 
 def find_sampler(name: str) -> MakeSampler:
     """Return the sampler of that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or its package is not installed.
 
     """
     if name not in SAMPLERS:
         known = " or ".join(map(repr, SAMPLERS))
         raise ValueError(f"search.sampler: Input should be {known}, but got {name!r}")
+    if name in PACKAGES and find_spec(PACKAGES[name]) is None:
+        package = PACKAGES[name]
+        raise ValueError(
+            f"search.sampler: {name!r} needs the package {package}; pip install {package}"
+        )
     return SAMPLERS[name]
