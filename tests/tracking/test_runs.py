@@ -1,0 +1,33 @@
+"""Contents of runs in MLflow: a candidate that was stopped has no score, and its items count."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.search.jobs import Finished
+from cabs_search.tracking.runs import STATUSES, SearchProgress, candidate_metrics
+
+STOPPED = Finished(
+    number=3,
+    recipe=make_recipe(make_method("task-arithmetic", ("a", "b")), {"a": 0.5, "b": 1.0}),
+    state="stopped",
+    scored=None,
+    items=200,
+    partial_score=0.7,
+    materialize_seconds=0.1,
+    started=datetime(2026, 1, 1),
+    ended=datetime(2026, 1, 2),
+    error=None,
+)
+
+
+def test_a_stopped_candidate_has_no_score_but_what_it_had_so_far() -> None:
+    metrics = candidate_metrics(STOPPED)
+    assert metrics == {"materialize_seconds": 0.1, "partial_score": 0.7, "items": 200.0}
+    assert STATUSES[STOPPED.state] == "KILLED"
+
+
+def test_its_items_are_spent_and_the_best_stays() -> None:
+    after = SearchProgress(items=600, best=0.8).after(STOPPED, ended=5)
+    assert after == SearchProgress(items=800, best=0.8, ended=5)
