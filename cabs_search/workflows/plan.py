@@ -98,7 +98,9 @@ class Plan:
             rows += [("vectors", f"{self.vectors}"), ("bytes, memory, time", "unknown")]
             rows += [("not checked", text) for text in self.unreachable]
         else:
-            rows += _needs_rows(self.vectors, self.needs)
+            rows += _needs_rows(
+                self.vectors, self.needs, has_pruner=bool(self.spec["search"]["pruner"])
+            )
         resolved = yaml.safe_dump(self.spec, sort_keys=False, allow_unicode=True)
         return "\n".join([resolved, *table(rows)])
 
@@ -115,11 +117,12 @@ def _heads_text(heads: Mapping[str, tuple[str, ...]]) -> list[str]:
     ]
 
 
-def _needs_rows(vectors: int, needs: Needs) -> list[tuple[str, str]]:
+def _needs_rows(vectors: int, needs: Needs, *, has_pruner: bool) -> list[tuple[str, str]]:
     size = show_bytes(needs.cache_bytes)
+    limit = "at most " if has_pruner else ""
     stored = f"{vectors} ({needs.vectors_cached} in the cache), about {size} in all"
     return [
-        ("items to score", f"{needs.items:,}"),
+        ("items to score", f"{limit}{needs.items:,}"),
         ("vectors", stored),
         ("memory a worker", f"about {show_bytes(needs.worker_bytes)}"),
         ("speed a worker", f"{needs.items_per_second:.0f} items/s, measured now"),
