@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cabs_search.common.files import use_write_ahead_log
 from cabs_search.common.formats import first_line
+from cabs_search.common.redact import without_password
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.folder import StudyFolder, StudyId
 
@@ -38,7 +39,7 @@ class StudyDatabase:
         self.id = study_id
         self._storage, self._study = _open(folder, url, name)
         self._study_id = self._storage.get_study_id_from_name(name)
-        source = url or StudyFolder(folder).study_database.name
+        source = without_password(url or StudyFolder(folder).study_database.name)
         if self._study.user_attrs.get("id", str(study_id)) != str(study_id):
             raise ValueError(
                 f"{source}: the study {name!r} there belongs to another record; choose"
@@ -148,6 +149,5 @@ def _open(
             storage=storage, study_name=name, direction="maximize", load_if_exists=True
         )
     except Exception as error:
-        raise ValueError(
-            f"{url_or_file}: the study cannot be opened: {first_line(error)}"
-        ) from error
+        reason = f"{url_or_file}: the study cannot be opened: {first_line(error)}"
+        raise ValueError(without_password(reason)) from error

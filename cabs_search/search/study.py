@@ -101,13 +101,13 @@ class Study:
         self.scored_items = 0
         self._database = database
         self._candidates = Candidates.of(spec)
-        pruner = spec.search.pruner and find_pruner(spec.search.pruner)(spec.search.trials)
+        name, pruner = spec.search.pruner, None
+        if name is not None:
+            pruner = find_pruner(name)(spec.search.trials)
         self._has_looks = pruner is not None
         inputs = [task.inputs for task in spec.tasks.values()]
         self._share_texts = any(inputs.count(one) > 1 for one in inputs)
-        self._proposer = Proposer(
-            self._candidates, spec.search.sampler, len(trials), pruner or None
-        )
+        self._proposer = Proposer(self._candidates, spec.search.sampler, len(trials), pruner)
         self._ended = EndedCandidates(on_finished)
         self._jobs = OpenJobs()
         references = reference_recipes(spec.experts).values() if confirms_references else ()

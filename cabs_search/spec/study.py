@@ -121,6 +121,11 @@ class Spec:
         """Number of Ray workers."""
         return self.search.workers or os.cpu_count() or 1
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods to search, then of the baselines."""
+        return (*self.space.method, *self.baselines)
+
     def expert_of(self, task: str) -> str:
         """Return the expert whose head scores a task."""
         return self.tasks[task].expert or task

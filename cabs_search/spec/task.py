@@ -168,7 +168,7 @@ class Task:
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """What two tasks have in common whose items share a pass through the trunk.
+        """Fields that are equal in tasks whose items share a pass through the trunk.
 
         Items of such tasks are ordered by their texts alone, so that both have the same order.
         """

@@ -105,10 +105,8 @@ def _prune_calibrated(
     needing: dict[str, Spec] = {}
     for row in rows:
         try:
-            check_calibration(
-                (*row.spec.space.method, *row.spec.baselines), row.spec.experts, row.spec.heads
-            )
-            if calibrated_methods((*row.spec.space.method, *row.spec.baselines)):
+            check_calibration(row.spec.methods, row.spec.experts, row.spec.heads)
+            if calibrated_methods(row.spec.methods):
                 needing[row.label] = row.spec
         except ValueError as error:
             failures[row.label] = first_line(error)

@@ -27,6 +27,7 @@ from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.candidates import Candidates, reference_recipes
 from cabs_search.search.pruners.registry import check_pruner
 from cabs_search.search.samplers.registry import find_sampler
+from cabs_search.search.space import size
 from cabs_search.spec.load import load_reachable
 from cabs_search.spec.locations import UnreachableError, cache_folder
 from cabs_search.spec.study import Spec
@@ -143,10 +144,8 @@ def plan(path: str | Path) -> Plan:
         ValueError: the spec is wrong, or its models or data as far as they can be had.
 
     """
-    from cabs_search.search.space import size
-
     spec, missing = load_reachable(path)
-    check_calibration((*spec.space.method, *spec.baselines), spec.experts, spec.heads)
+    check_calibration(spec.methods, spec.experts, spec.heads)
     find_sampler(spec.search.sampler)
     check_pruner(spec.search.pruner, spec.tasks)
     candidates = Candidates.of(spec)

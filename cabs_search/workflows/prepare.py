@@ -132,7 +132,7 @@ def prune_calibrated(prepared: Prepared, specs: Iterable[Spec], say: Say) -> Cal
 
 
 def _calibrated_masks(spec: Spec) -> list[MaskRule]:
-    check_calibration((*spec.space.method, *spec.baselines), spec.experts, spec.heads)
+    check_calibration(spec.methods, spec.experts, spec.heads)
     # With one density for all experts each vector is there already: it is pruned alone.
     shared = replace(spec, space=spec.space.replace(density_shared=True))
     methods = Candidates.of(shared).all_methods()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from optuna.trial import TrialState
 
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search.candidates import Candidates
+from cabs_search.search.proposals import Proposer
 from cabs_search.search.pruners.race import ROUNDS, RacePruner
 from cabs_search.search.pruners.registry import PRUNERS, check_pruner
 from cabs_search.spec.load import parse
@@ -20,7 +22,8 @@ from cabs_search.tasks.load import load_study_items
 from tests.conftest import pico_values
 from tests.support.bench import Bench
 
-BASELINES = {"task-arithmetic": {"lambda": [0.7]}}
+BASELINES = {"task-arithmetic": {"lambda": [0.7, 0.0]}}
+"""The second is worse than nearly all else."""
 
 
 def spec_of(pico: Path, pruner: str | None) -> Spec:
@@ -67,8 +70,8 @@ def test_worse_candidates_stop_and_all_else_goes_on(
     spent = sum(f.items for f in bench.finished)
     assert board.spent.items["search"] == spent
     assert any(f"{len(stopped)} candidates were not scored" in line for line in board.spent.text)
-    (baseline,) = Candidates.of(spec).baseline_recipes
-    assert baseline.key in bench.outcomes.scored("search"), "a baseline is never stopped"
+    baselines = {recipe.key for recipe in Candidates.of(spec).baseline_recipes}
+    assert baselines <= bench.outcomes.scored("search").keys(), "a baseline is never stopped"
     for finished in stopped:
         assert finished.scored is None
         assert finished.partial_score is not None
@@ -97,7 +100,7 @@ def test_a_race_that_is_killed_goes_on_as_if_it_was_not(
     assert len(scored) == len(set(scored)), "no block is scored twice"
     trials = bench.trials()
     assert not [t for t in trials if t.state == TrialState.RUNNING]
-    assert len([t for t in trials if t.state.is_finished()]) >= spec.search.trials
+    assert len(trials) == len(bench.finished) == spec.search.trials, "the stopped count again"
     rounds = [t.user_attrs.get(ROUNDS) for t in bench.study._proposer._study.get_trials()]
     assert all(rounds[: len(trials) - 1]), "races go on against candidates of earlier runs"
 
@@ -111,6 +114,31 @@ def test_a_race_needs_metrics_that_are_means_and_a_known_name(pico: Path) -> Non
     with pytest.raises(ValueError, match="race needs metrics that are means over items, .* got f1"):
         check_pruner("race", parse(values).tasks)
     check_pruner("race", spec.tasks)
+
+
+def test_tasks_on_the_same_texts_make_one_score_a_round(
+    pico: Path, items: Any, tmp_path: Path
+) -> None:
+    """Their items are not independent, and bets on each would count the same news twice."""
+    spec = spec_of(pico, "race")
+    mood = spec.tasks["mood"]
+    twins = {name: replace(task, dataset=mood.dataset) for name, task in spec.tasks.items()}
+    for tasks, columns in ((spec.tasks, 3), (twins, 1)):
+        folder = tmp_path / str(columns)
+        bench = Bench(replace(spec, tasks=tasks), folder, items)
+        bench.run(blocks=60)
+        rounds = [t.user_attrs.get(ROUNDS) for t in bench.study._proposer._study.get_trials()]
+        assert {len(round_) for one in rounds if one for round_ in one} == {columns}
+
+
+def test_nobody_loses_a_race_to_a_candidate_that_failed(pico: Path) -> None:
+    proposer = Proposer(Candidates.of(spec_of(pico, "race")), "random", 0, RacePruner(24))
+    failed, other = (proposer.propose().trial for _ in range(2))
+    proposer.report(failed, np.ones((100, 3)))
+    proposer.report(other, np.zeros((100, 3)))
+    assert proposer.is_beaten(other)
+    proposer.tell(failed, None)
+    assert not proposer.is_beaten(other)
 
 
 def test_races_compare_the_rounds_that_both_have() -> None:

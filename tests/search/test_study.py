@@ -389,3 +389,10 @@ def test_a_task_scored_by_another_head_is_another_study(
     values["tasks"]["mood"]["expert"] = "pair"
     with pytest.raises(ValueError, match=r"tasks.mood.expert differs"):
         Bench(parse(values), tmp_path, items)
+
+
+def test_an_error_of_the_database_shows_no_password(pico: Path, items: Any, tmp_path: Path) -> None:
+    spec = parse(pico_values(pico, storage="postgresql+nodriver://me:hunter2@127.0.0.1:1/x"))
+    with pytest.raises(ValueError, match="the study cannot be opened") as raised:
+        Bench(spec, tmp_path, items)
+    assert "hunter2" not in str(raised.value)

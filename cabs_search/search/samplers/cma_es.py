@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import optuna
+import optuna
 
 
 def cma_es(seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:
     """Make Optuna's CMA-ES, random for the first ``startup_trials``."""
-    import optuna
-
     return optuna.samplers.CmaEsSampler(
         seed=seed, n_startup_trials=startup_trials, warn_independent_sampling=False
     )

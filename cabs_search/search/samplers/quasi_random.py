@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import optuna
+import optuna
 
 
 def quasi_random(seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:  # noqa: ARG001
     """Make Optuna's sampler of a scrambled Sobol sequence."""
-    import optuna
-
     with warnings.catch_warnings():
         # the class counts as experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

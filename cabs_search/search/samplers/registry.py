@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
+
+import optuna
 
 from cabs_search.search.samplers.awa import awa
 from cabs_search.search.samplers.cma_es import cma_es
@@ -13,10 +15,7 @@ from cabs_search.search.samplers.quasi_random import quasi_random
 from cabs_search.search.samplers.random import random
 from cabs_search.search.samplers.tpe import tpe
 
-if TYPE_CHECKING:
-    import optuna
-
-MakeSampler: TypeAlias = Callable[[int, int], "optuna.samplers.BaseSampler"]
+MakeSampler: TypeAlias = Callable[[int, int], optuna.samplers.BaseSampler]
 """Makes a sampler from a seed and a number of startup trials, for samplers that learn."""
 
 SAMPLERS: dict[str, MakeSampler] = {

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import optuna
+import optuna
 
 
 def tpe(seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:
     """Make Optuna's TPE, random for the first ``startup_trials``."""
-    import optuna
-
     with warnings.catch_warnings():
         # group, multivariate and constant_liar count as experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
