@@ -54,10 +54,10 @@ class Checkpoint:
             if (self.folder / single).is_file():
                 return [self.folder / single]
             if index.is_file():
-                files = {self.folder / f for f in _json(index).get("weight_map", {}).values()}
-                if not files:
+                file_of = _json(index).get("weight_map")
+                if not file_of or not isinstance(file_of, dict):
                     raise ValueError(f"{index}: names no files")
-                return sorted(files)
+                return sorted({self.folder / str(file) for file in file_of.values()})
         raise ValueError(
             f"{self.folder}: holds neither model.safetensors nor pytorch_model.bin, whole or"
             " sharded"
@@ -68,9 +68,12 @@ class Checkpoint:
             try:
                 if path.suffix == ".bin":
                     # Files from before torch 1.6 are not zip archives and cannot be mapped.
-                    self._open[path] = torch.load(
+                    tensors = torch.load(
                         path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True
                     )
+                    if not isinstance(tensors, dict):
+                        raise ValueError(f"{path}: must hold tensors by name")
+                    self._open[path] = tensors
                 else:
                     self._open[path] = safe_open(path, framework="pt")
             except (
@@ -115,10 +118,18 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of names, dtypes, shapes and bytes; the same for one file and for shards."""
+        """Hash of names, dtypes, shapes and bytes; the same for one file and for shards.
+
+        Raises:
+            ValueError: a weight is not finite.
+
+        """
         digest = hashlib.blake2b(digest_size=16)
         for raw, name in sorted((raw, name) for name, raw in self._in_file.items()):
             tensor = self.read(name).contiguous()
+            # A finite sum proves that all are finite, in one pass instead of two.
+            if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+                raise ValueError(f"{self.folder}: every weight must be finite, but {name} is not")
             digest.update(f"{raw} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(as_bytes(tensor))
         return digest.hexdigest()
@@ -153,7 +164,9 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold a JSON object, but got {type(content).__name__}")
     return content

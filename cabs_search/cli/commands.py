@@ -158,6 +158,7 @@ def _merge(options: argparse.Namespace) -> None:
             f"--method: {options.method} needs calibration items, which only a study has; use run"
             " or compare"
         )
+    _check_settings(options, settings)
     recipe = make_recipe(method, lambdas)
     family = Family.open(
         locate(options.base), {name: locate(path) for name, path in experts.items()}
@@ -172,6 +173,20 @@ def _merge(options: argparse.Namespace) -> None:
     ) as bar:
         to = export(family, recipe, options.to, dtype=dtype, progress=bar.update)
     _print_export(options, recipe, to)
+
+
+def _check_settings(options: argparse.Namespace, given: Mapping[str, str | None]) -> None:
+    """Raise ValueError if an option is given that the method does not use."""
+    from cabs_search.merging.masks.rules import settings
+    from cabs_search.merging.recipe import rule_of
+
+    own = set(settings(rule_of(options.method)))
+    used = own | ({"overlap-merge"} if "overlap" in own else set())
+    names = {name for name, value in given.items() if value is not None}
+    names |= {"overlap-merge"} if options.overlap_merge != "sum" else set()
+    if unused := sorted(names - used):
+        known = ", ".join(f"--{name}" for name in sorted(used)) or "no settings"
+        raise ValueError(f"--{unused[0]}: {options.method} does not use it; it has {known}")
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -197,6 +212,8 @@ def _ui(options: argparse.Namespace) -> None:
     folder, uri = options.folder, uri_of(options.folder)
     if not is_server(uri) and not StudyFolder(folder).tracking_database.is_file():
         raise ValueError(f"{folder}: holds no mlflow.db, and no address of a tracking server")
+    if not is_server(uri):
+        _check_free(options.port)
     root = uri if is_server(uri) else f"http://127.0.0.1:{options.port}"
     links = _links(folder, uri, root)
     if not links:
@@ -210,17 +227,32 @@ def _ui(options: argparse.Namespace) -> None:
         _serve(uri, options.port)
 
 
+def _check_free(port: int) -> None:
+    """Raise ValueError if a program listens at a port of this machine."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ValueError(f"--port: {port} is taken; choose another") from None
+
+
 def _serve(uri: str, port: int) -> None:
-    """Run MLflow's UI on this machine until it is stopped."""
+    """Run MLflow's UI on this machine until it, or this process, is stopped."""
+    import signal
     import subprocess
 
     print("stop it with Ctrl-C", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
-        raise RuntimeError(
-            f"MLflow's UI did not start; is port {port} taken? Choose another with --port"
-        )
+    with subprocess.Popen(command, stdout=sys.stderr) as server:
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+        status = server.wait()
+    # MLflow ends with 0, or by the signal, when it was stopped.
+    if status > 0:
+        raise RuntimeError("MLflow's UI did not start; its own messages are above")
 
 
 def _links(folder: Path, uri: str, root: str) -> dict[str, str]:
@@ -242,7 +274,7 @@ def _links(folder: Path, uri: str, root: str) -> dict[str, str]:
         uri,
         root.rstrip("/"),
         name,
-        StudyId(Outcomes(StudyFolder(folder).outcomes, spec.tasks).study_id()),
+        StudyId(Outcomes(StudyFolder(folder).outcomes, spec.tasks, must_exist=True).study_id()),
         is_comparison=over is not None,
     )
 

@@ -134,11 +134,11 @@ def _add_search(command: argparse.ArgumentParser, trials: str, output: str) -> N
     """Add the options of commands that search, with help on two of them."""
     command.add_argument("--trials", type=_count, metavar="N", help=trials)
     command.add_argument(
-        "--workers", type=_count, metavar="N", help="Ray workers (default: one for each core)"
+        "--workers", type=_count, metavar="N", help="Ray workers (default: one per core)"
     )
     command.add_argument("--output", type=Path, metavar="DIR", help=output)
     command.add_argument(
-        "--address", help="join a Ray cluster that runs, such as auto or ray://HOST:10001"
+        "--address", metavar="auto|HOST:PORT", help="join the Ray cluster that runs there"
     )
     command.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow's (default: SQLite in the folder)"

@@ -25,7 +25,7 @@ SMALL_SECONDS = 0.3
 MAX_BATCH_JOBS = 8
 """Jobs in a batch: the sampler proposes them without knowing one another's scores."""
 AHEAD_SHARE = 1 / 8
-"""Share of the budget that may be out at workers at a time, but at least two jobs a worker."""
+"""Share of the budget that may be out at workers at a time, but at least two jobs per worker."""
 Batch = Mapping[str, Job]
 """Jobs by id."""
 

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ from typing import Any
 import ray
 from ray import tune
 from ray._private import ray_constants
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import RaySystemError, RpcError
 
 from cabs_search.cluster.dispatcher import Dispatcher
 from cabs_search.cluster.progress import Progress
@@ -130,6 +134,23 @@ def _run(study: JobSource, context: Context, progress: Progress) -> None:
     finally:
         dispatcher.flush()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def answers(address: str) -> bool:
+    """Tell whether a Ray cluster answers at HOST:PORT, or at ``auto``, where Ray itself finds one.
+
+    If something else answers there, it takes Ray 40 seconds to give up.
+    """
+    found = canonicalize_bootstrap_address(address)
+    if found is None:
+        return False
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        GcsClient(address=found)
+    except (OSError, RaySystemError, RpcError):
+        return False
+    return True
 
 
 def start_ray(cpus: int, address: str | None = None) -> None:

@@ -36,7 +36,7 @@ FORMAT = 2
 FIELDS = ("values", "bits", "offsets", "counts")
 """Parts stored of a tensor, in the order they are written."""
 Progress = Callable[[int], Any]
-"""Told the number of weights done, as they are done."""
+"""A function that is called with the number of weights done since its last call."""
 Piece = tuple[str, str, Kept | None]
 """A tensor, an expert, and what its vector keeps of the tensor."""
 
@@ -155,7 +155,7 @@ class VectorCache:
         missing: Mapping[str, Path],
         progress: Progress | None,
     ) -> Iterator[Piece]:
-        """Yield what vectors keep, from the cache as far as it has them."""
+        """Yield what each vector keeps of each tensor; read from the cache what it has."""
         survey = family.survey(mask, missing)
         stored = self.open(
             {expert: path for expert, path in paths.items() if expert not in missing}
@@ -180,7 +180,7 @@ class VectorCache:
                 yield tensor, expert, left
 
     def _write(self, family: Family, paths: Mapping[str, Path], pieces: Iterator[Piece]) -> None:
-        """Write entries from their pieces; pieces of other experts are passed over."""
+        """Write entries from their pieces; skip the pieces of other experts."""
         with ExitStack() as stack:
             writers = {expert: _EntryWriter(path, family, expert) for expert, path in paths.items()}
             for writer in writers.values():
@@ -219,7 +219,7 @@ class _EntryWriter(CheckpointWriter):
     """Writer of one entry."""
 
     def __init__(self, path: Path, family: Family, expert: str) -> None:
-        # The header's room is that of the largest counts there can be.
+        # The header is as long as the largest counts that are possible need.
         most = {tensor: family.numel(tensor) for tensor in family.alignment.shared}
         names = [f"{tensor}|{field}" for tensor in most for field in FIELDS]
         super().__init__(path, names, {"expert": expert, "kept": json.dumps(most)})

@@ -39,7 +39,12 @@ class Family:
 
         """
         opened = Checkpoint(base)
-        tuned = {name: Checkpoint(path, base=opened) for name, path in experts.items()}
+        tuned: dict[str, Checkpoint] = {}
+        for name, path in experts.items():
+            try:
+                tuned[name] = Checkpoint(path, base=opened)
+            except ValueError as error:
+                raise ValueError(f"experts.{name}: {error}") from error
         return cls(base=opened, experts=tuned, alignment=align(opened, tuned))
 
     @cached_property

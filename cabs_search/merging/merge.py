@@ -71,7 +71,7 @@ def merge(
     Args:
         base, experts: checkpoint folders; ``experts`` by name.
         lambdas: λ by expert.
-        method: one of ``recipe.METHOD_NAMES``, but for those that need calibration items.
+        method: one of ``recipe.METHOD_NAMES``, except those that need calibration items.
         nm: weights kept per block, weights per block.
         order: pruning order; None: the order of ``experts``.
         overlap_merge: as in ``recipe.make_method``.

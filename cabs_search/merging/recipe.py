@@ -204,12 +204,10 @@ def make_method(
     Args:
         name: one of METHOD_NAMES, or any other COMBINE-MASK.
         experts: the experts' names.
-        overlap_merge: ``sum`` or ``ties``, how vectors add up where rules that keep them apart
-            could
-            not; ``ties`` makes ``cabs`` the method ``ties-cabs``.
-        given: settings by name, each one value or (expert, value) pairs; None or absent: the
-            default
-            (``masks.settings``).
+        overlap_merge: ``sum`` or ``ties``: how vectors add up where a rule that keeps them apart
+            could not. ``ties`` makes ``cabs`` the method ``ties-cabs``.
+        given: settings by name, each one value or (expert, value) pairs. None or absent: the
+            default (``masks.settings``).
 
     Raises:
         ValueError: there is no such setting, or one breaks its rule.

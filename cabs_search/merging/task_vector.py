@@ -12,8 +12,8 @@ from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.merging.chunks import chunks, parallel_map
 
 PROBE_SIZE = 1 << 14
-"""Chunk size of the zero test: so small that torch starts no threads, which would keep ours
-waiting.
+"""Chunk size of the zero test: so small that torch starts no threads of its own, for which
+ours would wait.
 """
 NOT_FINITE = "every weight must be finite"
 
@@ -54,7 +54,7 @@ class Delta:
         values = self._tuned[part].to(torch.float32)
         if self._base is not None:
             values = values - self._base[part].to(torch.float32)
-        # The sum first: it tells in one pass instead of two.
+        # A finite sum proves that all are finite, in one pass instead of two.
         if self._check and not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
             raise ValueError(self._error)
         return values

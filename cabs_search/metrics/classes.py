@@ -51,7 +51,7 @@ class ClassMetric(Metric):
 
     @property
     def is_quick(self) -> bool:
-        """True, but for arguments that counts cannot follow."""
+        """True unless an argument cannot be computed from counts."""
         return True
 
     def weighted(self, predictions: Sequence[Values], labels: Values, weights: Values) -> Floats:

@@ -55,8 +55,8 @@ def topic(split: Split) -> Dataset:
 def headline(split: Split) -> Dataset:
     """Return pairs of a headline and a body, of the same article or of two on the same topic.
 
-    Articles of a topic are taken two by two, and both headlines are paired with the same one of
-    the two bodies: neither a headline nor a body alone tells the label. A couple is one group.
+    Articles of a topic are taken two at a time. Both headlines are paired with the body of one
+    of the two, so neither a headline nor a body alone tells the label. The two rows are a group.
     """
     rows = []
     for name in TOPICS:

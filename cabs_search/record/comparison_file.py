@@ -14,7 +14,8 @@ from cabs_search.spec.load import parse
 from cabs_search.spec.space import Space
 from cabs_search.spec.study import Spec
 
-FIELDS = {"spec", "over", "failures", "notes"}
+FIELDS = (("spec", dict), ("over", list), ("failures", dict), ("notes", list))
+"""Names and types of what is in the file."""
 
 
 def is_comparison(folder: str | Path) -> bool:
@@ -43,7 +44,7 @@ def stored_comparison(folder: Path) -> dict[str, Any]:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(plain, dict) or not plain.keys() >= FIELDS:
+    if not isinstance(plain, dict) or any(not isinstance(plain.get(f), t) for f, t in FIELDS):
         raise ValueError(f"{path}: spec, over, failures and notes must be in it")
     return plain
 

@@ -113,16 +113,25 @@ class Scored:
 class Outcomes:
     """The record of one study."""
 
-    def __init__(self, folder: Path, tasks: Mapping[str, Task]) -> None:
-        """Open the record of ``tasks`` in ``folder``, and make it if there is none.
+    def __init__(
+        self, folder: Path, tasks: Mapping[str, Task], *, must_exist: bool = False
+    ) -> None:
+        """Open the record of ``tasks`` in ``folder``.
+
+        Args:
+            folder: the record's folder.
+            tasks: the study's tasks, by name.
+            must_exist: whether it is an error that there is no record; if not, it is made.
 
         Raises:
-            ValueError: the file is damaged, or of another version.
+            ValueError: there is none, the file is damaged, or of another version.
 
         """
         self._tasks = tasks
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "outcomes.sqlite"
+        if must_exist and not self.path.is_file():
+            raise ValueError(f"{self.path}: no such file; the folder's record is lost")
+        folder.mkdir(parents=True, exist_ok=True)
         self._kept: sqlite3.Connection | None = None
         self._clock = time.monotonic()
         try:
@@ -142,7 +151,7 @@ class Outcomes:
     @contextmanager
     def kept_open(self) -> Iterator[None]:
         """Use one connection for everything inside the context, and restart the clock."""
-        # SQLite writes the log back when the last connection closes, which costs a block's time.
+        # SQLite writes the log back when the last connection closes: as long as a block takes.
         with closing(connect(self.path)) as self._kept:
             self._clock = time.monotonic()
             try:

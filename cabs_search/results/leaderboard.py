@@ -81,7 +81,7 @@ def read_leaderboard(folder: str | Path) -> Leaderboard:
             f"{folder}: holds no study; make one with: cabs-search run SPEC --output {folder}"
         )
     spec = load(path.spec, locations=False)
-    return build_leaderboard(spec, Outcomes(path.outcomes, spec.tasks))
+    return build_leaderboard(spec, Outcomes(path.outcomes, spec.tasks, must_exist=True))
 
 
 def build_leaderboard(spec: Spec, outcomes: Outcomes) -> Leaderboard:

@@ -38,7 +38,7 @@ def read_comparison(folder: Path) -> Comparison:
     """Read the comparison in a folder; raise ValueError if there is none."""
     stored = stored_comparison(folder)
     spec = parse(stored["spec"], str(StudyFolder(folder).comparison), locations=False)
-    scores = RecordScores.read(Outcomes(StudyFolder(folder).outcomes, spec.tasks))
+    scores = RecordScores.read(Outcomes(StudyFolder(folder).outcomes, spec.tasks, must_exist=True))
     return build_comparison(spec, stored["over"], scores, stored["failures"], stored["notes"])
 
 

@@ -47,7 +47,7 @@ def load_model(
         model, loading = auto.from_pretrained(
             checkpoint.folder, dtype=dtype, output_loading_info=True
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: config and weights disagree
         raise ValueError(
             f"experts.{expert}: cannot be loaded for {kind}: {first_line(error)}"
         ) from error

@@ -37,7 +37,7 @@ def load(path: str | Path, *, locations: bool = True) -> Spec:
 
 
 def load_reachable(path: str | Path) -> tuple[Spec, dict[str, str]]:
-    """Read a spec and make absolute the locations that can be had now.
+    """Read a spec and make absolute the locations that can be reached now.
 
     Returns:
         The spec, in which hub ids that the hub does not give stay as they are; and the reason by
@@ -70,6 +70,8 @@ def parse(
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{source}: a spec must be a mapping, but got {type(values).__name__}")
+    if isinstance(values.get("space"), Mapping) and "more" in values["space"]:
+        raise ValueError(f"{source}: space.more: no such field")
     try:
         spec = TypeAdapter(Spec).validate_python(dict(values))
     except ValidationError as error:
@@ -132,13 +134,15 @@ def _one_line(error: ValidationError) -> str:
     """Return the first error of a spec as ``field: rule and value``."""
     errors = error.errors()
     # Each branch of a union has errors: a validator's own message says most.
-    first = next((e for e in errors if e["type"] == "value_error"), errors[0])
+    said = [e for e in errors if e["type"] == "value_error"]
+    other = [e for e in errors if e["type"] != "literal_error"]
+    first = [*said, *other, *errors][0]
     where = ""
     for part in first["loc"]:
         if isinstance(part, int):
             where += f"[{part}]"
         # A part with brackets is no field: pydantic adds it to name a branch of a union.
-        elif "(" not in str(part) and "[" not in str(part):
+        elif not re.search(r"[(\[]|^constrained-", str(part)):
             where += f".{part}" if where else str(part)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -152,6 +156,7 @@ class _Loader(yaml.SafeLoader):
     """YAML in which 3:32 is text (not 212, in base 60) and a repeated key is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        self.flatten_mapping(node)
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:

@@ -46,6 +46,8 @@ def locate(text: str, relative_to: Path | None = None) -> Path:
         UnreachableError: the hub does not give a hub id.
 
     """
+    if not text:
+        raise ValueError("a folder or a hub id is needed, but got nothing")
     kind, _, rest = text.partition(":")
     if kind == "cache":
         return _existing(cache_folder() / rest, text)
@@ -56,7 +58,7 @@ def locate(text: str, relative_to: Path | None = None) -> Path:
             raise ValueError(f"{text}: package {name} is not installed")
         return _existing(Path(package.submodule_search_locations[0]) / inside, text)
     path = (relative_to or Path()) / Path(text).expanduser()
-    is_hub_id = not path.exists() and not text.startswith(".") and re.fullmatch(HUB_ID, text)
+    is_hub_id = not path.exists() and not text.startswith((".", "~")) and re.fullmatch(HUB_ID, text)
     return _download(text) if is_hub_id else _existing(path, text)
 
 

@@ -16,6 +16,8 @@ from cabs_search.spec.space import Baseline, MethodName, Space
 from cabs_search.spec.task import Task, heads
 
 MOST_EXPERTS_IN_ALL_ORDERS = 6
+BASE = "base"
+"""Name that the base has beside the experts' names."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -28,7 +30,7 @@ class Search:
     pruner: Name | None = None
     """Rule that stops candidates before all their items are scored; None: all are scored."""
     workers: Count | None = None
-    """Number of Ray workers; None: one for each core."""
+    """Number of Ray workers; None: one per core."""
     block: Count = 50
     """Items of each task in one step of a worker."""
     confirm: Count = 20
@@ -74,6 +76,10 @@ class Spec:
         return self
 
     def _check_experts(self) -> None:
+        if BASE in self.experts:
+            raise ValueError(
+                f"experts.{BASE}: an expert must have another name; {BASE} is the base's"
+            )
         if self.space.order == "all" and len(self.experts) > MOST_EXPERTS_IN_ALL_ORDERS:
             raise ValueError(
                 f"space.order: all is for {MOST_EXPERTS_IN_ALL_ORDERS} experts at the most, but"

@@ -164,5 +164,5 @@ def _differences(a: Values, b: Values, strata: Strata | None) -> list[Floats]:
     names = np.zeros(x.size, dtype=np.int64) if strata is None else np.asarray(strata)
     parts = [(x - y)[names == name] for name in np.unique(names)]
     if min(part.size for part in parts) < 2:
-        raise ValueError("two items a stratum are needed")
+        raise ValueError("each stratum must have at least two items")
     return parts

@@ -58,7 +58,7 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
 
 
 def _chosen(spec: Spec, study: StudyFolder, trial: str) -> Scored:
-    searched = Outcomes(study.outcomes, spec.tasks).scored("search")
+    searched = Outcomes(study.outcomes, spec.tasks, must_exist=True).scored("search")
     if not searched:
         raise ValueError(f"{study.path}: no candidate is scored yet")
     if trial == "best":

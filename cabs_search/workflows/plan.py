@@ -65,8 +65,8 @@ class Plan:
     """Size and needs of a search."""
 
     spec: dict[str, Any]
-    """The resolved spec: every default and location written out, and hub ids that cannot be had
-    now as they are.
+    """The resolved spec: every default and location written out, and hub ids that cannot be
+    downloaded now as they are.
     """
     candidates: int
     """Candidates to score on the search split."""
@@ -79,9 +79,11 @@ class Plan:
     heads: Mapping[str, tuple[str, ...]]
     """Tensors outside the trunk, which are never merged, by expert."""
     needs: Needs | None
-    """None if models or data cannot be had now."""
+    """None if models or data cannot be read now."""
     unreachable: tuple[str, ...]
-    """Models and data that cannot be had now, and tasks that could not be checked without them."""
+    """Models and data that cannot be downloaded now, and tasks that could not be checked without
+    them.
+    """
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -125,8 +127,8 @@ def _needs_rows(vectors: int, needs: Needs, *, has_pruner: bool) -> list[tuple[s
     return [
         ("items to score", f"{limit}{needs.items:,}"),
         ("vectors", stored),
-        ("memory a worker", f"about {show_bytes(needs.worker_bytes)}"),
-        ("speed a worker", f"{needs.items_per_second:.0f} items/s, measured now"),
+        ("memory per worker", f"about {show_bytes(needs.worker_bytes)}"),
+        ("speed per worker", f"{needs.items_per_second:.0f} items/s, measured now"),
         ("time", f"about {needs.seconds / 60:.1f} minutes once workers run"),
     ]
 
@@ -141,7 +143,7 @@ def plan(path: str | Path) -> Plan:
         path: a spec's file, or the name of one that ships.
 
     Raises:
-        ValueError: the spec is wrong, or its models or data as far as they can be had.
+        ValueError: the spec is wrong, or its models or data as far as they can be read.
 
     """
     spec, missing = load_reachable(path)
@@ -160,7 +162,7 @@ def plan(path: str | Path) -> Plan:
     rows = references + len(spec.baselines) + min(spec.search.confirm, trials)
     family = _check_models(spec, missing)
     items, unreachable = _check_items(spec, missing)
-    # The combine rule of a method begins with the vectors of its mask alone.
+    # A combine rule reads the vectors that its mask rule leaves: these are stored as well.
     steps = methods | {Method(mask=method.mask) for method in methods}
     vectors, needs = len(steps) * len(spec.experts), None
     if family is not None and not unreachable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from cabs_search.search.pruners.registry import check_pruner
 from cabs_search.search.samplers.registry import find_sampler
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
-from cabs_search.spec.study import Spec
+from cabs_search.spec.study import BASE, Spec
 from cabs_search.tasks.items import Items, SplitName
 from cabs_search.tasks.load import load_study_items
 from cabs_search.tracking.background import Say
@@ -90,6 +89,8 @@ def prepare(
         check_reachable(address)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: must be a folder")
+    if cache_folder().exists() and not cache_folder().is_dir():
+        raise ValueError(f"{cache_folder()}: the cache must be a folder; see CABS_SEARCH_CACHE")
     check_folder(folder, spec.space, over)
     find_sampler(spec.search.sampler)
     check_pruner(spec.search.pruner, spec.tasks)
@@ -99,7 +100,7 @@ def prepare(
     check_groups(spec.space.groups, family.alignment.shared)
     items = load_study_items(spec)
     pick_device(spec.device)
-    weights = {"base": family.base.fingerprint} | family.fingerprints
+    weights = {BASE: family.base.fingerprint} | family.fingerprints
     return Prepared(spec=spec, folder=folder, family=family, items=items, weights=weights)
 
 
@@ -183,12 +184,22 @@ def check_groups(groups: Groups, tensors: Collection[str], *, is_whole: bool = T
 
 
 def check_reachable(address: str) -> None:
-    """Raise RuntimeError if nothing answers at HOST:PORT, where Ray would wait without end."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        except OSError as error:
-            raise RuntimeError(
-                f"--address {address}: no Ray cluster answers there: {error}"
-            ) from error
+    """Check that a Ray cluster answers at an address; Ray itself would wait without end.
+
+    Raises:
+        ValueError: the address is neither ``auto`` nor HOST:PORT.
+        RuntimeError: no cluster answers there.
+
+    """
+    from cabs_search.cluster.driver import answers
+
+    host, _, port = address.rpartition(":")
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"--address {address}: a driver must run on a machine of the cluster and join it by"
+            " auto or HOST:PORT; from outside, send it there with jobs/launch.py"
+        )
+    if address != "auto" and not (host and port.isdecimal() and int(port) < 1 << 16):
+        raise ValueError(f"--address: auto or HOST:PORT is needed, but got {address}")
+    if not answers(address):
+        raise RuntimeError(f"--address {address}: no Ray cluster answers there")

@@ -67,7 +67,7 @@ def run(
             write_spec(spec, folder)
             calibrated = prune_calibrated(prepared, [spec], say)
         except ValueError:
-            if is_new:  # refused before anything was done
+            if is_new:  # bad input: nothing was done yet
                 shutil.rmtree(folder)
             raise
         record_versions(folder)

@@ -223,12 +223,12 @@ def draw(methods: Sequence[Vectors], to: Path) -> None:
         _draw_matrix(axes[3], "cosine of what is kept", vectors.experts, vectors.kept_cosine)
     to.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(to) as temporary:
-        figure.savefig(temporary, format=to.suffix[1:], dpi=110)
+        figure.savefig(temporary, format=to.suffix[1:].lower(), dpi=110)
 
 
 def check_picture(to: Path) -> None:
     """Raise ValueError unless a picture can be written to such a file."""
-    if to.suffix not in (".png", ".svg", ".pdf"):
+    if to.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--picture: a .png, .svg or .pdf file is needed, but got {to}")
 
 

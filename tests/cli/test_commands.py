@@ -103,6 +103,40 @@ def broken_config(pico: Path, tmp: Path) -> list[object]:
     return wrong(lambda v: v["experts"].update(mood=str(tmp / "another-name")))(pico, tmp)
 
 
+def nan_in_base(pico: Path, tmp: Path) -> list[object]:
+    shutil.copytree(pico / "base", tmp / "sick")
+    tensors = load_file(tmp / "sick" / "model.safetensors")
+    tensors["pooler.dense.bias"][3] = float("nan")
+    save_file(tensors, tmp / "sick" / "model.safetensors")
+    return wrong(lambda v: v.update(base=str(tmp / "sick")))(pico, tmp)
+
+
+def torn_head(pico: Path, tmp: Path) -> list[object]:
+    """Ask for three classes where the head has two."""
+    shutil.copytree(pico / "mood", tmp / "torn")
+    config = json.loads((tmp / "torn" / "config.json").read_text())
+    config |= {"id2label": {str(i): str(i) for i in range(3)}, "label2id": {}}
+    (tmp / "torn" / "config.json").write_text(json.dumps(config))
+    return ["plan", wrong(lambda v: v["experts"].update(mood=str(tmp / "torn")))(pico, tmp)[1]]
+
+
+def config_of_a_list(pico: Path, tmp: Path) -> list[object]:
+    shutil.copytree(pico / "mood", tmp / "odd")
+    (tmp / "odd" / "config.json").write_text("[]")
+    return wrong(lambda v: v["experts"].update(mood=str(tmp / "odd")))(pico, tmp)
+
+
+def lost_record(pico: Path, tmp: Path) -> list[object]:
+    (tmp / "lost" / "outcomes").mkdir(parents=True)
+    write_spec(tmp / "lost" / "spec.yaml", pico_values(pico))
+    return ["report", tmp / "lost"]
+
+
+def rename_to_base(values: dict[str, Any]) -> None:
+    values["experts"]["base"] = values["experts"].pop("mood")
+    values["tasks"]["mood"]["expert"] = "base"
+
+
 WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "no command": (lambda _p, _t: [], "COMMAND"),
     "unknown command": (lambda _p, _t: ["fly"], "'fly'"),
@@ -113,6 +147,14 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
         "x.yaml: base: /no/where: no such folder",
     ),
     "wrong field": (wrong(lambda v: v.update(lamda=1)), "x.yaml: lamda: no such field"),
+    "order of names": (
+        wrong(lambda v: v["space"].update(order=list(EXPERTS))),
+        "x.yaml: space.order[0]: Input should be a valid tuple, but got 'mood'",
+    ),
+    "n:m of fractions": (
+        wrong(lambda v: v["space"].update(nm=[[2, 8.9]])),
+        "n:m must be two whole numbers such as 64:256",
+    ),
     "n > m": (
         wrong(lambda v: v["space"].update(nm=["128:64"])),
         "space.nm[0]: n <= m must hold, but got 128:64",
@@ -128,6 +170,22 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "another shape": (
         other_shape,
         "experts.mood: an expert must have the base's architecture, but hidden_size is 32",
+    ),
+    "an expert named base": (
+        wrong(rename_to_base),
+        "x.yaml: experts.base: an expert must have another name",
+    ),
+    "NaN in the base": (nan_in_base, "every weight must be finite, but pooler.dense.bias is not"),
+    "three classes, two weights": (torn_head, "experts.mood: cannot be loaded"),
+    "a list for a config": (config_of_a_list, "config.json: must hold a JSON object, but got list"),
+    "no record": (lost_record, "outcomes.sqlite: no such file"),
+    "address of a client": (
+        lambda p, t: [*wrong(lambda _: None)(p, t), "--address", "ray://127.0.0.1:1"],
+        "--address ray://127.0.0.1:1: a driver must run on a machine of the cluster",
+    ),
+    "address without a port": (
+        lambda p, t: [*wrong(lambda _: None)(p, t), "--address", "foo"],
+        "--address: auto or HOST:PORT is needed, but got foo",
     ),
     "no head": (headless, "experts.mood: the expert that scores mood must have a head"),
     "part of a head": (
@@ -162,6 +220,18 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "no runs": (lambda _p, t: ["ui", t], "holds no mlflow.db"),
     "merge n > m": (merge_with("--nm", "9:8"), "n <= m must hold, but got 9:8"),
     "merge nm": (merge_with("--nm", "half"), "such as 64:256, but got half"),
+    "merge nm without n:m": (
+        merge_with("--method", "task-arithmetic", "--nm", "2:8"),
+        "--nm: task-arithmetic does not use it; it has no settings",
+    ),
+    "merge density with n:m": (
+        merge_with("--density", "0.5"),
+        "--density: cabs does not use it; it has --nm, --order, --overlap, --overlap-merge, --tail",
+    ),
+    "merge seed": (
+        merge_with("--method", "dare", "--seed", "abc"),
+        "a seed must be a whole number from 0, but got abc",
+    ),
     "merge order": (merge_with("--order", "mood"), "order must name every expert once"),
     "merge method": (
         merge_with("--method", "magic"),

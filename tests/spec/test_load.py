@@ -139,6 +139,7 @@ def test_bad_values_meet_one_line(
         ("", "a spec must be a mapping, but got NoneType"),
         ("name: a\nname: b", "name stands twice"),
         ("name: a", "base: "),
+        ("space: {more: {}}", "space.more: no such field"),
     ],
 )
 def test_a_file_that_is_no_spec(tmp_path: Path, text: str, message: str) -> None:

@@ -226,5 +226,5 @@ def test_too_few_values_are_refused() -> None:
         welch([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="of the same items, but got 2 and 3"):
         paired([1.0, 2.0], [1.0, 2.0, 3.0])
-    with pytest.raises(ValueError, match="two items a stratum"):
+    with pytest.raises(ValueError, match="each stratum must have at least two items"):
         paired([1.0, 2.0], [1.0, 2.0], ["a", "b"])

@@ -29,7 +29,7 @@ def test_a_plan_names_the_heads_that_are_never_merged(
     assert found.heads == dict.fromkeys(EXPERTS, ("classifier.bias", "classifier.weight"))
     heads = "classifier.bias, classifier.weight of mood, animal, pair: never merged"
     assert [line for line in found.as_text().splitlines() if line.startswith("heads ")] == [
-        f"heads            {heads}"
+        f"heads              {heads}"
     ]
 
 

@@ -82,7 +82,7 @@ def _add_lanes(_: Any, total: Any, values: Any, bits: Any, scale: Any) -> Any:
 @intrinsic  # type: ignore[untyped-decorator]
 def _stream_lanes(_: Any, out: Any, first: Any, second: Any) -> Any:
     """Write LANES sums of float32 to ``out``, past the cache; its address is a multiple of 64."""
-    # A model is larger than the cache, which would be filled with what is overwritten at once.
+    # A model is larger than the cache: written through it, it would push out what is still read.
     lanes = ir.VectorType(ir.FloatType(), LANES)
 
     def code(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
@@ -174,7 +174,7 @@ def write(
         kinds: how each vector's positions are stored, [vectors].
         values, indices, counts: addresses of each vector's values and positions, as
             ``packed.Packed`` holds them.
-        starts: which of its values is each vector's first here.
+        starts: index of each vector's first value in this part.
         scales: λ, float32, [vectors].
         first, stop, numel: weights.
 
@@ -186,7 +186,7 @@ def write(
     total, at = np.empty(ROOM, np.float32), starts.copy()
     for low in range(first, stop, ROOM):
         size = min(low + ROOM, stop) - low
-        total[:] = np.float32(-0.0)  # -0.0 + x is x, whatever x is; 0.0 + -0.0 is not
+        total[:] = np.float32(-0.0)  # -0.0 + x is x for every x; 0.0 + -0.0 is 0.0
         for j in range(len(kinds)):
             value, scale = numba.carray(_at(values[j]), (numel,), np.float32)[at[j] :], scales[j]
             if kinds[j] == WHOLE:

@@ -113,7 +113,9 @@ def parse_nm(text: str | Sequence[int]) -> NM:
     """Read ``"64:256"`` or a pair of numbers. Raises ValueError unless 0 < n <= m."""
     try:
         n, m = (int(part) for part in (text.split(":") if isinstance(text, str) else text))
-    except ValueError:
+        if not isinstance(text, str) and (n, m) != tuple(text):
+            raise ValueError(text)
+    except (TypeError, ValueError):
         raise ValueError(f"n:m must be two whole numbers such as 64:256, but got {text}") from None
     check_nm(n, m)
     return NM(n, m)
@@ -141,6 +143,13 @@ def parse_density(value: Any) -> float:
 def parse_order(value: str | Sequence[str]) -> tuple[str, ...]:
     """Read a pruning order: a list of experts, or their names with commas between them."""
     return tuple(value.split(",")) if isinstance(value, str) else tuple(value)
+
+
+def parse_seed(value: Any) -> int:
+    """Read a seed. Raises ValueError unless it is a whole number from 0."""
+    if not str(value).isdecimal():
+        raise ValueError(f"a seed must be a whole number from 0, but got {value}")
+    return int(value)
 
 
 def check_order(order: Sequence[str], experts: Sequence[str]) -> None:
@@ -218,7 +227,7 @@ TAIL = Setting(
 )
 SEED = Setting(
     name="seed",
-    parse=int,
+    parse=parse_seed,
     default=lambda experts, before: 0,
     metavar="N",
     help="of random masks (default 0)",
