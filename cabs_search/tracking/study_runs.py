@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cabs_search.common.files import use_write_ahead_log
 from cabs_search.record.folder import StudyFolder, StudyId
-from cabs_search.tracking.runs import PARENT_TAG, STUDY_TAG, TRIAL_TAG, SearchProgress
+from cabs_search.tracking.runs import PARENT_TAG, STATUSES, STUDY_TAG, TRIAL_TAG, SearchProgress
 from cabs_search.tracking.server import connect, default_uri
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _start(run: Any) -> int:
 
 def _end(run: Any) -> int | None:
     """Return a candidate's end in milliseconds; None if its run is not written whole."""
-    return run.info.end_time if run.info.status in ("FINISHED", "FAILED") else None
+    return run.info.end_time if run.info.status in STATUSES.values() else None
 
 
 def _progress(run: Any) -> SearchProgress | None:

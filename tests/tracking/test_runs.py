@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 
 from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.record.folder import StudyId
 from cabs_search.search.jobs import Finished
 from cabs_search.tracking.runs import STATUSES, SearchProgress, candidate_metrics
+from cabs_search.tracking.study_runs import find_runs
+from cabs_search.tracking.writes import write_candidate
 
 STOPPED = Finished(
     number=3,
@@ -31,3 +35,11 @@ def test_a_stopped_candidate_has_no_score_but_what_it_had_so_far() -> None:
 def test_its_items_are_spent_and_the_best_stays() -> None:
     after = SearchProgress(items=600, best=0.8).after(STOPPED, ended=5)
     assert after == SearchProgress(items=800, best=0.8, ended=5)
+
+
+def test_a_restart_does_not_count_its_items_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        runs = find_runs(tmp_path, None, StudyId("id"), "s", "s")
+        runs.progress = runs.progress if runs.children else SearchProgress(items=600, best=0.8)
+        write_candidate(runs, STOPPED, "red")
+        assert runs.progress.items == 800
