@@ -107,6 +107,8 @@ class Kind(ABC):
     """True if metrics of other names may be computed by ``evaluate``."""
     takes_choices: ClassVar[bool] = False
     """True if tasks have a field ``choices``."""
+    has_log_losses: ClassVar[bool] = True
+    """True if a loss is minus the log of the right answer's probability."""
     default_max_length: ClassVar[int] = 128
     default_stride: ClassVar[int | None] = None
     """None: tasks have no field ``stride``."""

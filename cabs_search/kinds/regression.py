@@ -25,6 +25,7 @@ class Regression(Kind):
     head: ClassVar[str] = "ForSequenceClassification"
     metrics: ClassVar[tuple[Metric, ...]] = OF_NUMBERS
     predicts: ClassVar[type[Any]] = float
+    has_log_losses: ClassVar[bool] = False
 
     def check_head(self, where: str, expert: str, config: Any) -> None:
         """Raise ValueError unless the head is one for sequences with one output."""

@@ -53,6 +53,7 @@ WHERE recipe = ? AND split = ? ORDER BY block
 RECIPES_BY_COMPLETION = """
 SELECT recipe FROM blocks WHERE split = ? GROUP BY recipe ORDER BY max(rowid)
 """
+Floats = npt.NDArray[np.float64]
 BlockRow = tuple[str, bytes, bytes, str, float]
 """A row of BLOCKS_OF_RECIPE."""
 ItemsOfSplits = Mapping[SplitName, Mapping[str, Items]]
@@ -108,6 +109,16 @@ class Scored:
     def items(self) -> int:
         """Number of items scored."""
         return sum(len(outcome.scores) for outcome in self.tasks.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """Prediction of a candidate's score on the search split."""
+
+    recipe: Recipe
+    mean: float
+    deviation: float
+    """Standard deviation of the score about it."""
 
 
 class Outcomes:
@@ -217,6 +228,38 @@ class Outcomes:
             db.execute("INSERT OR IGNORE INTO search VALUES ('id', ?)", (uuid.uuid4().hex,))
             return str(db.execute("SELECT value FROM search WHERE key = 'id'").fetchone()[0])
 
+    def expect(self, expected: Expected) -> None:
+        """Keep what a candidate is expected to score, before it is scored."""
+        self._keep(f"expected {expected.recipe.key}", expected)
+
+    def recommend(self, expected: Expected, value: str = "") -> None:
+        """Keep which candidate a search recommends; ``value``: of a comparison, which search."""
+        self._keep(f"recommended {value}", expected)
+
+    def _keep(self, key: str, expected: Expected) -> None:
+        text = json.dumps([expected.recipe.as_dict(), expected.mean, expected.deviation])
+        with self._connect() as db:
+            known = db.execute("SELECT value FROM search WHERE key = ?", (key,)).fetchone()
+            if known != (text,):  # a run that finds nothing new writes nothing
+                db.execute("INSERT OR REPLACE INTO search VALUES (?, ?)", (key, text))
+
+    def recommended(self) -> Expected | None:
+        """Return what a single study recommends; None if it recommends nothing."""
+        return next(iter(self._kept_as("recommended ")), None)
+
+    def expected(self) -> list[Expected]:
+        """Return what candidates were expected to score, in the order of their proposals."""
+        return self._kept_as("expected %")
+
+    def _kept_as(self, pattern: str) -> list[Expected]:
+        query = "SELECT value FROM search WHERE key LIKE ? ORDER BY rowid"
+        with self._connect() as db:
+            kept = [json.loads(text) for (text,) in db.execute(query, (pattern,))]
+        return [
+            Expected(recipe=Recipe.from_dict(recipe), mean=mean, deviation=deviation)
+            for recipe, mean, deviation in kept
+        ]
+
     def record(self, blocks: Sequence[Block], spent: Mapping[str, float] | None = None) -> None:
         """Add scored blocks and what was spent on them, in one transaction.
 
@@ -262,15 +305,19 @@ class Outcomes:
         with self._connect() as db:
             return {number for (number,) in db.execute(query, (recipe.key, split))}
 
-    def block_scores(
+    def block_results(
         self, recipe: Recipe, split: SplitName
-    ) -> dict[int, list[npt.NDArray[np.float64]]]:
-        """Return the items' scores of each scored block, by its number: an array for each task."""
-        query = "SELECT block, scores FROM blocks WHERE recipe = ? AND split = ? ORDER BY task"
-        by_block: dict[int, list[npt.NDArray[np.float64]]] = {}
+    ) -> dict[int, dict[str, tuple[Floats, Floats]]]:
+        """Return the items' scores and losses of each scored block, by its number and by task."""
+        query = (
+            "SELECT block, task, scores, losses FROM blocks WHERE recipe = ? AND split = ?"
+            " ORDER BY task"
+        )
+        by_block: dict[int, dict[str, tuple[Floats, Floats]]] = {}
         with self._connect() as db:
-            for number, scores in db.execute(query, (recipe.key, split)):
-                by_block.setdefault(number, []).append(np.frombuffer(scores, "<f4").astype(float))
+            for number, task, *stored in db.execute(query, (recipe.key, split)):
+                scores, losses = (np.frombuffer(part, "<f4").astype(float) for part in stored)
+                by_block.setdefault(number, {})[task] = scores, losses
         return by_block
 
     def unfinished(self, split: SplitName) -> tuple[int, int]:

@@ -18,9 +18,11 @@ from cabs_search.record.outcomes import Outcomes, Scored
 from cabs_search.results.as_reported import Reported, as_reported
 from cabs_search.results.optimism import Optimism, optimism_of
 from cabs_search.results.panel import Contrast
+from cabs_search.results.recommendation import Recommendation, recommendation_of
 from cabs_search.results.rows import (
     BASELINE,
     FOUND,
+    RECOMMENDED,
     SIGNIFICANT,
     Row,
     make_rows,
@@ -51,6 +53,7 @@ class Leaderboard:
     """One sentence: whether the best found beats the best baseline."""
     baseline: str | None
     """Label of the best baseline, by search score."""
+    recommendation: Recommendation | None = None
     tie_set: TieSet | None
     optimism: Optimism | None
     as_reported: tuple[Reported, ...]
@@ -62,6 +65,12 @@ class Leaderboard:
         """Return plain values for JSON, which knows no infinity."""
         values: dict[str, Any] = finite(asdict(self))
         return values
+
+    @property
+    def chosen(self) -> Row | None:
+        """The row of what is recommended, else of the best found; None before it is confirmed."""
+        by_label = {row.label: row for row in self.rows}
+        return by_label.get(RECOMMENDED) or by_label.get(FOUND)
 
     def row(self, label: str) -> Row:
         """Return the row with a label."""
@@ -98,6 +107,9 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
     labels = [FOUND, *(f"found #{place}" for place in range(2, len(top) + 1))]
     labelled = zip(labels, top, strict=False)
     found = {label: s for label, s in labelled if s.recipe.key in confirmed}
+    recommendation = recommendation_of(scores.recommended, scores.expected, searched)
+    if recommendation is not None and recommendation.key in confirmed:
+        found = {RECOMMENDED: searched[recommendation.key]} | found
     entries = reference_entries(reference_recipes(spec.experts), spec.heads, confirmed)
     entries += [
         merged_entry(f"best shared-λ {s.recipe.method.name}", "baseline", s, confirmed)
@@ -121,6 +133,7 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
         items={split: {t: len(scores.labels[split][t]) for t in spec.tasks} for split in SPLITS},
         rows=tuple(rows),
         verdict=_verdict(rows, baseline),
+        recommendation=recommendation,
         baseline=baseline,
         tie_set=replace(ties, labels=tuple(label_of[k] for k in ties.labels)) if ties else None,
         optimism=(
@@ -142,24 +155,26 @@ def _scores_by_method(searched: Iterable[Scored]) -> dict[str, list[float]]:
 
 
 def _verdict(rows: Sequence[Row], baseline_label: str | None) -> str:
-    """Say in one sentence whether the best found beats the best baseline."""
+    """Say in one sentence whether what is recommended, or the best found, beats the baseline."""
     by_label = {row.label: row for row in rows}
     if FOUND not in by_label:
         return "No candidate is confirmed yet."
-    found = by_label[FOUND]
+    label = RECOMMENDED if RECOMMENDED in by_label else FOUND
+    found = by_label[label]
+    what = "recommended candidate" if label == RECOMMENDED else "best found"
     score = f"{number(found.score)} on fresh items"
     if baseline_label is None:
-        return f"The best found scores {score}; the spec names no baseline."
+        return f"The {what} scores {score}; the spec names no baseline."
     baseline = by_label[baseline_label]
     if baseline.key == found.key:
-        return f"Nothing searched beats the {baseline_label}, which is the best found ({score})."
+        return f"Nothing searched beats the {baseline_label}, which is the {what} ({score})."
     contrast = found.against[BASELINE]
     if contrast.p_holm < SIGNIFICANT:
         verb = "beats" if contrast.estimate > 0 else "is worse than"
     else:
         verb = "cannot be told from"
     return (
-        f"The best found ({score}) {verb} the {baseline_label} ({number(baseline.score)}):"
+        f"The {what} ({score}) {verb} the {baseline_label} ({number(baseline.score)}):"
         f" {_in_words(contrast)}."
     )
 

@@ -12,6 +12,8 @@ from cabs_search.results.panel import Contrast, Panel
 
 BASELINE, FOUND = "best baseline", "best found"
 """Rows that others are tested against."""
+RECOMMENDED = "recommended"
+"""Label of the row of what a search recommends."""
 SIGNIFICANT = 0.05
 Role = Literal["base", "expert", "ideal", "baseline", "candidate"]
 

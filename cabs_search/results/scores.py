@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.outcomes import Outcomes, Scored
+from cabs_search.record.outcomes import Expected, Outcomes, Scored
 from cabs_search.results.panel import ItemScores, Panel
 from cabs_search.spec.task import Task
 from cabs_search.stats.simultaneous import REPLICATES
@@ -33,6 +33,11 @@ class RecordScores:
     """Amounts as in ``Outcomes.spent``; empty for a part of a record."""
     unfinished: tuple[int, int] = (0, 0)
     """Candidates that were not scored to the end, and their search items; 0 for a part."""
+
+    recommended: Expected | None = None
+    """What the search recommends; None for a part."""
+    expected: tuple[Expected, ...] = ()
+    """What candidates were expected to score before they were scored; none for a part."""
 
     @classmethod
     def read(
@@ -60,6 +65,8 @@ class RecordScores:
             clusters={split: outcomes.clusters(split) for split in SPLITS},
             spent=outcomes.spent() if wanted is None else {},
             unfinished=outcomes.unfinished("search") if wanted is None else (0, 0),
+            recommended=outcomes.recommended() if wanted is None else None,
+            expected=tuple(outcomes.expected()) if wanted is None else (),
         )
 
     def panel(

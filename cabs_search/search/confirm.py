@@ -36,9 +36,11 @@ class ConfirmQueue:
             self._references.add(recipe.key)
             self._waiting.append(recipe)
 
-    def add_candidates(self, recipes: Iterable[Recipe]) -> None:
-        """Add what the search has found."""
-        self._waiting.extend(recipes)
+    def add_candidates(self, recipes: Iterable[Recipe], recommended: Recipe | None = None) -> None:
+        """Add what the search has found, and first what it recommends."""
+        first = [] if recommended is None else [recommended]
+        by_key = {recipe.key: recipe for recipe in (*first, *recipes)}
+        self._waiting.extend(by_key.values())
         self.has_candidates = True
 
     def pop(self) -> Recipe:

@@ -6,21 +6,38 @@ The sampler works on a study in memory, where a parameter costs no transaction.
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from cabs_search.merging.recipe import Recipe
+from cabs_search.record.outcomes import Expected
 from cabs_search.search import space
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.pruners.race import ROUNDS
 from cabs_search.search.samplers.registry import find_sampler
+from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
 from cabs_search.search.storage import recipe_of
+from cabs_search.search.surface import Answers
 from cabs_search.stats.race import Floats
 
 EXTRA_STARTUP_TRIALS = 4
 """Random trials, beside the space's baselines, before a sampler learns."""
+
+
+class Known(NamedTuple):
+    """What a candidate's recorded blocks say."""
+
+    rounds: Floats | None = None
+    """Scores, NaN where a block is missing, [rounds, tasks], if there is a pruner."""
+    answers: Mapping[str, Answers] | None = None
+    """Results on items by task, if the sampler learns from them."""
+
+
+NOTHING = Known()
 
 
 class Proposal(NamedTuple):
@@ -31,6 +48,8 @@ class Proposal(NamedTuple):
     """The sampler's, in memory."""
     trial_id: int | None = None
     """Its id in the database; None: not written yet."""
+    expected: Expected | None = None
+    """Its predicted score, if the sampler predicts."""
 
 
 class Proposer:
@@ -48,12 +67,17 @@ class Proposer:
         in_space = [space.params_of(candidates, r) for r in candidates.baseline_recipes]
         startup_trials = len(in_space) - in_space.count(None) + EXTRA_STARTUP_TRIALS
         self._candidates = candidates
+        sampler_made = make_sampler(candidates.seed + earlier_trials, startup_trials)
+        self._items_sampler = sampler_made if isinstance(sampler_made, SurfaceSampler) else None
         self._study = optuna.create_study(
-            direction="maximize",
-            sampler=make_sampler(candidates.seed + earlier_trials, startup_trials),
-            pruner=pruner or optuna.pruners.NopPruner(),
+            direction="maximize", sampler=sampler_made, pruner=pruner or optuna.pruners.NopPruner()
         )
         self._queue: deque[tuple[Recipe, int | None]] = deque()
+
+    @property
+    def learns_from_items(self) -> bool:
+        """True if the sampler wants results on items."""
+        return self._items_sampler is not None
 
     def enqueue(self, recipe: Recipe, trial_id: int | None = None) -> None:
         """Propose a recipe before the sampler's; with its trial's id if it is in the database."""
@@ -65,7 +89,34 @@ class Proposer:
             recipe, trial_id = self._queue.popleft()
             return Proposal(recipe, self._ask_for(recipe), trial_id)
         trial = self._study.ask()
-        return Proposal(space.suggest(self._candidates, trial), trial)
+        recipe = space.suggest(self._candidates, trial)
+        return Proposal(recipe, trial, expected=self._expected(recipe, trial.number))
+
+    @property
+    def queued(self) -> int:
+        """Number of recipes to propose before the sampler's."""
+        return len(self._queue)
+
+    def _expected(self, recipe: Recipe, number: int) -> Expected | None:
+        predicted = self._items_sampler.predicted.pop(number, None) if self._items_sampler else None
+        if predicted is None:
+            return None
+        return Expected(recipe=recipe, mean=predicted.mean, deviation=predicted.deviation)
+
+    def recommend(self, *, only_scored: bool = False) -> Expected | None:
+        """Return the recipe with the best prediction; None if the sampler predicts nothing.
+
+        Args:
+            only_scored: whether to choose among candidates that are scored in full.
+
+        """
+        found = None
+        if self._items_sampler is not None:
+            found = self._items_sampler.recommend(self._study, only_scored=only_scored)
+        if found is None:
+            return None
+        recipe = space.suggest(self._candidates, FixedTrial(found.params))
+        return Expected(recipe=recipe, mean=found.mean, deviation=found.deviation)
 
     def _ask_for(self, recipe: Recipe) -> optuna.Trial:
         """Return a trial with a recipe's parameters, so that the sampler learns from its score."""
@@ -76,10 +127,13 @@ class Proposer:
             space.suggest(self._candidates, trial)
         return trial
 
-    def report(self, trial: optuna.Trial, rounds: Floats) -> None:
-        """Tell the pruner a trial's scores so far, [rounds, tasks]."""
-        trial.set_user_attr(ROUNDS, rounds.tolist())
-        trial.report(float(rounds.mean()), len(rounds))
+    def report(self, trial: optuna.Trial, known: Known) -> None:
+        """Tell pruner and sampler what is known of a trial."""
+        if known.rounds is not None:
+            trial.set_user_attr(ROUNDS, known.rounds.tolist())
+            trial.report(*_so_far(known.rounds))
+        if known.answers is not None:
+            trial.set_user_attr(ANSWERS, known.answers)
 
     def is_beaten(self, trial: optuna.Trial) -> bool:
         """Tell whether the pruner stops a trial at what was reported."""
@@ -93,6 +147,7 @@ class Proposer:
         """Tell the sampler a proposal's score; None: it failed."""
         if score is None:
             trial.set_user_attr(ROUNDS, [])  # nobody loses a race to a candidate that failed
+            trial.set_user_attr(ANSWERS, None)
         if score is None or not trial.params:
             # many samplers take the parameters that all complete trials have: a recipe outside
             # the space, which has none, would leave them nothing
@@ -100,8 +155,8 @@ class Proposer:
         else:
             self._study.tell(trial, score)
 
-    def add(self, trial: FrozenTrial, rounds: Floats | None = None) -> None:
-        """Tell the sampler a trial of an earlier run, and the pruner its scores.
+    def add(self, trial: FrozenTrial, known: Known = NOTHING) -> None:
+        """Tell the sampler, and the pruner, a trial of an earlier run and what is known of it.
 
         The sampler learns from it if it has a score and the space its recipe. Its ranges become
         those of today, or samplers would take it for a trial of another space.
@@ -111,14 +166,17 @@ class Proposer:
         is_scored = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
         if not is_scored:
             return
-        reports, attributes = {}, {}
-        if rounds is not None:
-            attributes[ROUNDS] = rounds.tolist()
-            reports[len(rounds)] = float(rounds.mean())
+        reports, attributes = dict[int, float](), dict[str, Any]()
+        if known.rounds is not None:
+            attributes[ROUNDS] = known.rounds.tolist()
+            score, count = _so_far(known.rounds)
+            reports[count] = score
         if params is None:
             if attributes:  # it still takes part in races
                 self._study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attributes))
             return
+        if known.answers is not None:
+            attributes[ANSWERS] = known.answers
         # the trial's own values are not rounded, as a recipe's are
         fixed = FixedTrial(params | trial.params)
         space.suggest(self._candidates, fixed)
@@ -133,3 +191,8 @@ class Proposer:
                 intermediate_values=reports,
             )
         )
+
+
+def _so_far(rounds: Floats) -> tuple[float, int]:
+    """Return the mean score of the rounds that are scored, and their number."""
+    return float(np.nanmean(rounds)), int(np.isfinite(rounds).all(axis=1).sum())

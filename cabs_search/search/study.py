@@ -8,7 +8,6 @@ its score is computed from the record.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -32,18 +31,25 @@ from cabs_search.search.confirm import ConfirmQueue, rows_to_confirm
 from cabs_search.search.ended import EndedCandidates, OnFinished
 from cabs_search.search.jobs import BlockResult, Job
 from cabs_search.search.open_jobs import MAX_WORKER_DEATHS, CandidateTrial, OpenJob, OpenJobs
-from cabs_search.search.proposals import Proposer
+from cabs_search.search.proposals import Known, Proposer
 from cabs_search.search.pruners.registry import find_pruner
 from cabs_search.search.storage import StudyDatabase, has_ended_by_itself, recipe_of
+from cabs_search.search.surface import Answers, log_odds
 from cabs_search.spec.study import Spec
 from cabs_search.stats.race import Floats, rounds
 from cabs_search.tasks.items import Items, SplitName
 
 MAX_DUPLICATES = 200
 """Duplicate proposals in a row after which the space counts as exhausted."""
+RECOMMENDED = 2
+"""Candidates at the end of the budget that are kept for what is recommended: its score may change
+what is.
+"""
 MAX_FAILED = 3
 """Candidates in a row that fail, after which the search gives up."""
 
+BlockResults: TypeAlias = Mapping[int, Mapping[str, tuple[Floats, Floats]]]
+"""Scores and losses by block and task."""
 IsBusy: TypeAlias = Callable[[Recipe], bool]
 """Tells whether some study of the record is confirming a recipe."""
 
@@ -114,6 +120,9 @@ class Study:
         self._rows = ConfirmQueue(references)
         self._is_busy = is_busy
         self._failed_in_a_row = 0
+        self._recommended: set[str] = set()
+        """Keys of recipes that were recommended."""
+        self._chosen: Scored | None = None
         self._repeated = 0
         """Duplicate proposals that are not recorded yet."""
         self._resume(trials)
@@ -131,9 +140,10 @@ class Study:
                     continue
                 # a driver was killed after it wrote the error and before it ended the trial
                 trial = self._database.discard(trial_id)
-            self._proposer.add(trial, self._rounds(recipe) if recipe else None)
+            scored = self._score(recipe) if recipe and has_ended_by_itself(trial) else None
+            self._proposer.add(trial, self._known(recipe, scored) if recipe else Known())
             if recipe and has_ended_by_itself(trial):
-                self._ended.add(trial, recipe, self._score(recipe))
+                self._ended.add(trial, recipe, scored)
         for recipe in self._candidates.baseline_recipes:
             if recipe.key not in queue and recipe.key not in self._ended:
                 queue[recipe.key] = (recipe, None)
@@ -159,6 +169,11 @@ class Study:
     def best(self) -> Scored | None:
         """The best candidate so far, without its outcomes."""
         return self._ended.best
+
+    @property
+    def chosen(self) -> Scored | None:
+        """What the search recommends, else the best candidate so far."""
+        return self._chosen or self.best
 
     @property
     def left(self) -> int:
@@ -215,6 +230,10 @@ class Study:
         for _ in range(MAX_DUPLICATES):
             if self.exhausted or self.done + self._jobs.searching >= self.budget:
                 return None
+            if self._is_time_to_recommend():
+                if self._jobs.searching:
+                    return None  # they may change what is best
+                self._enqueue_recommended()
             proposal = self._proposer.propose()
             recipe, trial_id = proposal.recipe, proposal.trial_id
             if recipe.key in self._ended or self._jobs.is_searching(recipe):
@@ -225,6 +244,8 @@ class Study:
             repeated = 0
             if trial_id is None:
                 trial_id = self._database.add(proposal.trial, recipe)
+            if proposal.expected is not None:
+                self.outcomes.expect(proposal.expected)
             job = self._job(recipe, "search")
             self._jobs[job_id] = OpenJob(job, CandidateTrial(proposal.trial, trial_id))
             if job.todo:
@@ -232,6 +253,18 @@ class Study:
             self.finish(job_id)
         self.exhausted = True
         return None
+
+    def _is_time_to_recommend(self) -> bool:
+        """Tell whether the rest of the budget is for what is recommended."""
+        is_last = self.done + self._jobs.searching >= self.budget - RECOMMENDED
+        return self._proposer.learns_from_items and not self._proposer.queued and is_last
+
+    def _enqueue_recommended(self) -> None:
+        """Have the best prediction of the space scored in full, unless it is."""
+        found = self._proposer.recommend()
+        if found is not None and found.recipe.key not in self._ended:
+            self._recommended.add(found.recipe.key)
+            self._proposer.enqueue(found.recipe)
 
     def _next_row(self, job_id: str) -> Job | None:
         while self._has_row():
@@ -249,33 +282,68 @@ class Study:
         """Tell whether a row waits; the search's are chosen when its last candidate has ended."""
         if not (self._rows or self._rows.has_candidates or self._jobs.searching):
             scored, top = self._ended.scored, self.spec.search.confirm
-            self._rows.add_candidates(rows_to_confirm(self._candidates, scored, top))
+            recommended = self._proposer.recommend(only_scored=True)
+            if recommended is not None:
+                self._chosen = self._ended.scored.get(recommended.recipe.key)
+                self.outcomes.recommend(recommended, self.id.value)
+            rows = rows_to_confirm(self._candidates, scored, top)
+            self._rows.add_candidates(rows, recommended.recipe if recommended else None)
         return bool(self._rows)
 
     def _job(self, recipe: Recipe, split: SplitName) -> Job:
         recorded = self.outcomes.done_blocks(recipe, split)
         count = len(self.blocks[split])
+        order = list(range(count))
         if split == "search" and self._is_raced(recipe):
             count = min(count, _next_look(len(recorded)))
-        todo = tuple(b for b in range(count) if b not in recorded)
+            if self._proposer.learns_from_items:
+                # Candidates begin at different items, so that between them all items are learned.
+                start = int(recipe.key, 16) % len(order)
+                order = order[start:] + order[:start]
+        todo = tuple(b for b in order[:count] if b not in recorded)
         return Job(recipe=recipe, split=split, todo=todo)
 
     def _is_raced(self, recipe: Recipe) -> bool:
-        """Tell whether a candidate may be stopped; baselines are there to be compared with."""
-        return self._has_looks and not self._candidates.is_baseline(recipe)
+        """Tell whether a candidate may be stopped, unless it is there to be compared with."""
+        is_kept = self._candidates.is_baseline(recipe) or recipe.key in self._recommended
+        return self._has_looks and not is_kept
 
-    def _rounds(self, recipe: Recipe) -> Floats | None:
-        """Read a candidate's scores up to the first block it lacks, [rounds, tasks]."""
-        if not self._has_looks:
-            return None
-        by_block = self.outcomes.block_scores(recipe, "search")
-        present = itertools.takewhile(by_block.__contains__, range(len(self.blocks["search"])))
-        scores = [rounds(by_block[number]) for number in present]
-        if not scores:
-            return None
-        by_task = np.concatenate(scores)
+    def _known(self, recipe: Recipe, scored: Scored | None = None) -> Known:
+        """Read what a candidate's recorded blocks say, as far as sampler or pruner want it."""
+        learns = self._proposer.learns_from_items
+        if not (self._has_looks or learns):
+            return Known()
+        by_block = self.outcomes.block_results(recipe, "search")
+        answers = self._answers(by_block, scored) if learns and by_block else None
+        return Known(self._rounds(by_block) if self._has_looks and by_block else None, answers)
+
+    def _rounds(self, by_block: BlockResults) -> Floats:
+        """Return scores of rounds of items, NaN where a block is missing, [rounds, tasks]."""
+        parts = []
+        for number, rows in enumerate(self.blocks["search"]):
+            if number in by_block:
+                parts.append(rounds([scores for scores, _ in by_block[number].values()]))
+            else:
+                parts.append(np.full((min(map(len, rows.values())), len(rows)), np.nan))
+        by_task = np.concatenate(parts)
         # Items of tasks that read the same texts are not independent: one score for all tasks.
         return by_task.mean(axis=1, keepdims=True) if self._share_texts else by_task
+
+    def _answers(self, by_block: BlockResults, scored: Scored | None) -> dict[str, Answers]:
+        answers = {}
+        for name, task in self.spec.tasks.items():
+            scores = np.full(sum(len(rows[name]) for rows in self.blocks["search"]), np.nan)
+            losses = scores.copy()
+            for number, by_task in by_block.items():
+                rows = self.blocks["search"][number][name]
+                scores[rows], losses[rows] = by_task[name]
+            is_measured = scored is not None and not task.measure.is_mean
+            answers[name] = Answers(
+                scores=scores,
+                responses=log_odds(losses) if task.kind.has_log_losses else scores,
+                metric=scored.scores[name] if scored and is_measured else None,
+            )
+        return answers
 
     def is_confirming(self, recipe: Recipe) -> bool:
         """Tell whether a recipe is being scored on the confirm split."""
@@ -323,6 +391,10 @@ class Study:
             stored = self._database.fail(trial.trial_id, error, seconds)
         else:
             stored = self._database.complete(trial.trial_id, scored.score, seconds)
+        if scored is not None:
+            known = self._known(recipe, scored)
+            # its rounds were told at the last look
+            self._proposer.report(trial.sampled, known._replace(rounds=None))
         self._proposer.tell(trial.sampled, scored.score if scored else None)
         self._ended.add(stored, recipe, scored)
         self._failed_in_a_row = 0 if scored else self._failed_in_a_row + 1
@@ -331,9 +403,9 @@ class Study:
 
     def _look(self, job_id: str, recipe: Recipe, trial: CandidateTrial) -> bool:
         """Stop a candidate that is beaten, or have it wait for more blocks; True if either."""
-        scores = self._rounds(recipe)
-        if scores is not None:
-            self._proposer.report(trial.sampled, scores)
+        known = self._known(recipe)
+        self._proposer.report(trial.sampled, known)
+        scores = known.rounds
         done = len(self.outcomes.done_blocks(recipe, "search"))
         if done == len(self.blocks["search"]):
             return False
@@ -341,8 +413,12 @@ class Study:
             self._jobs.wait(job_id)
             return True
         seconds = self._jobs.pop(job_id).materialize_seconds
-        items = sum(len(rows) for block in self.blocks["search"][:done] for rows in block.values())
-        stored = self._database.prune(trial.trial_id, float(scores.mean()), items, seconds)
+        items = sum(
+            len(rows)
+            for number in self.outcomes.done_blocks(recipe, "search")
+            for rows in self.blocks["search"][number].values()
+        )
+        stored = self._database.prune(trial.trial_id, float(np.nanmean(scores)), items, seconds)
         self._proposer.stop(trial.sampled)
         self._ended.add(stored, recipe, None)
         self._failed_in_a_row = 0

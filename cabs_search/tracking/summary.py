@@ -71,7 +71,7 @@ def summary_of(
 def metrics_of(board: Leaderboard) -> dict[str, float]:
     """Return the numbers by which studies are compared in MLflow's table of runs."""
     metrics = {"candidates": float(board.candidates)}
-    best = next((row for row in board.rows if row.label == FOUND), None)
+    best = board.chosen
     if best is not None:
         low, high = best.simultaneous
         metrics |= {"confirm.score": best.score, "confirm.low": low, "confirm.high": high}
@@ -91,7 +91,11 @@ def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
     rows = [row for row in table.rows if table.value(row, "role") != "expert"][:MAX_ROWS]
     lines = [
         f"**{board.verdict}**",
-        *(fact.text for fact in (board.tie_set, board.optimism) if fact is not None),
+        *(
+            fact.text
+            for fact in (board.recommendation, board.tie_set, board.optimism)
+            if fact is not None
+        ),
         (
             f"{board.candidates} candidates were searched; these rows are scored on {count} items"
             " no proposal has seen:"

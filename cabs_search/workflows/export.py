@@ -29,8 +29,8 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
 
     Args:
         folder: the folder of a study or a comparison.
-        trial: ``best`` (by search score), or a candidate's number as Optuna and MLflow count; of a
-            comparison ``best``, or a row's label.
+        trial: ``best`` (what the search recommends, else the best search score), or a candidate's
+            number as Optuna and MLflow count; of a comparison ``best``, or a row's label.
         to: a new or an empty folder.
 
     Returns:
@@ -58,10 +58,14 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
 
 
 def _chosen(spec: Spec, study: StudyFolder, trial: str) -> Scored:
-    searched = Outcomes(study.outcomes, spec.tasks, must_exist=True).scored("search")
+    outcomes = Outcomes(study.outcomes, spec.tasks, must_exist=True)
+    searched = outcomes.scored("search")
     if not searched:
         raise ValueError(f"{study.path}: no candidate is scored yet")
     if trial == "best":
+        recommended = outcomes.recommended()
+        if recommended is not None and recommended.recipe.key in searched:
+            return searched[recommended.recipe.key]
         return ranked(searched.values())[0]
     if is_comparison(study.path):
         return searched[best_of(study.path, trial)]

@@ -149,7 +149,7 @@ def plan(path: str | Path) -> Plan:
     spec, missing = load_reachable(path)
     check_calibration(spec.methods, spec.experts, spec.heads)
     find_sampler(spec.search.sampler)
-    check_pruner(spec.search.pruner, spec.tasks)
+    check_pruner(spec.search, spec.tasks)
     candidates = Candidates.of(spec)
     asked_for = candidates.baseline_recipes
     methods = {

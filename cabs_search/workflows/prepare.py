@@ -93,7 +93,7 @@ def prepare(
         raise ValueError(f"{cache_folder()}: the cache must be a folder; see CABS_SEARCH_CACHE")
     check_folder(folder, spec.space, over)
     find_sampler(spec.search.sampler)
-    check_pruner(spec.search.pruner, spec.tasks)
+    check_pruner(spec.search, spec.tasks)
     say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
     family = Family.open(spec.base, spec.experts)
     check_heads(spec.heads, family)

@@ -26,7 +26,7 @@ class SearchResult:
     folder: Path
     leaderboard: Leaderboard
     best: Recipe
-    """The candidate with the best search score."""
+    """What the search recommends, else the candidate with the best search score."""
     scored_items: int
     """Items scored in this run; those on record are not scored again."""
     tracking_uri: str
@@ -80,7 +80,7 @@ def run(
             scores = RecordScores.read(outcomes)
             board = board_of(spec, scores)
             files = study_files(board, folder, say)
-            tracked.end(scores.confirmed, *findings(prepared, board, study.best, files))
+            tracked.end(scores.confirmed, *findings(prepared, board, study.chosen, files))
         except BaseException:
             tracked.close()
             raise
@@ -89,12 +89,12 @@ def run(
             f"nothing new was proposed after {study.done} candidates: the space is, or nearly is,"
             f" searched through, or {spec.search.sampler} has converged"
         )
-    if study.best is None:
+    if study.chosen is None:
         raise RuntimeError("no candidate was scored")
     return SearchResult(
         folder=folder,
         leaderboard=board,
-        best=study.best.recipe,
+        best=study.chosen.recipe,
         scored_items=study.scored_items,
         tracking_uri=book.uri,
     )

@@ -109,7 +109,8 @@ def test_every_kind_is_searched_and_exported(
     assert board.candidates == TRIALS
     assert {"base", "ideal", "best found"} <= {row.label for row in board.rows}
     recipe, folder = export_trial(study, "best", tmp_path / "best")
-    items, row = load_study_items(spec)["confirm"], board.row("best found")
+    items, row = load_study_items(spec)["confirm"], board.chosen
+    assert row is not None
     recorded = outcomes.scored("confirm")[recipe.key]
     for name, task in spec.tasks.items():
         auto = getattr(transformers, f"AutoModel{task.kind.head}")

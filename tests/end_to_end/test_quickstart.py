@@ -99,7 +99,7 @@ def test_real_checkpoints_merge_and_load(two: dict[str, Path]) -> None:
     assert names <= model.state_dict().keys()
     family = Family.open(locate(BASE), two)
     changed = sum(int((merged[n] != family.base.read(n)).sum()) for n in merged)
-    assert 0.15 < changed / sum(family.numel(n) for n in merged if n.startswith("encoder")) < 0.2
+    assert 0.12 < changed / sum(family.numel(n) for n in merged if n.startswith("encoder")) < 0.16
 
 
 @pytest.mark.slow
@@ -121,14 +121,14 @@ def test_the_whole_quickstart(tmp_path: Path) -> None:
     )
     assert found.returncode == 0, found.stderr[-3000:]
     board = json.loads(found.stdout)
-    assert board["candidates"] >= 40
+    assert board["candidates"] >= 12, "baselines, and what is recommended"
     rows = {row["label"]: row for row in board["rows"]}
     for expert in EXPERTS:
         labels = np.bincount(list(expert.dataset("heldout")["label"]))
         assert (
             rows[f"expert {expert.name}"]["tasks"][expert.name] > labels.max() / labels.sum() + 0.15
         )
-    for label in ("best shared-λ task-arithmetic", "best shared-λ cabs", "best found"):
+    for label in ("best shared-λ task-arithmetic", "best shared-λ cabs", "recommended"):
         assert rows["base"]["score"] + 0.05 < rows[label]["score"] < rows["ideal"]["score"]
     assert board["verdict"]
     assert board["tie_set"]["labels"]

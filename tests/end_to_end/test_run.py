@@ -245,7 +245,8 @@ def test_an_export_scores_exactly_what_the_leaderboard_said(
     call("export", study, "--to", tmp_path / "best", cache=shared_cache)
     spec = load(study / "spec.yaml")
     items = load_study_items(spec)["confirm"]
-    row = read_leaderboard(study).row("best found")
+    row = read_leaderboard(study).chosen
+    assert row is not None
     recorded = record_of(study).scored("confirm")[str(row.key)]
     trunks = set()
     for task in EXPERTS:
@@ -312,8 +313,9 @@ def test_an_export_loads_in_the_dtype_it_was_scored_in(
     call("export", tmp_path / "out", "--to", tmp_path / "best", cache=shared_cache)
     items, row = (
         load_study_items(load(tmp_path / "out" / "spec.yaml"))["confirm"],
-        read_leaderboard(tmp_path / "out").row("best found"),
+        read_leaderboard(tmp_path / "out").chosen,
     )
+    assert row is not None
     for task in EXPERTS:
         model = AutoModelForSequenceClassification.from_pretrained(
             tmp_path / "best" / "heads" / task

@@ -13,11 +13,11 @@ from optuna.trial import TrialState
 
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search.candidates import Candidates
-from cabs_search.search.proposals import Proposer
+from cabs_search.search.proposals import Known, Proposer
 from cabs_search.search.pruners.race import ROUNDS, RacePruner
 from cabs_search.search.pruners.registry import PRUNERS, check_pruner
 from cabs_search.spec.load import parse
-from cabs_search.spec.study import Spec
+from cabs_search.spec.study import Search, Spec
 from cabs_search.tasks.load import load_study_items
 from tests.conftest import pico_values
 from tests.support.bench import Bench
@@ -28,7 +28,8 @@ BASELINES = {"task-arithmetic": {"lambda": [0.7, 0.0]}}
 
 def spec_of(pico: Path, pruner: str | None) -> Spec:
     values = pico_values(pico, trials=24, block=4) | {"baselines": BASELINES}
-    values["search"] |= {"sampler": "random"} | ({"pruner": pruner} if pruner else {})
+    values["search"] |= {"sampler": "surface" if pruner == "surface" else "random"}
+    values["search"] |= {"pruner": pruner} if pruner else {}
     for task in values["tasks"].values():
         task["search"] = {"items": 45}
     return parse(values)
@@ -107,13 +108,15 @@ def test_a_race_that_is_killed_goes_on_as_if_it_was_not(
 
 def test_a_race_needs_metrics_that_are_means_and_a_known_name(pico: Path) -> None:
     spec = spec_of(pico, None)
-    with pytest.raises(ValueError, match=r"search\.pruner: Input should be 'race' or 'asha'"):
-        check_pruner("races", spec.tasks)
+    with pytest.raises(ValueError, match=r"search\.pruner: Input should be 'surface' or 'race'"):
+        check_pruner(Search(pruner="races"), spec.tasks)
+    with pytest.raises(ValueError, match="surface needs search.sampler: surface, but got 'tpe'"):
+        check_pruner(Search(pruner="surface", sampler="tpe"), spec.tasks)
     values = pico_values(pico)
     values["tasks"] = {name: task | {"metric": "f1"} for name, task in values["tasks"].items()}
     with pytest.raises(ValueError, match="race needs metrics that are means over items, .* got f1"):
-        check_pruner("race", parse(values).tasks)
-    check_pruner("race", spec.tasks)
+        check_pruner(Search(pruner="race"), parse(values).tasks)
+    check_pruner(Search(pruner="race"), spec.tasks)
 
 
 def test_tasks_on_the_same_texts_make_one_score_a_round(
@@ -134,8 +137,8 @@ def test_tasks_on_the_same_texts_make_one_score_a_round(
 def test_nobody_loses_a_race_to_a_candidate_that_failed(pico: Path) -> None:
     proposer = Proposer(Candidates.of(spec_of(pico, "race")), "random", 0, RacePruner(24))
     failed, other = (proposer.propose().trial for _ in range(2))
-    proposer.report(failed, np.ones((100, 3)))
-    proposer.report(other, np.zeros((100, 3)))
+    proposer.report(failed, Known(np.ones((100, 3))))
+    proposer.report(other, Known(np.zeros((100, 3))))
     assert proposer.is_beaten(other)
     proposer.tell(failed, None)
     assert not proposer.is_beaten(other)
@@ -147,7 +150,29 @@ def test_races_compare_the_rounds_that_both_have() -> None:
     hard = random.random(400)
     for skill, rounds in ((0.9, 400), (0.2, 100), (0.85, 100)):
         trial = study.ask()
-        trial.set_user_attr(ROUNDS, (hard[:rounds, None] < skill).astype(float).tolist())
+        scores = (hard[:, None] < skill).astype(float)
+        scores[rounds:] = np.nan
+        trial.set_user_attr(ROUNDS, scores.tolist())
     best, worst, near = study.get_trials()
     pruner = RacePruner(candidates=30)
     assert [pruner.prune(study, trial) for trial in (best, worst, near)] == [False, True, False]
+
+
+def test_a_surface_recommends_what_it_predicts_best(pico: Path, items: Any, tmp_path: Path) -> None:
+    """Bench scores candidates by their distance from λ = 0.8."""
+    spec = spec_of(pico, "surface")
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    recommended = bench.outcomes.recommended()
+    assert recommended is not None
+    assert sum(abs(v - 0.8) for v in recommended.recipe.lambda_by_name.values()) < 1.0
+    assert recommended.recipe.key in bench.outcomes.scored("search"), "it is scored in full"
+    assert recommended.recipe.key in bench.outcomes.scored("confirm"), "and confirmed"
+    board = build_leaderboard(spec, bench.outcomes)
+    assert board.chosen is not None
+    assert (board.chosen.label, board.chosen.key) == ("recommended", recommended.recipe.key)
+    assert "recommended candidate" in board.verdict
+    assert board.recommendation is not None
+    assert len(board.recommendation.predictions) >= 1
+    starts = {todo for key, split, todo in bench.scored if split == "search"}
+    assert len(starts) == len(bench.study.blocks["search"]), "between them, all items are learned"

@@ -19,12 +19,14 @@ from cabs_search.search.candidates import Candidates
 from cabs_search.search.proposals import Proposal, Proposer
 from cabs_search.search.samplers import awa, registry
 from cabs_search.search.samplers.registry import SAMPLERS
+from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
 from cabs_search.search.storage import StudyDatabase
+from cabs_search.search.surface import Answers
 from cabs_search.spec.load import parse
 from cabs_search.workflows.prepare import prepare
 from tests.conftest import EXPERTS, pico_values
 
-BUDGETS = {"tpe": 40, "gp": 16, "cma-es": 60, "awa": 60}
+BUDGETS = {"surface": 16, "tpe": 40, "gp": 16, "cma-es": 60, "awa": 60}
 """Candidates within which a sampler that learns finds the peak of ``hill``."""
 PLAIN = {"nm": ["2:8"], "order": [EXPERTS], "lambda": {"low": 0.0, "high": 2.0, "step": 0.01}}
 CONDITIONAL = {
@@ -190,6 +192,14 @@ class TestAwaBySamplerRulesOfOptuna(BasicSamplerTestCase, SingleOnlySamplerTestC
         return lambda: awa.awa(0, 0)
 
 
+class TestSurfaceBySamplerRulesOfOptuna(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+    """Trials of these studies have values only."""
+
+    @pytest.fixture
+    def sampler(self) -> Callable[[], optuna.samplers.BaseSampler]:
+        return lambda: SurfaceSampler(seed=0, startup_trials=0)
+
+
 def test_a_sampler_is_a_function_and_a_line(pico: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
@@ -210,8 +220,8 @@ def test_a_sampler_is_a_function_and_a_line(pico: Path, monkeypatch: pytest.Monk
     [
         (
             "luck",
-            "Input should be 'tpe' or 'gp' or 'cma-es' or 'awa' or 'random' or 'quasi-random',"
-            " but got 'luck'",
+            "Input should be 'surface' or 'tpe' or 'gp' or 'cma-es' or 'awa' or 'random' or"
+            " 'quasi-random', but got 'luck'",
         ),
         ("cma-es", "'cma-es' needs the package cmaes; pip install cmaes"),
         ("awa", "'awa' needs the package cmaes; pip install cmaes"),
@@ -225,3 +235,32 @@ def test_a_sampler_that_cannot_be_had_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=f"^search.sampler: {error}$"):
         prepare(spec, tmp_path / "out", None, lambda _: None)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_surface_learns_the_peak_from_a_tenth_of_every_candidate_s_items() -> None:
+    """Forty candidates on 20 of 200 items each: as many answers as four candidates' on all."""
+    random = np.random.default_rng(0)
+    easy, peak = random.normal(2.0, 1.5, 200), np.array([0.6, 1.2, 1.5])
+    sampler = SurfaceSampler(seed=0, startup_trials=12)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for number in range(41):
+        trial = study.ask()
+        values = [trial.suggest_float(f"lambda.{i}", 0, 2, step=0.01) for i in range(3)]
+        odds = easy - 3 * ((np.array(values) - peak) ** 2).sum() + random.normal(0, 0.5, 200)
+        scored = np.arange(200) % 10 == number % 10
+        if number == 40:
+            scored[:] = True  # one is complete, or nothing could be recommended
+        answers = Answers(
+            scores=np.where(scored, odds > 0, np.nan), responses=np.where(scored, odds, np.nan)
+        )
+        trial.set_user_attr(ANSWERS, {"task": answers})
+        if number < 40:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, float((odds > 0).mean()))
+    found = sampler.recommend(study)
+    assert found is not None
+    distance = np.abs(np.array([found.params[f"lambda.{i}"] for i in range(3)]) - peak)
+    assert distance.max() < 0.25
+    assert len(sampler.predicted) > 20, "every proposal came with a prediction"
+    assert sampler.recommend(study) == found, "it depends on what is known alone"

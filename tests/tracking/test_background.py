@@ -169,7 +169,8 @@ def test_its_data_sets_are_the_items_that_were_scored(study: Ran) -> None:
 def test_it_says_what_the_leaderboard_says(study: Ran) -> None:
     parent, _ = study.runs()
     board = read_leaderboard(study.folder)
-    best = board.row("best found")
+    best = board.chosen
+    assert best is not None
     metrics = parent.data.metrics
     assert metrics["confirm.score"] == best.score
     assert (metrics["confirm.low"], metrics["confirm.high"]) == best.simultaneous
@@ -202,7 +203,7 @@ def test_it_says_what_the_leaderboard_says(study: Ran) -> None:
     assert study.artifact("leaderboard.txt").decode() == leaderboard_text(board)
     note = parent.data.tags["mlflow.note.content"]
     assert f"cabs-search export {study.folder}" in note
-    assert f"| best found | {best.score:.4f} |" in note
+    assert f"| {best.label} | {best.score:.4f} |" in note
     assert note.startswith(f"**{board.verdict}**")
     assert board.tie_set.text in note
 
@@ -327,7 +328,7 @@ def test_more_candidates_change_what_the_run_says(study: Ran, tmp_path: Path) ->
     parent, children = mine.runs()
     assert len(children) == TRIALS + 4
     assert parent.data.metrics["candidates"] == TRIALS + 4
-    assert parent.data.metrics["score"] == found.leaderboard.row("best found").search_score
+    assert parent.data.metrics["score"] == found.leaderboard.chosen.search_score
     (model,) = mine.models()
     assert (model.tags["recipe"], str(model.status)) == (found.best.key, "READY")
     assert model.model_id != old.model_id

@@ -8,6 +8,7 @@ from typing import Any
 from cabs_search.common.formats import number
 from cabs_search.reporting.charts.marks import chart, hover_fields, named, nominal, point, quantity
 from cabs_search.reporting.charts.theme import HUES, Spec, colour
+from cabs_search.results.recommendation import Prediction
 from cabs_search.results.tried import Tried
 
 MAX_DRAWN = 600
@@ -175,5 +176,49 @@ def progress(tried: Sequence[Tried]) -> Spec | None:
         layer=[
             {"mark": point(42) | {"color": colour("faint")}, "encoding": place},
             {"mark": line, "encoding": place | {"y": y | {"field": "best"}}},
+        ],
+    )
+
+
+def predictions(found: Sequence[Prediction]) -> Spec | None:
+    """Draw scores against predictions with their 90 % intervals; None with fewer than three."""
+    if len(found) < 3:
+        return None
+    values = [
+        {
+            "expected": one.expected,
+            "score": one.score,
+            "low": one.low,
+            "high": one.high,
+            "text": one.text if len(one.text) <= MAX_TEXT else f"{one.text[:MAX_TEXT]}…",
+            "shown": number(one.score),
+            "predicted": f"{number(one.expected)} [{number(one.low)}, {number(one.high)}]",
+        }
+        for one in found[-MAX_DRAWN:]
+    ]
+    x = quantity(
+        "expected",
+        "predicted search score",
+        [v | {"expected": v[end]} for v in values for end in ("low", "high")],
+    )
+    y = quantity("score", "search score", values)
+    hover = hover_fields((("text", "recipe"), ("predicted", "predicted"), ("shown", "score")))
+    ends = [min(one.low for one in found), max(one.high for one in found)]
+    equal = [{"expected": end, "score": end} for end in ends]
+    dashed = {"type": "line", "clip": True, "strokeDash": [4, 4], "strokeWidth": 1}
+    place = {"y": y, "tooltip": hover}
+    span = {"x": x | {"field": "low"}, "x2": {"field": "high"}}
+    faint = colour("faint")
+    return chart(
+        values,
+        260,
+        layer=[
+            {
+                "data": {"values": equal},
+                "mark": dashed | {"color": colour("muted")},
+                "encoding": {"x": x, "y": y},
+            },
+            {"mark": {"type": "rule", "color": faint}, "encoding": place | span},
+            {"mark": point(60) | {"color": colour("accent")}, "encoding": place | {"x": x}},
         ],
     )

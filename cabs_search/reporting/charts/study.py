@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from cabs_search.reporting.charts.marks import around, chart, hover_fields, known, point, quantity
 from cabs_search.reporting.charts.rows import ROW_HOVER, dots, row_values, tie_colours
-from cabs_search.reporting.charts.search import each_lambda, orders, progress, shared_lambda
+from cabs_search.reporting.charts.search import (
+    each_lambda,
+    orders,
+    predictions,
+    progress,
+    shared_lambda,
+)
 from cabs_search.reporting.charts.tasks import models, tasks, trade_offs
 from cabs_search.reporting.charts.theme import Spec, as_png, colour
 from cabs_search.results.leaderboard import Leaderboard
@@ -57,6 +63,9 @@ def pictures(board: Leaderboard) -> dict[str, bytes]:
         "each-lambda": [*each_lambda(board.tried)],
         "orders": [orders(board.tried)],
         "items-spent": [progress(board.tried)],
+        "predictions": [
+            predictions(board.recommendation.predictions if board.recommendation else ())
+        ],
     }
     drawn = {name: [spec for spec in specs if spec is not None] for name, specs in charts.items()}
     return {name: as_png(*specs) for name, specs in drawn.items() if specs}

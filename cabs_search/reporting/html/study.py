@@ -23,20 +23,21 @@ from cabs_search.reporting.html.parts import (
 )
 from cabs_search.reporting.tables import leaderboard_table
 from cabs_search.results.leaderboard import Leaderboard
-from cabs_search.results.rows import BASELINE, FOUND
+from cabs_search.results.rows import BASELINE, FOUND, RECOMMENDED
 
 
 def study_page(board: Leaderboard, folder: Path) -> Page:
     """Return the page of a study."""
-    makers = (_leaderboard, _ties, _tasks, _lambdas, _orders, _spent, _optimism)
-    found = next((row for row in board.rows if row.label == FOUND), None)
+    makers = (_leaderboard, _ties, _tasks, _lambdas, _orders, _predictions, _spent, _optimism)
+    chosen = board.chosen
+    what = "recommended" if chosen and chosen.label == RECOMMENDED else "the best found"
     return Page(
         name=board.name,
         kind="search report",
         verdict=board.verdict,
         remarks=() if board.tie_set is None else (board.tie_set.text,),
         figures=(
-            *row_numbers(found, "the best found, on fresh items", BASELINE),
+            *row_numbers(chosen, f"{what}, on fresh items", BASELINE),
             *tied_number(board.tie_set, "confirmed candidates"),
             (
                 f"{board.candidates:,}",
@@ -152,6 +153,22 @@ def _orders(board: Leaderboard) -> Section | None:
             f" Of {tried:,} orders the {search_charts.MAX_NAMES} with the highest means are drawn."
         )
     return Section(id="orders", title="Pruning orders", texts=(text,), figures=drawn, notes=(note,))
+
+
+def _predictions(board: Leaderboard) -> Section | None:
+    if board.recommendation is None:
+        return None
+    drawn = figures(
+        "Search scores against what was predicted of them",
+        search_charts.predictions(board.recommendation.predictions),
+        title="Score against prediction with its 90 % interval; on the line they are equal",
+    )
+    return Section(
+        id="predictions",
+        title="How well scores were predicted",
+        texts=(board.recommendation.text,),
+        figures=drawn,
+    )
 
 
 def _spent(board: Leaderboard) -> Section:

@@ -24,6 +24,6 @@ def leaderboard_text(board: Leaderboard) -> str:
         f" on {count['confirm']} confirm items that no proposal has seen"
     )
     rows = as_text(leaderboard_table(board), LEADERBOARD)
-    notes = [board.verdict]
-    notes += [part.text for part in (board.tie_set, board.optimism) if part is not None]
+    notes, parts = [board.verdict], (board.recommendation, board.tie_set, board.optimism)
+    notes += [part.text for part in parts if part is not None]
     return "\n".join([title, "", *rows, "", NOTE, "", *notes, *board.spent.text])

@@ -11,7 +11,9 @@ from cabs_search.stats.race import is_beaten
 ALPHA = 0.05
 """Most probability that the best candidate of a search is ever stopped."""
 ROUNDS = "rounds"
-"""A trial's attribute in memory: its score on each task of each round, a list of lists."""
+"""A trial's attribute in memory: its score on each task of each round, NaN where it has none, a
+list of lists.
+"""
 
 
 class RacePruner(optuna.pruners.BasePruner):  # type: ignore[misc]
@@ -29,10 +31,9 @@ class RacePruner(optuna.pruners.BasePruner):  # type: ignore[misc]
             if other.number != trial.number and (rounds := other.user_attrs.get(ROUNDS))
         ]
         own = np.array(trial.user_attrs[ROUNDS])
-        others = np.full((len(rivals), *own.shape), np.nan)
-        for padded, rounds in zip(others, rivals, strict=True):
-            padded[: len(rounds)] = rounds[: len(own)]
-        return is_beaten(own, others, self._candidates, ALPHA)
+        scored = np.isfinite(own).all(axis=1)
+        others = np.array(rivals).reshape(len(rivals), *own.shape)
+        return is_beaten(own[scored], others[:, scored], self._candidates, ALPHA)
 
 
 def race(candidates: int) -> optuna.pruners.BasePruner:

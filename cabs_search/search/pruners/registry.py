@@ -10,12 +10,14 @@ import optuna
 from cabs_search.search.pruners.asha import asha
 from cabs_search.search.pruners.median import median
 from cabs_search.search.pruners.race import race
+from cabs_search.search.pruners.surface import surface
+from cabs_search.spec.study import Search
 from cabs_search.spec.task import Task
 
 MakePruner: TypeAlias = Callable[[int], optuna.pruners.BasePruner]
 """Makes a pruner for a number of candidates in all."""
 
-PRUNERS: dict[str, MakePruner] = {"race": race, "asha": asha, "median": median}
+PRUNERS: dict[str, MakePruner] = {"surface": surface, "race": race, "asha": asha, "median": median}
 
 
 def find_pruner(name: str) -> MakePruner:
@@ -31,11 +33,18 @@ def find_pruner(name: str) -> MakePruner:
     return PRUNERS[name]
 
 
-def check_pruner(name: str | None, tasks: Mapping[str, Task]) -> None:
-    """Raise ValueError if there is no such pruner, or it cannot compare a task's scores so far."""
+def check_pruner(search: Search, tasks: Mapping[str, Task]) -> None:
+    """Raise ValueError if there is no such pruner, or it does not fit to the sampler or a task."""
+    name = search.pruner
     if name is None:
         return
     find_pruner(name)
+    if name == "surface":
+        if search.sampler != "surface":
+            raise ValueError(
+                f"search.pruner: surface needs search.sampler: surface, but got {search.sampler!r}"
+            )
+        return
     for task in tasks.values():
         if not task.measure.is_mean:
             raise ValueError(

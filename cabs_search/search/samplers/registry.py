@@ -13,12 +13,14 @@ from cabs_search.search.samplers.cma_es import cma_es
 from cabs_search.search.samplers.gp import gp
 from cabs_search.search.samplers.quasi_random import quasi_random
 from cabs_search.search.samplers.random import random
+from cabs_search.search.samplers.surface import surface
 from cabs_search.search.samplers.tpe import tpe
 
 MakeSampler: TypeAlias = Callable[[int, int], optuna.samplers.BaseSampler]
 """Makes a sampler from a seed and a number of startup trials, for samplers that learn."""
 
 SAMPLERS: dict[str, MakeSampler] = {
+    "surface": surface,
     "tpe": tpe,
     "gp": gp,
     "cma-es": cma_es,

@@ -1,0 +1,111 @@
+"""Emulator of a landscape: what any λ in a space would score on every item.
+
+Each item's log-odds are interpolated between recorded candidates by a Gaussian process with
+Matérn's kernel, and its own error is added: the same at the same λ, another at every other. An item
+is right where its log-odds are above a threshold of its own, which fits the recorded scores best.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.landscapes import Landscape
+from cabs_search.search.surface import log_odds
+
+Floats = npt.NDArray[np.float64]
+LENGTHS, NOISES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0), (0.003, 0.01, 0.03, 0.1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Emulator:
+    """An interpolated landscape; items of both splits of all tasks stand side by side."""
+
+    tasks: dict[str, npt.NDArray[np.int64]]
+    """Columns of each task's items."""
+    low: Floats
+    high: Floats
+    x: Floats
+    length: float
+    means: Floats
+    solution: Floats
+    """[candidates, items]."""
+    thresholds: Floats
+    errors: Floats
+    """Standard deviation of what the interpolation leaves, [items]."""
+    left_out: float
+    """Root mean square error of a left-out candidate's mean score."""
+    spread: float
+    """Standard deviation of candidates' mean scores."""
+
+    def answer(self, lambdas: Floats) -> tuple[Floats, Floats]:
+        """Return scores and log-odds of a candidate on all items."""
+        x = 2 * (lambdas - self.low) / (self.high - self.low) - 1
+        seed = zlib.crc32(np.round(lambdas, 6).tobytes())
+        noise = np.random.default_rng(seed).normal(size=len(self.means))
+        smooth = self.means + _matern(x[None], self.x, self.length)[0] @ self.solution
+        odds = smooth + self.errors * noise
+        return (odds > self.thresholds).astype(float), odds
+
+
+def emulate(landscape: Landscape, low: float, high: float) -> Emulator:
+    """Fit an emulator to the candidates of a landscape's first arm."""
+    own = landscape.arms == landscape.arms[0]
+    odds, scores, tasks, at = [], [], {}, 0
+    for task in landscape.scores["search"]:
+        for split in ("search", "confirm"):
+            odds.append(log_odds(landscape.losses[split][task][own].astype(float)))
+            scores.append(landscape.scores[split][task][own].astype(float))
+        count = odds[-1].shape[1] + odds[-2].shape[1]
+        tasks[task] = np.arange(at, at + count)
+        at += count
+    z, s = np.concatenate(odds, axis=1), np.concatenate(scores, axis=1)
+    lows, highs = (np.full(landscape.lambdas.shape[1], value) for value in (low, high))
+    x = 2 * (landscape.lambdas[own].astype(float) - lows) / (highs - lows) - 1
+    means = z.mean(axis=0)
+    best = None
+    for length in LENGTHS:
+        kernel = _matern(x, x, length)
+        for noise in NOISES:
+            inverse = np.linalg.inv(kernel + noise * np.eye(len(x)))
+            solution = inverse @ (z - means)
+            predicted = z - solution / np.diag(inverse)[:, None]
+            error = float(((predicted - z) ** 2).mean())
+            if best is None or error < best[0]:
+                best = (error, length, solution, predicted)
+    _, length, solution, predicted = best
+    thresholds = np.array([_threshold(predicted[:, i], s[:, i]) for i in range(z.shape[1])])
+    errors = (predicted - z).std(axis=0)
+    emulated = predicted > thresholds
+    per_task = [(emulated[:, c].mean(axis=1), s[:, c].mean(axis=1)) for c in tasks.values()]
+    difference = np.mean([a - b for a, b in per_task], axis=0)
+    return Emulator(
+        tasks=tasks,
+        low=lows,
+        high=highs,
+        x=x,
+        length=length,
+        means=means,
+        solution=solution,
+        thresholds=thresholds,
+        errors=errors,
+        left_out=float(np.sqrt((difference**2).mean())),
+        spread=float(np.mean([b for _, b in per_task], axis=0).std()),
+    )
+
+
+def _threshold(odds: Floats, scores: Floats) -> float:
+    """Return the threshold at which odds agree best with scores, the nearest to 0 of these."""
+    ordered = np.sort(odds)
+    cuts = np.concatenate([[0.0], (ordered[1:] + ordered[:-1]) / 2])
+    right = ((odds[None] > cuts[:, None]) == (scores[None] > 0.5)).mean(axis=1)
+    return float(min(cuts[right >= right.max() - 1e-9], key=abs))
+
+
+def _matern(x: Floats, other: Floats, length: float) -> Floats:
+    squares = ((x[:, None] - other[None]) ** 2).sum(axis=2)
+    scaled = np.sqrt(5 * squares) / length
+    return (1 + scaled + scaled**2 / 3) * np.exp(-scaled)

@@ -1,0 +1,394 @@
+"""Sampler on a response surface over items: learns from every item scored, of stopped ones too.
+
+See docs/surface.md. A trial carries its items' results in memory, as the attribute ``ANSWERS``;
+one that has none, as in a study that is not ours, counts by its value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import norm
+
+from cabs_search.search.surface import Answers, Predicted, ScoreModel
+
+Floats = npt.NDArray[np.float64]
+Params = dict[str, Any]
+Space = Mapping[str, BaseDistribution]
+Key = tuple[tuple[str, str], ...]
+"""Parameters and their values as text."""
+
+ANSWERS = "answers"
+"""A trial's attribute in memory: its ``Answers`` by task."""
+DRAWN, KEPT, ROUNDS = 300, 10, 3
+"""Points drawn for each branch of the space; points that are looked around, and how often."""
+STEP = 0.1
+"""Typical change of a parameter, as a share of its range, when a point is looked around."""
+PLAUSIBLE = 0.5
+"""Standard deviations that a trial's prediction may be below the best one, and go on."""
+VALUE = "value"
+"""The one task of trials without answers."""
+
+
+def surface(seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:
+    """Make our sampler, random for the first ``startup_trials``."""
+    return SurfaceSampler(seed=seed, startup_trials=startup_trials)
+
+
+class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
+    """Proposes what is expected to improve most on the best prediction so far."""
+
+    def __init__(self, *, seed: int | None = None, startup_trials: int = 10) -> None:
+        """Prepare; the first ``startup_trials`` are random."""
+        self._rng = np.random.default_rng(seed)
+        self._random = optuna.samplers.RandomSampler(seed=seed)
+        self._startup_trials = startup_trials
+        self._model: ScoreModel | None = None
+        self._tasks: tuple[str, ...] = ()
+        self.predicted: dict[int, Recommended] = {}
+        """What proposals are expected to score, by the trial's number."""
+        self.gain = math.inf
+        """Improvement that is expected of the last proposal."""
+
+    def reseed_rng(self) -> None:
+        """Take another seed, as Optuna asks of parallel workers."""
+        self._rng = np.random.default_rng()
+        self._random.reseed_rng()
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return all parameters that trials have had, once enough have ended."""
+        self._raise_error_if_multi_objective(study)
+        trials = _learned(study, trial)
+        if len(trials) < self._startup_trials:
+            return {}
+        return _varied(trials)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> Params:
+        """Propose the parameters of one branch of the space."""
+        self._raise_error_if_multi_objective(study)
+        if not search_space:
+            return {}
+        trials = _learned(study, trial)
+        known = {other.number for other in trials} | {trial.number}
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        pending = [other for other in running if other.number not in known and other.params]
+        model = self._fit(study, trials, search_space)
+        best = float(model.predict([other.params for other in trials]).mean.max())
+        model.expect([other.params for other in pending])
+
+        def gain(points: Sequence[Params]) -> Floats:
+            predicted = model.predict(points)
+            return _expected_improvement(predicted.mean - best, predicted.deviation)
+
+        tried = {_key(other.params) for other in (*trials, *pending)}
+        found = self._maximize(gain, [*trials, *pending], search_space, tried)
+        if found is None:
+            return {}
+        proposed, self.gain = found
+        self.predicted[trial.number] = model.recommended(proposed)
+        return proposed
+
+    def is_hopeless(self, study: Study, trial: FrozenTrial) -> bool:
+        """Tell whether a trial is too unlikely to be the best to score more of its items."""
+        trials = _learned(study)
+        numbers = [other.number for other in trials]
+        space = _varied(trials)
+        if trial.number not in numbers or not space:
+            return False
+        if len(trials) <= self._startup_trials:
+            return True  # a random point is there to be learned from
+        predicted = self._fit(study, trials, space).predict([other.params for other in trials])
+        own = numbers.index(trial.number)
+        hoped = predicted.mean[own] + PLAUSIBLE * predicted.deviation[own]
+        return bool(hoped < predicted.mean.max())
+
+    def recommend(self, study: Study, *, only_scored: bool = False) -> Recommended | None:
+        """Return the point with the best prediction, but none that was stopped.
+
+        It depends on what the study knows alone, not on earlier proposals: a search that was killed
+        and resumed recommends the same.
+
+        Args:
+            study: the study.
+            only_scored: whether to choose among complete trials; else in the whole space.
+
+        Returns:
+            None if nothing is known.
+
+        """
+        trials = sorted(_learned(study), key=lambda other: _key(other.params))
+        space = _varied(trials)
+        scored = [other for other in trials if other.state == TrialState.COMPLETE]
+        if not space or not scored:
+            return None
+        afresh = SurfaceSampler(seed=0)
+        model = afresh._fit(study, trials, space)
+
+        def mean(points: Sequence[Params]) -> Floats:
+            return model.predict(points).mean
+
+        if only_scored:
+            values = mean([other.params for other in scored])
+            return model.recommended(scored[int(values.argmax())].params)
+        stopped = {_key(other.params) for other in trials if other.state == TrialState.PRUNED}
+        found = afresh._maximize(mean, trials, space, stopped)
+        return None if found is None else model.recommended(found[0])
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Draw at random what no trial has had yet."""
+        self._raise_error_if_multi_objective(study)
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def _fit(self, study: Study, trials: Sequence[FrozenTrial], space: Space) -> PlacedModel:
+        sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+        answers = [_answers(trial, sign) for trial in trials]
+        tasks = tuple(answers[0])
+        if self._model is None or tasks != self._tasks:
+            self._model, self._tasks = ScoreModel(tasks), tasks
+        placed = PlacedModel(Coordinates(space), self._model)
+        placed.fit([trial.params for trial in trials], answers)
+        return placed
+
+    def _maximize(
+        self,
+        criterion: Callable[[Sequence[Params]], Floats],
+        trials: Sequence[FrozenTrial],
+        space: Space,
+        excluded: Collection[Key],
+    ) -> tuple[Params, float] | None:
+        """Find the point with the largest criterion: draw many, then look around the best.
+
+        Args:
+            criterion: values of points.
+            trials: what was tried so far.
+            space: the parameters.
+            excluded: keys of points that must not be found.
+
+        """
+        pool = [params for branch in _branches(trials, space) for params in self._draw(branch)]
+        pool += [trial.params for trial in trials]
+        best: tuple[Params, float] | None = None
+        for _ in range(ROUNDS + 1):
+            fresh = {_key(params): params for params in pool}
+            pool = [params for key, params in fresh.items() if key not in excluded]
+            if not pool:
+                break
+            values = criterion(pool)
+            order = np.argsort(-values)
+            best = pool[order[0]], float(values[order[0]])
+            kept = [pool[i] for i in order[:KEPT]]
+            pool = kept + [near for params in kept for near in self._near(params, space)]
+        return best
+
+    def _draw(self, branch: Space) -> list[Params]:
+        """Draw points of a branch."""
+        shares = self._rng.random((DRAWN, len(branch)))
+        return [
+            {
+                name: _at(share, kind)
+                for share, (name, kind) in zip(row, branch.items(), strict=True)
+            }
+            for row in shares.tolist()
+        ]
+
+    def _near(self, params: Params, space: Space) -> list[Params]:
+        """Draw points near one: each has some parameters changed."""
+        found = []
+        for scale in (STEP, STEP, STEP, STEP / 3, STEP / 3, STEP / 3):
+            changed = dict(params)
+            for name, value in params.items():
+                kind = space[name]
+                if isinstance(kind, CategoricalDistribution):
+                    continue
+                if self._rng.random() < max(0.5, 1 / len(params)):
+                    share = _share(value, kind) + scale * self._rng.normal()
+                    changed[name] = _at(min(max(share, 0.0), 1.0), kind)
+            found.append(changed)
+        return found
+
+
+class Recommended(NamedTuple):
+    """A point of a space and its prediction."""
+
+    params: Params
+    mean: float
+    """Predicted score."""
+    deviation: float
+    """Standard deviation of the score on all items about it."""
+
+
+@dataclass(frozen=True)
+class PlacedModel:
+    """A score model of points that are given by their parameters."""
+
+    coordinates: Coordinates
+    model: ScoreModel
+
+    def fit(self, points: Sequence[Params], answers: Sequence[Mapping[str, Answers]]) -> None:
+        """See ``ScoreModel.fit``."""
+        self.model.fit(*self.coordinates.of(points), answers)
+
+    def expect(self, points: Sequence[Params]) -> None:
+        """See ``ScoreModel.expect``."""
+        self.model.expect(*self.coordinates.of(points))
+
+    def predict(self, points: Sequence[Params]) -> Predicted:
+        """See ``ScoreModel.predict``."""
+        return self.model.predict(*self.coordinates.of(points))
+
+    def recommended(self, point: Params) -> Recommended:
+        """Return a point with its prediction."""
+        predicted = self.predict([point])
+        deviation = math.hypot(float(predicted.deviation[0]), predicted.noise)
+        return Recommended(point, float(predicted.mean[0]), deviation)
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Places of trials: numbers scaled to [-1, 1], and 1 for each choice taken.
+
+    A number whose name differs only in what stands before a colon, as the λ of a method with a
+    range of its own, is the same coordinate.
+    """
+
+    space: Space
+
+    def of(self, points: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats]:
+        """Return numbers [points, coordinates] and choices [points, choices]."""
+        numbers, choices = dict[str, int](), dict[tuple[str, str], int]()
+        for name, kind in self.space.items():
+            if isinstance(kind, CategoricalDistribution):
+                for value in kind.choices:
+                    choices.setdefault((name, str(value)), len(choices))
+            else:
+                numbers.setdefault(_plain(name), len(numbers))
+        x, arms = np.zeros((len(points), len(numbers))), np.zeros((len(points), len(choices)))
+        for row, params in enumerate(points):
+            for name, kind in self.space.items():
+                if name not in params:
+                    continue
+                if isinstance(kind, CategoricalDistribution):
+                    column = choices.get((name, str(params[name])))
+                    if column is not None:
+                        arms[row, column] = 1.0
+                else:
+                    x[row, numbers[_plain(name)]] = 2 * _share(params[name], kind) - 1
+        return x, arms
+
+
+def _plain(name: str) -> str:
+    return name.rpartition(":")[2]
+
+
+def _share(value: float, kind: FloatDistribution | IntDistribution) -> float:
+    """Return where in its range a number is, from 0 to 1."""
+    low, high = float(kind.low), float(kind.high)
+    if kind.log:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / (high - low)
+
+
+def _at(share: float, kind: BaseDistribution) -> Any:
+    """Return the value at a place in a range, from 0 to 1."""
+    if isinstance(kind, CategoricalDistribution):
+        return kind.choices[min(int(share * len(kind.choices)), len(kind.choices) - 1)]
+    low, high = float(kind.low), float(kind.high)
+    if kind.log:
+        value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+    else:
+        value = low + share * (high - low)
+    if kind.step:
+        value = low + round((value - low) / kind.step) * kind.step
+    value = min(max(value, low), high)
+    return round(value) if isinstance(kind, IntDistribution) else value
+
+
+def _key(params: Mapping[str, Any]) -> Key:
+    texts = {n: f"{v:.9g}" if isinstance(v, float) else str(v) for n, v in params.items()}
+    return tuple(sorted(texts.items()))
+
+
+def _learned(study: Study, trial: FrozenTrial | None = None) -> list[FrozenTrial]:
+    """Return the trials, other than this one, of which answers or a value are known."""
+    states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+    trials = study.get_trials(deepcopy=False, states=states)
+    other = [t for t in trials if trial is None or t.number != trial.number]
+    answered = [t for t in other if t.user_attrs.get(ANSWERS)]
+    if answered:
+        return [t for t in answered if t.params]
+    return [
+        t for t in trials if t.state == TrialState.COMPLETE and t.params and math.isfinite(t.value)
+    ]
+
+
+def _varied(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
+    """Return the parameters of trials that have more than one value."""
+    space = {name: kind for other in trials for name, kind in other.distributions.items()}
+    return {name: kind for name, kind in sorted(space.items()) if not kind.single()}
+
+
+def _answers(trial: FrozenTrial, sign: float) -> Mapping[str, Answers]:
+    answers: Mapping[str, Answers] | None = trial.user_attrs.get(ANSWERS)
+    if answers is not None:
+        return answers
+    nothing = np.empty(0)
+    return {VALUE: Answers(scores=nothing, responses=nothing, metric=sign * trial.value)}
+
+
+def _branches(trials: Iterable[FrozenTrial], space: Space) -> list[dict[str, BaseDistribution]]:
+    """Return the sets of parameters that trials had together.
+
+    Some parameters depend on a choice, as the settings of a method: a choice that was only seen
+    with other parameters is not offered.
+    """
+    seen: dict[tuple[str, ...], dict[str, set[Any]]] = {}
+    for trial in trials:
+        names = tuple(sorted(trial.params.keys() & space.keys()))
+        values = seen.setdefault(names, {})
+        for name in names:
+            if isinstance(space[name], CategoricalDistribution):
+                values.setdefault(name, set()).add(trial.params[name])
+    branches = []
+    for names, values in seen.items():
+        branch = {name: space[name] for name in names}
+        for name, own in values.items():
+            elsewhere = set().union(
+                *(v.get(name, set()) for other, v in seen.items() if other != names)
+            )
+            kind = space[name]
+            assert isinstance(kind, CategoricalDistribution)
+            branch[name] = CategoricalDistribution(
+                [value for value in kind.choices if value in own or value not in elsewhere]
+            )
+        branches.append(branch)
+    return branches
+
+
+def _expected_improvement(gain: Floats, deviation: Floats) -> Floats:
+    ratio = gain / deviation
+    expected: Floats = gain * norm.cdf(ratio) + deviation * norm.pdf(ratio)
+    return expected
