@@ -1,4 +1,4 @@
-"""What a search recommends, and how well it predicted what candidates would score."""
+"""Recommendation of a search, and how well it predicted what candidates would score."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import numpy as np
 
 from cabs_search.common.formats import number
 from cabs_search.record.outcomes import Expected, Scored
-
-WITHIN = 1.645
-"""Standard deviations on each side of a prediction that 90 % of scores are within."""
+from cabs_search.search.surface import NORMAL_90
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class Recommendation:
     """The candidate that a search recommends: the best by prediction, not by score."""
 
     key: str
-    """Of its recipe."""
+    """Key of its recipe."""
     expected: float
     """Score on the search split that is predicted of it from everything scored."""
     predictions: tuple[Prediction, ...]
@@ -57,8 +55,8 @@ def recommendation_of(
         Prediction(
             text=str(one.recipe),
             expected=one.mean,
-            low=one.mean - WITHIN * one.deviation,
-            high=one.mean + WITHIN * one.deviation,
+            low=one.mean - NORMAL_90 * one.deviation,
+            high=one.mean + NORMAL_90 * one.deviation,
             score=searched[one.recipe.key].score,
         )
         for one in expected

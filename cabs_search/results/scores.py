@@ -35,9 +35,9 @@ class RecordScores:
     """Candidates that were not scored to the end, and their search items; 0 for a part."""
 
     recommended: Expected | None = None
-    """What the search recommends; None for a part."""
+    """Recommendation of the search; None for a part."""
     expected: tuple[Expected, ...] = ()
-    """What candidates were expected to score before they were scored; none for a part."""
+    """Predictions of candidates before they were scored; none for a part."""
 
     @classmethod
     def read(

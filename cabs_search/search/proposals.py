@@ -29,7 +29,7 @@ EXTRA_STARTUP_TRIALS = 4
 
 
 class Known(NamedTuple):
-    """What a candidate's recorded blocks say."""
+    """Results of a candidate in its recorded blocks."""
 
     rounds: Floats | None = None
     """Scores, NaN where a block is missing, [rounds, tasks], if there is a pruner."""

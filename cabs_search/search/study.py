@@ -31,7 +31,7 @@ from cabs_search.search.confirm import ConfirmQueue, rows_to_confirm
 from cabs_search.search.ended import EndedCandidates, OnFinished
 from cabs_search.search.jobs import BlockResult, Job
 from cabs_search.search.open_jobs import MAX_WORKER_DEATHS, CandidateTrial, OpenJob, OpenJobs
-from cabs_search.search.proposals import Known, Proposer
+from cabs_search.search.proposals import NOTHING, Known, Proposer
 from cabs_search.search.pruners.registry import find_pruner
 from cabs_search.search.storage import StudyDatabase, has_ended_by_itself, recipe_of
 from cabs_search.search.surface import Answers, log_odds
@@ -141,7 +141,7 @@ class Study:
                 # a driver was killed after it wrote the error and before it ended the trial
                 trial = self._database.discard(trial_id)
             scored = self._score(recipe) if recipe and has_ended_by_itself(trial) else None
-            self._proposer.add(trial, self._known(recipe, scored) if recipe else Known())
+            self._proposer.add(trial, self._known(recipe, scored) if recipe else NOTHING)
             if recipe and has_ended_by_itself(trial):
                 self._ended.add(trial, recipe, scored)
         for recipe in self._candidates.baseline_recipes:
@@ -172,7 +172,7 @@ class Study:
 
     @property
     def chosen(self) -> Scored | None:
-        """What the search recommends, else the best candidate so far."""
+        """The recommended candidate, else the best so far."""
         return self._chosen or self.best
 
     @property
@@ -312,7 +312,7 @@ class Study:
         """Read what a candidate's recorded blocks say, as far as sampler or pruner want it."""
         learns = self._proposer.learns_from_items
         if not (self._has_looks or learns):
-            return Known()
+            return NOTHING
         by_block = self.outcomes.block_results(recipe, "search")
         answers = self._answers(by_block, scored) if learns and by_block else None
         return Known(self._rounds(by_block) if self._has_looks and by_block else None, answers)

@@ -26,7 +26,7 @@ NORMAL_90 = 1.645
 MOST_LOG_ODDS = 8.0
 """Log-odds beyond which an answer is just sure."""
 MOST_POINTS = 300
-"""Most candidates that the Gaussian processes remember: the best, and the latest."""
+"""Most candidates that the Gaussian processes remember: the last ones given."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,11 +61,9 @@ def log_odds(losses: Floats) -> Floats:
 class ScoreModel:
     """The surfaces of all tasks and what corrects them."""
 
-    def __init__(self, tasks: Sequence[str], weights: Mapping[str, float] | None = None) -> None:
-        """Prepare for tasks; ``weights`` of each in the score, else all the same."""
+    def __init__(self, tasks: Sequence[str]) -> None:
+        """Prepare for tasks, which weigh the same in the score."""
         self._tasks = tuple(tasks)
-        weights = weights or dict.fromkeys(tasks, 1 / len(tasks))
-        self._weights = np.array([weights[task] for task in tasks])
         self._surfaces: dict[str, Surface] = {}
         self._processes: dict[str, GaussianProcess] = {}
         self._noise: dict[str, float] = {}
@@ -147,7 +145,8 @@ class ScoreModel:
         """Predict the score of candidates, given as in ``fit``."""
         features, _ = surface.polynomial(x, arms)
         mean, variance, noise = np.zeros(len(x)), np.zeros(len(x)), 0.0
-        for task, weight in zip(self._tasks, self._weights, strict=True):
+        weight = 1 / len(self._tasks)
+        for task in self._tasks:
             correction, deviation = self._processes[task].predict(x, arms)
             mean += weight * correction
             if task in self._surfaces:

@@ -74,7 +74,7 @@ class GaussianProcess:
     x: Floats
     arms: Floats
     mean: float
-    """Of y."""
+    """Mean of y."""
     variance: float
     """v."""
     factor: Floats

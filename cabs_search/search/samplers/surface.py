@@ -60,9 +60,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._model: ScoreModel | None = None
         self._tasks: tuple[str, ...] = ()
         self.predicted: dict[int, Recommended] = {}
-        """What proposals are expected to score, by the trial's number."""
-        self.gain = math.inf
-        """Improvement that is expected of the last proposal."""
+        """Predictions of proposals, by the trial's number."""
 
     def reseed_rng(self) -> None:
         """Take another seed, as Optuna asks of parallel workers."""
@@ -102,9 +100,8 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         found = self._maximize(gain, [*trials, *pending], search_space, tried)
         if found is None:
             return {}
-        proposed, self.gain = found
-        self.predicted[trial.number] = model.recommended(proposed)
-        return proposed
+        self.predicted[trial.number] = model.recommended(found)
+        return found
 
     def is_hopeless(self, study: Study, trial: FrozenTrial) -> bool:
         """Tell whether a trial is too unlikely to be the best to score more of its items."""
@@ -150,7 +147,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             return model.recommended(scored[int(values.argmax())].params)
         stopped = {_key(other.params) for other in trials if other.state == TrialState.PRUNED}
         found = afresh._maximize(mean, trials, space, stopped)
-        return None if found is None else model.recommended(found[0])
+        return None if found is None else model.recommended(found)
 
     def sample_independent(
         self,
@@ -179,7 +176,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         trials: Sequence[FrozenTrial],
         space: Space,
         excluded: Collection[Key],
-    ) -> tuple[Params, float] | None:
+    ) -> Params | None:
         """Find the point with the largest criterion: draw many, then look around the best.
 
         Args:
@@ -191,15 +188,14 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         """
         pool = [params for branch in _branches(trials, space) for params in self._draw(branch)]
         pool += [trial.params for trial in trials]
-        best: tuple[Params, float] | None = None
+        best: Params | None = None
         for _ in range(ROUNDS + 1):
             fresh = {_key(params): params for params in pool}
             pool = [params for key, params in fresh.items() if key not in excluded]
             if not pool:
                 break
-            values = criterion(pool)
-            order = np.argsort(-values)
-            best = pool[order[0]], float(values[order[0]])
+            order = np.argsort(-criterion(pool))
+            best = pool[order[0]]
             kept = [pool[i] for i in order[:KEPT]]
             pool = kept + [near for params in kept for near in self._near(params, space)]
         return best
@@ -341,7 +337,7 @@ def _learned(study: Study, trial: FrozenTrial | None = None) -> list[FrozenTrial
     if answered:
         return [t for t in answered if t.params]
     return [
-        t for t in trials if t.state == TrialState.COMPLETE and t.params and math.isfinite(t.value)
+        t for t in other if t.state == TrialState.COMPLETE and t.params and math.isfinite(t.value)
     ]
 
 
