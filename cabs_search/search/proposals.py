@@ -6,7 +6,6 @@ The sampler works on a study in memory, where a parameter costs no transaction.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,27 +16,15 @@ from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import Expected
 from cabs_search.search import space
 from cabs_search.search.candidates import Candidates
+from cabs_search.search.known import NOTHING, Known
 from cabs_search.search.pruners.race import ROUNDS
 from cabs_search.search.samplers.registry import find_sampler
 from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
 from cabs_search.search.storage import recipe_of
-from cabs_search.search.surface import Answers
 from cabs_search.stats.race import Floats
 
 EXTRA_STARTUP_TRIALS = 4
 """Random trials, beside the space's baselines, before a sampler learns."""
-
-
-class Known(NamedTuple):
-    """Results of a candidate in its recorded blocks."""
-
-    rounds: Floats | None = None
-    """Scores, NaN where a block is missing, [rounds, tasks], if there is a pruner."""
-    answers: Mapping[str, Answers] | None = None
-    """Results on items by task, if the sampler learns from them."""
-
-
-NOTHING = Known()
 
 
 class Proposal(NamedTuple):

@@ -30,13 +30,12 @@ from cabs_search.search.candidates import Candidates, reference_recipes
 from cabs_search.search.confirm import ConfirmQueue, rows_to_confirm
 from cabs_search.search.ended import EndedCandidates, OnFinished
 from cabs_search.search.jobs import BlockResult, Job
+from cabs_search.search.known import NOTHING, KnownReader
 from cabs_search.search.open_jobs import MAX_WORKER_DEATHS, CandidateTrial, OpenJob, OpenJobs
-from cabs_search.search.proposals import NOTHING, Known, Proposer
+from cabs_search.search.proposals import Proposer
 from cabs_search.search.pruners.registry import find_pruner
 from cabs_search.search.storage import StudyDatabase, has_ended_by_itself, recipe_of
-from cabs_search.search.surface import Answers, log_odds
 from cabs_search.spec.study import Spec
-from cabs_search.stats.race import Floats, rounds
 from cabs_search.tasks.items import Items, SplitName
 
 MAX_DUPLICATES = 200
@@ -48,8 +47,6 @@ what is.
 MAX_FAILED = 3
 """Candidates in a row that fail, after which the search gives up."""
 
-BlockResults: TypeAlias = Mapping[int, Mapping[str, tuple[Floats, Floats]]]
-"""Scores and losses by block and task."""
 IsBusy: TypeAlias = Callable[[Recipe], bool]
 """Tells whether some study of the record is confirming a recipe."""
 
@@ -111,9 +108,14 @@ class Study:
         if name is not None:
             pruner = find_pruner(name)(spec.search.trials)
         self._has_looks = pruner is not None
-        inputs = [task.inputs for task in spec.tasks.values()]
-        self._share_texts = any(inputs.count(one) > 1 for one in inputs)
         self._proposer = Proposer(self._candidates, spec.search.sampler, len(trials), pruner)
+        self._known = KnownReader(
+            outcomes,
+            spec.tasks,
+            self.blocks["search"],
+            reads_rounds=self._has_looks,
+            reads_answers=self._proposer.learns_from_items,
+        )
         self._ended = EndedCandidates(on_finished)
         self._jobs = OpenJobs()
         references = reference_recipes(spec.experts).values() if confirms_references else ()
@@ -141,7 +143,7 @@ class Study:
                 # a driver was killed after it wrote the error and before it ended the trial
                 trial = self._database.discard(trial_id)
             scored = self._score(recipe) if recipe and has_ended_by_itself(trial) else None
-            self._proposer.add(trial, self._known(recipe, scored) if recipe else NOTHING)
+            self._proposer.add(trial, self._known.read(recipe, scored) if recipe else NOTHING)
             if recipe and has_ended_by_itself(trial):
                 self._ended.add(trial, recipe, scored)
         for recipe in self._candidates.baseline_recipes:
@@ -308,43 +310,6 @@ class Study:
         is_kept = self._candidates.is_baseline(recipe) or recipe.key in self._recommended
         return self._has_looks and not is_kept
 
-    def _known(self, recipe: Recipe, scored: Scored | None = None) -> Known:
-        """Read what a candidate's recorded blocks say, as far as sampler or pruner want it."""
-        learns = self._proposer.learns_from_items
-        if not (self._has_looks or learns):
-            return NOTHING
-        by_block = self.outcomes.block_results(recipe, "search")
-        answers = self._answers(by_block, scored) if learns and by_block else None
-        return Known(self._rounds(by_block) if self._has_looks and by_block else None, answers)
-
-    def _rounds(self, by_block: BlockResults) -> Floats:
-        """Return scores of rounds of items, NaN where a block is missing, [rounds, tasks]."""
-        parts = []
-        for number, rows in enumerate(self.blocks["search"]):
-            if number in by_block:
-                parts.append(rounds([scores for scores, _ in by_block[number].values()]))
-            else:
-                parts.append(np.full((min(map(len, rows.values())), len(rows)), np.nan))
-        by_task = np.concatenate(parts)
-        # Items of tasks that read the same texts are not independent: one score for all tasks.
-        return by_task.mean(axis=1, keepdims=True) if self._share_texts else by_task
-
-    def _answers(self, by_block: BlockResults, scored: Scored | None) -> dict[str, Answers]:
-        answers = {}
-        for name, task in self.spec.tasks.items():
-            scores = np.full(sum(len(rows[name]) for rows in self.blocks["search"]), np.nan)
-            losses = scores.copy()
-            for number, by_task in by_block.items():
-                rows = self.blocks["search"][number][name]
-                scores[rows], losses[rows] = by_task[name]
-            is_measured = scored is not None and not task.measure.is_mean
-            answers[name] = Answers(
-                scores=scores,
-                responses=log_odds(losses) if task.kind.has_log_losses else scores,
-                metric=scored.scores[name] if scored and is_measured else None,
-            )
-        return answers
-
     def is_confirming(self, recipe: Recipe) -> bool:
         """Tell whether a recipe is being scored on the confirm split."""
         return self._jobs.is_confirming(recipe)
@@ -392,7 +357,7 @@ class Study:
         else:
             stored = self._database.complete(trial.trial_id, scored.score, seconds)
         if scored is not None:
-            known = self._known(recipe, scored)
+            known = self._known.read(recipe, scored)
             # its rounds were told at the last look
             self._proposer.report(trial.sampled, known._replace(rounds=None))
         self._proposer.tell(trial.sampled, scored.score if scored else None)
@@ -403,7 +368,7 @@ class Study:
 
     def _look(self, job_id: str, recipe: Recipe, trial: CandidateTrial) -> bool:
         """Stop a candidate that is beaten, or have it wait for more blocks; True if either."""
-        known = self._known(recipe)
+        known = self._known.read(recipe)
         self._proposer.report(trial.sampled, known)
         scores = known.rounds
         done = len(self.outcomes.done_blocks(recipe, "search"))

@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search.candidates import Candidates
-from cabs_search.search.proposals import Known, Proposer
+from cabs_search.search.known import Known
+from cabs_search.search.proposals import Proposer
 from cabs_search.search.pruners.race import ROUNDS, RacePruner
 from cabs_search.search.pruners.registry import PRUNERS, check_pruner
 from cabs_search.spec.load import parse
