@@ -18,6 +18,7 @@ from cabs_search.search import space
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.known import NOTHING, Known
 from cabs_search.search.pruners.race import ROUNDS
+from cabs_search.search.samplers.grid import GridSampler
 from cabs_search.search.samplers.registry import find_sampler
 from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
 from cabs_search.search.storage import recipe_of
@@ -56,6 +57,8 @@ class Proposer:
         self._candidates = candidates
         sampler_made = make_sampler(candidates.seed + earlier_trials, startup_trials)
         self._items_sampler = sampler_made if isinstance(sampler_made, SurfaceSampler) else None
+        if isinstance(sampler_made, GridSampler):
+            sampler_made.cover(space.branches(candidates))
         self._study = optuna.create_study(
             direction="maximize", sampler=sampler_made, pruner=pruner or optuna.pruners.NopPruner()
         )

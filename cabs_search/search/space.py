@@ -108,6 +108,25 @@ def size(candidates: Candidates) -> int:
     return total
 
 
+def branches(candidates: Candidates) -> list[dict[str, Sequence[Any]]]:
+    """Return the values of Optuna's parameters, for each method of the space."""
+    found = []
+    for method in candidates.space.method:
+        is_only = len(candidates.space.method) == 1
+        branch: dict[str, Sequence[Any]] = {} if is_only else {"method": [method]}
+        for setting, values in candidates.dimensions(method).items():
+            is_shared = candidates.is_shared(setting)
+            names = [setting] if is_shared else [f"{setting}.{e}" for e in candidates.experts]
+            texts = [_text(setting, value) for value in values]
+            if len(texts) > 1:
+                branch |= dict.fromkeys(names, texts)
+        range_ = candidates.space.range_of(method)
+        lambdas = [min(range_.low + i * range_.step, range_.high) for i in range(range_.steps)]
+        names = [param for param, _ in _lambda_names(candidates, method)]
+        found.append(branch | dict.fromkeys(names, lambdas))
+    return found
+
+
 def _text(setting: str, value: Any) -> str:
     """Write a value as Optuna keeps it; a number with nine digits."""
     return f"{value:.9g}" if isinstance(value, float) else SETTINGS[setting].text(value)

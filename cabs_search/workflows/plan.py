@@ -26,7 +26,7 @@ from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.candidates import Candidates, reference_recipes
 from cabs_search.search.pruners.registry import check_pruner
-from cabs_search.search.samplers.registry import find_sampler
+from cabs_search.search.samplers.registry import check_sampler
 from cabs_search.search.space import size
 from cabs_search.spec.load import load_reachable
 from cabs_search.spec.locations import UnreachableError, cache_folder
@@ -148,7 +148,7 @@ def plan(path: str | Path) -> Plan:
     """
     spec, missing = load_reachable(path)
     check_calibration(spec.methods, spec.experts, spec.heads)
-    find_sampler(spec.search.sampler)
+    check_sampler(spec)
     check_pruner(spec.search, spec.tasks)
     candidates = Candidates.of(spec)
     asked_for = candidates.baseline_recipes

@@ -19,7 +19,7 @@ from cabs_search.scoring.calibrate import calibrated, check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.pruners.registry import check_pruner
-from cabs_search.search.samplers.registry import find_sampler
+from cabs_search.search.samplers.registry import check_sampler
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import BASE, Spec
@@ -92,7 +92,7 @@ def prepare(
     if cache_folder().exists() and not cache_folder().is_dir():
         raise ValueError(f"{cache_folder()}: the cache must be a folder; see CABS_SEARCH_CACHE")
     check_folder(folder, spec.space, over)
-    find_sampler(spec.search.sampler)
+    check_sampler(spec)
     check_pruner(spec.search, spec.tasks)
     say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
     family = Family.open(spec.base, spec.experts)

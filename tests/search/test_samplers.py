@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.testing.pytest_samplers import BasicSamplerTestCase, SingleOnlySamplerTestCase
+from optuna.testing.pytest_samplers import (
+    BasicSamplerTestCase,
+    MultiObjectiveSamplerTestCase,
+    SingleOnlySamplerTestCase,
+)
 from optuna.trial import TrialState
 
 from cabs_search.merging.recipe import Recipe
@@ -18,6 +22,7 @@ from cabs_search.search import space
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.proposals import Proposal, Proposer
 from cabs_search.search.samplers import awa, registry
+from cabs_search.search.samplers.grid import GridSampler
 from cabs_search.search.samplers.registry import SAMPLERS
 from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
 from cabs_search.search.storage import StudyDatabase
@@ -98,6 +103,8 @@ def resume(
 def test_proposals_are_of_the_space_and_follow_from_the_seed(
     pico: Path, tmp_path: Path, name: str, changes: dict[str, Any]
 ) -> None:
+    if name == "grid" and changes is PLAIN:  # which has too many points
+        changes = changes | {"lambda": {"low": 0.0, "high": 2.0, "step": 0.1}}
     candidates = candidates_of(pico, changes)
     baselines = list(candidates.baseline_recipes)
     proposals = search(start(candidates, name), 12)
@@ -200,6 +207,30 @@ class TestSurfaceBySamplerRulesOfOptuna(BasicSamplerTestCase, SingleOnlySamplerT
         return lambda: SurfaceSampler(seed=0, startup_trials=0)
 
 
+class TestGridBySamplerRulesOfOptuna(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
+    """Spaces of these studies are not told to it."""
+
+    @pytest.fixture
+    def sampler(self) -> Callable[[], optuna.samplers.BaseSampler]:
+        return lambda: GridSampler(seed=0)
+
+
+def test_a_grid_has_every_candidate_once_and_goes_on_where_it_was(
+    pico: Path, tmp_path: Path
+) -> None:
+    """Methods have parameters of their own; of 4 baselines 2 are points of the grid."""
+    coarse = {"low": 0.0, "high": 2.0, "step": 1.0}
+    changes = {"lambda": coarse, "nm": ["2:8"], "density": [0.2], "method": ["cabs", "dare"]}
+    candidates = candidates_of(pico, changes)
+    points = 27 * 6 + 27
+    assert space.size(candidates) == points
+    first = search(start(candidates, "grid"), 60)
+    rest = search(resume(candidates, "grid", first, tmp_path, candidates), points - 58)
+    keys = [p.recipe.key for p in (*first, *rest)]
+    assert len(keys) == len(set(keys)) == points + 2
+    assert np.mean([p.recipe.method.name == "dare" for p in first]) == pytest.approx(1 / 7, abs=0.1)
+
+
 def test_a_sampler_is_a_function_and_a_line(pico: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
@@ -221,17 +252,24 @@ def test_a_sampler_is_a_function_and_a_line(pico: Path, monkeypatch: pytest.Monk
         (
             "luck",
             "Input should be 'surface' or 'tpe' or 'gp' or 'cma-es' or 'awa' or 'random' or"
-            " 'quasi-random', but got 'luck'",
+            " 'quasi-random' or 'grid', but got 'luck'",
         ),
         ("cma-es", "'cma-es' needs the package cmaes; pip install cmaes"),
         ("awa", "'awa' needs the package cmaes; pip install cmaes"),
+        (
+            "grid",
+            "grid needs a space of at most 1,000,000 points, but got 48,723,606; raise"
+            " space.lambda.step",
+        ),
     ],
 )
 def test_a_sampler_that_cannot_be_had_is_refused_before_anything_is_written(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: str
 ) -> None:
     monkeypatch.setattr(registry, "find_spec", lambda _: None)
-    spec = parse(pico_values(pico, sampler=name))
+    values = pico_values(pico, sampler=name)
+    values["space"] |= {"nm": ["2:8"], "lambda": {"low": 0, "high": 2, "step": 0.01}}
+    spec = parse(values)
     with pytest.raises(ValueError, match=f"^search.sampler: {error}$"):
         prepare(spec, tmp_path / "out", None, lambda _: None)
     assert not (tmp_path / "out").exists()

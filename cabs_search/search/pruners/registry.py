@@ -11,13 +11,20 @@ from cabs_search.search.pruners.asha import asha
 from cabs_search.search.pruners.median import median
 from cabs_search.search.pruners.race import race
 from cabs_search.search.pruners.surface import surface
+from cabs_search.search.pruners.wilcoxon import wilcoxon
 from cabs_search.spec.study import Search
 from cabs_search.spec.task import Task
 
 MakePruner: TypeAlias = Callable[[int], optuna.pruners.BasePruner]
 """Makes a pruner for a number of candidates in all."""
 
-PRUNERS: dict[str, MakePruner] = {"surface": surface, "race": race, "asha": asha, "median": median}
+PRUNERS: dict[str, MakePruner] = {
+    "surface": surface,
+    "race": race,
+    "wilcoxon": wilcoxon,
+    "asha": asha,
+    "median": median,
+}
 
 
 def find_pruner(name: str) -> MakePruner:

@@ -8,13 +8,17 @@ from typing import TypeAlias
 
 import optuna
 
+from cabs_search.search.candidates import Candidates
 from cabs_search.search.samplers.awa import awa
 from cabs_search.search.samplers.cma_es import cma_es
 from cabs_search.search.samplers.gp import gp
+from cabs_search.search.samplers.grid import check_points, grid
 from cabs_search.search.samplers.quasi_random import quasi_random
 from cabs_search.search.samplers.random import random
 from cabs_search.search.samplers.surface import surface
 from cabs_search.search.samplers.tpe import tpe
+from cabs_search.search.space import size
+from cabs_search.spec.study import Spec
 
 MakeSampler: TypeAlias = Callable[[int, int], optuna.samplers.BaseSampler]
 """Makes a sampler from a seed and a number of startup trials, for samplers that learn."""
@@ -27,6 +31,7 @@ SAMPLERS: dict[str, MakeSampler] = {
     "awa": awa,
     "random": random,
     "quasi-random": quasi_random,
+    "grid": grid,
 }
 PACKAGES = {"cma-es": "cmaes", "awa": "cmaes"}
 """Packages, beside Optuna, that a sampler needs."""
@@ -48,3 +53,10 @@ def find_sampler(name: str) -> MakeSampler:
             f"search.sampler: {name!r} needs the package {package}; pip install {package}"
         )
     return SAMPLERS[name]
+
+
+def check_sampler(spec: Spec) -> None:
+    """Raise ValueError if there is no such sampler, or the space is too large for it."""
+    find_sampler(spec.search.sampler)
+    if spec.search.sampler == "grid":
+        check_points(size(Candidates.of(spec)))
