@@ -21,7 +21,7 @@ from cabs_search.merging.combine.rule import CombineRule
 from cabs_search.merging.combine.rules import COMBINES
 from cabs_search.merging.masks.magnitude_vector import VectorMagnitude
 from cabs_search.merging.masks.rule import MaskRule
-from cabs_search.merging.masks.rules import MASKS, SETTINGS, order_of, settings
+from cabs_search.merging.masks.rules import MASKS, SETTINGS, identity, order_of, settings
 from cabs_search.merging.masks.settings import check_choice
 
 Groups = tuple[tuple[str, str], ...]
@@ -141,6 +141,31 @@ class Recipe:
     def key(self) -> str:
         """Short name, equal for equal recipes: 16 hexadecimal digits."""
         return digest(json.dumps(self.as_dict(), sort_keys=True))
+
+    @cached_property
+    def sum_key(self) -> str:
+        """Short name of Σ λᵢ·τ̃ᵢ: recipes that share it are surely the same merged model.
+
+        A vector with λ = 0 is not in the sum. It is in the name only if it shapes another one: by
+        being pruned before it, or by having a vote on its signs.
+        """
+        mask, order = self.method.mask, self.order
+        identities = [[expert, identity(mask, expert)] for expert in order]
+        terms: list[Any] = []
+        groups: Groups = ()
+        for place, expert in enumerate(order):
+            by_group = {key.group: value for key, value in self.lambdas if key.expert == expert}
+            if not any(by_group.values()):
+                continue
+            shaped_by = identities[: place + 1] if self.method.has_order else [identities[place]]
+            if self.method.combine != SUM:
+                shaped_by = identities
+            values = sorted(set(by_group.values()))
+            if len(values) > 1:
+                groups = self.groups
+            terms.append([shaped_by, values[0] if len(values) == 1 else by_group, expert])
+        combine = self.method.combine.name if terms else ""
+        return digest(json.dumps([combine, terms, groups], sort_keys=True))
 
     def __str__(self) -> str:
         if self.is_shared:

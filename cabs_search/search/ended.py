@@ -27,8 +27,10 @@ class EndedCandidates:
         self.scored: dict[str, Scored] = {}
         """Scores by recipe key, without per-item outcomes: those are on record."""
         self.best: Scored | None = None
-        self._unscored: set[str] = set()
-        """Recipe keys of candidates that failed or were stopped."""
+        self._unscored: dict[str, bool] = {}
+        """Candidates without a score by recipe key: True if stopped, False if failed."""
+        self._by_sum: dict[str, Recipe] = {}
+        """Candidates by ``Recipe.sum_key``; of several, the first with a score."""
         self._on_finished = on_finished
 
     def __len__(self) -> int:
@@ -37,10 +39,13 @@ class EndedCandidates:
     def __contains__(self, recipe_key: str) -> bool:
         return recipe_key in self.scored or recipe_key in self._unscored
 
-    def score(self, recipe_key: str) -> float | None:
-        """Return a candidate's score; None if it failed or was stopped."""
-        scored = self.scored.get(recipe_key)
-        return scored.score if scored else None
+    def is_stopped(self, recipe_key: str) -> bool:
+        """Tell whether a candidate was stopped."""
+        return self._unscored.get(recipe_key, False)
+
+    def same_model(self, recipe: Recipe) -> Recipe | None:
+        """Return the candidate that is the same merged model: itself, another one, or None."""
+        return recipe if recipe.key in self else self._by_sum.get(recipe.sum_key)
 
     def add(self, trial: FrozenTrial, recipe: Recipe, scored: Scored | None) -> None:
         """Keep a candidate's score, None unless it is complete, and tell the listener."""
@@ -49,9 +54,12 @@ class EndedCandidates:
             light = replace(scored, tasks={})
             self.scored[recipe.key] = light
             self.best = ranked([light] if self.best is None else [light, self.best])[0]
-            self._unscored.discard(recipe.key)
+            self._unscored.pop(recipe.key, None)
         elif recipe.key not in self.scored:
-            self._unscored.add(recipe.key)
+            self._unscored[recipe.key] = trial.state == TrialState.PRUNED
+        same = self._by_sum.setdefault(recipe.sum_key, recipe)
+        if same.key not in self.scored:
+            self._by_sum[recipe.sum_key] = recipe
         assert trial.datetime_start is not None
         assert trial.datetime_complete is not None
         self._on_finished(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import optuna
@@ -30,6 +30,8 @@ class OpenJob:
     trial: CandidateTrial | None = None
     """None for a row to confirm."""
     materialize_seconds: float = 0.0
+    twins: list[optuna.Trial] = field(default_factory=list)
+    """Later proposals of the same merged model, which get its score."""
 
 
 class OpenJobs(dict[str, OpenJob]):
@@ -50,9 +52,10 @@ class OpenJobs(dict[str, OpenJob]):
         """Open jobs that wait for a worker."""
         return len(self._waiting)
 
-    def is_searching(self, recipe: Recipe) -> bool:
-        """Tell whether a recipe has an open job on the search split."""
-        return any(o.job.recipe.key == recipe.key for o in self.values() if o.trial)
+    def search_of(self, recipe: Recipe) -> OpenJob | None:
+        """Return the open job on the search split that is the same merged model as a recipe."""
+        same = (o for o in self.values() if o.trial and o.job.recipe.sum_key == recipe.sum_key)
+        return next(same, None)
 
     def is_confirming(self, recipe: Recipe) -> bool:
         """Tell whether a recipe has an open job on the confirm split."""

@@ -15,6 +15,9 @@ from cabs_search.common.redact import without_password
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.folder import StudyFolder, StudyId
 
+RECOMMENDED = "recommended"
+"""Attribute of a trial that was proposed to be recommended: it is scored in full."""
+
 
 class StudyDatabase:
     """Trials of one study."""
@@ -65,14 +68,15 @@ class StudyDatabase:
         find_id = self._storage.get_trial_id_from_study_id_trial_number
         return int(find_id(self._study_id, trial.number))
 
-    def add(self, trial: optuna.Trial, recipe: Recipe) -> int:
+    def add(self, trial: optuna.Trial, recipe: Recipe, *, is_recommended: bool = False) -> int:
         """Write a proposal in one transaction, with what its sampler noted; return its id."""
         in_memory = trial.study.get_trials(deepcopy=False)[trial.number]
+        attributes = {"recipe": json.dumps(recipe.as_dict())}
         template = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={"recipe": json.dumps(recipe.as_dict())},
+            user_attrs=attributes | ({RECOMMENDED: True} if is_recommended else {}),
             system_attrs=in_memory.system_attrs,
         )
         return int(self._storage.create_new_trial(self._study_id, template_trial=template))
@@ -125,6 +129,11 @@ def recipe_of(trial: FrozenTrial) -> Recipe | None:
     """Return the recipe that a trial scores; None for trials that are not ours."""
     text = trial.user_attrs.get("recipe")
     return Recipe.from_dict(json.loads(text)) if text else None
+
+
+def is_recommended(trial: FrozenTrial) -> bool:
+    """Tell whether a trial was proposed to be recommended."""
+    return RECOMMENDED in trial.user_attrs
 
 
 def has_ended_by_itself(trial: FrozenTrial) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import optuna
 from optuna.trial import FrozenTrial
 
 from cabs_search.merging.recipe import Recipe
@@ -34,7 +35,7 @@ from cabs_search.search.known import NOTHING, KnownReader
 from cabs_search.search.open_jobs import MAX_WORKER_DEATHS, CandidateTrial, OpenJob, OpenJobs
 from cabs_search.search.proposals import Proposer
 from cabs_search.search.pruners.registry import find_pruner
-from cabs_search.search.storage import StudyDatabase, has_ended_by_itself, recipe_of
+from cabs_search.search.storage import StudyDatabase, has_ended_by_itself, is_recommended, recipe_of
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import Items, SplitName
 
@@ -134,6 +135,8 @@ class Study:
         queue: dict[str, tuple[Recipe, int | None]] = {}
         for trial in sorted(trials, key=lambda t: t.datetime_complete or datetime.max):
             recipe = recipe_of(trial)
+            if recipe and is_recommended(trial):
+                self._recommended.add(recipe.key)
             if not trial.state.is_finished():
                 trial_id = self._database.trial_id(trial)
                 is_known = recipe is None or recipe.key in queue or recipe.key in self._ended
@@ -236,16 +239,17 @@ class Study:
                 if self._jobs.searching:
                     return None  # they may change what is best
                 self._enqueue_recommended()
+            is_queued = self._proposer.queued > 0  # such as a baseline, which has a row of its own
             proposal = self._proposer.propose()
             recipe, trial_id = proposal.recipe, proposal.trial_id
-            if recipe.key in self._ended or self._jobs.is_searching(recipe):
-                self._proposer.tell(proposal.trial, self._ended.score(recipe.key))
+            if not is_queued and self._is_repeated(recipe, proposal.trial):
                 repeated += 1
                 continue
             self._repeated += repeated
             repeated = 0
             if trial_id is None:
-                trial_id = self._database.add(proposal.trial, recipe)
+                is_last = recipe.key in self._recommended
+                trial_id = self._database.add(proposal.trial, recipe, is_recommended=is_last)
             if proposal.expected is not None:
                 self.outcomes.expect(proposal.expected)
             job = self._job(recipe, "search")
@@ -256,6 +260,27 @@ class Study:
         self.exhausted = True
         return None
 
+    def _is_repeated(self, recipe: Recipe, trial: optuna.Trial) -> bool:
+        """Tell whether a proposal's merged model is known, or being scored; it gets that score."""
+        if open_job := self._jobs.search_of(recipe):
+            open_job.twins.append(trial)
+            return True
+        same = self._ended.same_model(recipe)
+        if same is not None:
+            self._tell_known(same, trial)
+        return same is not None
+
+    def _tell_known(self, ended: Recipe, trial: optuna.Trial) -> None:
+        """Tell a proposal how the candidate that is the same merged model has ended."""
+        scored = self._ended.scored.get(ended.key)
+        is_stopped = self._ended.is_stopped(ended.key)
+        if scored or is_stopped:
+            self._proposer.report(trial, self._known.read(ended, scored))
+        if is_stopped:
+            self._proposer.stop(trial)
+        else:
+            self._proposer.tell(trial, scored.score if scored else None)
+
     def _is_time_to_recommend(self) -> bool:
         """Tell whether the rest of the budget is for what is recommended."""
         is_last = self.done + self._jobs.searching >= self.budget - RECOMMENDED
@@ -264,7 +289,7 @@ class Study:
     def _enqueue_recommended(self) -> None:
         """Have the best prediction of the space scored in full, unless it is."""
         found = self._proposer.recommend()
-        if found is not None and found.recipe.key not in self._ended:
+        if found is not None and self._ended.same_model(found.recipe) is None:
             self._recommended.add(found.recipe.key)
             self._proposer.enqueue(found.recipe)
 
@@ -286,7 +311,9 @@ class Study:
             scored, top = self._ended.scored, self.spec.search.confirm
             recommended = self._proposer.recommend(only_scored=True)
             if recommended is not None:
-                self._chosen = self._ended.scored.get(recommended.recipe.key)
+                same = self._ended.same_model(recommended.recipe) or recommended.recipe
+                recommended = replace(recommended, recipe=same)
+                self._chosen = self._ended.scored.get(same.key)
                 self.outcomes.recommend(recommended, self.id.value)
             rows = rows_to_confirm(self._candidates, scored, top)
             self._rows.add_candidates(rows, recommended.recipe if recommended else None)
@@ -362,6 +389,8 @@ class Study:
             self._proposer.report(trial.sampled, known._replace(rounds=None))
         self._proposer.tell(trial.sampled, scored.score if scored else None)
         self._ended.add(stored, recipe, scored)
+        for twin in open_job.twins:
+            self._tell_known(recipe, twin)
         self._failed_in_a_row = 0 if scored else self._failed_in_a_row + 1
         if self._failed_in_a_row >= MAX_FAILED:
             self.failure = f"{MAX_FAILED} candidates in a row failed, the last one: {error}"
@@ -377,15 +406,18 @@ class Study:
         if scores is None or not self._proposer.is_beaten(trial.sampled):
             self._jobs.wait(job_id)
             return True
-        seconds = self._jobs.pop(job_id).materialize_seconds
+        open_job = self._jobs.pop(job_id)
         items = sum(
             len(rows)
             for number in self.outcomes.done_blocks(recipe, "search")
             for rows in self.blocks["search"][number].values()
         )
-        stored = self._database.prune(trial.trial_id, float(np.nanmean(scores)), items, seconds)
+        score, seconds = float(np.nanmean(scores)), open_job.materialize_seconds
+        stored = self._database.prune(trial.trial_id, score, items, seconds)
         self._proposer.stop(trial.sampled)
         self._ended.add(stored, recipe, None)
+        for twin in open_job.twins:
+            self._tell_known(recipe, twin)
         self._failed_in_a_row = 0
         return True
 

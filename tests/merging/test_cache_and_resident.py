@@ -214,6 +214,24 @@ def test_cabs_is_base_plus_lambda_mask_tau(pico: Path) -> None:
         assert torch.allclose(merged, expected, atol=1e-6)
 
 
+def test_recipes_of_one_sum_are_one_merged_model_and_no_others_are(family: Family) -> None:
+    values = [(0.5, 0.0, 0.0), (0.0, 0.5, 0.0), (0.5, 1.0, 0.0), (0.0, 0.0, 0.0), (0.5, 1.0, 1.5)]
+    lambdas = [dict(zip(EXPERTS, three, strict=True)) for three in values]
+    by_group = {f"{e}.{g}": 0.0 for e in EXPERTS for g, _ in GROUPS} | {f"{EXPERTS[0]}.first": 0.5}
+    models: dict[str, set[bytes]] = {}
+    for name, order in itertools.product(("cabs", "ties-cabs", "task-arithmetic"), ORDERS):
+        method = make_method(name, EXPERTS, nm=(3, 8), order=order)
+        recipes = [make_recipe(method, by_expert) for by_expert in lambdas]
+        for recipe in (*recipes, make_recipe(method, by_group, GROUPS)):
+            tensors = [tensor.reshape(-1) for _, tensor in merged_tensors(family, recipe)]
+            models.setdefault(recipe.sum_key, set()).add(torch.cat(tensors).numpy().tobytes())
+    assert {len(equal) for equal in models.values()} == {1}
+    assert len(set.union(*models.values())) == len(models)
+    # The base; task arithmetic, where no order counts; CABS: one vector behind 5 ordered sets of
+    # others, two or three in 6 orders each; TIES, where every vector has a vote: 6 orders each.
+    assert len(models) == 1 + 5 + (3 * 5 + 2 * 6) + 5 * 6
+
+
 def test_orders_with_a_common_prefix_share_entries(family: Family, tmp_path: Path) -> None:
     store = VectorCache(tmp_path)
     first = store.ensure(

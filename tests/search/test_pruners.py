@@ -11,8 +11,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from cabs_search.merging.recipe import make_recipe
+from cabs_search.record.outcomes import Expected
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search.candidates import Candidates
+from cabs_search.search.jobs import BlockResult, Job
 from cabs_search.search.known import Known
 from cabs_search.search.proposals import Proposer
 from cabs_search.search.pruners.race import ROUNDS, RacePruner
@@ -177,3 +180,30 @@ def test_a_surface_recommends_what_it_predicts_best(pico: Path, items: Any, tmp_
     assert len(board.recommendation.predictions) >= 1
     starts = {todo for key, split, todo in bench.scored if split == "search"}
     assert len(starts) == len(bench.study.blocks["search"]), "between them, all items are learned"
+
+
+def test_a_recommended_candidate_that_is_killed_is_scored_in_full(
+    pico: Path, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(pico, "surface")
+    spec = replace(spec, search=replace(spec.search, trials=6))
+    candidates = Candidates.of(spec)
+    best = make_recipe(candidates.method("cabs"), dict.fromkeys(spec.experts, 0.8))
+    bench = Bench(spec, tmp_path, items)
+    score = bench.result
+
+    def dying(job: Job, block: int) -> BlockResult:
+        if job.recipe == best and block == 1:
+            raise KeyboardInterrupt
+        return score(job, block)
+
+    monkeypatch.setattr(bench, "result", dying)
+    expected = Expected(recipe=best, mean=0.9, deviation=0.1)
+    monkeypatch.setattr(bench.study._proposer, "recommend", lambda: expected)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run()
+    again = Bench(spec, tmp_path, items).study.next_job("a")
+    assert again is not None
+    assert again.recipe == best
+    count = len(bench.study.blocks["search"])
+    assert again.todo == tuple(range(1, count)), "without a look, at which it may be stopped"

@@ -155,6 +155,35 @@ def test_a_known_candidate_is_not_scored_again(pico: Path, items: Any, tmp_path:
     assert len(bench.scored) == len(set(bench.scored))
 
 
+@pytest.mark.parametrize("pruner", [None, "race"])
+def test_one_merged_model_is_scored_once(
+    pico: Path, items: Any, tmp_path: Path, pruner: str | None
+) -> None:
+    """λ = 0 removes a vector, and what then is the same sum gets the same score."""
+    values = pico_values(pico, trials=200, sampler="grid", pruner=pruner)
+    values["space"] = {
+        "nm": ["2:8"],
+        "order": "all",
+        "lambda": {"low": 0.0, "high": 1.0, "step": 1.0},
+    }
+    spec = parse(values)
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    baselines = {recipe.key for recipe in Candidates.of(spec).baseline_recipes}
+    sums = [f.recipe.sum_key for f in bench.finished if f.recipe.key not in baselines]
+    # the base, 3 vectors behind 5 ordered sets of others, 3 pairs and all three in 6 orders each,
+    # but the baseline's order is known
+    assert len(sums) == len(set(sums)) == 1 + 3 * 5 + 4 * 6 - 1
+    sampled = bench.study._proposer._study.get_trials()
+    told = [t for t in sampled if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and t.params]
+    assert len(told) >= 8 * 6, "all points of the space"
+    by_sum: dict[str, set[float | None]] = {}
+    for trial in told:
+        recipe = space.suggest(Candidates.of(spec), optuna.trial.FixedTrial(trial.params))
+        by_sum.setdefault(recipe.sum_key, set()).add(trial.value)
+    assert {len(scores) for scores in by_sum.values()} == {1}
+
+
 def test_a_failed_candidate_is_failed_and_never_scored(
     spec: Spec, items: Any, tmp_path: Path
 ) -> None:
