@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = "cabs-search"
+OVERRIDES = ("trials", "items", "seconds", "workers")
+"""Options that stand for fields of ``search``."""
 
 
 def _quickstart(options: argparse.Namespace) -> None:
@@ -27,7 +29,7 @@ def _run(options: argparse.Namespace) -> None:
     from cabs_search.spec.load import load
     from cabs_search.workflows.run import run
 
-    spec = load(options.spec).override(trials=options.trials, workers=options.workers)
+    spec = load(options.spec).override(**{field: getattr(options, field) for field in OVERRIDES})
     result = run(spec, options.output, address=options.address, tracking_uri=options.tracking_uri)
     folder, uri = result.folder, result.tracking_uri
     if options.json:
@@ -47,7 +49,7 @@ def _compare(options: argparse.Namespace) -> None:
     from cabs_search.spec.load import load
     from cabs_search.workflows.compare import compare
 
-    spec = load(options.spec).override(trials=options.trials, workers=options.workers)
+    spec = load(options.spec).override(**{field: getattr(options, field) for field in OVERRIDES})
     folder = options.output or Path("results") / experiment_name(spec.name, options.over)
     comparison = compare(
         spec, options.over, folder, address=options.address, tracking_uri=options.tracking_uri

@@ -133,6 +133,8 @@ def _mask_settings() -> Iterable[Setting]:
 def _add_search(command: argparse.ArgumentParser, trials: str, output: str) -> None:
     """Add the options of commands that search, with help on two of them."""
     command.add_argument("--trials", type=_count, metavar="N", help=trials)
+    command.add_argument("--items", type=_count, metavar="N", help="items to score in the search")
+    command.add_argument("--seconds", type=_count, metavar="N", help="time of the search")
     command.add_argument(
         "--workers", type=_count, metavar="N", help="Ray workers (default: one per core)"
     )

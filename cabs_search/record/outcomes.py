@@ -53,6 +53,8 @@ WHERE recipe = ? AND split = ? ORDER BY block
 RECIPES_BY_COMPLETION = """
 SELECT recipe FROM blocks WHERE split = ? GROUP BY recipe ORDER BY max(rowid)
 """
+SEARCHING = "searching "
+"""Start of the name under which the seconds of a search are spent, before its value's label."""
 Floats = npt.NDArray[np.float64]
 BlockRow = tuple[str, bytes, bytes, str, float]
 """A row of BLOCKS_OF_RECIPE."""
@@ -285,7 +287,15 @@ class Outcomes:
         with self._connect() as db:
             seconds = db.execute("SELECT split, sum(evaluate_seconds) FROM blocks GROUP BY split")
             amounts = {f"evaluate {split}": total for split, total in seconds}
-            return amounts | dict(db.execute("SELECT what, amount FROM spent"))
+            amounts |= dict(db.execute("SELECT what, amount FROM spent"))
+        return {k: v for k, v in amounts.items() if not k.startswith(SEARCHING)}
+
+    def search_seconds(self, value: str = "") -> float:
+        """Return the seconds that were searched; ``value``: of a comparison, in which search."""
+        query = "SELECT amount FROM spent WHERE what = ?"
+        with self._connect() as db:
+            stored = db.execute(query, (SEARCHING + value,)).fetchone()
+        return stored[0] if stored else 0.0
 
     def clusters(self, split: SplitName) -> dict[str, npt.NDArray[np.int64]]:
         """Return the number of each item's group by task, counted from 0, [items]."""

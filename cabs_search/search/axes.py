@@ -17,7 +17,7 @@ from cabs_search.merging.masks.settings import NM
 from cabs_search.merging.recipe import METHOD_NAMES, Method, rule_of, split_name
 from cabs_search.search.candidates import Candidates
 from cabs_search.spec.space import Baseline, Range, Space
-from cabs_search.spec.study import Spec
+from cabs_search.spec.study import DEFAULT_TRIALS, Spec
 
 SEARCHED = [name for name, setting in SETTINGS.items() if setting.is_searched]
 AXES = tuple(dict.fromkeys(("method", "order", "nm", "density", *SEARCHED)))
@@ -170,7 +170,9 @@ def _with(spec: Spec, label: str, chosen: Mapping[str, Any]) -> Spec:
     baselines = {}
     for method in space.method:
         if (given := spec.baselines.get(method)) is None:
-            baselines[method] = _spread(space.range_of(method), spec.search.trials)
+            baselines[method] = _spread(
+                space.range_of(method), spec.search.trials or DEFAULT_TRIALS
+            )
         else:
             baselines[method] = _kept(given, chosen)
     search = replace(spec.search, confirm=min(spec.search.confirm, MOST_CONFIRMED))

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import Scored
+from cabs_search.search.budget import Share
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import Ints, SplitName
 
@@ -71,7 +72,11 @@ class JobSource(Protocol):
 
     @property
     def budget(self) -> int:
-        """Candidates to score on the search split."""
+        """Candidates to score on the search split, as far as they can be counted."""
+
+    @property
+    def shares(self) -> list[Share]:
+        """What is spent of every limit of the search."""
 
     @property
     def done(self) -> int:

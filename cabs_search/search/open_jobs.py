@@ -30,6 +30,8 @@ class OpenJob:
     trial: CandidateTrial | None = None
     """None for a row to confirm."""
     materialize_seconds: float = 0.0
+    items: int = 0
+    """Items of the split that are scored."""
     twins: list[optuna.Trial] = field(default_factory=list)
     """Later proposals of the same merged model, which get its score."""
 
@@ -51,6 +53,10 @@ class OpenJobs(dict[str, OpenJob]):
     def waiting(self) -> int:
         """Open jobs that wait for a worker."""
         return len(self._waiting)
+
+    def owed(self, candidate_items: int) -> int:
+        """Return the items that open candidates may still take, of so many each."""
+        return sum(candidate_items - open_job.items for open_job in self.values() if open_job.trial)
 
     def search_of(self, recipe: Recipe) -> OpenJob | None:
         """Return the open job on the search split that is the same merged model as a recipe."""

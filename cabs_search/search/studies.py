@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import Outcomes, Scored
 from cabs_search.scoring.batches import blocks
+from cabs_search.search.budget import Budget, Share
 from cabs_search.search.candidates import ranked
 from cabs_search.search.jobs import BlockResult, Job
 from cabs_search.search.study import IsBusy, Study
-from cabs_search.spec.study import Spec
+from cabs_search.spec.study import Search, Spec
 from cabs_search.tasks.items import Items, SplitName
 
 
@@ -20,7 +21,7 @@ from cabs_search.tasks.items import Items, SplitName
 class PlannedStudy:
     """A study that is opened when workers reach it."""
 
-    budget: int
+    search: Search
     open: Callable[[IsBusy], Study]
 
 
@@ -48,7 +49,10 @@ class Studies:
         self.spec = spec
         size = spec.search.block
         self.blocks = {split: blocks(by_task, size) for split, by_task in items.items()}
-        self.budget = sum(plan.budget for plan in planned.values())
+        items_each = sum(map(len, items["search"].values()))
+        self._budgets = {
+            name: Budget(plan.search, items_each, spec.workers) for name, plan in planned.items()
+        }
         self.failure: str | None = None
         self._planned, self._outcomes, self._on_end = planned, outcomes, on_end
         self._opened: dict[str, Study] = {}
@@ -65,9 +69,30 @@ class Studies:
         return [name for name in self._planned if name not in self._ended]
 
     @property
+    def budget(self) -> int:
+        """Candidates to score on the search split, as far as they can be counted."""
+        opened = sum(study.budget for study in self._opened.values())
+        return opened + sum(self._budgets[name].left(0, 0) for name in self._unopened)
+
+    @property
+    def shares(self) -> list[Share]:
+        """What is spent of every limit of the searches together."""
+        shares = [share for study in self._opened.values() for share in study.shares]
+        shares += [share for name in self._unopened for share in self._budgets[name].shares(0)]
+        units = {share.unit: [one for one in shares if one.unit == share.unit] for share in shares}
+        return [
+            Share(unit, sum(one.spent for one in same), sum(one.limit for one in same))
+            for unit, same in units.items()
+        ]
+
+    @property
+    def _unopened(self) -> list[str]:
+        return [name for name in self._planned if name not in self._opened]
+
+    @property
     def done(self) -> int:
         """Candidates that have ended."""
-        return sum(min(study.done, study.budget) for study in self._opened.values())
+        return sum(study.done for study in self._opened.values())
 
     @property
     def best(self) -> Scored | None:
@@ -84,7 +109,7 @@ class Studies:
     def left(self) -> int:
         """Jobs not given out yet, as far as they can be counted."""
         return sum(
-            self._opened[name].left if name in self._opened else self._planned[name].budget
+            self._opened[name].left if name in self._opened else self._budgets[name].left(0, 0)
             for name in self._unended
         )
 

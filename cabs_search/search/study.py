@@ -24,9 +24,10 @@ from optuna.trial import FrozenTrial
 from cabs_search.merging.recipe import Recipe
 from cabs_search.metrics.base import Values
 from cabs_search.record.folder import StudyId
-from cabs_search.record.outcomes import Block, Outcomes, Scored
+from cabs_search.record.outcomes import SEARCHING, Block, Outcomes, Scored
 from cabs_search.scoring.batches import blocks
 from cabs_search.search import space
+from cabs_search.search.budget import Budget, Share
 from cabs_search.search.candidates import Candidates, reference_recipes
 from cabs_search.search.confirm import ConfirmQueue, rows_to_confirm
 from cabs_search.search.ended import EndedCandidates, OnFinished
@@ -37,7 +38,7 @@ from cabs_search.search.proposals import Proposer
 from cabs_search.search.pruners.registry import find_pruner
 from cabs_search.search.storage import StudyDatabase, has_ended_by_itself, is_recommended, recipe_of
 from cabs_search.spec.study import Spec
-from cabs_search.tasks.items import Items, SplitName
+from cabs_search.tasks.items import Ints, Items, SplitName
 
 MAX_DUPLICATES = 200
 """Duplicate proposals in a row after which the space counts as exhausted."""
@@ -67,6 +68,11 @@ def open_database(spec: Spec, folder: Path, study_id: StudyId) -> StudyDatabase:
 def _next_look(blocks: int) -> int:
     """Return the number of blocks at which a candidate is looked at next: the next power of two."""
     return 1 << blocks.bit_length()
+
+
+def _count(rows: Mapping[str, Ints]) -> int:
+    """Return the number of items of a block, whose rows are given by task."""
+    return sum(map(len, rows.values()))
 
 
 class Study:
@@ -105,9 +111,13 @@ class Study:
         self.scored_items = 0
         self._database = database
         self._candidates = Candidates.of(spec)
+        self._block_items = [_count(rows) for rows in self.blocks["search"]]
+        self._candidate_items = sum(self._block_items)
+        seconds = outcomes.search_seconds(database.id.value)
+        self._budget = Budget(spec.search, self._candidate_items, spec.workers, seconds)
         name, pruner = spec.search.pruner, None
         if name is not None:
-            pruner = find_pruner(name)(spec.search.trials)
+            pruner = find_pruner(name)(self._budget.most_candidates(min(self._block_items)))
         self._has_looks = pruner is not None
         self._proposer = Proposer(self._candidates, spec.search.sampler, len(trials), pruner)
         self._known = KnownReader(
@@ -148,6 +158,7 @@ class Study:
             scored = self._score(recipe) if recipe and has_ended_by_itself(trial) else None
             self._proposer.add(trial, self._known.read(recipe, scored) if recipe else NOTHING)
             if recipe and has_ended_by_itself(trial):
+                self._budget.items += 0 if recipe.key in self._ended else self._recorded(recipe)
                 self._ended.add(trial, recipe, scored)
         for recipe in self._candidates.baseline_recipes:
             if recipe.key not in queue and recipe.key not in self._ended:
@@ -162,8 +173,17 @@ class Study:
 
     @property
     def budget(self) -> int:
-        """Candidates to score on the search split."""
-        return self.spec.search.trials
+        """Candidates to score on the search split, as far as they can be counted."""
+        return self.done + self._jobs.searching + self._candidates_left()
+
+    @property
+    def shares(self) -> list[Share]:
+        """What is spent of every limit of the search."""
+        return self._budget.shares(self.done)
+
+    def _candidates_left(self, at_a_time: int | None = None) -> int:
+        started, owed = self.done + self._jobs.searching, self._jobs.owed(self._candidate_items)
+        return self._budget.left(started, owed, at_a_time=at_a_time)
 
     @property
     def done(self) -> int:
@@ -183,7 +203,7 @@ class Study:
     @property
     def left(self) -> int:
         """Jobs not given out yet, as far as they can be counted."""
-        candidates = 0 if self.exhausted else max(0, self.budget - self.done - self._jobs.searching)
+        candidates = 0 if self.exhausted else self._candidates_left()
         return candidates + self._jobs.waiting + len(self._rows)
 
     @property
@@ -233,8 +253,9 @@ class Study:
     def _next_candidate(self, job_id: str) -> Job | None:
         repeated = 0
         for _ in range(MAX_DUPLICATES):
-            if self.exhausted or self.done + self._jobs.searching >= self.budget:
+            if self.exhausted or not self._candidates_left():
                 return None
+            self._budget.start_clock()
             if self._is_time_to_recommend():
                 if self._jobs.searching:
                     return None  # they may change what is best
@@ -253,7 +274,10 @@ class Study:
             if proposal.expected is not None:
                 self.outcomes.expect(proposal.expected)
             job = self._job(recipe, "search")
-            self._jobs[job_id] = OpenJob(job, CandidateTrial(proposal.trial, trial_id))
+            items = self._recorded(recipe)  # by an earlier run, or another study of the record
+            self._budget.items += items
+            candidate = CandidateTrial(proposal.trial, trial_id)
+            self._jobs[job_id] = OpenJob(job, candidate, items=items)
             if job.todo:
                 return job
             self.finish(job_id)
@@ -283,8 +307,10 @@ class Study:
 
     def _is_time_to_recommend(self) -> bool:
         """Tell whether the rest of the budget is for what is recommended."""
-        is_last = self.done + self._jobs.searching >= self.budget - RECOMMENDED
-        return self._proposer.learns_from_items and not self._proposer.queued and is_last
+        if self._proposer.queued or not self._proposer.learns_from_items:
+            return False
+        # one after another: the second may depend on the first
+        return self._candidates_left(at_a_time=1) <= RECOMMENDED
 
     def _enqueue_recommended(self) -> None:
         """Have the best prediction of the space scored in full, unless it is."""
@@ -308,6 +334,7 @@ class Study:
     def _has_row(self) -> bool:
         """Tell whether a row waits; the search's are chosen when its last candidate has ended."""
         if not (self._rows or self._rows.has_candidates or self._jobs.searching):
+            self._budget.stop_clock()
             scored, top = self._ended.scored, self.spec.search.confirm
             recommended = self._proposer.recommend(only_scored=True)
             if recommended is not None:
@@ -354,12 +381,20 @@ class Study:
             )
             for open_job, result in by_job
         ]
-        seconds = sum(result.materialize_seconds for _, result in by_job)
-        self.outcomes.record(scored_blocks, {"materialize": seconds, "repeated": self._repeated})
+        spent = {"materialize": sum(result.materialize_seconds for _, result in by_job)}
+        spent |= {
+            "repeated": self._repeated,
+            SEARCHING + self.id.value: self._budget.take_seconds(),
+        }
+        self.outcomes.record(scored_blocks, spent)
         self._repeated = 0
         for open_job, result in by_job:
+            items = sum(len(outcome.scores) for outcome in result.outcomes.values())
             open_job.materialize_seconds += result.materialize_seconds
-            self.scored_items += sum(len(o.scores) for o in result.outcomes.values())
+            open_job.items += items
+            self.scored_items += items
+            if open_job.trial:
+                self._budget.add(items, result.materialize_seconds + result.evaluate_seconds)
 
     def finish(self, job_id: str, error: str | None = None) -> None:
         """Close a job: end its trial with the score of what is recorded, or with an error.
@@ -407,19 +442,18 @@ class Study:
             self._jobs.wait(job_id)
             return True
         open_job = self._jobs.pop(job_id)
-        items = sum(
-            len(rows)
-            for number in self.outcomes.done_blocks(recipe, "search")
-            for rows in self.blocks["search"][number].values()
-        )
         score, seconds = float(np.nanmean(scores)), open_job.materialize_seconds
-        stored = self._database.prune(trial.trial_id, score, items, seconds)
+        stored = self._database.prune(trial.trial_id, score, open_job.items, seconds)
         self._proposer.stop(trial.sampled)
         self._ended.add(stored, recipe, None)
         for twin in open_job.twins:
             self._tell_known(recipe, twin)
         self._failed_in_a_row = 0
         return True
+
+    def _recorded(self, recipe: Recipe) -> int:
+        """Count the items of the search split that are recorded of a recipe."""
+        return sum(self._block_items[b] for b in self.outcomes.done_blocks(recipe, "search"))
 
     @cached_property
     def _labels(self) -> Mapping[str, Values]:

@@ -6,7 +6,7 @@ import itertools
 import os
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
@@ -16,16 +16,32 @@ from cabs_search.spec.space import Baseline, MethodName, Space
 from cabs_search.spec.task import Task, heads
 
 MOST_EXPERTS_IN_ALL_ORDERS = 6
+DEFAULT_TRIALS = 50
+"""Candidates of a search without any other budget."""
 BASE = "base"
 """Name that the base has beside the experts' names."""
+
+
+class Limits(NamedTuple):
+    """Budget of a search; None: no limit."""
+
+    candidates: int | None
+    items: int | None
+    seconds: int | None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Search:
     """Budget, sampler and workers of a search."""
 
-    trials: Count = 50
-    """Candidates in all, the baselines among them."""
+    trials: Count | None = None
+    """Candidates in all, the baselines among them; None: 50, or without limit if there is another
+    budget.
+    """
+    items: Count | None = None
+    """Items scored on the search split, in all."""
+    seconds: Count | None = None
+    """Time of searching, in all."""
     sampler: Name = "tpe"
     pruner: Name | None = None
     """Rule that stops candidates before all their items are scored; None: all are scored."""
@@ -39,6 +55,13 @@ class Search:
     """
     storage: str | None = None
     """URL of the Optuna study's database; None: SQLite in the output folder."""
+
+    @property
+    def budget(self) -> Limits:
+        """Limits of which the first one reached ends the search; one at least."""
+        if not (self.trials or self.items or self.seconds):
+            return Limits(DEFAULT_TRIALS, None, None)
+        return Limits(self.trials, self.items, self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -147,13 +170,18 @@ class Spec:
             self, mode="json", by_alias=True, exclude_defaults=False
         )
         values["space"] |= values["space"].pop("more")
+        values["search"]["trials"] = self.search.budget.candidates
         return values
 
-    def override(self, *, trials: int | None = None, workers: int | None = None) -> Spec:
+    def override(
+        self,
+        *,
+        trials: int | None = None,
+        items: int | None = None,
+        seconds: int | None = None,
+        workers: int | None = None,
+    ) -> Spec:
         """Return a copy with the values that the command line gave."""
-        search = replace(
-            self.search,
-            trials=self.search.trials if trials is None else trials,
-            workers=self.search.workers if workers is None else workers,
-        )
-        return replace(self, search=search)
+        options = {"trials": trials, "items": items, "seconds": seconds, "workers": workers}
+        given: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
+        return replace(self, search=replace(self.search, **given))

@@ -45,7 +45,7 @@ def compare(
     """Run the same search for each value of an axis; continue a folder's unfinished comparison.
 
     Args:
-        spec: a spec, or the path of its file; ``search.trials`` is each value's budget.
+        spec: a spec, or the path of its file; the budget in ``search`` is each value's.
         over: as in ``axis_values``.
         output: the comparison's folder; None: ``results/NAME-over-AXES``.
         address, tracking_uri, say: as in ``run``.
@@ -138,7 +138,7 @@ class _Compared:
         runnable = [value for value in self.rows if value.label not in self.failures]
         planned = {
             v.label: PlannedStudy(
-                budget=v.spec.search.trials, open=partial(self._open, v, v is runnable[0])
+                search=v.spec.search, open=partial(self._open, v, v is runnable[0])
             )
             for v in runnable
         }

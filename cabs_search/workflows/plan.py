@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -37,6 +38,8 @@ from cabs_search.workflows.prepare import check_groups
 
 MOST_METHODS = 5000
 """Methods of a space to count vectors of."""
+TYPICAL = {"surface": "37 % of that in the quickstart", "race": "87 % of that in simulations"}
+"""What is known of the items that pruners leave of a number of candidates, by name."""
 LIBRARY_BYTES = 700 << 20
 """Memory of torch, transformers and Ray in each worker."""
 
@@ -45,8 +48,10 @@ LIBRARY_BYTES = 700 << 20
 class Needs:
     """Estimates that need every model and all data."""
 
-    items: int
-    """Items to score in all, at most."""
+    search_items: int
+    """Items to score in the search, at most."""
+    confirm_items: int
+    """Items to score to confirm, at most."""
     vectors_cached: int
     cache_bytes: int
     """Estimated size of all vectors on disk."""
@@ -56,8 +61,19 @@ class Needs:
     """
     items_per_second: float
     """Speed of one worker, measured now."""
-    seconds: float
-    """Estimated time for all workers together, without starting and building vectors."""
+    search_seconds: float
+    confirm_seconds: float
+    """Estimated times for all workers together, without starting and building vectors."""
+
+    @property
+    def items(self) -> int:
+        """Items to score in all, at most."""
+        return self.search_items + self.confirm_items
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time in all."""
+        return self.search_seconds + self.confirm_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +84,10 @@ class Plan:
     """The resolved spec: every default and location written out, and hub ids that cannot be
     downloaded now as they are.
     """
-    candidates: int
-    """Candidates to score on the search split."""
+    candidates: int | None
+    """Candidates to score on the search split; more, if a pruner stops some and the budget is not
+    of candidates; None: unknown.
+    """
     space: int
     """Distinct candidates in the space."""
     rows: int
@@ -88,12 +106,13 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         values = asdict(self) | {"unreachable": "; ".join(self.unreachable) or None}
-        return values | (values.pop("needs") or {})
+        totals = {"items": self.needs.items, "seconds": self.needs.seconds} if self.needs else {}
+        return values | (values.pop("needs") or {}) | totals
 
     def as_text(self) -> str:
         """Format for a terminal."""
         rows = [
-            ("candidates", f"{self.candidates} of {self.space:,} in the space"),
+            ("candidates", f"{self._candidates_text} of {self.space:,} in the space"),
             ("confirm rows", f"{self.rows}"),
             *(("heads", text) for text in _heads_text(self.heads)),
         ]
@@ -101,11 +120,17 @@ class Plan:
             rows += [("vectors", f"{self.vectors}"), ("bytes, memory, time", "unknown")]
             rows += [("not checked", text) for text in self.unreachable]
         else:
-            rows += _needs_rows(
-                self.vectors, self.needs, has_pruner=bool(self.spec["search"]["pruner"])
-            )
+            rows += _needs_rows(self.vectors, self.needs, self.spec["search"])
         resolved = yaml.safe_dump(self.spec, sort_keys=False, allow_unicode=True)
         return "\n".join([resolved, *table(rows)])
+
+    @property
+    def _candidates_text(self) -> str:
+        if self.candidates is None:
+            return "an unknown number"
+        search = self.spec["search"]
+        is_least = search["pruner"] and not search["trials"]
+        return f"at least {self.candidates}" if is_least else f"{self.candidates}"
 
 
 def _heads_text(heads: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -120,16 +145,26 @@ def _heads_text(heads: Mapping[str, tuple[str, ...]]) -> list[str]:
     ]
 
 
-def _needs_rows(vectors: int, needs: Needs, *, has_pruner: bool) -> list[tuple[str, str]]:
-    size = show_bytes(needs.cache_bytes)
-    limit = "at most " if has_pruner else ""
+def _needs_rows(
+    vectors: int, needs: Needs, search_spec: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    size, pruner = show_bytes(needs.cache_bytes), search_spec["pruner"]
+    limit = "at most " if pruner else ""
+    is_of_candidates = not (search_spec["items"] or search_spec["seconds"])
+    seen = f" ({TYPICAL[pruner]})" if pruner in TYPICAL and is_of_candidates else ""
+    search, confirm = needs.search_seconds / 60, needs.confirm_seconds / 60
     stored = f"{vectors} ({needs.vectors_cached} in the cache), about {size} in all"
     return [
-        ("items to score", f"{limit}{needs.items:,}"),
+        ("items to search", f"{limit}{needs.search_items:,}{seen}"),
+        ("items to confirm", f"{needs.confirm_items:,}"),
         ("vectors", stored),
         ("memory per worker", f"about {show_bytes(needs.worker_bytes)}"),
         ("speed per worker", f"{needs.items_per_second:.0f} items/s, measured now"),
-        ("time", f"about {needs.seconds / 60:.1f} minutes once workers run"),
+        (
+            "time",
+            f"{limit or 'about '}{search:.1f} minutes to search, about {confirm:.1f} to confirm,"
+            " once workers run",
+        ),
     ]
 
 
@@ -157,30 +192,34 @@ def plan(path: str | Path) -> Plan:
         *(recipe.method for recipe in asked_for),
     }
     space = size(candidates)
-    trials = min(spec.search.trials, space + len(asked_for))
+    most = min(spec.search.budget.candidates or sys.maxsize, space + len(asked_for))
     references = len(reference_recipes(spec.experts))
-    rows = references + len(spec.baselines) + min(spec.search.confirm, trials)
+    rows = references + len(spec.baselines) + min(spec.search.confirm, most)
     family = _check_models(spec, missing)
     items, unreachable = _check_items(spec, missing)
     # A combine rule reads the vectors that its mask rule leaves: these are stored as well.
     steps = methods | {Method(mask=method.mask) for method in methods}
     vectors, needs = len(steps) * len(spec.experts), None
+    trials = most if spec.search.budget.candidates else None
     if family is not None and not unreachable:
         searched, confirmed = (sum(map(len, items[split].values())) for split in SPLITS)
-        total = trials * searched + rows * confirmed
         bench = Workbench(
             family, spec.tasks, VectorCache(cache_folder()), device=spec.device, dtype=spec.dtype
         )
         speed = _items_per_second(bench, items["search"], spec.workers)
         entries = _entries(family, steps)
         vectors = len(entries)
+        items_of_search = _search_items(spec, most, searched, speed * spec.workers)
+        trials = -(-items_of_search // searched)
         needs = Needs(
-            items=total,
+            search_items=items_of_search,
+            confirm_items=rows * confirmed,
             vectors_cached=sum(isinstance(at, Path) and at.exists() for at in entries),
             cache_bytes=sum(entries.values()),
             worker_bytes=_worker_bytes(spec.device, spec.dtype, family, methods),
             items_per_second=speed,
-            seconds=total / speed / spec.workers,
+            search_seconds=items_of_search / speed / spec.workers,
+            confirm_seconds=rows * confirmed / speed / spec.workers,
         )
     return Plan(
         spec=spec.as_dict(),
@@ -192,6 +231,27 @@ def plan(path: str | Path) -> Plan:
         needs=needs,
         unreachable=tuple(unreachable),
     )
+
+
+def _search_items(spec: Spec, candidates: int, items: int, per_second: float) -> int:
+    """Estimate the items that a search scores at most.
+
+    Args:
+        spec: the spec, with its budget.
+        candidates: number of candidates at most.
+        items: search items of one candidate.
+        per_second: items that all workers score in a second.
+
+    """
+    budget = spec.search.budget
+    limits = [candidates * items]
+    if budget.items:
+        limits.append(budget.items)
+    if budget.seconds:
+        limits.append(int(budget.seconds * per_second))
+    least = min(limits)
+    # the last candidate is scored to its end
+    return min(-(-least // items) * items, candidates * items)
 
 
 def _check_models(spec: Spec, missing: Mapping[str, str]) -> Family | None:

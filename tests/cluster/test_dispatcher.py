@@ -46,9 +46,7 @@ class Floor:
             self.study = self.open(specs[0], folder, "")
         else:
             planned = {
-                s.name: PlannedStudy(
-                    budget=s.search.trials, open=partial(self.open, s, folder, s.name)
-                )
+                s.name: PlannedStudy(search=s.search, open=partial(self.open, s, folder, s.name))
                 for s in specs
             }
             self.study = Studies(specs[0], items, self.outcomes, planned, lambda *_: None)

@@ -17,6 +17,7 @@ from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search import space
+from cabs_search.search.budget import Share
 from cabs_search.search.candidates import Candidates, ranked, reference_recipes
 from cabs_search.search.confirm import rows_to_confirm
 from cabs_search.search.jobs import BlockResult, Job
@@ -425,3 +426,83 @@ def test_an_error_of_the_database_shows_no_password(pico: Path, items: Any, tmp_
     with pytest.raises(ValueError, match="the study cannot be opened") as raised:
         Bench(spec, tmp_path, items)
     assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kill_after", [(), (5, 9)])
+def test_a_budget_of_items_is_spent_over_all_runs(
+    pico: Path, items: Any, tmp_path: Path, kill_after: tuple[int, ...]
+) -> None:
+    """A candidate has 72 items: the seventh begins with some left, and is finished."""
+    values = pico_values(pico, items=6 * 72 + 1)
+    del values["search"]["trials"]
+    spec = parse(values)
+    for blocks in (*kill_after, None):
+        bench = Bench(spec, tmp_path, items)
+        bench.run(blocks)
+    assert bench.study.done == len(bench.outcomes.scored("search")) == 7
+    assert bench.study.shares == [Share("item", 6 * 72 + 1, 6 * 72 + 1)]
+    more = replace(spec, search=replace(spec.search, trials=9, items=100 * 72))
+    bench = Bench(more, tmp_path, items)
+    bench.run()
+    assert bench.study.done == 9, "the first limit counts"
+    assert bench.study.shares == [Share("candidate", 9, 9), Share("item", 9 * 72, 100 * 72)]
+
+
+def test_a_budget_of_seconds_is_spent_over_all_runs(
+    pico: Path, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block takes 0.3 s of a worker, of which there are two, and a candidate has 3 blocks."""
+    clock = [100.0]
+    monkeypatch.setattr("cabs_search.search.budget.time.monotonic", lambda: clock[0])
+    values = pico_values(pico, seconds=9)
+    del values["search"]["trials"]
+    for blocks in (7, 12, None):
+        bench = Bench(parse(values), tmp_path, items)
+        score = bench.result
+
+        def tick(job: Job, block: int, score: Any = score) -> BlockResult:
+            clock[0] += 0.15
+            return score(job, block)
+
+        monkeypatch.setattr(bench, "result", tick)
+        bench.run(blocks)
+        clock[0] += 1000  # between two runs nothing is searched
+    assert bench.study.shares[0].spent == 9
+    assert 9 <= bench.outcomes.search_seconds() < 11, "the last ones are finished"
+    assert 9 / 0.45 <= bench.study.done <= 9 / 0.45 + 2
+    assert not any(name.startswith("searching") for name in bench.outcomes.spent())
+
+
+@pytest.mark.parametrize("budget", [{"items": 10 * 72}, {"seconds": 9}])
+def test_the_end_of_any_budget_is_for_what_is_recommended(
+    pico: Path, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, int]
+) -> None:
+    values = pico_values(pico, sampler="surface", pruner="surface", **budget)
+    del values["search"]["trials"]
+    spec = parse(values)
+    clock = [0.0]
+    monkeypatch.setattr("cabs_search.search.budget.time.monotonic", lambda: clock[0])
+    bench = Bench(spec, tmp_path, items)
+    score = bench.result
+
+    def tick(job: Job, block: int) -> BlockResult:
+        clock[0] += 0.3
+        return score(job, block)
+
+    asked: list[tuple[int, float]] = []
+    enqueue = bench.study._enqueue_recommended
+
+    def recommend() -> None:
+        asked.append((bench.study._budget.items, clock[0]))
+        enqueue()
+
+    monkeypatch.setattr(bench, "result", tick)
+    monkeypatch.setattr(bench.study, "_enqueue_recommended", recommend)
+    bench.run()
+    one = (72, 0.9)
+    limit = (budget.get("items", 10**6), float(budget.get("seconds", 10**6)))
+    first = asked[0]
+    assert any(
+        most - 3 * each <= at <= most - each
+        for most, each, at in zip(limit, one, first, strict=True)
+    )

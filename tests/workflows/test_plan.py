@@ -77,6 +77,28 @@ def test_a_plan_says_what_it_could_not_check(
     )
 
 
+def test_a_plan_predicts_candidates_items_and_seconds(
+    pico: Path, cache: Path, tmp_path: Path
+) -> None:
+    """A candidate has 72 items to search and as many to confirm."""
+    values = pico_values(pico) | {"baselines": {}}
+    found = []
+    for budget in ({"trials": 10}, {"items": 500}, {"items": 500, "trials": 5}, {"seconds": 10**6}):
+        values["search"] = {"confirm": 2, "workers": 1} | budget
+        found.append(plan(write_spec(tmp_path / "x.yaml", values)))
+    needs = [one.needs for one in found if one.needs]
+    assert [one.candidates for one in found] == [10, 7, 5, found[3].space]
+    assert [one.search_items for one in needs] == [720, 7 * 72, 360, found[3].space * 72]
+    assert {one.confirm_items for one in needs} == {(1 + 3 + 2) * 72}
+    for one in needs:
+        assert one.search_seconds == pytest.approx(one.search_items / one.items_per_second)
+        assert one.confirm_seconds == pytest.approx(one.confirm_items / one.items_per_second)
+    values["search"] |= {"items": 500, "pruner": "race"}
+    text = plan(write_spec(tmp_path / "x.yaml", values)).as_text()
+    assert "at least 7 of" in text
+    assert "at most 504" in text
+
+
 def no_such_column(values: dict[str, Any], _: Path) -> None:
     values["tasks"]["animal"]["text"] = "nope"
 
