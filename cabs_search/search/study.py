@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import optuna
 from optuna.trial import FrozenTrial
 
 from cabs_search.merging.recipe import Recipe
@@ -37,6 +36,7 @@ from cabs_search.search.open_jobs import MAX_WORKER_DEATHS, CandidateTrial, Open
 from cabs_search.search.proposals import Proposer
 from cabs_search.search.pruners.registry import find_pruner
 from cabs_search.search.storage import StudyDatabase, has_ended_by_itself, is_recommended, recipe_of
+from cabs_search.search.twins import Twins
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import Ints, Items, SplitName
 
@@ -129,6 +129,7 @@ class Study:
         )
         self._ended = EndedCandidates(on_finished)
         self._jobs = OpenJobs()
+        self._twins = Twins(self._ended, self._jobs, self._known, self._proposer)
         references = reference_recipes(spec.experts).values() if confirms_references else ()
         self._rows = ConfirmQueue(references)
         self._is_busy = is_busy
@@ -263,7 +264,7 @@ class Study:
             is_queued = self._proposer.queued > 0  # such as a baseline, which has a row of its own
             proposal = self._proposer.propose()
             recipe, trial_id = proposal.recipe, proposal.trial_id
-            if not is_queued and self._is_repeated(recipe, proposal.trial):
+            if not is_queued and self._twins.is_repeated(recipe, proposal.trial):
                 repeated += 1
                 continue
             self._repeated += repeated
@@ -283,27 +284,6 @@ class Study:
             self.finish(job_id)
         self.exhausted = True
         return None
-
-    def _is_repeated(self, recipe: Recipe, trial: optuna.Trial) -> bool:
-        """Tell whether a proposal's merged model is known, or being scored; it gets that score."""
-        if open_job := self._jobs.search_of(recipe):
-            open_job.twins.append(trial)
-            return True
-        same = self._ended.same_model(recipe)
-        if same is not None:
-            self._tell_known(same, trial)
-        return same is not None
-
-    def _tell_known(self, ended: Recipe, trial: optuna.Trial) -> None:
-        """Tell a proposal how the candidate that is the same merged model has ended."""
-        scored = self._ended.scored.get(ended.key)
-        is_stopped = self._ended.is_stopped(ended.key)
-        if scored or is_stopped:
-            self._proposer.report(trial, self._known.read(ended, scored))
-        if is_stopped:
-            self._proposer.stop(trial)
-        else:
-            self._proposer.tell(trial, scored.score if scored else None)
 
     def _is_time_to_recommend(self) -> bool:
         """Tell whether the rest of the budget is for what is recommended."""
@@ -424,8 +404,7 @@ class Study:
             self._proposer.report(trial.sampled, known._replace(rounds=None))
         self._proposer.tell(trial.sampled, scored.score if scored else None)
         self._ended.add(stored, recipe, scored)
-        for twin in open_job.twins:
-            self._tell_known(recipe, twin)
+        self._twins.tell_waiting(open_job)
         self._failed_in_a_row = 0 if scored else self._failed_in_a_row + 1
         if self._failed_in_a_row >= MAX_FAILED:
             self.failure = f"{MAX_FAILED} candidates in a row failed, the last one: {error}"
@@ -446,8 +425,7 @@ class Study:
         stored = self._database.prune(trial.trial_id, score, open_job.items, seconds)
         self._proposer.stop(trial.sampled)
         self._ended.add(stored, recipe, None)
-        for twin in open_job.twins:
-            self._tell_known(recipe, twin)
+        self._twins.tell_waiting(open_job)
         self._failed_in_a_row = 0
         return True
 
