@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
 MERGEKIT_PIP := $(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup quickstart test test-browser test-all check bench bench-large bench-gpu bench-docs calibration docs clean .venv-mergekit
+.PHONY: setup quickstart test test-browser test-all check bench bench-large bench-gpu bench-search bench-docs calibration docs clean .venv-mergekit
 
 setup: $(STAMP)
 
@@ -60,12 +60,17 @@ bench-large: setup
 bench-gpu: setup
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
+bench-search: setup
+	$(BIN)/python -m benchmarks.landscapes $(ARGS)
+	$(BIN)/python -m benchmarks.search_rivals --docs
+
 bench-docs: setup
 	$(BIN)/python -m benchmarks --docs
 
 # 2,000 simulated studies of each kind: do intervals cover, tie sets hold the best, tests keep their level?
 calibration: setup
 	$(BIN)/python -m benchmarks.calibration $(ARGS)
+	$(BIN)/python -m benchmarks.confirmation $(ARGS)
 
 # The picture of packages and their imports, from the import contract and the code.
 docs: setup

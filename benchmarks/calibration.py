@@ -90,27 +90,35 @@ def truths(world: World, count: int) -> Array:
 
 def draw_scores(world: World, truth: Array, items: int, draw: np.random.Generator) -> list[Array]:
     """Draw the scores of one study's items, by task [items, candidates]."""
-    count = truth.shape[1]
+    latents = draw_latents(world, truth.shape, items, draw)
+    return [as_scores(world, row, latent) for row, latent in zip(truth, latents, strict=True)]
+
+
+def draw_latents(
+    world: World, shape: tuple[int, ...], items: int, draw: np.random.Generator
+) -> Iterator[Array]:
+    """Draw what makes items hard for candidates, standard normal; yield [items, candidates]."""
+    tasks, count = shape
     distance = np.abs(np.subtract.outer(np.arange(count), np.arange(count)))
     root = np.linalg.cholesky(np.exp(-distance / (0.15 * count + 1)) + 1e-9 * np.eye(count))
-    scores = []
-    for row in truth:
-        latent = np.sqrt(world.agreement) * draw.standard_normal((items, 1))
-        latent = latent + np.sqrt(1 - world.agreement) * (
-            draw.standard_normal((items, count)) @ root.T
-        )
-        if world.graded:
-            scores.append(ndtr(ndtri(row) * np.sqrt(1 + STEEPNESS**2) - STEEPNESS * latent))
-        else:
-            scores.append((latent < ndtri(row)).astype(np.float64))
-    return scores
+    for _ in range(tasks):
+        shared = np.sqrt(world.agreement) * draw.standard_normal((items, 1))
+        own = np.sqrt(1 - world.agreement) * (draw.standard_normal((items, count)) @ root.T)
+        yield shared + own
+
+
+def as_scores(world: World, truth: Array, latent: Array) -> Array:
+    """Return one task's scores of candidates with true scores ``truth``, [items, candidates]."""
+    if world.graded:
+        return ndtr(ndtri(truth) * np.sqrt(1 + STEEPNESS**2) - STEEPNESS * latent)
+    return (latent < ndtri(truth)).astype(np.float64)
 
 
 class Resamples:
     """Bootstrap samples of a world's items, drawn once since they do not depend on the scores."""
 
     def __init__(self, items: int, count: int) -> None:
-        self._weights = [
+        self.weights = [
             np.concatenate(list(resample_weights(np.arange(items), count, (0, task))))
             for task in range(len(TASKS))
         ]
@@ -119,7 +127,7 @@ class Resamples:
         """Compute the mean of the tasks' means in each sample, [samples, candidates]."""
         parts = [
             (w @ s.astype(np.float32)) / w.sum(axis=1, keepdims=True)
-            for w, s in zip(self._weights, scores, strict=True)
+            for w, s in zip(self.weights, scores, strict=True)
         ]
         return np.mean(parts, axis=0, dtype=np.float64)
 

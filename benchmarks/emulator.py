@@ -1,12 +1,14 @@
 """Emulator of a landscape: what any λ in a space would score on every item.
 
 Each item's log-odds are interpolated between recorded candidates by a Gaussian process with
-Matérn's kernel, and its own error is added: the same at the same λ, another at every other. An item
-is right where its log-odds are above a threshold of its own, which fits the recorded scores best.
+Matérn's kernel, reduced between different settings (pruning order, n:m), and its own error is
+added: the same for the same candidate, another for every other. An item is right where its log-odds
+are above a threshold of its own, which fits the recorded scores best.
 """
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from dataclasses import dataclass
 
@@ -17,19 +19,25 @@ from benchmarks.landscapes import Landscape
 from cabs_search.search.surface import log_odds
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 LENGTHS, NOISES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0), (0.003, 0.01, 0.03, 0.1)
+LIKENESSES = (0.7, 0.9, 0.98)
+"""Correlation of candidates with the same λ and other settings."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Emulator:
     """An interpolated landscape; items of both splits of all tasks stand side by side."""
 
-    tasks: dict[str, npt.NDArray[np.int64]]
+    tasks: dict[str, Ints]
     """Columns of each task's items."""
     low: Floats
     high: Floats
     x: Floats
-    length: float
+    arms: Ints
+    """Number of each recorded candidate's settings, [candidates]."""
+    kernel: tuple[float, float]
+    """Length scale, and likeness of other settings."""
     means: Floats
     solution: Floats
     """[candidates, items]."""
@@ -41,44 +49,44 @@ class Emulator:
     spread: float
     """Standard deviation of candidates' mean scores."""
 
-    def answer(self, lambdas: Floats) -> tuple[Floats, Floats]:
+    def answer(self, lambdas: Floats, arm: int = 0) -> tuple[Floats, Floats]:
         """Return scores and log-odds of a candidate on all items."""
         x = 2 * (lambdas - self.low) / (self.high - self.low) - 1
-        seed = zlib.crc32(np.round(lambdas, 6).tobytes())
+        seed = zlib.crc32(np.append(np.round(lambdas, 6), arm).tobytes())
         noise = np.random.default_rng(seed).normal(size=len(self.means))
-        smooth = self.means + _matern(x[None], self.x, self.length)[0] @ self.solution
-        odds = smooth + self.errors * noise
+        like = _kernel(x[None], np.array([arm]), self.x, self.arms, *self.kernel)[0]
+        odds = self.means + like @ self.solution + self.errors * noise
         return (odds > self.thresholds).astype(float), odds
 
 
 def emulate(landscape: Landscape, low: float, high: float) -> Emulator:
-    """Fit an emulator to the candidates of a landscape's first arm."""
-    own = landscape.arms == landscape.arms[0]
+    """Fit an emulator to a landscape whose λ are from ``low`` to ``high``."""
     odds, scores, tasks, at = [], [], {}, 0
     for task in landscape.scores["search"]:
         for split in ("search", "confirm"):
-            odds.append(log_odds(landscape.losses[split][task][own].astype(float)))
-            scores.append(landscape.scores[split][task][own].astype(float))
+            odds.append(log_odds(landscape.losses[split][task].astype(float)))
+            scores.append(landscape.scores[split][task].astype(float))
         count = odds[-1].shape[1] + odds[-2].shape[1]
         tasks[task] = np.arange(at, at + count)
         at += count
     z, s = np.concatenate(odds, axis=1), np.concatenate(scores, axis=1)
     lows, highs = (np.full(landscape.lambdas.shape[1], value) for value in (low, high))
-    x = 2 * (landscape.lambdas[own].astype(float) - lows) / (highs - lows) - 1
+    x, arms = 2 * (landscape.lambdas.astype(float) - lows) / (highs - lows) - 1, landscape.arms
     means = z.mean(axis=0)
     best = None
-    for length in LENGTHS:
-        kernel = _matern(x, x, length)
+    several = len(set(arms.tolist())) > 1
+    for kernel in itertools.product(LENGTHS, LIKENESSES if several else (1.0,)):
+        like = _kernel(x, arms, x, arms, *kernel)
         for noise in NOISES:
-            inverse = np.linalg.inv(kernel + noise * np.eye(len(x)))
+            inverse = np.linalg.inv(like + noise * np.eye(len(x)))
             solution = inverse @ (z - means)
             predicted = z - solution / np.diag(inverse)[:, None]
             error = float(((predicted - z) ** 2).mean())
             if best is None or error < best[0]:
-                best = (error, length, solution, predicted)
-    _, length, solution, predicted = best
+                best = (error, kernel, solution, predicted)
+    assert best is not None
+    _, kernel, solution, predicted = best
     thresholds = np.array([_threshold(predicted[:, i], s[:, i]) for i in range(z.shape[1])])
-    errors = (predicted - z).std(axis=0)
     emulated = predicted > thresholds
     per_task = [(emulated[:, c].mean(axis=1), s[:, c].mean(axis=1)) for c in tasks.values()]
     difference = np.mean([a - b for a, b in per_task], axis=0)
@@ -87,11 +95,12 @@ def emulate(landscape: Landscape, low: float, high: float) -> Emulator:
         low=lows,
         high=highs,
         x=x,
-        length=length,
+        arms=arms,
+        kernel=kernel,
         means=means,
         solution=solution,
         thresholds=thresholds,
-        errors=errors,
+        errors=(predicted - z).std(axis=0),
         left_out=float(np.sqrt((difference**2).mean())),
         spread=float(np.mean([b for _, b in per_task], axis=0).std()),
     )
@@ -105,7 +114,11 @@ def _threshold(odds: Floats, scores: Floats) -> float:
     return float(min(cuts[right >= right.max() - 1e-9], key=abs))
 
 
-def _matern(x: Floats, other: Floats, length: float) -> Floats:
+def _kernel(
+    x: Floats, arms: Ints, other: Floats, other_arms: Ints, length: float, likeness: float
+) -> Floats:
     squares = ((x[:, None] - other[None]) ** 2).sum(axis=2)
     scaled = np.sqrt(5 * squares) / length
-    return (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    matern = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    kernel: Floats = np.where(arms[:, None] == other_arms, 1.0, likeness) * matern
+    return kernel

@@ -139,7 +139,7 @@ def main() -> None:
     """Record the landscapes that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--only", nargs="*", default=list(SPACES), choices=list(SPACES))
-    parser.add_argument("--candidates", type=int, default=500)
+    parser.add_argument("--candidates", type=int, default=250)
     parser.add_argument("--to", type=Path, default=None, help="default: in the cache's folder")
     options = parser.parse_args()
     make()

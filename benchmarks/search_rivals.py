@@ -1,6 +1,10 @@
 """Replay searches on emulated landscapes: what is recommended, against items spent.
 
-python -m benchmarks.search_rivals [--seeds N] [--only NAME ...] [--json FILE]
+    python -m benchmarks.search_rivals [--seeds N] [--spaces NAME ...] [--only PLAYER ...]
+
+Of all items, 150 of each task are searched on, drawn anew for each seed; all others choose nothing
+and judge what is recommended. Curves are kept in docs/results/search.json, where a run adds seeds
+that are missing; ``--docs`` writes docs/results/search.md and its picture from it.
 """
 
 from __future__ import annotations
@@ -9,29 +13,38 @@ import argparse
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import optuna
-from tqdm import trange
+from tqdm import tqdm
 
 from benchmarks.emulator import Emulator, emulate
 from benchmarks.landscapes import SPACES, read
+from benchmarks.search_page import write
 from cabs_search.search.samplers.registry import SAMPLERS
 from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
 from cabs_search.search.surface import Answers
 from cabs_search.spec.locations import cache_folder
 
 Floats = npt.NDArray[np.float64]
-BUDGETS = (5, 10, 20, 30, 50)
+FILE = Path(__file__).parents[1] / "docs" / "results" / "search.json"
+BUDGETS = (2, 5, 10, 20, 50, 300)
 """Full evaluations at which what is recommended is judged."""
 SEARCH_ITEMS, BLOCKS = 150, 10
 """Of each task, and of each candidate."""
 STARTUP = 12
-"""Random candidates of our sampler."""
+"""Random candidates before a sampler learns."""
+FEW = 5
+"""Items of each task for the search on few items: 20 in all with four tasks."""
+Ints = npt.NDArray[np.int64]
+Point = tuple[Floats, int]
+"""λ, and the number of other settings."""
 
-Choice = Callable[[], Floats]
+Choice = Callable[[], Point]
 """Tells what λ a search recommends by now."""
 
 
@@ -47,24 +60,36 @@ class Game:
         self.spent = 0.0
         """In full evaluations."""
 
-    def lambdas(self, params: dict[str, float]) -> Floats:
-        """Return λ from Optuna's parameters."""
-        return np.array([params[name] for name in sorted(params)])
+    def point(self, params: dict[str, float]) -> Point:
+        """Return the candidate that Optuna's parameters name."""
+        names = [name for name in sorted(params) if name != "arm"]
+        return np.array([params[name] for name in names]), int(params.get("arm", 0))
 
-    def fresh(self, lambdas: Floats) -> float:
+    def fresh(self, point: Point) -> float:
         """Return the score on the items that judge."""
-        scores, _ = self.emulator.answer(lambdas)
-        return float(np.mean([scores[columns].mean() for columns in self.judge.values()]))
+        return self._mean(point, self.judge)
 
-    def score(self, lambdas: Floats) -> float:
+    def score(self, point: Point) -> float:
         """Score all search items."""
         self.spent += 1
-        scores, _ = self.emulator.answer(lambdas)
-        return float(np.mean([scores[columns].mean() for columns in self.search.values()]))
+        return self._mean(point, self.search)
 
-    def answers(self, lambdas: Floats, blocks: list[int]) -> dict[str, Answers]:
+    def score_on(self, point: Point, columns: dict[str, Ints]) -> float:
+        """Score some search items."""
+        self.spent += len(columns[next(iter(columns))]) / SEARCH_ITEMS
+        return self._mean(point, columns)
+
+    def _mean(self, point: Point, columns: dict[str, Ints]) -> float:
+        scores, _ = self.emulator.answer(*point)
+        return float(np.mean([scores[own].mean() for own in columns.values()]))
+
+    def block(self, number: int) -> dict[str, Ints]:
+        """Return the items of a block of the search items."""
+        return {t: np.array_split(own, BLOCKS)[number] for t, own in self.search.items()}
+
+    def answers(self, point: Point, blocks: list[int]) -> dict[str, Answers]:
         """Return the results on some blocks of search items."""
-        scores, odds = self.emulator.answer(lambdas)
+        scores, odds = self.emulator.answer(*point)
         found = {}
         for task, columns in self.search.items():
             parts = np.array_split(np.arange(len(columns)), BLOCKS)
@@ -74,26 +99,31 @@ class Game:
             found[task] = Answers(scores=own[0], responses=own[1])
         return found
 
-    def params(self, trial: optuna.Trial) -> dict[str, float]:
-        """Have a trial's sampler choose every λ."""
+    def suggest(self, trial: optuna.Trial) -> Point:
+        """Have a trial's sampler choose every λ, and the other settings."""
         low, high = float(self.emulator.low[0]), float(self.emulator.high[0])
-        return {
-            f"l{i:02}": trial.suggest_float(f"l{i:02}", low, high, step=0.01)
-            for i in range(len(self.emulator.low))
-        }
+        for i in range(len(self.emulator.low)):
+            trial.suggest_float(f"l{i:02}", low, high, step=0.01)
+        arms = sorted(set(self.emulator.arms.tolist()))
+        if len(arms) > 1:
+            trial.suggest_categorical("arm", arms)
+        return self.point(trial.params)
 
 
 def shared_grid(game: Game, seed: int) -> Iterator[Choice]:
-    """Try one λ for all experts: ever finer halves of the range."""
-    tried: list[tuple[float, Floats]] = []
+    """Try one λ for all experts: ever finer halves of the range, with each of the settings."""
+    best: tuple[float, Point] | None = None
     size, low, high = len(game.emulator.low), game.emulator.low[0], game.emulator.high[0]
-    for number in range(1, 65):
+    arms = sorted(set(game.emulator.arms.tolist()))
+    for number in range(1, 400):
         # van der Corput's sequence: 1/2, 1/4, 3/4, 1/8, ...
-        share = sum(((number >> bit) & 1) / 2 ** (bit + 1) for bit in range(7))
-        lambdas = np.full(size, round(low + share * (high - low), 2))
-        tried.append((game.score(lambdas), lambdas))
-        best = max(tried, key=lambda one: one[0])[1]
-        yield lambda best=best: best
+        turn, arm = 1 + (number - 1) // len(arms), arms[(number - 1) % len(arms)]
+        share = sum(((turn >> bit) & 1) / 2 ** (bit + 1) for bit in range(9))
+        point = np.full(size, round(low + share * (high - low), 2)), arm
+        score = game.score(point)
+        if best is None or score > best[0]:
+            best = score, point
+        yield lambda chosen=best[1]: chosen
 
 
 Player = Callable[[Game, int], Iterator[Choice]]
@@ -104,111 +134,165 @@ def by_score(name: str) -> Player:
     """Recommend the best-scored of a sampler's proposals."""
 
     def play(game: Game, seed: int) -> Iterator[Choice]:
-        study = optuna.create_study(direction="maximize", sampler=SAMPLERS[name](seed, 10))
+        study = optuna.create_study(direction="maximize", sampler=SAMPLERS[name](seed, STARTUP))
         while True:
             trial = study.ask()
-            lambdas = game.lambdas(game.params(trial))
-            study.tell(trial, game.score(lambdas))
-            best = game.lambdas(study.best_params)
+            study.tell(trial, game.score(game.suggest(trial)))
+            best = game.point(study.best_params)
+            yield lambda best=best: best
+
+    return play
+
+
+def few_items(game: Game, seed: int) -> Iterator[Choice]:
+    """Score random candidates on the same 20 items; recommend the best."""
+    study = optuna.create_study(direction="maximize", sampler=SAMPLERS["random"](seed, STARTUP))
+    items = {task: own[:FEW] for task, own in game.search.items()}
+    while True:
+        trial = study.ask()
+        study.tell(trial, game.score_on(game.suggest(trial), items))
+        best = game.point(study.best_params)
+        yield lambda best=best: best
+
+
+def pruned(pruner: Callable[[], optuna.pruners.BasePruner], *, reports_means: bool) -> Player:
+    """TPE with a pruner of Optuna, which looks after each block; recommend the best complete one.
+
+    Args:
+        pruner: makes the pruner.
+        reports_means: whether it is told the mean so far, else each block's score.
+
+    """
+
+    def play(game: Game, seed: int) -> Iterator[Choice]:
+        sampler = SAMPLERS["tpe"](seed, STARTUP)
+        study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner())
+        while True:
+            trial = study.ask()
+            point, scores = game.suggest(trial), list[float]()
+            state = optuna.trial.TrialState.COMPLETE
+            for number in range(BLOCKS):
+                scores.append(game.score_on(point, game.block(number)))
+                trial.report(float(np.mean(scores)) if reports_means else scores[-1], number + 1)
+                if number + 1 < BLOCKS and trial.should_prune():
+                    state = optuna.trial.TrialState.PRUNED
+                    break
+            if state == optuna.trial.TrialState.PRUNED:
+                study.tell(trial, state=state)
+            else:
+                study.tell(trial, float(np.mean(scores)))
+            best = game.point(study.best_params)
             yield lambda best=best: best
 
     return play
 
 
 def surface(*, stops: bool) -> Player:
-    """Ours: recommend the best prediction; or also stop what is unlikely to be the best."""
+    """Ours: recommend the best prediction; each candidate on one block of items, or on all."""
 
     def play(game: Game, seed: int) -> Iterator[Choice]:
         sampler = SurfaceSampler(seed=seed, startup_trials=STARTUP)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         while True:
             trial = study.ask()
-            lambdas = game.lambdas(game.params(trial))
-            done, start = 0, trial.number * 7 % BLOCKS
-            stopped = False
-            while done < BLOCKS and not stopped:
-                done = min(BLOCKS, 1 << done.bit_length()) if stops else BLOCKS
-                blocks = [(start + i) % BLOCKS for i in range(done)]
-                trial.set_user_attr(ANSWERS, game.answers(lambdas, blocks))
-                if stops and done < BLOCKS:
-                    frozen = study.get_trials(deepcopy=False)[trial.number]
-                    stopped = sampler.is_hopeless(study, frozen)
-            game.spent += done / BLOCKS
-            if stopped:
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            else:
-                scores, _ = game.emulator.answer(lambdas)
-                value = np.mean([scores[c].mean() for c in game.search.values()])
-                study.tell(trial, float(value))
+            point, start = game.suggest(trial), trial.number * 7 % BLOCKS
+            blocks = [start] if stops else list(range(BLOCKS))
+            trial.set_user_attr(ANSWERS, game.answers(point, blocks))
+            game.spent += len(blocks) / BLOCKS
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             yield lambda: _recommended(sampler, study, game)
 
     return play
 
 
-def _recommended(sampler: SurfaceSampler, study: optuna.Study, game: Game) -> Floats:
+def _recommended(sampler: SurfaceSampler, study: optuna.Study, game: Game) -> Point:
     found = sampler.recommend(study)
-    if found is None:
-        trials = study.get_trials(deepcopy=False)
-        return game.lambdas(trials[-1].params)
-    return game.lambdas(found.params)
+    params = study.get_trials(deepcopy=False)[-1].params if found is None else found.params
+    return game.point(params)
 
 
 PLAYERS = {
-    "shared λ grid": shared_grid,
-    "random": by_score("random"),
-    "tpe": by_score("tpe"),
-    "cma-es": by_score("cma-es"),
-    "awa": by_score("awa"),
-    "gp": by_score("gp"),
-    "surface": surface(stops=False),
-    "surface + stops": surface(stops=True),
+    "shared λ grid": (shared_grid, 50),
+    "random": (by_score("random"), 300),
+    "20 random items": (few_items, 20),
+    "tpe": (by_score("tpe"), 50),
+    "tpe + asha": (
+        pruned(
+            lambda: optuna.pruners.SuccessiveHalvingPruner(reduction_factor=3), reports_means=True
+        ),
+        50,
+    ),
+    "tpe + wilcoxon": (
+        pruned(lambda: optuna.pruners.WilcoxonPruner(p_threshold=0.1), reports_means=False),
+        50,
+    ),
+    "gp": (by_score("gp"), 50),
+    "cma-es": (by_score("cma-es"), 50),
+    "awa": (by_score("awa"), 300),
+    "surface, all items": (surface(stops=False), 50),
+    "surface": (surface(stops=True), 50),
 }
+"""Players, and the largest budget of each."""
 
 
-def curve(emulator: Emulator, name: str, seed: int) -> list[float]:
-    """Return the fresh score of what is recommended at each budget."""
-    game = Game(emulator, seed)
+def curve(space: str, name: str, seed: int) -> list[float]:
+    """Return the fresh score of what is recommended at each budget that a player has."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    game, (player, most) = Game(emulated(space), seed), PLAYERS[name]
+    budgets = [budget for budget in BUDGETS if budget <= most]
     found: list[float] = []
     last = 0.0
-    for choice in PLAYERS[name](game, seed):
+    for choice in player(game, seed):
         # what exceeds a budget is not bought with it
-        while len(found) < len(BUDGETS) and game.spent > BUDGETS[len(found)] + 1e-9:
+        while len(found) < len(budgets) and game.spent > budgets[len(found)] + 1e-9:
             found.append(last)
-        if len(found) == len(BUDGETS):
+        if len(found) == len(budgets):
             break
-        if game.spent > BUDGETS[len(found)] - 1 - 1e-9:  # the next candidate may exceed it
+        if game.spent > budgets[len(found)] - 1 - 1e-9:  # the next candidate may exceed it
             last = game.fresh(choice())
-    return found + [last] * (len(BUDGETS) - len(found))
+            if game.spent > budgets[len(found)] - 1e-9:
+                found.append(last)
+    return found + [last] * (len(budgets) - len(found))
+
+
+@cache
+def emulated(space: str) -> Emulator:
+    """Return the emulator of a space's landscape."""
+    landscape, range_ = read(space, cache_folder() / "landscapes" / space), SPACES[space]["lambda"]
+    return emulate(landscape, range_["low"], range_["high"])
 
 
 def main() -> None:
-    """Replay and print a table for each landscape."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore")
+    """Replay, and keep what is found."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--only", nargs="*", default=list(PLAYERS), choices=list(PLAYERS))
     parser.add_argument("--spaces", nargs="*", default=["task-arithmetic"], choices=list(SPACES))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--docs", action="store_true", help="write the page of what is kept")
     options = parser.parse_args()
-    tables: dict[str, dict[str, list[list[float]]]] = {}
-    for space in options.spaces:
-        landscape = read(space, cache_folder() / "landscapes" / space)
-        range_ = SPACES[space]["lambda"]
-        emulator = emulate(landscape, range_["low"], range_["high"])
-        print(
-            f"{space}: emulated from {len(emulator.x)} candidates; a left-out mean score is wrong"
-            f" by {emulator.left_out:.4f}, where scores differ by {emulator.spread:.4f}"
-        )
-        print(f"{'full evaluations':18}", *(f"{budget:6}" for budget in BUDGETS))
-        tables[space] = {}
-        for name in options.only:
-            seeds = trange(options.seeds, desc=name, leave=False)
-            curves = [curve(emulator, name, seed) for seed in seeds]
-            tables[space][name] = curves
-            print(f"{name:18}", *(f"{mean:.4f}" for mean in np.mean(curves, axis=0)), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps({"budgets": BUDGETS, "curves": tables}) + "\n")
+    kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    with ProcessPoolExecutor(options.workers) as pool:
+        for space in options.spaces:
+            emulator = emulated(space)
+            of_space = kept.setdefault(space, {"curves": {}})
+            of_space |= {
+                "candidates": len(emulator.x),
+                "left out": round(emulator.left_out, 4),
+                "spread": round(emulator.spread, 4),
+            }
+            for name in options.only:
+                curves = of_space["curves"].setdefault(name, [])
+                seeds = range(len(curves), options.seeds)
+                jobs = [pool.submit(curve, space, name, seed) for seed in seeds]
+                for job in tqdm(jobs, desc=f"{space}, {name}", disable=not jobs):
+                    curves.append([round(score, 4) for score in job.result()])
+                    FILE.write_text(json.dumps(kept) + "\n")
+                means = np.mean(curves, axis=0) if curves else []
+                print(f"{space:16} {name:20}", *(f"{mean:.4f}" for mean in means), flush=True)
+    if options.docs:
+        write(kept, BUDGETS)
 
 
 if __name__ == "__main__":

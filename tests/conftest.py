@@ -118,7 +118,7 @@ def pico_values(pico: Path, **search: Any) -> dict[str, Any]:
             "lambda": {"low": 0.0, "high": 2.0, "step": 0.1},
         },
         "baselines": {"task-arithmetic": {"lambda": [0.5, 1.0]}, "cabs": {"lambda": [1.0, 1.5]}},
-        "search": {"trials": 10, "block": 8, "workers": 2, "confirm": 2} | search,
+        "search": {"sampler": "tpe", "trials": 10, "block": 8, "workers": 2, "confirm": 2} | search,
         "device": "cpu",
         "tracking": {"model": "never"},  # which takes seconds
     }

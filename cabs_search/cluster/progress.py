@@ -44,7 +44,7 @@ class Progress:
         if share.unit != "candidate":
             counts.insert(0, f"{study.done} candidates")
         self._bar.set_postfix_str(
-            ", ".join(counts) + (f", best {best.score:.4f}" if best else ""), refresh=False
+            ", ".join(counts) + (f", best {best.rank:.4f}" if best else ""), refresh=False
         )
         self._bar.update(0)
 

@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from cabs_search.merging.recipe import Recipe
 from cabs_search.metrics.base import Values
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
+from cabs_search.stats.aggregate import MEAN, Aggregate
 from cabs_search.tasks.items import SPLITS, Items, SplitName
 
 VERSION = 2
@@ -88,7 +89,7 @@ class Bound:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A candidate with every item of one split scored."""
+    """A candidate with every item of one split scored, or those that it had when it ended."""
 
     recipe: Recipe
     tasks: Mapping[str, Outcome]
@@ -96,11 +97,25 @@ class Scored:
     scores: Mapping[str, float]
     """Metric by task."""
     evaluate_seconds: float
+    aggregate: Aggregate = MEAN
+    """How the tasks' metrics make one score."""
+    values: tuple[float, ...] = ()
+    """What the search maximizes, if that is something else than the score."""
 
     @property
     def score(self) -> float:
-        """Mean of the tasks' metrics: the objective of the search."""
-        return float(np.mean(list(self.scores.values())))
+        """One score for all tasks."""
+        return float(self.aggregate(self.scores))
+
+    @property
+    def objectives(self) -> tuple[float, ...]:
+        """What the search maximizes."""
+        return self.values or (self.score,)
+
+    @property
+    def rank(self) -> float:
+        """Number by which candidates are ranked: the objective; if there are several, the score."""
+        return self.objectives[0] if len(self.objectives) == 1 else self.score
 
     @property
     def losses(self) -> dict[str, float]:
@@ -121,6 +136,16 @@ class Expected:
     mean: float
     deviation: float
     """Standard deviation of the score about it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """Decisions on rows that were looked at while they were confirmed, by recipe's key."""
+
+    ended: frozenset[str]
+    """Rows that ended before all their items were scored."""
+    tied: frozenset[str]
+    """Candidates that cannot be told from the best."""
 
 
 class Outcomes:
@@ -238,8 +263,30 @@ class Outcomes:
         """Keep which candidate a search recommends; ``value``: of a comparison, which search."""
         self._keep(f"recommended {value}", expected)
 
+    def conclude(self, confirmation: Confirmation | None) -> None:
+        """Keep which rows ended early; None: all rows are scored on all items."""
+        if confirmation is None:
+            with self._connect() as db:
+                db.execute("DELETE FROM search WHERE key = 'confirmation'")
+        else:
+            kept = [sorted(confirmation.ended), sorted(confirmation.tied)]
+            self._keep_text("confirmation", json.dumps(kept))
+
+    def confirmation(self) -> Confirmation | None:
+        """Return which rows ended early; None where all rows are scored on all items."""
+        with self._connect() as db:
+            query = "SELECT value FROM search WHERE key = 'confirmation'"
+            kept = db.execute(query).fetchone()
+        if kept is None:
+            return None
+        ended, tied = json.loads(kept[0])
+        return Confirmation(ended=frozenset(ended), tied=frozenset(tied))
+
     def _keep(self, key: str, expected: Expected) -> None:
-        text = json.dumps([expected.recipe.as_dict(), expected.mean, expected.deviation])
+        values = [expected.recipe.as_dict(), expected.mean, expected.deviation]
+        self._keep_text(key, json.dumps(values))
+
+    def _keep_text(self, key: str, text: str) -> None:
         with self._connect() as db:
             known = db.execute("SELECT value FROM search WHERE key = ?", (key,)).fetchone()
             if known != (text,):  # a run that finds nothing new writes nothing
@@ -339,11 +386,20 @@ class Outcomes:
         return len(parts), sum(parts)
 
     def scored(
-        self, split: SplitName, wanted: Callable[[Recipe], bool] = lambda _: True
+        self,
+        split: SplitName,
+        wanted: Callable[[Recipe], bool] = lambda _: True,
+        ended: Collection[str] = (),
     ) -> dict[str, Scored]:
         """Return the wanted recipes with every item of a split scored, by key.
 
         They come in the order in which they were completed.
+
+        Args:
+            split: the split.
+            wanted: tells which recipes to return.
+            ended: keys of recipes that are returned with the items they have.
+
         """
         with self._connect() as db:
             stored = dict(db.execute("SELECT key, recipe FROM recipes"))
@@ -351,11 +407,19 @@ class Outcomes:
         recipes = [Recipe.from_dict(json.loads(stored[key])) for key in keys]
         labels = self.labels(split)
         chosen = filter(wanted, recipes)
-        completed = {recipe.key: self.scored_one(split, recipe, labels) for recipe in chosen}
+        completed = {
+            recipe.key: self.scored_one(split, recipe, labels, needs_all=recipe.key not in ended)
+            for recipe in chosen
+        }
         return {key: scored for key, scored in completed.items() if scored is not None}
 
     def scored_one(
-        self, split: SplitName, recipe: Recipe, labels: Mapping[str, Values] | None = None
+        self,
+        split: SplitName,
+        recipe: Recipe,
+        labels: Mapping[str, Values] | None = None,
+        *,
+        needs_all: bool = True,
     ) -> Scored | None:
         """Return one recipe's results on a split, or None unless all items are scored.
 
@@ -363,6 +427,7 @@ class Outcomes:
             split: the split.
             recipe: the recipe.
             labels: those of the split, if the caller has them already.
+            needs_all: False for a recipe of which the first items are enough.
 
         """
         labels = self.labels(split) if labels is None else labels
@@ -371,9 +436,10 @@ class Outcomes:
         tasks, scores = {}, {}
         for name, task in self._tasks.items():
             tasks[name] = _outcome(task, [row for row in rows if row[0] == name])
-            if len(tasks[name].scores) != len(labels[name]):
+            count = len(tasks[name].scores)
+            if not count or (needs_all and count != len(labels[name])):
                 return None
-            scores[name] = task.measure.compute(tasks[name].predictions, labels[name])
+            scores[name] = task.measure.compute(tasks[name].predictions, labels[name][:count])
         return Scored(recipe, tasks, scores, sum(row[4] for row in rows))
 
     def labels(self, split: SplitName) -> dict[str, Values]:

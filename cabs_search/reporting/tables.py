@@ -23,7 +23,7 @@ View = Sequence[Kind | tuple[Kind, ...]]
 SHARED_TA = "best shared TA"
 GAIN = ("gain", "gain_interval")
 TESTED = ("all_rows", "tied", GAIN, "p_holm")
-LEADERBOARD: View = ("row", "score", *TESTED, "task", "search", "recipe")
+LEADERBOARD: View = ("row", "score", "on", *TESTED, "task", "search", "objective", "recipe")
 """Columns of a leaderboard in the terminal."""
 COMPARISON: View = ("row", "task", "score", *TESTED, "search", "recipe")
 """Columns of a comparison in the terminal, ordered as papers print them."""
@@ -103,13 +103,25 @@ def leaderboard_table(board: Leaderboard) -> Table:
     """Return a leaderboard's rows."""
     tasks = list(board.items["confirm"])
     rows = [_score_cells(row.label, row, tasks) for row in board.rows]
-    return Table(_columns("confirm", BASELINE, "recipe", tasks), tuple(rows))
+    columns = _columns("confirm", BASELINE, "recipe", tasks)
+    if any(row.objective is not None for row in board.rows):
+        columns += (Column("objective", "objective"),)
+        rows = [(*cells, row.objective) for cells, row in zip(rows, board.rows, strict=True)]
+    if has_early_rows(board):
+        columns += (Column("on", "on items"),)
+        rows = [(*cells, row.items) for cells, row in zip(rows, board.rows, strict=True)]
+    return Table(columns, tuple(rows))
+
+
+def has_early_rows(board: Leaderboard) -> bool:
+    """Tell whether some row ended before all confirm items were scored."""
+    return any(row.items < sum(board.items["confirm"].values()) for row in board.rows)
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return a comparison's rows: base, experts and ideal, the reference, each value's best."""
     tasks = list(comparison.items["confirm"])
-    columns = _columns("average", SHARED_TA, "best recipe", tasks)
+    columns = _columns(comparison.score_name, SHARED_TA, "best recipe", tasks)
     labelled = [(row.label, row) for row in comparison.alone]
     if comparison.reference is not None:
         labelled.append((SHARED_TA, comparison.reference))
@@ -192,6 +204,8 @@ def written(kind: Kind, value: Any, style: Style) -> str:
         case "score" | "search" | "task":
             digits = style.task if kind == "task" else style.score
             return number(style.scale * value, digits)
+        case "objective":
+            return number(value, style.score)
         case "all_rows" | "this_row":
             text = between([style.scale * end for end in value], style.interval)
             return text if style.brackets else text.strip("[]").replace(", ", "\u00a0to\u00a0")

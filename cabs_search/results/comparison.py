@@ -60,6 +60,13 @@ class Comparison:
     """The top of each value's search as papers report it."""
     spent: Cost
     notes: tuple[str, ...]
+    objective: str = ""
+    """What the score is, in a sentence; empty: the mean of the tasks' metrics."""
+
+    @property
+    def score_name(self) -> str:
+        """Word for the score."""
+        return "score" if self.objective else "average"
 
     @property
     def headline(self) -> str:
@@ -103,7 +110,7 @@ class Comparison:
         if not rows:
             return "No row is confirmed yet."
         top = max(rows, key=lambda label: rows[label].score)
-        text = f"Highest average: {top}, {number(100 * rows[top].score, 2)}."
+        text = f"Highest {self.score_name}: {top}, {number(100 * rows[top].score, 2)}."
         if self.reference is None:
             return text
         # values with one best recipe count once, under the first one's label

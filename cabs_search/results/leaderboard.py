@@ -33,7 +33,7 @@ from cabs_search.results.scores import RecordScores
 from cabs_search.results.spent import Cost, cost_of
 from cabs_search.results.tie_set import TieSet, tie_set
 from cabs_search.results.tried import Tried, tried_candidates
-from cabs_search.search.candidates import Candidates, ranked, reference_recipes
+from cabs_search.search.candidates import Candidates, best_of, on_front, ranked, reference_recipes
 from cabs_search.spec.load import load
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS
@@ -60,6 +60,10 @@ class Leaderboard:
     """The top of each method's search as papers report it."""
     spent: Cost
     tried: tuple[Tried, ...]
+    objective: str = ""
+    """What the score is, in a sentence; empty: the mean of the tasks' metrics."""
+    front: tuple[str, ...] = ()
+    """Keys of the candidates on the Pareto front, if the search had several objectives."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, which knows no infinity."""
@@ -71,6 +75,14 @@ class Leaderboard:
         """The row of what is recommended, else of the best found; None before it is confirmed."""
         by_label = {row.label: row for row in self.rows}
         return by_label.get(RECOMMENDED) or by_label.get(FOUND)
+
+    def confirmed(self, scores: RecordScores) -> dict[str, Scored]:
+        """Return what is confirmed, by recipe's key, with the scores of the rows."""
+        shown = {row.key: row.tasks for row in self.rows if row.key in scores.confirmed}
+        return {
+            key: replace(scored, scores=shown.get(key, scored.scores))
+            for key, scored in scores.confirmed.items()
+        }
 
     def row(self, label: str) -> Row:
         """Return the row with a label."""
@@ -95,7 +107,7 @@ def read_leaderboard(folder: str | Path) -> Leaderboard:
 
 def build_leaderboard(spec: Spec, outcomes: Outcomes) -> Leaderboard:
     """Compute the leaderboard of a study's record."""
-    return board_of(spec, RecordScores.read(outcomes))
+    return board_of(spec, RecordScores.read(outcomes, spec))
 
 
 def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
@@ -103,11 +115,13 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
     searched, confirmed = scores.searched, scores.confirmed
     best_shared = Candidates.of(spec).best_shared(searched)
     shared = [s for s in best_shared.values() if s.recipe.key in confirmed]
-    top = ranked(searched.values())[: spec.search.confirm]
+    top = best_of(searched.values(), spec.search.confirm)
     labels = [FOUND, *(f"found #{place}" for place in range(2, len(top) + 1))]
     labelled = zip(labels, top, strict=False)
     found = {label: s for label, s in labelled if s.recipe.key in confirmed}
-    recommendation = recommendation_of(scores.recommended, scores.expected, searched)
+    recommendation = recommendation_of(
+        scores.recommended, scores.expected, searched, scores.stopped
+    )
     if recommendation is not None and recommendation.key in confirmed:
         found = {RECOMMENDED: searched[recommendation.key]} | found
     entries = reference_entries(reference_recipes(spec.experts), spec.heads, confirmed)
@@ -116,13 +130,16 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
         for s in shared
     ]
     entries += [merged_entry(label, "candidate", s, confirmed) for label, s in found.items()]
+    several = len(scores.objective.names) > 1
     panel = scores.panel(spec.tasks, spec.seed, {entry.key: entry.scored for entry in entries})
     references = {}
     if shared:
         references[BASELINE] = ranked(shared)[0].recipe.key
     if FOUND in found:
         references[FOUND] = found[FOUND].recipe.key
-    ties = tie_set(panel, list(dict.fromkeys(s.recipe.key for s in [*found.values(), *shared])))
+    candidates = list(dict.fromkeys(s.recipe.key for s in [*found.values(), *shared]))
+    known = scores.confirmation.tied if scores.confirmation else None
+    ties = tie_set(panel, candidates, known=known)
     rows = make_rows(entries, panel, ties.labels if ties else (), references) if entries else []
     # rows with one recipe share a key: the first of them names it
     label_of = {entry.key: entry.label for entry in reversed(entries)}
@@ -144,6 +161,8 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
         as_reported=as_reported(_scores_by_method(searched.values()), spec.search.confirm),
         spent=cost_of(scores),
         tried=tuple(tried_candidates(searched)),
+        objective=scores.objective.text,
+        front=tuple(s.recipe.key for s in on_front(searched.values())) if several else (),
     )
 
 

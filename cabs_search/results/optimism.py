@@ -29,7 +29,7 @@ class Optimism:
     """95 % interval of the estimate."""
     expected: float | None
     """Part that comes from choosing the best of so many by so few items, by bootstrap; None if that
-    would take minutes.
+    would take minutes, or it was not chosen by its score.
     """
     text: str
 
@@ -47,7 +47,9 @@ def optimism_of(
 
     """
     before, after = scores.searched[key].score, scores.confirmed[key].score
-    can_resample_all = all(task.measure.is_quick for task in tasks.values())
+    # a candidate that was not chosen by its score is not the best of many scores
+    is_best = before == max(s.score for s in scores.searched.values())
+    can_resample_all = is_best and all(task.measure.is_quick for task in tasks.values())
     pool = scores.searched if can_resample_all else {key: scores.searched[key]}
     on_search = scores.panel(tasks, seed, pool, "search", SEARCH_REPLICATES)
     error = math.hypot(on_search.standard_error(key), panel.standard_error(key))

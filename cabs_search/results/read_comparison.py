@@ -26,6 +26,7 @@ from cabs_search.results.spent import cost_of
 from cabs_search.results.tie_set import TieSet, tie_set
 from cabs_search.search.axes import REFERENCE, Value, axis_values
 from cabs_search.search.candidates import Candidates, ranked, reference_recipes
+from cabs_search.search.objectives.registry import objective_of, with_references
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 
@@ -38,7 +39,8 @@ def read_comparison(folder: Path) -> Comparison:
     """Read the comparison in a folder; raise ValueError if there is none."""
     stored = stored_comparison(folder)
     spec = parse(stored["spec"], str(StudyFolder(folder).comparison), locations=False)
-    scores = RecordScores.read(Outcomes(StudyFolder(folder).outcomes, spec.tasks, must_exist=True))
+    outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks, must_exist=True)
+    scores = RecordScores.read(outcomes, spec)
     return build_comparison(spec, stored["over"], scores, stored["failures"], stored["notes"])
 
 
@@ -103,6 +105,7 @@ def build_comparison(
                 is_reference=value.is_reference,
             )
         ]
+    objective = filter(None, [scores.objective.text])
     searched = {v.label: [s.score for s in candidates[v.label]] for v in values if not v.same_as}
     return Comparison(
         name=spec.name,
@@ -118,7 +121,8 @@ def build_comparison(
         tie_set=replace(ties, labels=_labels(ties, key_of)) if ties else None,
         as_reported=as_reported(searched, TOP),
         spent=cost_of(scores),
-        notes=(*notes, *_at_an_end(values, candidates), *_stale(lines)),
+        notes=(*objective, *notes, *_at_an_end(values, candidates), *_stale(lines)),
+        objective=scores.objective.text,
     )
 
 
@@ -141,8 +145,11 @@ def _rows(
 
 
 def _candidates(spec: Spec, scores: RecordScores) -> list[Scored]:
-    own = Candidates.of(spec)
-    return [s for s in scores.searched.values() if own.includes(s.recipe)]
+    """Return the candidates of a value's spec, judged by what its objective compares with."""
+    own, searched = Candidates.of(spec), scores.searched
+    objective = with_references(objective_of(spec), lambda recipe: searched.get(recipe.key))
+    found = [s for s in searched.values() if own.includes(s.recipe)]
+    return found if objective is None else [objective.applied(s) for s in found]
 
 
 def _shared(candidates: Iterable[Scored]) -> list[Scored]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from cabs_search.common.formats import number
 from cabs_search.record.outcomes import Expected, Scored
+from cabs_search.results.scores import PartScore
 from cabs_search.search.surface import NORMAL_90
 
 
@@ -23,6 +23,8 @@ class Prediction:
     high: float
     """Ends of the 90 % interval."""
     score: float
+    is_part: bool
+    """True if the candidate was stopped: the score is on some items, and the interval is wider."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +36,15 @@ class Recommendation:
     expected: float
     """Score on the search split that is predicted of it from everything scored."""
     predictions: tuple[Prediction, ...]
-    """Predictions made before a candidate was scored, of those that were scored in full."""
+    """Predictions made before a candidate was scored."""
     text: str
 
 
 def recommendation_of(
-    recommended: Expected | None, expected: Sequence[Expected], searched: Mapping[str, Scored]
+    recommended: Expected | None,
+    expected: Sequence[Expected],
+    searched: Mapping[str, Scored],
+    stopped: Mapping[str, PartScore],
 ) -> Recommendation | None:
     """Compute a recommendation; None if the search recommends nothing.
 
@@ -47,21 +52,18 @@ def recommendation_of(
         recommended: what it recommends.
         expected: predictions of candidates.
         searched: candidates that are scored in full, by the recipe's key.
+        stopped: scores of those that were stopped.
 
     """
     if recommended is None or recommended.recipe.key not in searched:
         return None
-    predictions = tuple(
-        Prediction(
-            text=str(one.recipe),
-            expected=one.mean,
-            low=one.mean - NORMAL_90 * one.deviation,
-            high=one.mean + NORMAL_90 * one.deviation,
-            score=searched[one.recipe.key].score,
-        )
-        for one in expected
-        if one.recipe.key in searched
-    )
+    predictions = []
+    for one in expected:
+        key = one.recipe.key
+        if key in searched:
+            predictions.append(_prediction(one, searched[key].score, 0.0, is_part=False))
+        elif key in stopped:
+            predictions.append(_prediction(one, *stopped[key], is_part=True))
     own = searched[recommended.recipe.key].score
     text = (
         "Recommended is the candidate with the best prediction from everything scored:"
@@ -69,12 +71,25 @@ def recommendation_of(
     )
     if predictions:
         within = sum(one.low <= one.score <= one.high for one in predictions)
-        errors = np.array([one.score - one.expected for one in predictions])
         text += (
             f" Of {len(predictions)} scores that were predicted before they were known, {within}"
-            " are within their 90 % interval; the typical error is"
-            f" {100 * float(np.sqrt((errors**2).mean())):.1f} points."
+            " are within their 90 % interval (wider where only a part of the items was scored)."
         )
     return Recommendation(
-        key=recommended.recipe.key, expected=recommended.mean, predictions=predictions, text=text
+        key=recommended.recipe.key,
+        expected=recommended.mean,
+        predictions=tuple(predictions),
+        text=text,
+    )
+
+
+def _prediction(one: Expected, score: float, chance: float, *, is_part: bool) -> Prediction:
+    margin = NORMAL_90 * math.hypot(one.deviation, chance)
+    return Prediction(
+        text=str(one.recipe),
+        expected=one.mean,
+        low=one.mean - margin,
+        high=one.mean + margin,
+        score=score,
+        is_part=is_part,
     )

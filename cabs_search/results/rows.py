@@ -28,7 +28,7 @@ class Row:
     """None if the row is no model."""
     key: str | None
     score: float
-    """Mean of the tasks' metrics."""
+    """One score for all tasks: the mean of their metrics, or what the objective says."""
     interval: tuple[float, float]
     """95 % interval of this row by itself."""
     simultaneous: tuple[float, float]
@@ -43,8 +43,12 @@ class Row:
     """Score on the search split, on which it was chosen: too high for the best of many."""
     text: str
     """Recipe in words."""
+    objective: float | None = None
+    """What the search maximized, on the search split, if that is not the score."""
     against: Mapping[str, Contrast] = field(default_factory=dict)
     """Contrasts of candidates and baselines with BASELINE and FOUND, except with itself."""
+    items: int
+    """Items that it was scored on; where these are not all, scores are what is expected on all."""
     tied: bool = False
     """True if it cannot be told from the best candidate."""
 
@@ -61,6 +65,12 @@ class Entry:
     """Outcomes on the search split."""
     text: str = ""
     is_model: bool = True
+
+    @property
+    def objective(self) -> float | None:
+        """What the search maximized, if it is one number that is not the score."""
+        values = self.searched.values if self.searched else ()
+        return values[0] if len(values) == 1 else None
 
     @property
     def key(self) -> str:
@@ -122,21 +132,24 @@ def make_rows(
     """
     simultaneous = panel.intervals()
     against = _contrasts(entries, panel, references or {})
+    scores = {entry.key: panel.row_scores(entry.key) for entry in entries}
     return [
         Row(
             label=entry.label,
             role=entry.role,
             recipe=entry.scored.recipe.as_dict() if entry.is_model else None,
             key=entry.key if entry.is_model else None,
-            score=entry.scored.score,
+            score=scores[entry.key][0],
             interval=panel.own_interval(entry.key),
             simultaneous=simultaneous[entry.key],
-            tasks=dict(entry.scored.scores),
+            tasks=scores[entry.key][1],
             task_intervals={t: panel.own_interval(entry.key, t) for t in entry.scored.scores},
             losses=entry.scored.losses,
             search_score=entry.searched.score if entry.searched else None,
             text=entry.text,
+            objective=entry.objective,
             against=against.get(entry.key, {}),
+            items=panel.items_of(entry.key),
             tied=entry.key in tied,
         )
         for entry in entries

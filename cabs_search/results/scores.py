@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.outcomes import Expected, Outcomes, Scored
+from cabs_search.record.outcomes import Confirmation, Expected, Outcomes, Scored
 from cabs_search.results.panel import ItemScores, Panel
+from cabs_search.search.candidates import Candidates
+from cabs_search.search.objectives.base import Objective
+from cabs_search.search.objectives.registry import objective_of, outsiders, with_references
+from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
+from cabs_search.stats.aggregate import MEAN
 from cabs_search.stats.simultaneous import REPLICATES
 from cabs_search.tasks.items import SPLITS, SplitName
+
+
+class PartScore(NamedTuple):
+    """Mean score of a candidate on a part of the items."""
+
+    score: float
+    deviation: float
+    """Standard deviation of its difference from the score on all items, by chance of the items."""
+
+
+def _part_score(outcomes: Outcomes, recipe: Recipe) -> PartScore:
+    by_block = outcomes.block_results(recipe, "search").values()
+    tasks = {task for by_task in by_block for task in by_task}
+    parts = [np.concatenate([by_task[task][0] for by_task in by_block]) for task in tasks]
+    variances = [part.var() / len(part) for part in parts]
+    means = [part.mean() for part in parts]
+    return PartScore(float(np.mean(means)), float(np.sqrt(np.sum(variances)) / len(parts)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +56,24 @@ class RecordScores:
     unfinished: tuple[int, int] = (0, 0)
     """Candidates that were not scored to the end, and their search items; 0 for a part."""
 
+    confirmation: Confirmation | None = None
+    """Rows that ended early; None where there were no looks, and for a part."""
     recommended: Expected | None = None
     """Recommendation of the search; None for a part."""
     expected: tuple[Expected, ...] = ()
     """Predictions of candidates before they were scored; none for a part."""
+    stopped: Mapping[str, PartScore] = field(default_factory=dict)
+    """Mean scores of predicted candidates that were stopped, by recipe's key."""
+    objective: Objective = field(default_factory=Objective)
+    """What the search maximized, with its references as far as they are scored."""
+    reference_items: int = 0
+    """Search items of what the objective compares with and is no candidate."""
 
     @classmethod
     def read(
         cls,
         outcomes: Outcomes,
+        spec: Spec,
         wanted: Callable[[Recipe], bool] | None = None,
         references: Collection[Recipe] = (),
     ) -> RecordScores:
@@ -50,23 +81,47 @@ class RecordScores:
 
         Args:
             outcomes: the record.
+            spec: the study, whose objective makes one score of the tasks' metrics.
             wanted: tells which candidates to read; None: all.
             references: recipes read from the confirm split in any case: base and experts.
 
         """
         is_wanted = wanted or (lambda _: True)
         always = {recipe.key for recipe in references}
+        unbound = objective_of(spec)
+        compared = {r.key: outcomes.scored_one("search", r) for r in unbound.references}
+        objective = with_references(unbound, lambda r: compared[r.key]) or unbound
+        apart = outsiders(unbound, Candidates.of(spec))
+        searched = outcomes.scored("search", lambda r: r.key not in apart and is_wanted(r))
+        confirmation = outcomes.confirmation() if wanted is None else None
+        confirmed = outcomes.scored(
+            "confirm",
+            lambda r: r.key in always or is_wanted(r),
+            confirmation.ended if confirmation else (),
+        )
+        if objective.aggregate is None:  # nothing can be judged yet
+            searched, confirmed = {}, {}
+        expected = outcomes.expected() if wanted is None else []
+        begun = outcomes.done_blocks
+        parts = [one.recipe for one in expected if one.recipe.key not in searched]
+        stopped = [recipe for recipe in parts if begun(recipe, "search")]
+        if spec.search.objective != "mean" or not all(
+            t.measure.is_mean for t in spec.tasks.values()
+        ):
+            stopped = []  # a mean of items' scores says nothing
         return cls(
-            searched=outcomes.scored("search", is_wanted),
-            confirmed=outcomes.scored(
-                "confirm", lambda recipe: recipe.key in always or is_wanted(recipe)
-            ),
+            searched={key: objective.applied(s) for key, s in searched.items()},
+            confirmed={key: objective.aggregated(s) for key, s in confirmed.items()},
+            objective=objective,
+            reference_items=sum(s.items for key, s in compared.items() if s and key in apart),
             labels={split: outcomes.labels(split) for split in SPLITS},
             clusters={split: outcomes.clusters(split) for split in SPLITS},
             spent=outcomes.spent() if wanted is None else {},
             unfinished=outcomes.unfinished("search") if wanted is None else (0, 0),
+            confirmation=confirmation,
             recommended=outcomes.recommended() if wanted is None else None,
-            expected=tuple(outcomes.expected()) if wanted is None else (),
+            expected=tuple(expected),
+            stopped={recipe.key: _part_score(outcomes, recipe) for recipe in stopped},
         )
 
     def panel(
@@ -82,4 +137,6 @@ class RecordScores:
             name: ItemScores(tasks=scored.tasks, scores=scored.scores)
             for name, scored in candidates.items()
         }
-        return Panel(tasks, seed, item_scores, self.labels[split], self.clusters[split], replicates)
+        labels, clusters = self.labels[split], self.clusters[split]
+        aggregate = self.objective.aggregate or MEAN
+        return Panel(tasks, seed, item_scores, labels, clusters, replicates, aggregate)

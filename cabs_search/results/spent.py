@@ -27,16 +27,29 @@ class Cost:
 def cost_of(scores: RecordScores) -> Cost:
     """Compute the cost of a study from its record."""
     stopped, stopped_items = scores.unfinished
-    items = {"search": sum(s.items for s in scores.searched.values()) + stopped_items}
-    items |= {"confirm": sum(s.items for s in scores.confirmed.values())}
+    searched = sum(s.items for s in scores.searched.values()) + scores.reference_items
+    items = {"search": searched + stopped_items}
+    confirm = [s.items for s in scores.confirmed.values()]
+    items |= {"confirm": sum(confirm)}
     seconds = dict(scores.spent)
     repeated = int(seconds.pop("repeated", 0))
     methods = {s.recipe.method for s in scores.searched.values()}
     text = [f"{items['search']:,} items scored in the search, {items['confirm']:,} to confirm."]
+    whole = sum(len(labels) for labels in scores.labels["confirm"].values())
+    if saved := sum(whole - count for count in confirm):
+        early = sum(count < whole for count in confirm)
+        text.append(
+            f"{early} of {len(confirm)} rows ended early, which saved {saved:,} items to confirm."
+        )
     if stopped:
         text.append(
             f"{stopped} candidates were not scored to the end, which took {stopped_items:,} of the"
             " search items."
+        )
+    if scores.reference_items:
+        text.append(
+            f"{scores.reference_items:,} of the search items were scored for what the objective"
+            " compares candidates with."
         )
     if "wall" in seconds:
         work = ", ".join(f"{k} {duration(v)}" for k, v in seconds.items() if k != "wall")

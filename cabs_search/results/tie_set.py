@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,18 +33,27 @@ GAP = 0.005
 """Difference for which a tie set says how many items would show it: half a point."""
 
 
-def tie_set(panel: Panel, names: Sequence[str], what: str = "candidates") -> TieSet | None:
+def tie_set(
+    panel: Panel,
+    names: Sequence[str],
+    what: str = "candidates",
+    known: Collection[str] | None = None,
+) -> TieSet | None:
     """Compute the tie set of a panel's candidates; None without candidates.
 
     Args:
         panel: holds the candidates.
         names: their names.
         what: what they are, for the text.
+        known: those that are tied, where that was decided while they were confirmed.
 
     """
     if not names:
         return None
-    tied = panel.tied(names)
+    if known is None:
+        tied = panel.tied(names)
+    else:
+        tied = panel.best_first([name for name in names if name in known])
     best, others = tied[0], tied[1:]
     needed = None
     if others:

@@ -26,6 +26,8 @@ class Tried:
     shared: float | None
     """λ if it is one for all experts."""
     score: float
+    rank: float
+    """Number by which candidates are ranked: the score, or one other objective."""
     tasks: Mapping[str, float]
     """Metric by task."""
     items: int
@@ -49,6 +51,7 @@ def tried_candidates(searched: Mapping[str, Scored]) -> list[Tried]:
                 lambdas=recipe.lambda_by_name,
                 shared=recipe.lambdas[0][1] if recipe.is_shared else None,
                 score=scored.score,
+                rank=scored.rank,
                 tasks=dict(scored.scores),
                 items=items,
             )

@@ -175,7 +175,9 @@ def _with(spec: Spec, label: str, chosen: Mapping[str, Any]) -> Spec:
             )
         else:
             baselines[method] = _kept(given, chosen)
-    search = replace(spec.search, confirm=min(spec.search.confirm, MOST_CONFIRMED))
+    # rows of several studies are compared, so that none can be judged by its own study's rows
+    most = min(spec.search.confirm, MOST_CONFIRMED)
+    search = replace(spec.search, confirm=most, confirm_stops=False)
     name = f"{spec.name} {label}"
     return replace(spec, name=name, space=space, baselines=baselines, search=search)
 

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from cabs_search.merging.masks.rules import SETTINGS, settings
 from cabs_search.merging.masks.settings import collapsed, value_for
 from cabs_search.merging.recipe import LambdaKey, Method, Recipe, make_method, make_recipe, rule_of
 from cabs_search.record.outcomes import Scored
 from cabs_search.spec.space import Baseline, Space
 from cabs_search.spec.study import Spec
+from cabs_search.stats.pareto import crowding_distance, pareto_front
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,5 +162,26 @@ def reference_recipes(experts: Iterable[str]) -> dict[str, Recipe]:
 
 
 def ranked(scored: Iterable[Scored]) -> list[Scored]:
-    """Sort best first; equal scores in an order that does not depend on which ended first."""
-    return sorted(scored, key=lambda s: (-s.score, s.recipe.key))
+    """Sort best first; equal ones in an order that does not depend on which ended first.
+
+    With several objectives by the score: the best by score is on the Pareto front.
+    """
+    return sorted(scored, key=lambda s: (-s.rank, s.recipe.key))
+
+
+def on_front(scored: Iterable[Scored]) -> list[Scored]:
+    """Return the candidates on the Pareto front: the best by score, then those far from others."""
+    order = ranked(scored)
+    if not order:
+        return []
+    values = np.array([s.objectives for s in order])
+    front = np.flatnonzero(pareto_front(values))
+    by_distance = front[np.argsort(-crowding_distance(values[front]), kind="stable")]
+    return [order[front[0]], *(order[place] for place in by_distance if place != front[0])]
+
+
+def best_of(scored: Iterable[Scored], top: int) -> list[Scored]:
+    """Return the best candidates, at most so many; with several objectives those on the front."""
+    order = ranked(scored)
+    several = bool(order) and len(order[0].objectives) > 1
+    return (on_front(order) if several else order)[:top]

@@ -7,14 +7,26 @@ from collections.abc import Iterable, Mapping
 
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import Scored
-from cabs_search.search.candidates import Candidates, ranked
+from cabs_search.search.candidates import Candidates, best_of, ranked
 
 
 def rows_to_confirm(candidates: Candidates, scored: Mapping[str, Scored], top: int) -> list[Recipe]:
-    """Choose the best shared-λ candidate of each baseline method, and the ``top`` of all."""
+    """Choose the best shared-λ candidate of each baseline method, and the ``top`` of all.
+
+    With several objectives these are on the Pareto front.
+    """
     rows = [s.recipe for s in candidates.best_shared(scored).values()]
-    rows += [s.recipe for s in ranked(scored.values())[:top]]
+    rows += [s.recipe for s in best_of(scored.values(), top)]
     return list({recipe.key: recipe for recipe in rows}.values())
+
+
+def rows_to_compare(
+    candidates: Candidates, scored: Mapping[str, Scored], recommended: Recipe | None
+) -> list[Recipe]:
+    """Choose what the verdict is about: the best found, what is recommended, the best baseline."""
+    groups = (scored.values(), candidates.best_shared(scored).values())
+    best = [ranked(group)[0].recipe for group in groups if group]
+    return [*best, *([recommended] if recommended else [])]
 
 
 class ConfirmQueue:
@@ -42,6 +54,10 @@ class ConfirmQueue:
         by_key = {recipe.key: recipe for recipe in (*first, *recipes)}
         self._waiting.extend(by_key.values())
         self.has_candidates = True
+
+    def extend(self, recipes: Iterable[Recipe]) -> None:
+        """Add recipes of which more items are to be scored."""
+        self._waiting.extend(recipes)
 
     def pop(self) -> Recipe:
         """Return the next recipe."""

@@ -27,36 +27,47 @@ class EndedCandidates:
         self.scored: dict[str, Scored] = {}
         """Scores by recipe key, without per-item outcomes: those are on record."""
         self.best: Scored | None = None
-        self._unscored: dict[str, bool] = {}
-        """Candidates without a score by recipe key: True if stopped, False if failed."""
+        self._failed: set[str] = set()
+        """Recipe keys of candidates that failed."""
+        self._stopped: dict[str, int] = {}
+        """Items scored of candidates that were stopped, by recipe key; they may go on later."""
         self._by_sum: dict[str, Recipe] = {}
         """Candidates by ``Recipe.sum_key``; of several, the first with a score."""
         self._on_finished = on_finished
 
     def __len__(self) -> int:
-        return len(self.scored) + len(self._unscored)
+        # one that was stopped and scored in full later has ended twice
+        return len(self.scored) + len(self._failed) + len(self._stopped)
 
     def __contains__(self, recipe_key: str) -> bool:
-        return recipe_key in self.scored or recipe_key in self._unscored
+        return any(recipe_key in ended for ended in (self.scored, self._failed, self._stopped))
 
     def is_stopped(self, recipe_key: str) -> bool:
-        """Tell whether a candidate was stopped."""
-        return self._unscored.get(recipe_key, False)
+        """Tell whether a candidate was stopped, and has not been scored in full since."""
+        return recipe_key in self._stopped and recipe_key not in self.scored
 
     def same_model(self, recipe: Recipe) -> Recipe | None:
         """Return the candidate that is the same merged model: itself, another one, or None."""
         return recipe if recipe.key in self else self._by_sum.get(recipe.sum_key)
 
+    def values(self, recipe_key: str) -> tuple[float, ...] | None:
+        """Return what the search maximizes of a candidate; None if it failed or was stopped."""
+        scored = self.scored.get(recipe_key)
+        return scored.objectives if scored else None
+
     def add(self, trial: FrozenTrial, recipe: Recipe, scored: Scored | None) -> None:
         """Keep a candidate's score, None unless it is complete, and tell the listener."""
-        is_complete = trial.state == TrialState.COMPLETE
-        if is_complete and scored is not None:
+        items = scored.items if scored else int(trial.user_attrs.get("items", 0))
+        if trial.state == TrialState.COMPLETE and scored is not None:
             light = replace(scored, tasks={})
             self.scored[recipe.key] = light
             self.best = ranked([light] if self.best is None else [light, self.best])[0]
-            self._unscored.pop(recipe.key, None)
-        elif recipe.key not in self.scored:
-            self._unscored[recipe.key] = trial.state == TrialState.PRUNED
+            self._failed.discard(recipe.key)
+            items -= self._stopped.get(recipe.key, 0)  # counted when it was stopped
+        elif trial.state == TrialState.PRUNED:
+            self._stopped[recipe.key] = items
+        elif recipe.key not in self:
+            self._failed.add(recipe.key)
         same = self._by_sum.setdefault(recipe.sum_key, recipe)
         if same.key not in self.scored:
             self._by_sum[recipe.sum_key] = recipe
@@ -68,7 +79,7 @@ class EndedCandidates:
                 recipe=recipe,
                 state=STATES.get(trial.state, "failed"),
                 scored=scored,
-                items=scored.items if scored else int(trial.user_attrs.get("items", 0)),
+                items=items,
                 partial_score=trial.value if trial.state == TrialState.PRUNED else None,
                 materialize_seconds=float(trial.user_attrs.get("materialize_seconds", 0.0)),
                 started=trial.datetime_start,

@@ -9,6 +9,7 @@ import numpy as np
 
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import Outcomes, Scored
+from cabs_search.search.judge import Judge
 from cabs_search.search.surface import Answers, log_odds
 from cabs_search.spec.task import Task
 from cabs_search.stats.race import Floats, rounds
@@ -38,6 +39,7 @@ class KnownReader:
         outcomes: Outcomes,
         tasks: Mapping[str, Task],
         blocks: Sequence[Mapping[str, Ints]],
+        judge: Judge,
         *,
         reads_rounds: bool,
         reads_answers: bool,
@@ -48,11 +50,13 @@ class KnownReader:
             outcomes: the record.
             tasks: by name.
             blocks: rows by task of each block of the search split.
+            judge: knows the tasks' weights.
             reads_rounds: whether a pruner wants scores of rounds.
             reads_answers: whether the sampler wants results on items.
 
         """
         self._outcomes, self._tasks, self._blocks = outcomes, tasks, blocks
+        self._judge = judge
         self._reads_rounds, self._reads_answers = reads_rounds, reads_answers
         inputs = [task.inputs for task in tasks.values()]
         self._share_texts = any(inputs.count(one) > 1 for one in inputs)
@@ -81,7 +85,7 @@ class KnownReader:
                 parts.append(rounds([scores for scores, _ in by_block[number].values()]))
             else:
                 parts.append(np.full((min(map(len, rows.values())), len(rows)), np.nan))
-        by_task = np.concatenate(parts)
+        by_task = self._judge.weighed(np.concatenate(parts))
         # Items of tasks that read the same texts are not independent: one score for all tasks.
         return by_task.mean(axis=1, keepdims=True) if self._share_texts else by_task
 

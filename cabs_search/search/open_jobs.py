@@ -10,6 +10,7 @@ import optuna
 
 from cabs_search.merging.recipe import Recipe
 from cabs_search.search.jobs import Job
+from cabs_search.tasks.items import SplitName
 
 MAX_WORKER_DEATHS = 3
 """Workers that may die over one candidate before it counts as failed."""
@@ -28,7 +29,7 @@ class OpenJob:
 
     job: Job
     trial: CandidateTrial | None = None
-    """None for a row to confirm."""
+    """None for a row to confirm, and for what the objective compares with."""
     materialize_seconds: float = 0.0
     items: int = 0
     """Items of the split that are scored."""
@@ -63,9 +64,10 @@ class OpenJobs(dict[str, OpenJob]):
         same = (o for o in self.values() if o.trial and o.job.recipe.sum_key == recipe.sum_key)
         return next(same, None)
 
-    def is_confirming(self, recipe: Recipe) -> bool:
-        """Tell whether a recipe has an open job on the confirm split."""
-        return any(o.job.recipe.key == recipe.key for o in self.values() if not o.trial)
+    def is_scoring(self, recipe: Recipe, split: SplitName) -> bool:
+        """Tell whether a recipe that is no candidate's has an open job on a split."""
+        jobs = (open_job.job for open_job in self.values() if not open_job.trial)
+        return any(job.recipe.key == recipe.key and job.split == split for job in jobs)
 
     def wait(self, job_id: str) -> None:
         """Keep a job for the next worker that is free."""

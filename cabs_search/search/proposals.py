@@ -6,6 +6,7 @@ The sampler works on a study in memory, where a parameter costs no transaction.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,8 +50,18 @@ class Proposer:
         sampler: str,
         earlier_trials: int,
         pruner: optuna.pruners.BasePruner | None = None,
+        objectives: int = 1,
     ) -> None:
-        """Make the sampler; ``earlier_trials`` of the study move its seed, or it would repeat."""
+        """Make the sampler.
+
+        Args:
+            candidates: the space and what is scored first.
+            sampler: its name.
+            earlier_trials: trials of the study; they move the seed, or it would repeat.
+            pruner: the rule that stops candidates, if there is one.
+            objectives: how many numbers the search maximizes.
+
+        """
         make_sampler = find_sampler(sampler)
         in_space = [space.params_of(candidates, r) for r in candidates.baseline_recipes]
         startup_trials = len(in_space) - in_space.count(None) + EXTRA_STARTUP_TRIALS
@@ -60,7 +71,9 @@ class Proposer:
         if isinstance(sampler_made, GridSampler):
             sampler_made.cover(space.branches(candidates))
         self._study = optuna.create_study(
-            direction="maximize", sampler=sampler_made, pruner=pruner or optuna.pruners.NopPruner()
+            directions=["maximize"] * objectives,
+            sampler=sampler_made,
+            pruner=pruner or optuna.pruners.NopPruner(),
         )
         self._queue: deque[tuple[Recipe, int | None]] = deque()
 
@@ -68,6 +81,11 @@ class Proposer:
     def learns_from_items(self) -> bool:
         """True if the sampler wants results on items."""
         return self._items_sampler is not None
+
+    def weigh(self, weights: Mapping[str, float] | None) -> None:
+        """Tell a sampler that learns from items what tasks weigh in the score; None: the same."""
+        if self._items_sampler is not None:
+            self._items_sampler.weights = weights
 
     def enqueue(self, recipe: Recipe, trial_id: int | None = None) -> None:
         """Propose a recipe before the sampler's; with its trial's id if it is in the database."""
@@ -133,17 +151,17 @@ class Proposer:
         """Tell the sampler that a trial was stopped; its score so far counts as its value."""
         self._study.tell(trial, state=TrialState.PRUNED)
 
-    def tell(self, trial: optuna.Trial, score: float | None) -> None:
-        """Tell the sampler a proposal's score; None: it failed."""
-        if score is None:
+    def tell(self, trial: optuna.Trial, values: float | Sequence[float] | None) -> None:
+        """Tell the sampler what the search maximizes of a proposal; None: it failed."""
+        if values is None:
             trial.set_user_attr(ROUNDS, [])  # nobody loses a race to a candidate that failed
             trial.set_user_attr(ANSWERS, None)
-        if score is None or not trial.params:
+        if values is None or not trial.params:
             # many samplers take the parameters that all complete trials have: a recipe outside
             # the space, which has none, would leave them nothing
             self._study.tell(trial, state=TrialState.FAIL)
         else:
-            self._study.tell(trial, score)
+            self._study.tell(trial, values)
 
     def add(self, trial: FrozenTrial, known: Known = NOTHING) -> None:
         """Tell the sampler, and the pruner, a trial of an earlier run and what is known of it.
@@ -173,7 +191,7 @@ class Proposer:
         self._study.add_trial(
             create_trial(
                 state=trial.state,
-                value=trial.value,
+                values=trial.values,
                 params=fixed.params,
                 distributions=fixed.distributions,
                 user_attrs=attributes,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import optuna
@@ -17,13 +18,22 @@ from cabs_search.record.folder import StudyFolder, StudyId
 
 RECOMMENDED = "recommended"
 """Attribute of a trial that was proposed to be recommended: it is scored in full."""
+MEAN = "mean"
+"""Objective of studies that name none."""
 
 
 class StudyDatabase:
     """Trials of one study."""
 
     def __init__(
-        self, folder: Path, url: str | None, name: str, study_id: StudyId, space: Mapping[str, str]
+        self,
+        folder: Path,
+        url: str | None,
+        name: str,
+        study_id: StudyId,
+        space: Mapping[str, str],
+        objective: str = MEAN,
+        names: Sequence[str] = ("score",),
     ) -> None:
         """Open or create the study ``name``.
 
@@ -34,13 +44,16 @@ class StudyDatabase:
             study_id: the record that the study belongs to; in a shared database two studies may
                 have one name.
             space: the searched values by field; must not change while a study lasts.
+            objective: what the study maximizes; must not change either.
+            names: names of the numbers that it maximizes.
 
         Raises:
-            ValueError: the database cannot be opened, or its study has another record or space.
+            ValueError: the database cannot be opened, or its study has another record, space or
+                objective.
 
         """
         self.id = study_id
-        self._storage, self._study = _open(folder, url, name)
+        self._storage, self._study = _open(folder, url, name, names)
         self._study_id = self._storage.get_study_id_from_name(name)
         source = without_password(url or StudyFolder(folder).study_database.name)
         if self._study.user_attrs.get("id", str(study_id)) != str(study_id):
@@ -56,6 +69,13 @@ class StudyDatabase:
                     f"space.{field}: must stay as it was when the study in {source} began"
                     f" ({stored_space.get(field)}), but got {value}; choose another --output"
                 )
+        known = self._study.user_attrs.get("objective", MEAN)
+        if "space" in self._study.user_attrs and known != objective:
+            raise ValueError(
+                f"search.objective: must stay as it was when the study in {source} began ({known}),"
+                f" but got {objective}; choose another --output"
+            )
+        self._study.set_user_attr("objective", objective)
         self._study.set_user_attr("space", space)
 
     def trials(self) -> list[FrozenTrial]:
@@ -81,10 +101,12 @@ class StudyDatabase:
         )
         return int(self._storage.create_new_trial(self._study_id, template_trial=template))
 
-    def complete(self, trial_id: int, score: float, materialize_seconds: float) -> FrozenTrial:
-        """End a trial with its score; return it as stored."""
+    def complete(
+        self, trial_id: int, values: Sequence[float], materialize_seconds: float
+    ) -> FrozenTrial:
+        """End a trial with what the study maximizes of it; return it as stored."""
         self._storage.set_trial_user_attr(trial_id, "materialize_seconds", materialize_seconds)
-        self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [score])
+        self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
         return self._storage.get_trial(trial_id)
 
     def prune(
@@ -144,7 +166,7 @@ def has_ended_by_itself(trial: FrozenTrial) -> bool:
 
 
 def _open(
-    folder: Path, url: str | None, name: str
+    folder: Path, url: str | None, name: str, names: Sequence[str] = ("score",)
 ) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
     """Open a database, and the study of that name in it, made if there is none."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -154,9 +176,18 @@ def _open(
         if not url:
             use_write_ahead_log(path)
         storage = optuna.storages.RDBStorage(url_or_file)
-        return storage, optuna.create_study(
-            storage=storage, study_name=name, direction="maximize", load_if_exists=True
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=["maximize"] * len(names),
+            load_if_exists=True,
         )
+        if len(names) > 1 and len(study.directions) == len(names):
+            with warnings.catch_warnings():
+                # names, which dashboards show, count as experimental
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(list(names))
+        return storage, study
     except Exception as error:
         reason = f"{url_or_file}: the study cannot be opened: {first_line(error)}"
         raise ValueError(without_password(reason)) from error

@@ -61,7 +61,7 @@ class Studies:
 
     def _study(self, name: str) -> Study:
         if name not in self._opened:
-            self._opened[name] = self._planned[name].open(self.is_confirming)
+            self._opened[name] = self._planned[name].open(self.is_scoring)
         return self._opened[name]
 
     @property
@@ -154,9 +154,9 @@ class Studies:
         if rows and self._unended:
             self._study(self._unended[0]).confirm_references(rows)
 
-    def is_confirming(self, recipe: Recipe) -> bool:
-        """Tell whether some study is scoring a recipe on the confirm split."""
-        return any(study.is_confirming(recipe) for study in self._opened.values())
+    def is_scoring(self, recipe: Recipe, split: SplitName) -> bool:
+        """Tell whether some study is scoring a recipe that is no candidate on a split."""
+        return any(study.is_scoring(recipe, split) for study in self._opened.values())
 
     def record(self, results: Sequence[tuple[str, BlockResult]]) -> None:
         """Record blocks by job id; those of a study in one transaction."""

@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 from optuna.trial import FrozenTrial
 
 from cabs_search.merging.recipe import Recipe
@@ -28,10 +27,13 @@ from cabs_search.scoring.batches import blocks
 from cabs_search.search import space
 from cabs_search.search.budget import Budget, Share
 from cabs_search.search.candidates import Candidates, reference_recipes
-from cabs_search.search.confirm import ConfirmQueue, rows_to_confirm
+from cabs_search.search.confirm import ConfirmQueue, rows_to_compare, rows_to_confirm
+from cabs_search.search.confirm_looks import ConfirmLooks
 from cabs_search.search.ended import EndedCandidates, OnFinished
 from cabs_search.search.jobs import BlockResult, Job
+from cabs_search.search.judge import Judge
 from cabs_search.search.known import NOTHING, KnownReader
+from cabs_search.search.objectives.registry import objective_identity, objective_of
 from cabs_search.search.open_jobs import MAX_WORKER_DEATHS, CandidateTrial, OpenJob, OpenJobs
 from cabs_search.search.proposals import Proposer
 from cabs_search.search.pruners.registry import find_pruner
@@ -49,12 +51,14 @@ what is.
 MAX_FAILED = 3
 """Candidates in a row that fail, after which the search gives up."""
 
-IsBusy: TypeAlias = Callable[[Recipe], bool]
-"""Tells whether some study of the record is confirming a recipe."""
+IsBusy: TypeAlias = Callable[[Recipe, SplitName], bool]
+"""Tells whether some study of the record is scoring a recipe that is no candidate."""
 
 
 def open_database(spec: Spec, folder: Path, study_id: StudyId) -> StudyDatabase:
-    """Open or create a spec's study; ValueError if it is another record's or of another space."""
+    """Open or create a spec's study; ValueError if it is another record's, or its space or
+    objective is another.
+    """
     orders = ", ".join(map(space.ORDER_MARK.join, spec.orders))
     return StudyDatabase(
         folder,
@@ -62,6 +66,8 @@ def open_database(spec: Spec, folder: Path, study_id: StudyId) -> StudyDatabase:
         name=spec.name,
         study_id=study_id,
         space=spec.space.identity() | {"order": orders},
+        objective=objective_identity(spec),
+        names=objective_of(spec).names,
     )
 
 
@@ -87,7 +93,7 @@ class Study:
         *,
         on_finished: OnFinished = lambda _: None,
         confirms_references: bool = True,
-        is_busy: IsBusy = lambda _: False,
+        is_busy: IsBusy = lambda *_: False,
     ) -> None:
         """Resume what is in ``database``: ended candidates count, interrupted ones come first.
 
@@ -99,6 +105,9 @@ class Study:
             on_finished: told each candidate that ends, those of earlier runs first.
             confirms_references: whether to confirm base and experts too.
             is_busy: for several studies of one record, which confirm each recipe once.
+
+        Raises:
+            ValueError: the objective cannot compare with what is on record.
 
         """
         trials = database.trials()
@@ -115,23 +124,30 @@ class Study:
         self._candidate_items = sum(self._block_items)
         seconds = outcomes.search_seconds(database.id.value)
         self._budget = Budget(spec.search, self._candidate_items, spec.workers, seconds)
-        name, pruner = spec.search.pruner, None
+        name, pruner = spec.search.pruner_used, None
         if name is not None:
             pruner = find_pruner(name)(self._budget.most_candidates(min(self._block_items)))
         self._has_looks = pruner is not None
-        self._proposer = Proposer(self._candidates, spec.search.sampler, len(trials), pruner)
+        self._judge = Judge(spec, outcomes)
+        objectives = len(self._judge.names)
+        self._proposer = Proposer(
+            self._candidates, spec.search.sampler_used, len(trials), pruner, objectives
+        )
+        self._proposer.weigh(self._judge.weights)
         self._known = KnownReader(
             outcomes,
             spec.tasks,
             self.blocks["search"],
+            self._judge,
             reads_rounds=self._has_looks,
             reads_answers=self._proposer.learns_from_items,
         )
         self._ended = EndedCandidates(on_finished)
         self._jobs = OpenJobs()
         self._twins = Twins(self._ended, self._jobs, self._known, self._proposer)
-        references = reference_recipes(spec.experts).values() if confirms_references else ()
+        references = list(reference_recipes(spec.experts).values()) if confirms_references else []
         self._rows = ConfirmQueue(references)
+        self._looks = ConfirmLooks(spec, self.blocks["confirm"], outcomes, references)
         self._is_busy = is_busy
         self._failed_in_a_row = 0
         self._recommended: set[str] = set()
@@ -151,6 +167,8 @@ class Study:
             if not trial.state.is_finished():
                 trial_id = self._database.trial_id(trial)
                 is_known = recipe is None or recipe.key in queue or recipe.key in self._ended
+                if recipe and is_recommended(trial) and self._ended.is_stopped(recipe.key):
+                    is_known = False  # it is being scored to the end
                 if recipe and not is_known and "error" not in trial.user_attrs:
                     queue[recipe.key] = (recipe, trial_id)
                     continue
@@ -161,7 +179,7 @@ class Study:
             if recipe and has_ended_by_itself(trial):
                 self._budget.items += 0 if recipe.key in self._ended else self._recorded(recipe)
                 self._ended.add(trial, recipe, scored)
-        for recipe in self._candidates.baseline_recipes:
+        for recipe in (*self._judge.first_candidates, *self._candidates.baseline_recipes):
             if recipe.key not in queue and recipe.key not in self._ended:
                 queue[recipe.key] = (recipe, None)
         for recipe, known_trial in queue.values():
@@ -217,7 +235,7 @@ class Study:
     @property
     def is_finished(self) -> bool:
         """True if there will be no more jobs: all is done, or the search cannot go on."""
-        is_done = self._rows.has_candidates and not self._rows and not self._jobs
+        is_done = self._looks.are_over and not self._rows and not self._jobs
         return self.failure is not None or is_done
 
     @contextmanager
@@ -239,7 +257,8 @@ class Study:
         """
         if self.failure:
             return None
-        return self._next_waiting(job_id) or self._next_candidate(job_id) or self._next_row(job_id)
+        sources = (self._next_waiting, self._next_reference, self._next_candidate, self._next_row)
+        return next(filter(None, (source(job_id) for source in sources)), None)
 
     def _next_waiting(self, job_id: str) -> Job | None:
         while waiting := self._jobs.pop_waiting():
@@ -251,20 +270,48 @@ class Study:
             self.finish(job_id)
         return None
 
+    def _next_reference(self, job_id: str) -> Job | None:
+        """Open a job of what the objective compares candidates with."""
+        while recipe := self._judge.next_reference():
+            if self._is_busy(recipe, "search"):
+                self._judge.put_back(recipe)
+                return None
+            job = self._job(recipe, "search")
+            if job.todo:
+                self._jobs[job_id] = OpenJob(job)
+                return job
+            self._take_references()
+        return None
+
+    def _take_references(self) -> None:
+        """Judge by the references, once all of them are scored."""
+        try:
+            self._judge.update()
+        except ValueError as error:
+            self.failure = str(error)
+        self._proposer.weigh(self._judge.weights)
+
     def _next_candidate(self, job_id: str) -> Job | None:
         repeated = 0
+        if not self._judge.is_ready:
+            return None
         for _ in range(MAX_DUPLICATES):
-            if self.exhausted or not self._candidates_left():
+            if not self._candidates_left():
                 return None
             self._budget.start_clock()
             if self._is_time_to_recommend():
                 if self._jobs.searching:
                     return None  # they may change what is best
                 self._enqueue_recommended()
+            if self.exhausted and not self._proposer.queued:
+                return None
             is_queued = self._proposer.queued > 0  # such as a baseline, which has a row of its own
             proposal = self._proposer.propose()
             recipe, trial_id = proposal.recipe, proposal.trial_id
-            if not is_queued and self._twins.is_repeated(recipe, proposal.trial):
+            is_repeated = not is_queued and self._twins.is_repeated(recipe, proposal.trial)
+            if is_repeated or self._judge.is_outsider(recipe):
+                if not is_repeated:
+                    self._proposer.tell(proposal.trial, None)
                 repeated += 1
                 continue
             self._repeated += repeated
@@ -282,7 +329,9 @@ class Study:
             if job.todo:
                 return job
             self.finish(job_id)
-        self.exhausted = True
+        if not self.exhausted:
+            self.exhausted = True
+            return self._next_candidate(job_id)  # what is recommended is still to be scored
         return None
 
     def _is_time_to_recommend(self) -> bool:
@@ -290,30 +339,36 @@ class Study:
         if self._proposer.queued or not self._proposer.learns_from_items:
             return False
         # one after another: the second may depend on the first
-        return self._candidates_left(at_a_time=1) <= RECOMMENDED
+        return self.exhausted or self._candidates_left(at_a_time=1) <= RECOMMENDED
 
     def _enqueue_recommended(self) -> None:
         """Have the best prediction of the space scored in full, unless it is."""
         found = self._proposer.recommend()
-        if found is not None and self._ended.same_model(found.recipe) is None:
-            self._recommended.add(found.recipe.key)
-            self._proposer.enqueue(found.recipe)
+        if found is None:
+            return
+        same = self._ended.same_model(found.recipe)
+        if same is None or self._ended.is_stopped(same.key):
+            recipe = same or found.recipe
+            self.outcomes.expect(replace(found, recipe=recipe))
+            self._recommended.add(recipe.key)
+            self._proposer.enqueue(recipe)
 
     def _next_row(self, job_id: str) -> Job | None:
         while self._has_row():
             recipe = self._rows.pop()
             job = self._job(recipe, "confirm")
-            if job.todo and self._is_busy(recipe):
+            if job.todo and self._is_busy(recipe, "confirm"):
                 self._rows.put_back(recipe)
                 return None
-            if job.todo and not self.is_confirming(recipe):
+            if job.todo and not self.is_scoring(recipe, "confirm"):
                 self._jobs[job_id] = OpenJob(job)
                 return job
         return None
 
     def _has_row(self) -> bool:
         """Tell whether a row waits; the search's are chosen when its last candidate has ended."""
-        if not (self._rows or self._rows.has_candidates or self._jobs.searching):
+        is_searched = self._judge.is_ready and not self._jobs.searching
+        if is_searched and not (self._rows or self._rows.has_candidates):
             self._budget.stop_clock()
             scored, top = self._ended.scored, self.spec.search.confirm
             recommended = self._proposer.recommend(only_scored=True)
@@ -323,7 +378,11 @@ class Study:
                 self._chosen = self._ended.scored.get(same.key)
                 self.outcomes.recommend(recommended, self.id.value)
             rows = rows_to_confirm(self._candidates, scored, top)
-            self._rows.add_candidates(rows, recommended.recipe if recommended else None)
+            chosen = recommended.recipe if recommended else None
+            self._rows.add_candidates(rows, chosen)
+            self._looks.start(rows, rows_to_compare(self._candidates, scored, chosen))
+        if self._rows.has_candidates and not self._rows:
+            self._rows.extend(self._looks.next_rows())
         return bool(self._rows)
 
     def _job(self, recipe: Recipe, split: SplitName) -> Job:
@@ -336,17 +395,19 @@ class Study:
                 # Candidates begin at different items, so that between them all items are learned.
                 start = int(recipe.key, 16) % len(order)
                 order = order[start:] + order[:start]
+        if split == "confirm":
+            count = self._looks.due(recipe)
         todo = tuple(b for b in order[:count] if b not in recorded)
         return Job(recipe=recipe, split=split, todo=todo)
 
     def _is_raced(self, recipe: Recipe) -> bool:
         """Tell whether a candidate may be stopped, unless it is there to be compared with."""
         is_kept = self._candidates.is_baseline(recipe) or recipe.key in self._recommended
-        return self._has_looks and not is_kept
+        return self._has_looks and not is_kept and not self._judge.is_reference(recipe)
 
-    def is_confirming(self, recipe: Recipe) -> bool:
-        """Tell whether a recipe is being scored on the confirm split."""
-        return self._jobs.is_confirming(recipe)
+    def is_scoring(self, recipe: Recipe, split: SplitName) -> bool:
+        """Tell whether a recipe that is no candidate is being scored on a split."""
+        return self._jobs.is_scoring(recipe, split)
 
     def record(self, results: Sequence[tuple[str, BlockResult]]) -> None:
         """Record blocks by job id, in one transaction."""
@@ -387,22 +448,25 @@ class Study:
         open_job = self._jobs.pop(job_id)
         if trial is None:
             if error:
-                self.failure = f"{recipe} could not be confirmed: {error}"
+                what = "confirmed" if open_job.job.split == "confirm" else "scored"
+                self.failure = f"{recipe} could not be {what}: {error}"
+            elif open_job.job.split == "search":
+                self._take_references()
             return
         scored = None if error else self._score(recipe)
-        if scored is not None and not math.isfinite(scored.score):
+        if scored is not None and not all(map(math.isfinite, scored.objectives)):
             scored, error = None, "its score is not a finite number"
         seconds = open_job.materialize_seconds
         if scored is None:
             error = error or "not every item was scored"
             stored = self._database.fail(trial.trial_id, error, seconds)
         else:
-            stored = self._database.complete(trial.trial_id, scored.score, seconds)
+            stored = self._database.complete(trial.trial_id, scored.objectives, seconds)
         if scored is not None:
             known = self._known.read(recipe, scored)
             # its rounds were told at the last look
             self._proposer.report(trial.sampled, known._replace(rounds=None))
-        self._proposer.tell(trial.sampled, scored.score if scored else None)
+        self._proposer.tell(trial.sampled, scored.objectives if scored else None)
         self._ended.add(stored, recipe, scored)
         self._twins.tell_waiting(open_job)
         self._failed_in_a_row = 0 if scored else self._failed_in_a_row + 1
@@ -421,7 +485,8 @@ class Study:
             self._jobs.wait(job_id)
             return True
         open_job = self._jobs.pop(job_id)
-        score, seconds = float(np.nanmean(scores)), open_job.materialize_seconds
+        seconds = open_job.materialize_seconds
+        score = self._judge.partial(self.outcomes.block_results(recipe, "search").values())
         stored = self._database.prune(trial.trial_id, score, open_job.items, seconds)
         self._proposer.stop(trial.sampled)
         self._ended.add(stored, recipe, None)
@@ -438,7 +503,8 @@ class Study:
         return self.outcomes.labels("search")
 
     def _score(self, recipe: Recipe) -> Scored | None:
-        return self.outcomes.scored_one("search", recipe, self._labels)
+        scored = self.outcomes.scored_one("search", recipe, self._labels)
+        return self._judge.judged(scored) if scored is not None else None
 
     def job_lost(self, job_id: str) -> None:
         """Keep a job whose worker died for another worker; too many deaths fail its candidate."""

@@ -1,16 +1,21 @@
 """Predictions of candidates' scores from every item scored so far.
 
 Each task has a response surface (``stats/surface.py``), from which a candidate's score follows on
-items it was never scored on. A Gaussian process corrects the surface by what it leaves unexplained
-of the score, with errors of predictions that left the candidate out, so that what the surface
-merely repeats counts for nothing. Their standard deviations are stretched until predictions of
-left-out candidates cover what they promise.
+items it was never scored on. A Gaussian process corrects the surfaces' mean by what they leave
+unexplained of the score, with errors of predictions that left the candidate out, so that what a
+surface merely repeats counts for nothing. Its standard deviations are stretched until predictions
+of left-out candidates cover what they promise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import copy
+import itertools
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +31,12 @@ NORMAL_90 = 1.645
 MOST_LOG_ODDS = 8.0
 """Log-odds beyond which an answer is just sure."""
 MOST_POINTS = 300
-"""Most candidates that the Gaussian processes remember: the last ones given."""
+"""Most candidates that the Gaussian process remembers: those with the best predictions."""
+GROWTH_OF_ANSWERS, GROWTH_OF_CANDIDATES = 0.02, 0.1
+"""Share of new answers after which surfaces are fitted again, and of new candidates after which
+the process's kernel is chosen again.
+"""
+LEAST_STRETCH = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +49,11 @@ class Answers:
     """Log-odds of the right answer, or for want of them the scores, [items]."""
     metric: float | None = None
     """The task's metric, if all items are scored and it is not the mean of their scores."""
+
+    @cached_property
+    def count(self) -> int:
+        """Number of items that are scored."""
+        return int(np.isfinite(self.responses).sum())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,104 +73,174 @@ def log_odds(losses: Floats) -> Floats:
     return np.clip(-np.log(np.expm1(np.clip(losses, 1e-9, 50.0))), -MOST_LOG_ODDS, MOST_LOG_ODDS)
 
 
+class _Fitted(NamedTuple):
+    """A task's surface and what it was fitted to."""
+
+    surface: Surface
+    rows: Mapping[Hashable, int]
+    """Rows of ``surface.left_out`` by candidate."""
+
+
+class _Unexplained(NamedTuple):
+    """What a surface leaves of a task's score."""
+
+    residual: Floats
+    """Score minus prediction, NaN where nothing is scored, [candidates]."""
+    variance: Floats
+    """Variance of the residual by chance of the items, [candidates]."""
+    noise: float
+    """Variance that a score on all items has by chance."""
+
+
+@dataclass(kw_only=True, eq=False)
 class ScoreModel:
     """The surfaces of all tasks and what corrects them."""
 
-    def __init__(self, tasks: Sequence[str]) -> None:
-        """Prepare for tasks, which weigh the same in the score."""
-        self._tasks = tuple(tasks)
-        self._surfaces: dict[str, Surface] = {}
-        self._processes: dict[str, GaussianProcess] = {}
-        self._noise: dict[str, float] = {}
-        self._fitted = 0
-        self.stretch = 1.0
-        """Factor of standard deviations, from predictions of left-out candidates."""
+    tasks: Sequence[str]
+    weights: Mapping[str, float] | None = None
+    """Weights of the tasks in the score; None: the same for all."""
+    stretch: float = 1.0
+    """Factor of standard deviations, from predictions of left-out candidates."""
+    _surfaces: dict[str, _Fitted] = field(default_factory=dict)
+    _process: GaussianProcess | None = None
+    _answered: int = 0
+    """Number of answers when the surfaces were fitted."""
+    _candidates: int = 0
+    """Number of candidates when the process's kernel was chosen."""
+    _noise: float = 0.0
 
-    def fit(self, x: Floats, arms: Floats, answers: Sequence[Mapping[str, Answers]]) -> None:
-        """Fit everything.
+    def fit(
+        self,
+        x: Floats,
+        arms: Floats,
+        answers: Sequence[Mapping[str, Answers]],
+        keys: Sequence[Hashable],
+    ) -> None:
+        """Fit everything; what few new answers hardly change is kept from last time.
 
         Args:
             x: λ of each candidate, scaled to about [-1, 1], [candidates, λ].
             arms: 1 where a candidate has a choice, else 0, [candidates, choices].
             answers: results of each candidate by task.
+            keys: names of the candidates, the same at every call.
 
         """
         features, scales = surface.polynomial(x, arms)
-        is_new = len(answers) > 1.1 * self._fitted
-        errors = []
-        for task in self._tasks:
-            own = [by_task[task] for by_task in answers]
-            residual, noise, rows = self._residuals(task, features, scales, own)
-            rows, residual = rows[-MOST_POINTS:], residual[-MOST_POINTS:]
-            noise = noise[-MOST_POINTS:]
-            earlier = None if is_new else self._processes.get(task)
-            process = gaussian_process.fit(
-                x[rows], arms[rows], residual, noise, earlier.kernel if earlier else None
-            )
-            self._processes[task] = process
-            errors.append(process.left_out)
-        if is_new:
-            self._fitted = len(answers)
-        # drawn towards 1, as if ten more predictions were as good as they promise
-        count = sum(map(len, errors))
-        covered = float(np.quantile(np.abs(np.concatenate(errors)), 0.9)) / NORMAL_90
-        self.stretch = float(np.exp(count * np.log(max(covered, 0.3)) / (count + 10)))
+        by_task = [[one[task] for one in answers] for task in self.tasks]
+        answered = sum(own.count for own in itertools.chain(*by_task))
+        is_grown = answered > (1 + GROWTH_OF_ANSWERS) * self._answered
+        if is_grown:
+            self._answered = answered
+        parts = []
+        for task, own in zip(self.tasks, by_task, strict=True):
+            if len(own[0].scores):
+                earlier = self._surfaces.get(task)
+                is_other = earlier is None or len(earlier.surface.mean) != len(scales)
+                if is_grown or is_other:
+                    start = None if is_other else earlier
+                    self._surfaces[task] = _fit_surface(features, scales, own, keys, start)
+            parts.append(_unexplained(features, own, keys, self._surfaces.get(task)))
+        weights = [self._weight(task) for task in self.tasks]
+        residual = np.sum([w * p.residual for w, p in zip(weights, parts, strict=True)], axis=0)
+        variance = np.sum([w**2 * p.variance for w, p in zip(weights, parts, strict=True)], axis=0)
+        self._noise = sum(w**2 * p.noise for w, p in zip(weights, parts, strict=True))
+        rows = np.flatnonzero(np.isfinite(residual))
+        if len(rows) > MOST_POINTS:
+            best = np.argsort(-self._surface_means(features[rows]))[:MOST_POINTS]
+            rows = rows[np.sort(best)]
+        kernel = self._process.kernel if self._process else None
+        if len(rows) > (1 + GROWTH_OF_CANDIDATES) * self._candidates:
+            kernel, self._candidates = None, len(rows)
+        self._process = gaussian_process.fit(
+            x[rows], arms[rows], residual[rows], variance[rows], kernel
+        )
+        self.stretch = _stretch(self._process.left_out)
 
-    def _residuals(
-        self, task: str, features: Floats, scales: Floats, answers: Sequence[Answers]
-    ) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
-        """Fit a task's surface.
-
-        Returns:
-            What it leaves unexplained of the score, the variance of that by chance of the items,
-            and the candidates that have it.
-
-        """
-        if not len(answers[0].scores):  # nothing but values
-            values = np.array([own.metric for own in answers], dtype=np.float64)
-            self._noise[task] = 0.0
-            return values, np.zeros(len(values)), np.arange(len(values))
-        scores = np.stack([own.scores for own in answers])
-        responses = np.stack([own.responses for own in answers])
-        earlier = self._surfaces.get(task)
-        if earlier is not None and len(earlier.mean) != len(scales):
-            earlier = None
-        is_graded = all(own.scores is own.responses for own in answers)
-        fitted = surface.fit(features, scales, responses, None if is_graded else scores, earlier)
-        self._surfaces[task] = fitted
-        differences = scores - fitted.left_out
-        counts = np.isfinite(differences).sum(axis=1)
-        metrics = np.array([own.metric for own in answers], dtype=np.float64)
-        rows = np.flatnonzero(np.isfinite(metrics))
-        if len(rows):
-            residual = metrics[rows] - fitted.left_out[rows].mean(axis=1)
-        else:
-            rows = np.flatnonzero(counts)
-            residual = np.nanmean(differences[rows], axis=1)
-        spread = float(np.nanvar(differences))
-        self._noise[task] = spread / scores.shape[1]
-        return residual, spread / counts[rows], rows
-
-    def expect(self, x: Floats, arms: Floats) -> None:
-        """Take candidates that are being scored as known: their scores will be as predicted."""
-        for task in self._tasks if len(x) else ():
-            self._processes[task] = self._processes[task].with_expected(x, arms, self._noise[task])
+    def expecting(self, x: Floats, arms: Floats) -> ScoreModel:
+        """Return a model that takes candidates as known: their scores will be as predicted."""
+        changed = copy.copy(self)
+        if len(x):
+            assert self._process is not None
+            changed._process = self._process.with_expected(x, arms, self._noise)
+        return changed
 
     def predict(self, x: Floats, arms: Floats) -> Predicted:
         """Predict the score of candidates, given as in ``fit``."""
+        assert self._process is not None
         features, _ = surface.polynomial(x, arms)
-        mean, variance, noise = np.zeros(len(x)), np.zeros(len(x)), 0.0
-        weight = 1 / len(self._tasks)
-        for task in self._tasks:
-            correction, deviation = self._processes[task].predict(x, arms)
-            mean += weight * correction
-            if task in self._surfaces:
-                mean += weight * self._surfaces[task].scores(features)
-            variance += (weight * deviation) ** 2
-            nugget = self._processes[task].kernel.nugget * self._processes[task].variance
-            noise += weight**2 * (self._noise[task] + nugget)
+        correction, deviation = self._process.predict(x, arms)
+        nugget = self._process.kernel.nugget * self._process.variance
         return Predicted(
-            mean=mean,
-            deviation=self.stretch * np.sqrt(variance),
-            noise=self.stretch * float(np.sqrt(noise)),
+            mean=self._surface_means(features) + correction,
+            deviation=self.stretch * deviation,
+            noise=self.stretch * math.sqrt(self._noise + nugget),
         )
+
+    def predict_means(self, x: Floats, arms: Floats) -> Floats:
+        """Predict as ``predict`` does, without its standard deviations, [candidates]."""
+        assert self._process is not None
+        features, _ = surface.polynomial(x, arms)
+        means: Floats = self._surface_means(features) + self._process.means(x, arms)
+        return means
+
+    def _surface_means(self, features: Floats) -> Floats:
+        """Return the surfaces' predictions, [candidates]."""
+        means = np.zeros(len(features))
+        for task, fitted in self._surfaces.items():
+            means += self._weight(task) * fitted.surface.scores(features).mean(axis=1)
+        return means
+
+    def _weight(self, task: str) -> float:
+        return 1 / len(self.tasks) if self.weights is None else self.weights[task]
+
+
+def _fit_surface(
+    features: Floats,
+    scales: Floats,
+    answers: Sequence[Answers],
+    keys: Sequence[Hashable],
+    start: _Fitted | None,
+) -> _Fitted:
+    responses = np.stack([own.responses for own in answers])
+    is_graded = all(own.scores is own.responses for own in answers)
+    scores = None if is_graded else np.stack([own.scores for own in answers])
+    fitted = surface.fit(features, scales, responses, scores, start.surface if start else None)
+    return _Fitted(fitted, {key: row for row, key in enumerate(keys)})
+
+
+def _unexplained(
+    features: Floats, answers: Sequence[Answers], keys: Sequence[Hashable], fitted: _Fitted | None
+) -> _Unexplained:
+    metrics = np.array([own.metric for own in answers], dtype=np.float64)
+    if fitted is None:  # nothing but values
+        return _Unexplained(metrics, np.zeros(len(metrics)), 0.0)
+    scores = np.stack([own.scores for own in answers])
+    predicted = np.full_like(scores, np.nan)
+    rows = np.array([fitted.rows.get(key, -1) for key in keys])
+    predicted[rows >= 0] = fitted.surface.left_out[rows[rows >= 0]]
+    # what was answered after the fit, the surface predicts without having seen it
+    late = np.flatnonzero((np.isnan(predicted) & np.isfinite(scores)).any(axis=1))
+    fresh = fitted.surface.scores(features[late])
+    predicted[late] = np.where(np.isnan(predicted[late]), fresh, predicted[late])
+    differences = scores - predicted
+    counts = np.isfinite(differences).sum(axis=1)
+    spread = float(np.nanvar(differences))
+    residual = np.nansum(differences, axis=1) / np.where(counts, counts, np.nan)
+    if np.isfinite(metrics).any():
+        residual = metrics - predicted.mean(axis=1)
+    variance = spread / np.maximum(counts, 1)
+    return _Unexplained(residual, variance, spread / scores.shape[1])
+
+
+def _stretch(errors: Floats) -> float:
+    """Return the factor at which 90 % intervals hold the next error in 90 % of cases.
+
+    Args:
+        errors: of predictions that left their candidate out, in standard deviations.
+
+    Source: conformal prediction, Vovk, Gammerman and Shafer, Algorithmic Learning in a Random
+    World (2005).
+
+    """
+    place = min(len(errors), math.ceil(0.9 * (len(errors) + 1))) - 1
+    return max(LEAST_STRETCH, float(np.sort(np.abs(errors))[place]) / NORMAL_90)

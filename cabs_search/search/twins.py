@@ -43,4 +43,4 @@ class Twins:
         if is_stopped:
             self._proposer.stop(trial)
         else:
-            self._proposer.tell(trial, scored.score if scored else None)
+            self._proposer.tell(trial, scored.objectives if scored else None)

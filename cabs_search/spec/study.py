@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from cabs_search.spec.fields import STRICT, Count, Name
@@ -18,6 +18,7 @@ from cabs_search.spec.task import Task, heads
 MOST_EXPERTS_IN_ALL_ORDERS = 6
 DEFAULT_TRIALS = 50
 """Candidates of a search without any other budget."""
+AUTO, SURFACE = "auto", "surface"
 BASE = "base"
 """Name that the base has beside the experts' names."""
 
@@ -28,6 +29,24 @@ class Limits(NamedTuple):
     candidates: int | None
     items: int | None
     seconds: int | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Weights:
+    """Objective that is a weighted mean of the tasks' metrics."""
+
+    weights: Annotated[dict[Name, Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1)]
+    """Weights by task; only their ratios matter."""
+
+
+def _branch(value: Any) -> str:
+    return "[weights]" if isinstance(value, (dict, Weights)) else "[name]"
+
+
+ObjectiveField = Annotated[
+    Annotated[Name, Tag("[name]")] | Annotated[Weights, Tag("[weights]")], Discriminator(_branch)
+]
+"""A name, or weights; a tag in brackets is no part of a field's name in errors."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -42,9 +61,14 @@ class Search:
     """Items scored on the search split, in all."""
     seconds: Count | None = None
     """Time of searching, in all."""
-    sampler: Name = "tpe"
-    pruner: Name | None = None
-    """Rule that stops candidates before all their items are scored; None: all are scored."""
+    objective: ObjectiveField = "mean"
+    """What makes a candidate the best."""
+    sampler: Name = AUTO
+    """Chooses candidates; see ``sampler_used``."""
+    pruner: Name | None = AUTO
+    """Rule that stops candidates before all their items are scored; None: all are scored; see
+    ``pruner_used``.
+    """
     workers: Count | None = None
     """Number of Ray workers; None: one per core."""
     block: Count = 50
@@ -53,8 +77,27 @@ class Search:
     """Number of best candidates to score on the confirm split, 3 at most for each value of a
     comparison.
     """
+    confirm_stops: bool = True
+    """Whether rows end before all confirm items are scored where more would change no decision;
+    never in a comparison, or with a metric that is no mean over items.
+    """
     storage: str | None = None
     """URL of the Optuna study's database; None: SQLite in the output folder."""
+
+    @property
+    def sampler_used(self) -> str:
+        """The sampler: by itself the response surface, where the score is a sum over tasks."""
+        if self.sampler != AUTO:
+            return self.sampler
+        is_sum = isinstance(self.objective, Weights) or self.objective in ("mean", "relative")
+        return SURFACE if is_sum else "tpe"
+
+    @property
+    def pruner_used(self) -> str | None:
+        """The pruner: by itself the response surface's own, or none with other samplers."""
+        if self.pruner != AUTO:
+            return self.pruner
+        return SURFACE if self.sampler_used == SURFACE else None
 
     @property
     def budget(self) -> Limits:
@@ -96,6 +139,7 @@ class Spec:
         self._check_experts()
         self._check_kinds()
         self._check_orders()
+        self._check_weights()
         return self
 
     def _check_experts(self) -> None:
@@ -137,6 +181,14 @@ class Spec:
                     f"{field}: an order must name every expert once ({', '.join(self.experts)}),"
                     f" but got {', '.join(order)}"
                 )
+
+    def _check_weights(self) -> None:
+        objective = self.search.objective
+        if isinstance(objective, Weights) and objective.weights.keys() != self.tasks.keys():
+            raise ValueError(
+                "search.objective.weights: every task must have a weight"
+                f" ({', '.join(self.tasks)}), but got {', '.join(objective.weights)}"
+            )
 
     @cached_property
     def orders(self) -> tuple[tuple[str, ...], ...]:

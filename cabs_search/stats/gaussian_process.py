@@ -91,6 +91,12 @@ class GaussianProcess:
         left = self.variance * self.kernel.at(x) - (explained**2).sum(axis=0)
         return self.mean + across @ self.solution, np.sqrt(np.maximum(left, 1e-12))
 
+    def means(self, x: Floats, arms: Floats) -> Floats:
+        """Predict the mean of f at points, [points]."""
+        across = self.variance * self.kernel.between(x, arms, self.x, self.arms)
+        means: Floats = self.mean + across @ self.solution
+        return means
+
     def with_expected(self, x: Floats, arms: Floats, noise: float) -> GaussianProcess:
         """Add points whose values will be as predicted: no mean changes, deviations shrink."""
         across = self.variance * self.kernel.between(x, arms, self.x, self.arms)

@@ -3,7 +3,7 @@
 Symbols:
     n        items
     k        candidates
-    S        strata: tasks, each of the same weight, whatever its number of items
+    S        strata: tasks, each of the same weight unless said otherwise
     f        estimates in a family: scores, or differences of scores
     B        bootstrap samples
     a, b     two candidates' values of the same items; higher is better
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special, stats
 
 Values = npt.NDArray[np.floating] | Sequence[float]
 Floats = npt.NDArray[np.float64]
@@ -35,24 +35,41 @@ CHUNK = 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Effective size of a stratified sample of items."""
+    """Effective size of a stratified sample of items; of several samples, arrays [f]."""
 
-    items: float
+    items: float | Floats
     """Items in all of S equally large strata with the same mean squared weight of an item.
 
-    With n_s items in stratum s: √(S³ / Σ n_s⁻²).
+    With n_s items in stratum s: √(S³ / Σ n_s⁻²); if strata have weights w_s: √(S / Σ w_s² n_s⁻²).
     """
-    freedom: float
+    freedom: float | Floats
     """Degrees of freedom, counted in clusters, not items."""
 
     @classmethod
-    def of(cls, items: Sequence[int], clusters: Sequence[int] | None = None) -> Size:
-        """Compute the size from the strata's numbers of items and, if they differ, of clusters."""
+    def of(
+        cls,
+        items: Sequence[int],
+        clusters: Sequence[int] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> Size:
+        """Compute the size.
+
+        Args:
+            items: each stratum's number of items.
+            clusters: each stratum's number of clusters; None: of items.
+            weights: each stratum's weight in an estimate; None: 1/S.
+
+        """
         free = sum(count - 1 for count in (clusters or items))
-        return cls(
-            items=math.sqrt(len(items) ** 3 / sum(count**-2.0 for count in items)),
-            freedom=max(1, free),
-        )
+        shares = [1 / len(items)] * len(items) if weights is None else weights
+        squares = ((share / count) ** 2 for share, count in zip(shares, items, strict=True))
+        return cls(items=math.sqrt(len(items) / sum(squares)), freedom=max(1, free))
+
+    @classmethod
+    def of_each(cls, sizes: Sequence[Size]) -> Size:
+        """Join the sizes of estimates that are on samples of their own."""
+        items, freedom = (np.array([getattr(s, f) for s in sizes]) for f in ("items", "freedom"))
+        return cls(items=items, freedom=freedom)
 
 
 def resample_weights(
@@ -119,20 +136,21 @@ def simultaneous(
         Lower and upper ends, [f].
 
     """
-    critical = np.quantile(np.abs(_standardized(estimates, replicates)).max(axis=1), confidence)
-    margin = _with_freedom(float(critical), size) * standard_errors(replicates, size)
+    critical = np.quantile(np.abs(standardized(estimates, replicates)).max(axis=1), confidence)
+    margin = with_freedom(float(critical), size) * standard_errors(replicates, size)
     return estimates - margin, estimates + margin
 
 
-def _standardized(estimates: Floats, replicates: Floats) -> Floats:
+def standardized(estimates: Floats, replicates: Floats) -> Floats:
     """Return replicates in standard errors from the estimate; 0 where none differs."""
     spread = replicates.std(axis=0)
     return (replicates - estimates) / np.where(spread > 0, spread, math.inf)
 
 
-def _with_freedom(critical: float, size: Size) -> float:
+def with_freedom(critical: float, size: Size) -> Floats:
     """Widen a bound in standard errors for errors from few clusters: from normal to Student's t."""
-    return float(stats.t.isf(stats.norm.sf(critical), size.freedom))
+    widened: Floats = -special.stdtrit(size.freedom, special.ndtr(-critical))
+    return widened
 
 
 def p_values(estimates: Floats, replicates: Floats, size: Size) -> Floats:
@@ -222,9 +240,9 @@ def tie_set(
             break
         gaps = estimates[others] - estimates[i]
         gap_replicates = replicates[:, others] - replicates[:, [i]]
-        critical = np.quantile(_standardized(gaps, gap_replicates).max(axis=1), confidence)
+        critical = np.quantile(standardized(gaps, gap_replicates).max(axis=1), confidence)
         beaten_by = gaps / standard_errors(gap_replicates, size)
-        kept[i] = beaten_by.max() <= _with_freedom(float(critical), size)
+        kept[i] = beaten_by.max() <= with_freedom(float(critical), size)
     return kept
 
 

@@ -96,9 +96,8 @@ class Surface:
     """
 
     def scores(self, features: Floats) -> Floats:
-        """Predict each candidate's mean score over all items, [candidates]."""
-        scores: Floats = _curved(features @ self.weights.T, self.curve).mean(axis=1)
-        return scores
+        """Predict scores of candidates on all items, [candidates, items]."""
+        return _curved(features @ self.weights.T, self.curve)
 
 
 def fit(
@@ -118,7 +117,7 @@ def fit(
         start: a fit to go on from, of the same items and features; None: from the prior.
 
     """
-    groups = _groups(np.isfinite(responses))
+    groups = _groups(features, responses)
     prior = np.diag(scales**2)
     if start is None:
         mean = np.zeros(len(scales))
@@ -127,23 +126,67 @@ def fit(
     else:
         mean, covariance, noise = start.mean, start.covariance, start.noise
     items = responses.shape[1]
-    found = _regress(features, responses, groups, mean, covariance, noise)
+    found = _regress(groups, items, mean, covariance, noise)
     for _ in range(MOST_STEPS if start is None else STEPS):
         mean = found.weights.mean(axis=0)
         deviations = found.weights - mean
         common = deviations.T @ deviations + found.spread
         covariance = (PRIOR_ITEMS * prior + common) / (PRIOR_ITEMS + items)
         noise = max(found.noise, LEAST_NOISE)
-        found = _regress(features, responses, groups, mean, covariance, noise)
-    curve = None if scores is None else _logistic(found.left_out, scores)
+        found = _regress(groups, items, mean, covariance, noise)
+    left_out = np.full_like(responses, np.nan)
+    for group, posterior in zip(groups, found.posteriors, strict=True):
+        left_out[np.ix_(group.rows, group.columns)] = _left_out(
+            group, found.weights, posterior, noise
+        )
+    curve = None if scores is None else _logistic(left_out, scores)
     return Surface(
         mean=mean,
         covariance=covariance,
         noise=noise,
         weights=found.weights,
         curve=curve,
-        left_out=_curved(found.left_out, curve),
+        left_out=_curved(left_out, curve),
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Group:
+    """Items that the same candidates have answered."""
+
+    columns: Ints
+    """The items."""
+    rows: Ints
+    """The candidates."""
+    features: Floats
+    """ΦᵀΦ, ΦᵀZ and the sums of squares of Z are all that the fit needs of Φ and Z."""
+    responses: Floats
+    gram: Floats
+    moments: Floats
+    squares: Floats
+
+
+def _groups(features: Floats, responses: Floats) -> list[_Group]:
+    answered = np.isfinite(responses)
+    # Items have equal sums of random numbers if the same candidates have answered them.
+    sums = np.random.default_rng(0).random(len(answered)) @ answered
+    groups = []
+    for number in np.unique(sums):
+        columns = np.flatnonzero(sums == number)
+        rows = np.flatnonzero(answered[:, columns[0]])
+        own, given = features[rows], responses[np.ix_(rows, columns)]
+        groups.append(
+            _Group(
+                columns=columns,
+                rows=rows,
+                features=own,
+                responses=given,
+                gram=own.T @ own,
+                moments=own.T @ given,
+                squares=(given**2).sum(axis=0),
+            )
+        )
+    return [group for group in groups if len(group.rows)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,37 +198,43 @@ class _Regression:
     """Sum of the covariances of the items' coefficients."""
     noise: float
     """σ² that the errors suggest."""
-    left_out: Floats
-    """Predicted responses, each without its candidate."""
+    posteriors: list[Floats]
+    """Covariance of an item's coefficients, by group."""
 
 
 def _regress(
-    features: Floats,
-    responses: Floats,
-    groups: Sequence[tuple[Ints, Ints]],
-    mean: Floats,
-    covariance: Floats,
-    noise: float,
+    groups: Sequence[_Group], items: int, mean: Floats, covariance: Floats, noise: float
 ) -> _Regression:
-    weights = np.tile(mean, (responses.shape[1], 1))
-    left_out = np.full_like(responses, np.nan)
+    weights = np.tile(mean, (items, 1))
     spread, squares, count = np.zeros_like(covariance), 0.0, 0
-    for columns, rows in groups:
-        own, given = features[rows], responses[np.ix_(rows, columns)]
-        posterior = _posterior(own, covariance, noise)
-        weights[columns] = mean + ((given.T - own @ mean) @ own / noise) @ posterior
-        errors = given - own @ weights[columns].T
-        # the share of a prediction that is its own response
-        leverage = ((own @ posterior) * own).sum(axis=1) / noise
-        left_out[np.ix_(rows, columns)] = (
-            given - errors / (1 - np.minimum(leverage, 0.999))[:, None]
-        )
-        spread += len(columns) * posterior
-        squares += float((errors**2).sum()) + len(columns) * noise * float(leverage.sum())
-        count += errors.size
+    identity = np.eye(len(covariance))
+    half = np.linalg.cholesky(covariance + 1e-9 * identity)
+    posteriors = []
+    for group in groups:
+        # (S⁻¹ + ΦᵀΦ/σ²)⁻¹, in a form that needs no inverse of S
+        inner = identity + half.T @ group.gram @ half / noise
+        posterior: Floats = np.asarray(half @ np.linalg.solve(inner, half.T), dtype=np.float64)
+        own = mean + (group.moments.T - group.gram @ mean) @ posterior / noise
+        weights[group.columns] = own
+        fitted = (own @ group.gram * own).sum() - 2 * (own.T * group.moments).sum()
+        count_here = len(group.columns)
+        squares += float(group.squares.sum() + fitted)
+        squares += count_here * float((group.gram * posterior).sum())
+        spread += count_here * posterior
+        count += group.responses.size
+        posteriors.append(posterior)
     return _Regression(
-        weights=weights, spread=spread, noise=squares / max(1, count), left_out=left_out
+        weights=weights, spread=spread, noise=squares / max(1, count), posteriors=posteriors
     )
+
+
+def _left_out(group: _Group, weights: Floats, posterior: Floats, noise: float) -> Floats:
+    """Predict the group's responses, each without its candidate, [candidates, items]."""
+    errors = group.responses - group.features @ weights[group.columns].T
+    # the share of a prediction that is its own response
+    leverage = ((group.features @ posterior) * group.features).sum(axis=1) / noise
+    predicted: Floats = group.responses - errors / (1 - np.minimum(leverage, 0.999))[:, None]
+    return predicted
 
 
 def _curved(responses: Floats, curve: tuple[float, float] | None) -> Floats:
@@ -194,22 +243,6 @@ def _curved(responses: Floats, curve: tuple[float, float] | None) -> Floats:
     slope, shift = curve
     scores: Floats = expit(slope * responses + shift)
     return scores
-
-
-def _groups(answered: npt.NDArray[np.bool_]) -> list[tuple[Ints, Ints]]:
-    """Return items that the same candidates have answered, and those candidates."""
-    patterns, numbers = np.unique(answered, axis=1, return_inverse=True)
-    pairs = ((np.flatnonzero(numbers == i), np.flatnonzero(p)) for i, p in enumerate(patterns.T))
-    return [(columns, rows) for columns, rows in pairs if len(rows)]
-
-
-def _posterior(features: Floats, covariance: Floats, noise: float) -> Floats:
-    """Return the covariance of an item's coefficients after these candidates' answers."""
-    # (S⁻¹ + ΦᵀΦ/σ²)⁻¹, in a form that needs no inverse of S
-    half = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(covariance)))
-    inner = features @ half
-    middle = np.eye(len(covariance)) + inner.T @ inner / noise
-    return np.asarray(half @ np.linalg.solve(middle, half.T), dtype=np.float64)
 
 
 def _logistic(responses: Floats, scores: Floats) -> tuple[float, float]:

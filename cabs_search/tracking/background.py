@@ -228,6 +228,8 @@ class StudyLog:
         """
         tables = {f"tables/{name}.json": table_bytes(rows) for name, rows in summary.tables.items()}
         self._add("scores on the confirm split", writes.write_confirmed, confirmed)
+        if summary.front:
+            self._add("the Pareto front", writes.write_front, summary.front)
         self._add("a study's metrics", writes.write_metrics, summary.metrics)
         self._add_files(tables | dict(summary.files))
         self._add("a study's note", writes.write_note, summary.note, list(tables))

@@ -13,12 +13,15 @@ from cabs_search.common.versions import PACKAGES, git, package_versions
 from cabs_search.record.outcomes import Bound
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.jobs import Finished
+from cabs_search.search.objectives.registry import objective_identity
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import DataSource, Task
 
 STUDY_TAG = "cabs_search.study"
 TRIAL_TAG = "cabs_search.trial"
 CANDIDATE_OF_TAG = "cabs_search.candidate_of"
+FRONT_TAG = "pareto_front"
+"""Tag of candidates on the Pareto front; false once others have driven them off."""
 STATE_TAG = "state"
 STATUSES = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 """MLflow's statuses of candidates, by their state."""
@@ -36,8 +39,9 @@ def study_params(spec: Spec) -> dict[str, str]:
     return {
         "base": spec.base,
         "experts": ", ".join(spec.experts),
-        "sampler": spec.search.sampler,
-        "pruner": spec.search.pruner or "none",
+        "objective": objective_identity(spec),
+        "sampler": spec.search.sampler_used,
+        "pruner": spec.search.pruner_used or "none",
         "seed": str(spec.seed),
     }
 
@@ -125,6 +129,7 @@ def candidate_metrics(finished: Finished) -> dict[str, float]:
         return metrics
     items, seconds = float(scored.items), scored.evaluate_seconds
     metrics |= {"score": scored.score, "items": items, "evaluate_seconds": seconds}
+    metrics |= {"objective": scored.rank} if len(scored.values) == 1 else {}
     metrics |= {f"score.{task}": value for task, value in scored.scores.items()}
     return metrics | {f"loss.{task}": value for task, value in scored.losses.items()}
 
@@ -135,13 +140,13 @@ class SearchProgress(NamedTuple):
     items: int = 0
     """Search items scored, summed over candidates that have ended and not failed."""
     best: float = float("-inf")
-    """Best score so far."""
+    """Best score, or objective, so far."""
     ended: int = 0
     """The candidate's end in milliseconds."""
 
     def after(self, finished: Finished, ended: int) -> SearchProgress:
         """Return the progress with one more candidate."""
-        score = finished.scored.score if finished.scored else self.best
+        score = finished.scored.rank if finished.scored else self.best
         return SearchProgress(self.items + finished.items, max(self.best, score), ended)
 
     def as_metrics(self) -> dict[str, float]:

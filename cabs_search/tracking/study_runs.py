@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from cabs_search.common.files import use_write_ahead_log
 from cabs_search.record.folder import StudyFolder, StudyId
-from cabs_search.tracking.runs import PARENT_TAG, STATUSES, STUDY_TAG, TRIAL_TAG, SearchProgress
+from cabs_search.tracking.runs import (
+    FRONT_TAG,
+    PARENT_TAG,
+    STATUSES,
+    STUDY_TAG,
+    TRIAL_TAG,
+    SearchProgress,
+)
 from cabs_search.tracking.server import connect, default_uri
 
 if TYPE_CHECKING:
@@ -31,6 +38,8 @@ class ChildRun:
     """The recipe's key."""
     ended: int | None = None
     """End in milliseconds; None while it is not written whole."""
+    on_front: bool = False
+    """True if its tag says that it is on the Pareto front."""
 
 
 @dataclass(kw_only=True)
@@ -101,7 +110,12 @@ def find_runs(
         parent_id=parent_id,
         finished_at=parents[0].info.end_time if is_finished else None,
         children={
-            number: ChildRun(str(run.info.run_id), run.data.tags.get("recipe"), _end(run))
+            number: ChildRun(
+                str(run.info.run_id),
+                run.data.tags.get("recipe"),
+                _end(run),
+                run.data.tags.get(FRONT_TAG) == "true",
+            )
             for number, run in children.items()
         },
         strays=strays,

@@ -12,6 +12,7 @@ from cabs_search.reporting.tables import (
     View,
     as_markdown,
     as_values,
+    has_early_rows,
     leaderboard_table,
     tests_table,
 )
@@ -19,9 +20,11 @@ from cabs_search.reporting.terminal.leaderboard import leaderboard_text
 from cabs_search.results.leaderboard import Leaderboard
 from cabs_search.results.rows import BASELINE, FOUND
 
-LEADERBOARD_VALUES: View = ("row", "score", "all_rows", "tied", "task", "search", "recipe")
+LEADERBOARD_VALUES: View = (
+    *("row", "score", "on", "all_rows", "tied", "task", "search", "objective", "recipe"),
+)
 TEST_VALUES: View = ("row", "against", *GAIN, "p_holm", "p", "items", "effect")
-NOTE_COLUMNS: View = ("row", "score", "all_rows", "tied", "recipe")
+NOTE_COLUMNS: View = ("row", "score", "on", "all_rows", "tied", "recipe")
 MAX_ROWS = 12
 """Rows of the note's leaderboard: a note is a tag, which holds 8,000 characters."""
 
@@ -37,6 +40,8 @@ class Summary:
     """Rows by the table's name."""
     files: Mapping[str, bytes]
     """Artifacts by path; MLflow finds paths again that are ASCII."""
+    front: tuple[str, ...] = ()
+    """Keys of the recipes on the Pareto front, if the search had several objectives."""
 
 
 def summary_of(
@@ -65,6 +70,7 @@ def summary_of(
         note=note_of(board, folder, hints),
         tables=tables,
         files={path: text.encode() for path, text in texts.items()} | dict(files),
+        front=board.front,
     )
 
 
@@ -91,14 +97,15 @@ def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
     rows = [row for row in table.rows if table.value(row, "role") != "expert"][:MAX_ROWS]
     lines = [
         f"**{board.verdict}**",
+        *filter(None, [board.objective]),
         *(
             fact.text
             for fact in (board.recommendation, board.tie_set, board.optimism)
             if fact is not None
         ),
         (
-            f"{board.candidates} candidates were searched; these rows are scored on {count} items"
-            " no proposal has seen:"
+            f"{board.candidates} candidates were searched; these rows are scored on"
+            f" {'up to ' * has_early_rows(board)}{count} items no proposal has seen:"
         ),
         as_markdown(replace(table, rows=tuple(rows)), NOTE_COLUMNS),
         *hints,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cabs_search.record.outcomes import Bound, Scored
@@ -21,6 +21,7 @@ from cabs_search.tracking import views
 from cabs_search.tracking.runs import (
     CANDIDATE_OF_TAG,
     COLOR_TAG,
+    FRONT_TAG,
     PARENT_TAG,
     STATE_TAG,
     STATUSES,
@@ -133,6 +134,15 @@ def write_confirmed(runs: StudyRuns, confirmed: Mapping[str, Scored]) -> None:
             values = {"confirm.score": scored.score}
             values |= {f"confirm.score.{task}": score for task, score in scored.scores.items()}
             _log(runs, child.id, metrics=values, at=child.ended)
+
+
+def write_front(runs: StudyRuns, front: Collection[str]) -> None:
+    """Tag the candidates on the Pareto front, by the recipe's key, and those that have left it."""
+    for child in runs.children.values():
+        is_on = child.recipe in front
+        if is_on != child.on_front:
+            runs.client.set_tag(child.id, FRONT_TAG, "true" if is_on else "false")
+            child.on_front = is_on
 
 
 def write_metrics(runs: StudyRuns, metrics: Mapping[str, float]) -> None:

@@ -174,8 +174,9 @@ class _Compared:
 
     def _track(self, label: str, study: Study) -> None:
         references = reference_recipes(study.spec.experts).values()
-        scores = RecordScores.read(self.outcomes, Candidates.of(study.spec).includes, references)
-        board = board_of(study.spec, scores)
+        own, outcomes = study.spec, self.outcomes
+        scores = RecordScores.read(outcomes, own, Candidates.of(own).includes, references)
+        board = board_of(own, scores)
         best = study.best if study.spec.tracking.model == "always" else None
         results = findings(self.prepared, board, best, {}, row=label)
         self.trackers[label].end(scores.confirmed, *results)

@@ -14,6 +14,7 @@ from cabs_search.record.folder import StudyFolder
 from cabs_search.record.outcomes import Outcomes, Scored
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
 from cabs_search.results.read_comparison import best_of
+from cabs_search.results.scores import RecordScores
 from cabs_search.scoring.calibrate import calibrated
 from cabs_search.search.candidates import ranked
 from cabs_search.serving.export import export
@@ -59,7 +60,7 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
 
 def _chosen(spec: Spec, study: StudyFolder, trial: str) -> Scored:
     outcomes = Outcomes(study.outcomes, spec.tasks, must_exist=True)
-    searched = outcomes.scored("search")
+    searched = RecordScores.read(outcomes, spec).searched
     if not searched:
         raise ValueError(f"{study.path}: no candidate is scored yet")
     if trial == "best":
@@ -72,7 +73,7 @@ def _chosen(spec: Spec, study: StudyFolder, trial: str) -> Scored:
     from cabs_search.search.storage import recipe_key_of_trial
 
     key = recipe_key_of_trial(study.path, spec.search.storage, spec.name, trial)
-    if key not in searched:
+    if key is None or key not in searched:
         raise ValueError(f"--trial: candidate {trial} has no complete score in {study.path}")
     return searched[key]
 

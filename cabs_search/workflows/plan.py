@@ -26,6 +26,8 @@ from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.candidates import Candidates, reference_recipes
+from cabs_search.search.objectives.check import check_objective
+from cabs_search.search.objectives.registry import objective_of, outsiders
 from cabs_search.search.pruners.registry import check_pruner
 from cabs_search.search.samplers.registry import check_sampler
 from cabs_search.search.space import size
@@ -150,13 +152,14 @@ def _needs_rows(
 ) -> list[tuple[str, str]]:
     size, pruner = show_bytes(needs.cache_bytes), search_spec["pruner"]
     limit = "at most " if pruner else ""
+    confirm_limit = "at most " if search_spec["confirm_stops"] else ""
     is_of_candidates = not (search_spec["items"] or search_spec["seconds"])
     seen = f" ({TYPICAL[pruner]})" if pruner in TYPICAL and is_of_candidates else ""
     search, confirm = needs.search_seconds / 60, needs.confirm_seconds / 60
     stored = f"{vectors} ({needs.vectors_cached} in the cache), about {size} in all"
     return [
         ("items to search", f"{limit}{needs.search_items:,}{seen}"),
-        ("items to confirm", f"{needs.confirm_items:,}"),
+        ("items to confirm", f"{confirm_limit}{needs.confirm_items:,}"),
         ("vectors", stored),
         ("memory per worker", f"about {show_bytes(needs.worker_bytes)}"),
         ("speed per worker", f"{needs.items_per_second:.0f} items/s, measured now"),
@@ -184,6 +187,7 @@ def plan(path: str | Path) -> Plan:
     spec, missing = load_reachable(path)
     check_calibration(spec.methods, spec.experts, spec.heads)
     check_sampler(spec)
+    check_objective(spec)
     check_pruner(spec.search, spec.tasks)
     candidates = Candidates.of(spec)
     asked_for = candidates.baseline_recipes
@@ -211,6 +215,7 @@ def plan(path: str | Path) -> Plan:
         vectors = len(entries)
         items_of_search = _search_items(spec, most, searched, speed * spec.workers)
         trials = -(-items_of_search // searched)
+        items_of_search += searched * len(outsiders(objective_of(spec), candidates))
         needs = Needs(
             search_items=items_of_search,
             confirm_items=rows * confirmed,
@@ -221,8 +226,10 @@ def plan(path: str | Path) -> Plan:
             search_seconds=items_of_search / speed / spec.workers,
             confirm_seconds=rows * confirmed / speed / spec.workers,
         )
+    as_used = {"sampler": spec.search.sampler_used, "pruner": spec.search.pruner_used}
+    plain = spec.as_dict()
     return Plan(
-        spec=spec.as_dict(),
+        spec=plain | {"search": plain["search"] | as_used},
         candidates=trials,
         space=space,
         rows=rows,

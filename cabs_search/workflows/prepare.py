@@ -18,6 +18,7 @@ from cabs_search.record.comparison_file import check_folder
 from cabs_search.scoring.calibrate import calibrated, check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.search.candidates import Candidates
+from cabs_search.search.objectives.check import check_objective
 from cabs_search.search.pruners.registry import check_pruner
 from cabs_search.search.samplers.registry import check_sampler
 from cabs_search.spec.load import load
@@ -93,6 +94,7 @@ def prepare(
         raise ValueError(f"{cache_folder()}: the cache must be a folder; see CABS_SEARCH_CACHE")
     check_folder(folder, spec.space, over)
     check_sampler(spec)
+    check_objective(spec)
     check_pruner(spec.search, spec.tasks)
     say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
     family = Family.open(spec.base, spec.experts)

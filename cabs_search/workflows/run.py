@@ -77,17 +77,17 @@ def run(
         say(f"starting workers; the study is kept in {folder}")
         try:
             search(study, items, cache_folder(), calibrations=calibrated.files, address=address)
-            scores = RecordScores.read(outcomes)
+            scores = RecordScores.read(outcomes, spec)
             board = board_of(spec, scores)
             files = study_files(board, folder, say)
-            tracked.end(scores.confirmed, *findings(prepared, board, study.chosen, files))
+            tracked.end(board.confirmed(scores), *findings(prepared, board, study.chosen, files))
         except BaseException:
             tracked.close()
             raise
     if study.exhausted:
         say(
             f"nothing new was proposed after {study.done} candidates: the space is, or nearly is,"
-            f" searched through, or {spec.search.sampler} has converged"
+            f" searched through, or {spec.search.sampler_used} has converged"
         )
     if study.chosen is None:
         raise RuntimeError("no candidate was scored")

@@ -58,7 +58,7 @@ class Floor:
             self.join(f"worker {i}")
 
     def open(
-        self, spec: Spec, folder: Path, value: str, is_busy: IsBusy = lambda _: False
+        self, spec: Spec, folder: Path, value: str, is_busy: IsBusy = lambda *_: False
     ) -> Study:
         database = open_database(spec, folder, StudyId(self.outcomes.study_id(), value))
         return Study(
@@ -257,6 +257,17 @@ def test_studies_share_workers(pico: Path, items: Any, tmp_path: Path) -> None:
         assert len(floor.outcomes.scored("search", Candidates.of(row.spec).includes)) == 20
 
 
+def test_studies_of_one_record_score_experts_once(pico: Path, items: Any, tmp_path: Path) -> None:
+    values = pico_values(pico, trials=3, sampler="random", objective="relative")
+    spaces = [{"space": {"method": [name]}, "name": name} for name in ("cabs", "magnitude")]
+    specs = [parse(values | space | {"baselines": {}}) for space in spaces]
+    floor = Floor(tmp_path, items, specs, workers=4)
+    floor.run()
+    assert floor.study.failure is None
+    assert floor.study.done == 6
+    assert len(floor.scored) == len(set(floor.scored))
+
+
 def test_a_search_that_fails_gives_nothing_more(spec: Spec, items: Any, tmp_path: Path) -> None:
     floor = Floor(tmp_path, items, [spec])
     floor.dispatcher.flush_and_dispatch()
@@ -290,10 +301,10 @@ def test_a_failed_study_leaves_its_rows_to_another(spec: Spec, items: Any, tmp_p
     assert isinstance(jobs[1], Job)
     assert jobs[1].split == "confirm"
     study.job_lost("1")
-    assert study.is_confirming(jobs[1].recipe)
+    assert study.is_scoring(jobs[1].recipe, "confirm")
     study._opened["one"].stop("for a test")
     given = [study.next_job(str(i)) for i in range(2, 12)]
-    assert not study._opened["one"].is_confirming(jobs[1].recipe)
+    assert not study._opened["one"].is_scoring(jobs[1].recipe, "confirm")
     assert jobs[1].recipe.key in [
         job.recipe.key for job in given if isinstance(job, Job) and job.split == "confirm"
     ]

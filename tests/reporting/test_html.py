@@ -86,6 +86,7 @@ def row(label: str, role: Any, score: float, names: Sequence[str] = PLAIN, **cha
         "task_intervals": dict.fromkeys(names, (score - 0.05, score + 0.05)),
         "losses": dict.fromkeys(names, 0.5),
         "search_score": score + 0.02 if role in ("candidate", "baseline") else None,
+        "items": 1000 * len(names),
         "text": f"cabs 3:32 {'>'.join(names)} λ={score:g}"
         if role in ("candidate", "baseline")
         else "",
@@ -105,6 +106,7 @@ def tried(place: int, score: float, names: Sequence[str], shared: float | None) 
         lambdas=lambdas,
         shared=shared,
         score=score,
+        rank=score,
         tasks=dict.fromkeys(names, score),
         items=48 * place,
     )

@@ -16,6 +16,7 @@ from cabs_search.results.tie_set import tie_set
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import DataSource, Task
+from cabs_search.stats.aggregate import MEAN, Aggregate, Smallest, WeightedSum
 from cabs_search.stats.simultaneous import holm, resample_weights
 
 ITEMS = 60
@@ -93,7 +94,7 @@ def test_an_undefined_metric_is_0_on_samples_too() -> None:
 
 
 def make_panel(
-    count: int = 4, *, metric_name: str = "accuracy", together: int = 1
+    count: int = 4, *, metric_name: str = "accuracy", together: int = 1, aggregate: Aggregate = MEAN
 ) -> tuple[Panel, dict[str, np.ndarray[Any, Any]]]:
     """Make candidates c0, c1, ... on tasks of 60 and 120 items, each worse than the one before."""
     draw = np.random.default_rng(5)
@@ -117,7 +118,10 @@ def make_panel(
         found[f"c{place}"] = ItemScores(tasks=outcomes, scores=scores)
         right[f"c{place}"] = np.concatenate([1.0 - wrong[name] for name in names])
     clusters = {name: np.arange(size) // together for name, size in names.items()}
-    return Panel(spec.tasks, spec.seed, found, labels, clusters, replicates=2000), right
+    panel = Panel(
+        spec.tasks, spec.seed, found, labels, clusters, replicates=2000, aggregate=aggregate
+    )
+    return panel, right
 
 
 def test_a_contrast_is_the_mean_of_the_tasks_differences() -> None:
@@ -129,6 +133,40 @@ def test_a_contrast_is_the_mean_of_the_tasks_differences() -> None:
     assert one.tests["McNemar exact"] == pytest.approx(stats.binomtest(one.wins, one.wins).pvalue)
     error = np.sqrt(sum(part.var(ddof=1) / part.size for part in parts)) / 2
     assert (one.interval[1] - one.interval[0]) / 2 == pytest.approx(1.97 * error, rel=0.1)
+
+
+def test_a_contrast_of_weighted_tasks() -> None:
+    weights = {"large": 1.2, "small": 0.4}  # as relative to an expert: they need not add up to 1
+    panel, right = make_panel(aggregate=WeightedSum(weights))
+    mean, _ = make_panel()
+    same, _ = make_panel(aggregate=WeightedSum(dict.fromkeys(weights, 0.5)))
+    (one,), (plain,), (equal,) = (p.contrasts([("c0", "c3")]) for p in (panel, mean, same))
+    parts = [right["c0"][:120] - right["c3"][:120], right["c0"][120:] - right["c3"][120:]]
+    shares = list(weights.values())
+    assert one.estimate == pytest.approx(
+        sum(share * part.mean() for share, part in zip(shares, parts, strict=True))
+    )
+    variances = [s**2 * p.var(ddof=1) / p.size for s, p in zip(shares, parts, strict=True)]
+    error = np.sqrt(sum(variances))
+    assert (one.interval[1] - one.interval[0]) / 2 == pytest.approx(1.97 * error, rel=0.1)
+    t = one.estimate / error
+    assert one.tests["paired t"] == pytest.approx(2 * stats.t.sf(t, 150), rel=0.5)
+    assert equal.interval == pytest.approx(plain.interval)
+    assert equal.p_value == plain.p_value
+    assert equal.tests == pytest.approx(plain.tests)
+
+
+def test_a_score_that_is_the_worst_task_is_so_in_every_sample() -> None:
+    panel, right = make_panel(aggregate=Smallest())
+    worst = [min(right[name][:120].mean(), right[name][120:].mean()) for name in panel.names]
+    assert panel.scores == pytest.approx(np.array(worst))
+    by_task = np.stack(list(panel.by_task.values()))
+    assert (panel.replicates == by_task.min(axis=0)).all()
+    (one,) = panel.contrasts([("c0", "c3")])
+    assert set(one.tests) == {"bootstrap"}
+    assert one.p_value == one.tests["bootstrap"] < 0.05
+    low, high = panel.intervals()["c0"]
+    assert low < panel.scores[0] < high
 
 
 def test_a_family_of_contrasts_is_adjusted() -> None:

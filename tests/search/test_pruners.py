@@ -165,6 +165,7 @@ def test_races_compare_the_rounds_that_both_have() -> None:
 def test_a_surface_recommends_what_it_predicts_best(pico: Path, items: Any, tmp_path: Path) -> None:
     """Bench scores candidates by their distance from λ = 0.8."""
     spec = spec_of(pico, "surface")
+    spec = replace(spec, search=replace(spec.search, trials=45, block=15))
     bench = Bench(spec, tmp_path, items)
     bench.run()
     recommended = bench.outcomes.recommended()

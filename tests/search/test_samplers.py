@@ -90,7 +90,7 @@ def resume(
     database = StudyDatabase(folder, url=None, name="s", study_id=StudyId("1"), space={})
     for proposal in before:
         trial_id = database.add(proposal.trial, proposal.recipe)
-        database.complete(trial_id, hill(proposal.recipe), 0.0)
+        database.complete(trial_id, [hill(proposal.recipe)], 0.0)
     proposer = Proposer(later, name, len(before))
     for trial in database.trials():
         proposer.add(trial)
@@ -193,6 +193,36 @@ def test_awa_repeats_the_best_once_it_has_ended(
     assert len({r.key for r in searched}) > generations * 5
 
 
+@pytest.mark.parametrize("name", ["nsga2", "nsga3"])
+def test_nsga_breeds_and_goes_on_in_its_generation(pico: Path, tmp_path: Path, name: str) -> None:
+    candidates, peaks = candidates_of(pico, PLAIN), (0.6, 1.2, 1.5)
+    database = StudyDatabase(
+        tmp_path, url=None, name="s", study_id=StudyId("1"), space={}, names=EXPERTS
+    )
+
+    def values(recipe: Recipe) -> list[float]:
+        """Return three objectives: the best compromise is near the mean of their peaks."""
+        means = float(np.mean(list(recipe.lambda_by_name.values())))
+        spread = float(np.std(list(recipe.lambda_by_name.values())))
+        return [-((means - peak) ** 2) - spread for peak in peaks]
+
+    for begin in (0, 90):  # a first run, and one that goes on
+        proposer = Proposer(candidates, name, begin, objectives=3)
+        for trial in database.trials():
+            proposer.add(trial)
+        for _ in range(90):
+            proposal = proposer.propose()
+            proposer.tell(proposal.trial, values(proposal.recipe))
+            trial_id = database.add(proposal.trial, proposal.recipe)
+            database.complete(trial_id, values(proposal.recipe), 0.0)
+    trials = database.trials()
+    database.close()
+    (key,) = {key for t in trials for key in t.system_attrs if key.endswith(":generation")}
+    assert [t.system_attrs[key] for t in trials] == [place // 20 for place in range(180)]
+    first, last = ([sum(t.values) for t in part] for part in (trials[:20], trials[-20:]))
+    assert np.mean(last) > np.mean(first)
+
+
 class TestAwaBySamplerRulesOfOptuna(BasicSamplerTestCase, SingleOnlySamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], optuna.samplers.BaseSampler]:
@@ -252,7 +282,7 @@ def test_a_sampler_is_a_function_and_a_line(pico: Path, monkeypatch: pytest.Monk
         (
             "luck",
             "Input should be 'surface' or 'tpe' or 'gp' or 'cma-es' or 'awa' or 'random' or"
-            " 'quasi-random' or 'grid', but got 'luck'",
+            " 'quasi-random' or 'grid' or 'nsga2' or 'nsga3', but got 'luck'",
         ),
         ("cma-es", "'cma-es' needs the package cmaes; pip install cmaes"),
         ("awa", "'awa' needs the package cmaes; pip install cmaes"),

@@ -29,7 +29,10 @@ def test_a_surface_predicts_candidates_it_has_not_seen() -> None:
     features, scales, responses, _ = made(0)
     known, scores = responses[:CANDIDATES], (responses > 0).astype(float)
     fitted = surface.fit(features[:CANDIDATES], scales, known, scores[:CANDIDATES])
-    found, true = fitted.scores(features[CANDIDATES:]), scores[CANDIDATES:].mean(axis=1)
+    found, true = (
+        fitted.scores(features[CANDIDATES:]).mean(axis=1),
+        scores[CANDIDATES:].mean(axis=1),
+    )
     assert np.corrcoef(found, true)[0, 1] > 0.95
     assert np.sqrt(((found - true) ** 2).mean()) < true.std() / 3
     sizes = np.sort(np.linalg.eigvalsh(fitted.covariance))[::-1]
@@ -51,7 +54,9 @@ def test_many_candidates_on_few_items_say_more_than_few_on_all() -> None:
         ):
             scores = np.where(np.isnan(given), np.nan, given > 0)
             fitted = surface.fit(own, scales, given, scores)
-            errors[name].append(float(((fitted.scores(features[CANDIDATES:]) - true) ** 2).mean()))
+            errors[name].append(
+                float(((fitted.scores(features[CANDIDATES:]).mean(axis=1) - true) ** 2).mean())
+            )
     assert np.mean(errors["few"]) < np.mean(errors["all"])
 
 
@@ -89,7 +94,10 @@ def test_choices_share_items_and_have_an_offset_of_their_own() -> None:
     rows = np.r_[0:CANDIDATES]
     fitted = surface.fit(own[rows], scales, responses[rows])
     both = [surface.polynomial(x[200:], np.tile(row, (len(x) - 200, 1)))[0] for row in np.eye(2)]
-    assert float((fitted.scores(both[0]) - fitted.scores(both[1])).mean()) > 1.0
+    assert (
+        float((fitted.scores(both[0]).mean(axis=1) - fitted.scores(both[1]).mean(axis=1)).mean())
+        > 1.0
+    )
 
 
 def process(seed: int = 0) -> tuple[np.ndarray, ...]:

@@ -208,6 +208,17 @@ def test_it_says_what_the_leaderboard_says(study: Ran) -> None:
     assert board.tie_set.text in note
 
 
+def test_candidates_on_the_front_have_a_tag_as_long_as_they_are(study: Ran) -> None:
+    keys = sorted(str(child.recipe) for child in study.found().children.values())
+    for front in (keys[:2], keys[1:3]):
+        writes.write_front(study.found(), front)
+        _, candidates = study.runs()
+        tags = {run.data.tags["recipe"]: run.data.tags.get("pareto_front") for run in candidates}
+        assert {key for key, tag in tags.items() if tag == "true"} == set(front)
+    assert tags[keys[0]] == "false"
+    writes.write_front(study.found(), [])
+
+
 def test_pictures_and_the_report_are_artifacts(study: Ran, tmp_path: Path) -> None:
     mine = untracked(study, tmp_path / "out")
     runs = mine.found()

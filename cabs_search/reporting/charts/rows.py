@@ -28,6 +28,7 @@ ROW_HOVER = (
     ("confirm", "confirm"),
     ("simultaneous", "95 %, all rows"),
     ("interval", "95 %, this row"),
+    ("scored_on", "scored on"),
     ("search", "search"),
     ("distance", "to best baseline"),
     ("p", "p (Holm)"),
@@ -59,6 +60,7 @@ def row_values(row: Row, label: str | None = None) -> dict[str, Any]:
         "confirm": number(row.score),
         "interval": between(row.interval),
         "simultaneous": between(row.simultaneous),
+        "scored_on": f"{row.items:,} items",
         "search": number(row.search_score),
     }
 

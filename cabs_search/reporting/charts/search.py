@@ -37,7 +37,7 @@ def drawn(tried: Sequence[Tried], most: int = MAX_DRAWN) -> list[Tried]:
 
 def _rank(candidate: Tried) -> tuple[float, str]:
     """Return a key that sorts the best first."""
-    return -candidate.score, candidate.key
+    return -candidate.rank, candidate.key
 
 
 def _dot(candidate: Tried, **more: Any) -> dict[str, Any]:
@@ -193,6 +193,7 @@ def predictions(found: Sequence[Prediction]) -> Spec | None:
             "text": one.text if len(one.text) <= MAX_TEXT else f"{one.text[:MAX_TEXT]}…",
             "shown": number(one.score),
             "predicted": f"{number(one.expected)} [{number(one.low)}, {number(one.high)}]",
+            "part": one.is_part,
         }
         for one in found[-MAX_DRAWN:]
     ]
@@ -209,6 +210,11 @@ def predictions(found: Sequence[Prediction]) -> Spec | None:
     place = {"y": y, "tooltip": hover}
     span = {"x": x | {"field": "low"}, "x2": {"field": "high"}}
     faint = colour("faint")
+    # stopped candidates are drawn fainter
+    shade = {
+        "condition": {"test": "datum.part", "value": colour("muted")},
+        "value": colour("accent"),
+    }
     return chart(
         values,
         260,
@@ -219,6 +225,6 @@ def predictions(found: Sequence[Prediction]) -> Spec | None:
                 "encoding": {"x": x, "y": y},
             },
             {"mark": {"type": "rule", "color": faint}, "encoding": place | span},
-            {"mark": point(60) | {"color": colour("accent")}, "encoding": place | {"x": x}},
+            {"mark": point(60), "encoding": place | {"x": x, "color": shade}},
         ],
     )

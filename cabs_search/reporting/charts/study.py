@@ -11,7 +11,7 @@ from cabs_search.reporting.charts.search import (
     progress,
     shared_lambda,
 )
-from cabs_search.reporting.charts.tasks import models, tasks, trade_offs
+from cabs_search.reporting.charts.tasks import front, models, tasks, trade_offs
 from cabs_search.reporting.charts.theme import Spec, as_png, colour
 from cabs_search.results.leaderboard import Leaderboard
 
@@ -59,6 +59,7 @@ def pictures(board: Leaderboard) -> dict[str, bytes]:
         "leaderboard": [intervals(board)] if board.rows else [],
         "tasks": [tasks(board)] if board.rows else [],
         "trade-offs": [trade_offs(board)],
+        "pareto-front": [front(board)],
         "shared-lambda": [shared_lambda(board.tried)],
         "each-lambda": [*each_lambda(board.tried)],
         "orders": [orders(board.tried)],

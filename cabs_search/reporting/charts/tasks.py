@@ -12,6 +12,15 @@ from cabs_search.results.leaderboard import Leaderboard
 from cabs_search.results.rows import Row
 
 OWN_EXPERT = "each task's own expert"
+ON_FRONT = "on the front"
+LOOKS = {
+    "candidate": (CIRCLE, "accent"),
+    ON_FRONT: (CIRCLE, "accent"),
+    "base": (DIAMOND, "faint"),
+    "best baseline": (SQUARE, "ink"),
+    "its own expert": (BAR, "ink"),
+}
+"""Symbol and colour of each kind of row."""
 TASK_HOVER = (
     ("label", "row"),
     ("text", "recipe"),
@@ -54,24 +63,25 @@ def _others(board: Leaderboard, reference: Row | None) -> list[Row]:
 
 def strips(values: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Spec:
     """Draw metrics by task, those of candidates translucent."""
-    looks = {
-        "candidate": (CIRCLE, "accent"),
-        "base": (DIAMOND, "faint"),
-        "best baseline": (SQUARE, "ink"),
-        "its own expert": (BAR, "ink"),
-    }
-    kinds = {value["kind"] for value in values}
-    present = {kind: look for kind, look in looks.items() if kind in kinds}
     encoding = {
         "y": named("task", names),
         "x": quantity("value", "metric on the confirm split", values),
-        "color": nominal("kind", {kind: colour(name) for kind, (_, name) in present.items()}),
-        "shape": nominal("kind", {kind: symbol for kind, (symbol, _) in present.items()}),
+        **_by_kind(values),
         "opacity": {"condition": {"test": "datum.kind === 'candidate'", "value": 0.45}, "value": 1},
         "tooltip": hover_fields(TASK_HOVER),
     }
     mark = {"type": "point", "filled": True, "size": 110}
     return chart(values, 40 * len(names), mark=mark, encoding=encoding)
+
+
+def _by_kind(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return encodings: colour and symbol by kind of row."""
+    kinds = {value["kind"] for value in values}
+    present = {kind: look for kind, look in LOOKS.items() if kind in kinds}
+    return {
+        "color": nominal("kind", {kind: colour(name) for kind, (_, name) in present.items()}),
+        "shape": nominal("kind", {kind: symbol for kind, (symbol, _) in present.items()}),
+    }
 
 
 def at_task(row: Row, task: str, kind: str, label: str | None = None) -> dict[str, Any]:
@@ -85,6 +95,40 @@ def at_task(row: Row, task: str, kind: str, label: str | None = None) -> dict[st
         "metric": number(row.tasks[task]),
         "interval": between(row.task_intervals.get(task)),
     }
+
+
+def front(board: Leaderboard) -> Spec | None:
+    """Draw the confirmed candidates of the Pareto front, a line each over the tasks.
+
+    None with fewer than two of them, or fewer than two tasks.
+    """
+    names = list(board.items["confirm"])
+    lines = [row for row in models(board) if row.key in board.front]
+    if min(len(lines), len(names)) < 2:
+        return None
+    reference, kinds = best_baseline(board), {"base": "base", "ideal": "its own expert"}
+    marked = [(row, kinds[row.role]) for row in board.rows if row.role in kinds]
+    marked += [] if reference is None else [(reference, "best baseline")]
+    kinds_of = [*((row, ON_FRONT) for row in lines), *marked]
+    values = [at_task(row, task, kind) for row, kind in kinds_of for task in names]
+    place = {
+        "x": named("task", names, orient="bottom", labelAngle=0, labelLimit=110),
+        "y": quantity("value", "metric on the confirm split", values),
+        "tooltip": hover_fields(TASK_HOVER),
+    }
+    on_front = {"transform": [{"filter": f"datum.kind === '{ON_FRONT}'"}]}
+    line = {"type": "line", "strokeWidth": 1.5, "opacity": 0.5, "color": colour("accent")}
+    return chart(
+        values,
+        280,
+        layer=[
+            {**on_front, "mark": line, "encoding": place | {"detail": {"field": "label"}}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 90},
+                "encoding": place | _by_kind(values),
+            },
+        ],
+    )
 
 
 def trade_offs(board: Leaderboard) -> Spec | None:

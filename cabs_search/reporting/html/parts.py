@@ -26,12 +26,16 @@ INTERVALS = (
     " model: each task by its own expert, what a merge without loss would score. Point at a mark"
     " for its numbers."
 )
+EARLY = (
+    "A row on fewer items ended early, as more would change no decision: its score is what it would"
+    " have on all items, by those that have them."
+)
 TRADE = "What a merge gains on one task it may lose on another. A task's own expert is the ceiling."
 FEWER = "Single tasks have fewer items than the mean of all: point at a mark for its own interval."
 HEADS: dict[Kind, str] = {"score": "score, all at once", "p_holm": "p (Holm)"}
 """Headings of columns, unless the table's own are used."""
 LABEL, SCORE = ("row", "recipe"), ("score", "all_rows")
-SCORES: View = (LABEL, SCORE, "this_row", "task", "search", GAIN, "p_holm")
+SCORES: View = (LABEL, SCORE, "this_row", "on", "task", "search", "objective", GAIN, "p_holm")
 """Columns of a leaderboard or a comparison."""
 TESTS: View = ("row", GAIN, "p", "p_holm", "items", "effect", "test")
 """Columns of paired tests."""

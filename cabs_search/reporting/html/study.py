@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cabs_search.common.formats import number
 from cabs_search.reporting.charts import search as search_charts
 from cabs_search.reporting.charts import study as study_charts
 from cabs_search.reporting.charts import tasks as task_charts
-from cabs_search.reporting.html.layout import Page, Section, figures
+from cabs_search.reporting.html.layout import HtmlRow, HtmlTable, Page, Section, figures
 from cabs_search.reporting.html.parts import (
+    EARLY,
     FEWER,
     INTERVALS,
     SCORES,
@@ -21,14 +23,27 @@ from cabs_search.reporting.html.parts import (
     tests_tables,
     tied_number,
 )
-from cabs_search.reporting.tables import leaderboard_table
+from cabs_search.reporting.tables import has_early_rows, leaderboard_table
 from cabs_search.results.leaderboard import Leaderboard
 from cabs_search.results.rows import BASELINE, FOUND, RECOMMENDED
+
+MAX_ON_FRONT = 40
+"""Most candidates in the table of the Pareto front."""
 
 
 def study_page(board: Leaderboard, folder: Path) -> Page:
     """Return the page of a study."""
-    makers = (_leaderboard, _ties, _tasks, _lambdas, _orders, _predictions, _spent, _optimism)
+    makers = (
+        _leaderboard,
+        _ties,
+        _tasks,
+        _front,
+        _lambdas,
+        _orders,
+        _predictions,
+        _spent,
+        _optimism,
+    )
     chosen = board.chosen
     what = "recommended" if chosen and chosen.label == RECOMMENDED else "the best found"
     return Page(
@@ -53,19 +68,20 @@ def _leaderboard(board: Leaderboard) -> Section:
     if not board.rows:
         text = "No row is confirmed yet; the same command goes on with it."
         return Section(id="leaderboard", title="Leaderboard", texts=(text,))
+    has_early = has_early_rows(board)
     text = (
         f"{board.candidates:,} candidates were scored on {item_count(board, 'search'):,} search"
-        f" items. These rows are scored on {item_count(board, 'confirm'):,} confirm items that no"
-        " proposal has seen: believe these."
+        f" items. These rows are scored on {'up to ' * has_early}{item_count(board, 'confirm'):,}"
+        " confirm items that no proposal has seen: believe these."
     )
     labelled = [(row.label, row) for row in board.rows]
     says = "Every row's confirmed score with its intervals"
     return Section(
         id="leaderboard",
         title="Leaderboard on fresh items",
-        texts=(text,),
+        texts=(text, *filter(None, [board.objective])),
         figures=figures(says, study_charts.intervals(board)),
-        notes=(INTERVALS,),
+        notes=(INTERVALS, *([EARLY] * has_early)),
         tables=(
             html_table(leaderboard_table(board), SCORES, "Row by row", is_open=True),
             *tests_tables(labelled, {BASELINE: BASELINE, FOUND: FOUND}),
@@ -97,6 +113,46 @@ def _tasks(board: Leaderboard) -> Section | None:
         figures=(*figures("Every model's metric by task", task_charts.tasks(board)), *gains),
         notes=(FEWER,),
     )
+
+
+def _front(board: Leaderboard) -> Section | None:
+    if not board.front:
+        return None
+    tasks, confirmed = list(board.items["search"]), {row.key: row for row in board.rows}
+    by_key = {candidate.key: candidate for candidate in board.tried}
+    lines = []
+    for place, key in enumerate(board.front[:MAX_ON_FRONT], 1):
+        found, row = by_key[key], confirmed.get(key)
+        lines.append(
+            HtmlRow(
+                label=(row.label if row else f"not confirmed, {place}", found.text),
+                cells=tuple(
+                    (number(found.tasks[task], 3), number(row.tasks[task], 3) if row else "")
+                    for task in tasks
+                ),
+            )
+        )
+    table = HtmlTable(
+        title="The front, task by task",
+        head=("candidate", *tasks),
+        lines=tuple(lines),
+        note=(
+            "On the search items, by which the front is chosen; below, on the confirm items."
+            + (f" The first {MAX_ON_FRONT} are listed." if len(board.front) > MAX_ON_FRONT else "")
+        ),
+        is_open=True,
+    )
+    text = (
+        f"{len(board.front):,} of {board.candidates:,} candidates are on the Pareto front of the"
+        " search items: no other candidate is at least as good on every task and better on one."
+        " The best mean comes first, then those that are far from others."
+    )
+    drawn = figures(
+        "Metric by task of every candidate on the Pareto front",
+        task_charts.front(board),
+        title="One line for each candidate of the front, on the confirm items",
+    )
+    return Section(id="front", title="Pareto front", texts=(text,), figures=drawn, tables=(table,))
 
 
 def _lambdas(board: Leaderboard) -> Section | None:
@@ -161,7 +217,10 @@ def _predictions(board: Leaderboard) -> Section | None:
     drawn = figures(
         "Search scores against what was predicted of them",
         search_charts.predictions(board.recommendation.predictions),
-        title="Score against prediction with its 90 % interval; on the line they are equal",
+        title=(
+            "Score against prediction with its 90 % interval, grey where only a part of the items"
+            " was scored; on the line they are equal"
+        ),
     )
     return Section(
         id="predictions",

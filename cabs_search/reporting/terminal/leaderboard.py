@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from cabs_search.reporting.tables import LEADERBOARD, as_text, leaderboard_table
+from cabs_search.reporting.tables import LEADERBOARD, as_text, has_early_rows, leaderboard_table
 from cabs_search.results.leaderboard import Leaderboard
 
 NOTE = (
     "Intervals hold for all rows together (max-t bootstrap over items); p: paired permutation test,"
     " Holm's correction; tied (*): in the set that holds the best candidate in 95 of 100 studies."
+)
+EARLY = (
+    " A row with fewer items ended early, as more would change no decision: its score is what it"
+    " would have on all items, by those that have them."
 )
 
 
@@ -19,11 +23,14 @@ def leaderboard_text(board: Leaderboard) -> str:
             " same command to go on"
         )
     count = {split: sum(by_task.values()) for split, by_task in board.items.items()}
+    has_early = has_early_rows(board)
     title = (
         f"{board.name}: {board.candidates} candidates on {count['search']} search items; these rows"
-        f" on {count['confirm']} confirm items that no proposal has seen"
+        f" on {'up to ' * has_early}{count['confirm']} confirm items that no proposal has seen"
     )
     rows = as_text(leaderboard_table(board), LEADERBOARD)
-    notes, parts = [board.verdict], (board.recommendation, board.tie_set, board.optimism)
+    notes = [board.verdict, *filter(None, [board.objective])]
+    parts = (board.recommendation, board.tie_set, board.optimism)
     notes += [part.text for part in parts if part is not None]
-    return "\n".join([title, "", *rows, "", NOTE, "", *notes, *board.spent.text])
+    note = NOTE + EARLY * has_early
+    return "\n".join([title, "", *rows, "", note, "", *notes, *board.spent.text])

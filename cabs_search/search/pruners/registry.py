@@ -42,14 +42,15 @@ def find_pruner(name: str) -> MakePruner:
 
 def check_pruner(search: Search, tasks: Mapping[str, Task]) -> None:
     """Raise ValueError if there is no such pruner, or it does not fit to the sampler or a task."""
-    name = search.pruner
+    name = search.pruner_used
     if name is None:
         return
     find_pruner(name)
     if name == "surface":
-        if search.sampler != "surface":
+        if search.sampler_used != "surface":
             raise ValueError(
-                f"search.pruner: surface needs search.sampler: surface, but got {search.sampler!r}"
+                "search.pruner: surface needs search.sampler: surface, but got"
+                f" {search.sampler_used!r}"
             )
         return
     for task in tasks.values():

@@ -1,20 +1,17 @@
-"""The surface sampler's own rule: a candidate stops if it is unlikely to be the best."""
+"""The surface sampler's own rule: every candidate stops after its first block of items."""
 
 from __future__ import annotations
 
 import optuna
 from optuna.trial import FrozenTrial
 
-from cabs_search.search.samplers.surface import SurfaceSampler
-
 
 class SurfacePruner(optuna.pruners.BasePruner):  # type: ignore[misc]
-    """Asks the study's sampler what more items of a trial are worth."""
+    """Stops every trial: a surface learns more from another candidate than from more items."""
 
-    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Tell whether the sampler expects too little of a trial."""
-        sampler = study.sampler
-        return isinstance(sampler, SurfaceSampler) and sampler.is_hopeless(study, trial)
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:  # noqa: ARG002
+        """Stop a trial."""
+        return True
 
 
 def surface(candidates: int) -> optuna.pruners.BasePruner:  # noqa: ARG001

@@ -13,6 +13,8 @@ from optuna.distributions import BaseDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from cabs_search.search.coordinates import key_of
+
 Branch: TypeAlias = Mapping[str, Sequence[Any]]
 """Values of each parameter of a part of the space whose points have the same parameters."""
 MOST_POINTS = 1_000_000
@@ -118,11 +120,11 @@ class GridSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
 
     def _draw(self, study: Study) -> Mapping[str, Any]:
         """Take the next point that no trial has; nothing if there is none."""
-        had = {_key(trial.params) for trial in study.get_trials(deepcopy=False)}
+        had = {key_of(trial.params) for trial in study.get_trials(deepcopy=False)}
         while self._next < len(self._order):
             point = self._point(int(self._order[self._next]))
             self._next += 1
-            if _key(point) not in had:
+            if key_of(point) not in had:
                 return point
         return {}
 
@@ -134,7 +136,3 @@ class GridSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             rest, digit = divmod(rest, len(values))
             point[name] = values[digit]
         return point
-
-
-def _key(params: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
-    return frozenset((n, f"{v:.9g}" if isinstance(v, float) else str(v)) for n, v in params.items())

@@ -13,6 +13,7 @@ from cabs_search.search.samplers.awa import awa
 from cabs_search.search.samplers.cma_es import cma_es
 from cabs_search.search.samplers.gp import gp
 from cabs_search.search.samplers.grid import check_points, grid
+from cabs_search.search.samplers.nsga import nsga2, nsga3
 from cabs_search.search.samplers.quasi_random import quasi_random
 from cabs_search.search.samplers.random import random
 from cabs_search.search.samplers.surface import surface
@@ -32,7 +33,15 @@ SAMPLERS: dict[str, MakeSampler] = {
     "random": random,
     "quasi-random": quasi_random,
     "grid": grid,
+    "nsga2": nsga2,
+    "nsga3": nsga3,
 }
+FOR_ONE = frozenset({"surface", "cma-es", "awa"})
+"""Samplers that take one objective only."""
+FOR_SEVERAL = frozenset({"nsga2", "nsga3"})
+"""Samplers that take several objectives only."""
+FOR_SUMS = frozenset({"surface"})
+"""Samplers that take a weighted sum of the tasks' metrics only."""
 PACKAGES = {"cma-es": "cmaes", "awa": "cmaes"}
 """Packages, beside Optuna, that a sampler needs."""
 
@@ -57,6 +66,6 @@ def find_sampler(name: str) -> MakeSampler:
 
 def check_sampler(spec: Spec) -> None:
     """Raise ValueError if there is no such sampler, or the space is too large for it."""
-    find_sampler(spec.search.sampler)
-    if spec.search.sampler == "grid":
+    find_sampler(spec.search.sampler_used)
+    if spec.search.sampler_used == "grid":
         check_points(size(Candidates.of(spec)))

@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import norm
 
+from cabs_search.search.coordinates import (
+    Coordinates,
+    Floats,
+    Key,
+    Params,
+    Space,
+    key_of,
+    share_of,
+    value_at,
+)
 from cabs_search.search.surface import Answers, Predicted, ScoreModel
-
-Floats = npt.NDArray[np.float64]
-Params = dict[str, Any]
-Space = Mapping[str, BaseDistribution]
-Key = tuple[tuple[str, str], ...]
-"""Parameters and their values as text."""
 
 ANSWERS = "answers"
 """A trial's attribute in memory: its ``Answers`` by task."""
@@ -38,8 +36,6 @@ DRAWN, KEPT, ROUNDS = 300, 10, 3
 """Points drawn for each branch of the space; points that are looked around, and how often."""
 STEP = 0.1
 """Typical change of a parameter, as a share of its range, when a point is looked around."""
-PLAUSIBLE = 0.5
-"""Standard deviations that a trial's prediction may be below the best one, and go on."""
 VALUE = "value"
 """The one task of trials without answers."""
 
@@ -52,13 +48,21 @@ def surface(seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:
 class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     """Proposes what is expected to improve most on the best prediction so far."""
 
-    def __init__(self, *, seed: int | None = None, startup_trials: int = 10) -> None:
-        """Prepare; the first ``startup_trials`` are random."""
+    def __init__(
+        self,
+        *,
+        seed: int | None = None,
+        startup_trials: int = 10,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        """Prepare; the first ``startup_trials`` are random; ``weights`` as of ``ScoreModel``."""
+        self.weights = weights
         self._rng = np.random.default_rng(seed)
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._startup_trials = startup_trials
         self._model: ScoreModel | None = None
-        self._tasks: tuple[str, ...] = ()
+        self._fitted: tuple[Any, PlacedModel] | None = None
+        """What the model was fitted to, and the fitted model."""
         self.predicted: dict[int, Recommended] = {}
         """Predictions of proposals, by the trial's number."""
 
@@ -89,36 +93,22 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         pending = [other for other in running if other.number not in known and other.params]
         model = self._fit(study, trials, search_space)
-        best = float(model.predict([other.params for other in trials]).mean.max())
-        model.expect([other.params for other in pending])
+        best = float(model.predict_means([other.params for other in trials]).max())
+        model = model.expecting([other.params for other in pending])
 
         def gain(points: Sequence[Params]) -> Floats:
             predicted = model.predict(points)
             return _expected_improvement(predicted.mean - best, predicted.deviation)
 
-        tried = {_key(other.params) for other in (*trials, *pending)}
+        tried = {key_of(other.params) for other in (*trials, *pending)}
         found = self._maximize(gain, [*trials, *pending], search_space, tried)
         if found is None:
             return {}
         self.predicted[trial.number] = model.recommended(found)
         return found
 
-    def is_hopeless(self, study: Study, trial: FrozenTrial) -> bool:
-        """Tell whether a trial is too unlikely to be the best to score more of its items."""
-        trials = _learned(study)
-        numbers = [other.number for other in trials]
-        space = _varied(trials)
-        if trial.number not in numbers or not space:
-            return False
-        if len(trials) <= self._startup_trials:
-            return True  # a random point is there to be learned from
-        predicted = self._fit(study, trials, space).predict([other.params for other in trials])
-        own = numbers.index(trial.number)
-        hoped = predicted.mean[own] + PLAUSIBLE * predicted.deviation[own]
-        return bool(hoped < predicted.mean.max())
-
     def recommend(self, study: Study, *, only_scored: bool = False) -> Recommended | None:
-        """Return the point with the best prediction, but none that was stopped.
+        """Return the point with the best prediction.
 
         It depends on what the study knows alone, not on earlier proposals: a search that was killed
         and resumed recommends the same.
@@ -131,22 +121,21 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             None if nothing is known.
 
         """
-        trials = sorted(_learned(study), key=lambda other: _key(other.params))
+        trials = sorted(_learned(study), key=lambda other: key_of(other.params))
         space = _varied(trials)
         scored = [other for other in trials if other.state == TrialState.COMPLETE]
-        if not space or not scored:
+        if not space or (only_scored and not scored):
             return None
-        afresh = SurfaceSampler(seed=0)
+        afresh = SurfaceSampler(seed=0, weights=self.weights)
         model = afresh._fit(study, trials, space)
 
         def mean(points: Sequence[Params]) -> Floats:
-            return model.predict(points).mean
+            return model.predict_means(points)
 
         if only_scored:
             values = mean([other.params for other in scored])
             return model.recommended(scored[int(values.argmax())].params)
-        stopped = {_key(other.params) for other in trials if other.state == TrialState.PRUNED}
-        found = afresh._maximize(mean, trials, space, stopped)
+        found = afresh._maximize(mean, trials, space, excluded=())
         return None if found is None else model.recommended(found)
 
     def sample_independent(
@@ -163,11 +152,18 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     def _fit(self, study: Study, trials: Sequence[FrozenTrial], space: Space) -> PlacedModel:
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
         answers = [_answers(trial, sign) for trial in trials]
-        tasks = tuple(answers[0])
-        if self._model is None or tasks != self._tasks:
-            self._model, self._tasks = ScoreModel(tasks), tasks
+        known = [(trial.number, id(trial.user_attrs.get(ANSWERS))) for trial in trials]
+        fitted_to = known, space, self.weights
+        if self._fitted is not None and self._fitted[0] == fitted_to:
+            return self._fitted[1]
+        tasks = list(answers[0])
+        weights = None if tasks == [VALUE] else self.weights
+        if self._model is None or (self._model.tasks, self._model.weights) != (tasks, weights):
+            self._model = ScoreModel(tasks=tasks, weights=weights)
         placed = PlacedModel(Coordinates(space), self._model)
-        placed.fit([trial.params for trial in trials], answers)
+        points, numbers = [trial.params for trial in trials], [trial.number for trial in trials]
+        self._model.fit(*placed.coordinates.of(points), answers, numbers)
+        self._fitted = fitted_to, placed
         return placed
 
     def _maximize(
@@ -187,10 +183,10 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
 
         """
         pool = [params for branch in _branches(trials, space) for params in self._draw(branch)]
-        pool += [trial.params for trial in trials]
+        pool += [trial.params for trial in trials if key_of(trial.params) not in excluded]
         best: Params | None = None
         for _ in range(ROUNDS + 1):
-            fresh = {_key(params): params for params in pool}
+            fresh = {key_of(params): params for params in pool}
             pool = [params for key, params in fresh.items() if key not in excluded]
             if not pool:
                 break
@@ -205,7 +201,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         shares = self._rng.random((DRAWN, len(branch)))
         return [
             {
-                name: _at(share, kind)
+                name: value_at(share, kind)
                 for share, (name, kind) in zip(row, branch.items(), strict=True)
             }
             for row in shares.tolist()
@@ -221,8 +217,8 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
                 if isinstance(kind, CategoricalDistribution):
                     continue
                 if self._rng.random() < max(0.5, 1 / len(params)):
-                    share = _share(value, kind) + scale * self._rng.normal()
-                    changed[name] = _at(min(max(share, 0.0), 1.0), kind)
+                    share = share_of(value, kind) + scale * self._rng.normal()
+                    changed[name] = value_at(min(max(share, 0.0), 1.0), kind)
             found.append(changed)
         return found
 
@@ -244,88 +240,23 @@ class PlacedModel:
     coordinates: Coordinates
     model: ScoreModel
 
-    def fit(self, points: Sequence[Params], answers: Sequence[Mapping[str, Answers]]) -> None:
-        """See ``ScoreModel.fit``."""
-        self.model.fit(*self.coordinates.of(points), answers)
-
-    def expect(self, points: Sequence[Params]) -> None:
-        """See ``ScoreModel.expect``."""
-        self.model.expect(*self.coordinates.of(points))
+    def expecting(self, points: Sequence[Params]) -> PlacedModel:
+        """See ``ScoreModel.expecting``."""
+        return replace(self, model=self.model.expecting(*self.coordinates.of(points)))
 
     def predict(self, points: Sequence[Params]) -> Predicted:
         """See ``ScoreModel.predict``."""
         return self.model.predict(*self.coordinates.of(points))
+
+    def predict_means(self, points: Sequence[Params]) -> Floats:
+        """See ``ScoreModel.predict_means``."""
+        return self.model.predict_means(*self.coordinates.of(points))
 
     def recommended(self, point: Params) -> Recommended:
         """Return a point with its prediction."""
         predicted = self.predict([point])
         deviation = math.hypot(float(predicted.deviation[0]), predicted.noise)
         return Recommended(point, float(predicted.mean[0]), deviation)
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """Places of trials: numbers scaled to [-1, 1], and 1 for each choice taken.
-
-    A number whose name differs only in what stands before a colon, as the λ of a method with a
-    range of its own, is the same coordinate.
-    """
-
-    space: Space
-
-    def of(self, points: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats]:
-        """Return numbers [points, coordinates] and choices [points, choices]."""
-        numbers, choices = dict[str, int](), dict[tuple[str, str], int]()
-        for name, kind in self.space.items():
-            if isinstance(kind, CategoricalDistribution):
-                for value in kind.choices:
-                    choices.setdefault((name, str(value)), len(choices))
-            else:
-                numbers.setdefault(_plain(name), len(numbers))
-        x, arms = np.zeros((len(points), len(numbers))), np.zeros((len(points), len(choices)))
-        for row, params in enumerate(points):
-            for name, kind in self.space.items():
-                if name not in params:
-                    continue
-                if isinstance(kind, CategoricalDistribution):
-                    column = choices.get((name, str(params[name])))
-                    if column is not None:
-                        arms[row, column] = 1.0
-                else:
-                    x[row, numbers[_plain(name)]] = 2 * _share(params[name], kind) - 1
-        return x, arms
-
-
-def _plain(name: str) -> str:
-    return name.rpartition(":")[2]
-
-
-def _share(value: float, kind: FloatDistribution | IntDistribution) -> float:
-    """Return where in its range a number is, from 0 to 1."""
-    low, high = float(kind.low), float(kind.high)
-    if kind.log:
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    return (value - low) / (high - low)
-
-
-def _at(share: float, kind: BaseDistribution) -> Any:
-    """Return the value at a place in a range, from 0 to 1."""
-    if isinstance(kind, CategoricalDistribution):
-        return kind.choices[min(int(share * len(kind.choices)), len(kind.choices) - 1)]
-    low, high = float(kind.low), float(kind.high)
-    if kind.log:
-        value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
-    else:
-        value = low + share * (high - low)
-    if kind.step:
-        value = low + round((value - low) / kind.step) * kind.step
-    value = min(max(value, low), high)
-    return round(value) if isinstance(kind, IntDistribution) else value
-
-
-def _key(params: Mapping[str, Any]) -> Key:
-    texts = {n: f"{v:.9g}" if isinstance(v, float) else str(v) for n, v in params.items()}
-    return tuple(sorted(texts.items()))
 
 
 def _learned(study: Study, trial: FrozenTrial | None = None) -> list[FrozenTrial]:
@@ -335,7 +266,9 @@ def _learned(study: Study, trial: FrozenTrial | None = None) -> list[FrozenTrial
     other = [t for t in trials if trial is None or t.number != trial.number]
     answered = [t for t in other if t.user_attrs.get(ANSWERS)]
     if answered:
-        return [t for t in answered if t.params]
+        # of trials of the same point, the last one knows all that the others know
+        latest = {key_of(t.params): t for t in answered if t.params}
+        return list(latest.values())
     return [
         t for t in other if t.state == TrialState.COMPLETE and t.params and math.isfinite(t.value)
     ]

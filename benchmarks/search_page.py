@@ -1,0 +1,86 @@
+"""Page of replayed searches: docs/results/search.md and its picture, from search.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+PAGE, PICTURE = RESULTS / "search.md", RESULTS / "search.png"
+BEGIN, END = "<!-- tables: written by make bench-search -->", "<!-- end of tables -->"
+OURS = "surface"
+CLAIMS = ((5, "tpe", 50), (5, "awa", 300), (20, "tpe", 50), (50, "tpe", 50))
+"""Budget of ours, a rival, and its budget."""
+Floats = npt.NDArray[np.float64]
+
+
+def write(kept: Mapping[str, Any], budgets: Sequence[int]) -> None:
+    """Write tables and picture of all spaces."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    tables = [_table(space, found, budgets) for space, found in kept.items()]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{''.join(tables)}{END}{after}", encoding="utf-8")
+    draw(kept, budgets)
+
+
+def _table(space: str, found: Mapping[str, Any], budgets: Sequence[int]) -> str:
+    curves = {name: np.array(curve) for name, curve in found["curves"].items() if curve}
+    lines = [
+        f"### {space}",
+        "",
+        f"Emulated from {found['candidates']} recorded candidates; the mean score of a candidate"
+        f" that was left out is wrong by {100 * found['left out']:.1f} points, where candidates"
+        f" differ by {100 * found['spread']:.1f} (standard deviations).",
+        "",
+        "| recommended by | seeds | " + " | ".join(map(str, budgets)) + " |",
+        "|---" * (len(budgets) + 2) + "|",
+    ]
+    for name, curve in curves.items():
+        means = [f"{100 * mean:.1f}" for mean in curve.mean(axis=0)]
+        means += [""] * (len(budgets) - len(means))
+        lines.append(f"| {name} | {len(curve)} | " + " | ".join(means) + " |")
+    lines += ["", "| difference, paired over seeds | points | 95 % interval |", "|---|---|---|"]
+    for own, rival, budget in CLAIMS:
+        if OURS in curves and rival in curves:
+            low, mean, high = _paired(curves, budgets, own, rival, budget)
+            what, interval = f"{OURS} at {own} − {rival} at {budget}", f"{low:+.1f} to {high:+.1f}"
+            lines.append(f"| {what} | {mean:+.1f} | {interval} |")
+    return "\n".join(lines) + "\n\n"
+
+
+def _paired(
+    curves: Mapping[str, Floats], budgets: Sequence[int], own: int, rival: str, budget: int
+) -> tuple[float, float, float]:
+    count = min(len(curves[OURS]), len(curves[rival]))
+    ours = curves[OURS][:count, budgets.index(own)]
+    theirs = curves[rival][:count, budgets.index(budget)]
+    differences = 100 * (ours - theirs)
+    error = float(differences.std(ddof=1)) / np.sqrt(count)
+    margin = float(stats.t.ppf(0.975, count - 1)) * error
+    mean = float(differences.mean())
+    return mean - margin, mean, mean + margin
+
+
+def draw(kept: Mapping[str, Any], budgets: Sequence[int]) -> None:
+    """Draw a panel for each space: fresh score against full evaluations."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1 + 5 * len(kept), 4.5), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(kept)))
+    for ax, (space, found) in zip(axes, kept.items(), strict=True):
+        for name, curve in found["curves"].items():
+            if curve:
+                means = np.mean(curve, axis=0)
+                width = 3 if name == OURS else 1.2
+                ax.plot(budgets[: len(means)], 100 * means, "o-", ms=3, lw=width, label=name)
+        ax.set(xscale="log", xlabel="full evaluations spent", title=space)
+        ax.set(ylabel="score of what is recommended, on fresh items, %")
+        ax.set_xticks(budgets, map(str, budgets))
+        ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    figure.savefig(PICTURE, dpi=110)
