@@ -33,7 +33,8 @@ class PartScore(NamedTuple):
 def _part_score(outcomes: Outcomes, recipe: Recipe) -> PartScore:
     by_block = outcomes.block_results(recipe, "search").values()
     tasks = {task for by_task in by_block for task in by_task}
-    parts = [np.concatenate([by_task[task][0] for by_task in by_block]) for task in tasks]
+    of_task = [np.concatenate([by_task[task][0] for by_task in by_block]) for task in tasks]
+    parts = [part for part in of_task if len(part)]
     variances = [part.var() / len(part) for part in parts]
     means = [part.mean() for part in parts]
     return PartScore(float(np.mean(means)), float(np.sqrt(np.sum(variances)) / len(parts)))

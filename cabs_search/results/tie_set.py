@@ -54,6 +54,8 @@ def tie_set(
         tied = panel.tied(names)
     else:
         tied = panel.best_first([name for name in names if name in known])
+    if not tied:  # while rows are confirmed, those that are tied may not be whole yet
+        return None
     best, others = tied[0], tied[1:]
     needed = None
     if others:

@@ -39,6 +39,8 @@ class Budget:
         self.items = 0
         """Items scored of the study's candidates, also by earlier runs."""
         self._seconds = seconds
+        self._untaken = 0.0
+        """Seconds that were counted since the last call of ``take_seconds``."""
         self._since: float | None = None
         """The clock when seconds were last taken; None while nothing is searched."""
         self._scored, self._worked = 0, 0.0
@@ -50,16 +52,22 @@ class Budget:
 
     def stop_clock(self) -> None:
         """Count no more seconds."""
+        self._count_seconds()
         self._since = None
 
     def take_seconds(self) -> float:
         """Return the seconds that were counted since the last call."""
+        self._count_seconds()
+        taken, self._untaken = self._untaken, 0.0
+        return taken
+
+    def _count_seconds(self) -> None:
         if self._since is None:
-            return 0.0
+            return
         now = time.monotonic()
-        passed, self._since = now - self._since, now
-        self._seconds += passed
-        return passed
+        self._seconds += now - self._since
+        self._untaken += now - self._since
+        self._since = now
 
     @property
     def seconds(self) -> float:

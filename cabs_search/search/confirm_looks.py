@@ -103,7 +103,7 @@ class ConfirmLooks:
                 tied=frozenset(key for key, is_tied in tied if is_tied),
             )
         )
-        return [recipe for recipe in going_on if recipe.key not in self._ended | self._stays]
+        return [recipe for recipe in going_on if recipe.key not in self._ended]
 
     def _decide(self) -> Decisions:
         """Compute the decisions at all looks so far from the record."""

@@ -44,7 +44,8 @@ class EndedCandidates:
 
     def is_stopped(self, recipe_key: str) -> bool:
         """Tell whether a candidate was stopped, and has not been scored in full since."""
-        return recipe_key in self._stopped and recipe_key not in self.scored
+        is_over = recipe_key in self.scored or recipe_key in self._failed
+        return recipe_key in self._stopped and not is_over
 
     def same_model(self, recipe: Recipe) -> Recipe | None:
         """Return the candidate that is the same merged model: itself, another one, or None."""
@@ -66,7 +67,7 @@ class EndedCandidates:
             items -= self._stopped.get(recipe.key, 0)  # counted when it was stopped
         elif trial.state == TrialState.PRUNED:
             self._stopped[recipe.key] = items
-        elif recipe.key not in self:
+        elif recipe.key not in self.scored:
             self._failed.add(recipe.key)
         same = self._by_sum.setdefault(recipe.sum_key, recipe)
         if same.key not in self.scored:

@@ -90,5 +90,8 @@ class Judge:
         """Return the score by the items of some blocks, given as scores and losses by task."""
         assert self._objective.aggregate is not None
         parts = list(blocks)
-        means = {t: float(np.concatenate([b[t][0] for b in parts]).mean()) for t in self._tasks}
-        return float(self._objective.aggregate(means))
+        scores = {task: np.concatenate([part[task][0] for part in parts]) for task in self._tasks}
+        means = {task: float(own.mean()) for task, own in scores.items() if len(own)}
+        # a block may have no item of a task with few: it counts as the others do
+        others = float(np.mean(list(means.values())))
+        return float(self._objective.aggregate({t: means.get(t, others) for t in self._tasks}))

@@ -25,6 +25,8 @@ from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
 from cabs_search.search.storage import recipe_of
 from cabs_search.stats.race import Floats
 
+MOST_FRUITLESS = 10
+"""Proposals in a row without a new point after which the space counts as exhausted."""
 EXTRA_STARTUP_TRIALS = 4
 """Random trials, beside the space's baselines, before a sampler learns."""
 
@@ -86,6 +88,11 @@ class Proposer:
         """Tell a sampler that learns from items what tasks weigh in the score; None: the same."""
         if self._items_sampler is not None:
             self._items_sampler.weights = weights
+
+    @property
+    def is_exhausted(self) -> bool:
+        """True if the sampler finds nothing new, even in parts of the space that were not seen."""
+        return self._items_sampler is not None and self._items_sampler.fruitless >= MOST_FRUITLESS
 
     def enqueue(self, recipe: Recipe, trial_id: int | None = None) -> None:
         """Propose a recipe before the sampler's; with its trial's id if it is in the database."""
@@ -203,4 +210,5 @@ class Proposer:
 
 def _so_far(rounds: Floats) -> tuple[float, int]:
     """Return the mean score of the rounds that are scored, and their number."""
-    return float(np.nanmean(rounds)), int(np.isfinite(rounds).all(axis=1).sum())
+    scored = rounds[np.isfinite(rounds).all(axis=1)]
+    return float(scored.mean()) if len(scored) else 0.0, len(scored)

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from cabs_search.merging.recipe import Recipe
 from cabs_search.metrics.base import Values
@@ -39,7 +39,7 @@ from cabs_search.search.proposals import Proposer
 from cabs_search.search.pruners.registry import find_pruner
 from cabs_search.search.storage import StudyDatabase, has_ended_by_itself, is_recommended, recipe_of
 from cabs_search.search.twins import Twins
-from cabs_search.spec.study import Spec
+from cabs_search.spec.study import SURFACE, Spec
 from cabs_search.tasks.items import Ints, Items, SplitName
 
 MAX_DUPLICATES = 200
@@ -174,13 +174,15 @@ class Study:
                     continue
                 # a driver was killed after it wrote the error and before it ended the trial
                 trial = self._database.discard(trial_id)
-            scored = self._score(recipe) if recipe and has_ended_by_itself(trial) else None
+            is_complete = trial.state == TrialState.COMPLETE
+            scored = self._score(recipe) if recipe and is_complete else None
             self._proposer.add(trial, self._known.read(recipe, scored) if recipe else NOTHING)
             if recipe and has_ended_by_itself(trial):
                 self._budget.items += 0 if recipe.key in self._ended else self._recorded(recipe)
                 self._ended.add(trial, recipe, scored)
         for recipe in (*self._judge.first_candidates, *self._candidates.baseline_recipes):
-            if recipe.key not in queue and recipe.key not in self._ended:
+            is_whole = recipe.key in self._ended and not self._ended.is_stopped(recipe.key)
+            if recipe.key not in queue and not is_whole:
                 queue[recipe.key] = (recipe, None)
         for recipe, known_trial in queue.values():
             self._proposer.enqueue(recipe, known_trial)
@@ -293,13 +295,14 @@ class Study:
 
     def _next_candidate(self, job_id: str) -> Job | None:
         repeated = 0
-        if not self._judge.is_ready:
+        if not self._judge.is_ready or self._rows.has_candidates:
             return None
         for _ in range(MAX_DUPLICATES):
-            if not self._candidates_left():
+            if self.failure or not self._candidates_left():
                 return None
             self._budget.start_clock()
-            if self._is_time_to_recommend():
+            is_last = self._is_time_to_recommend()
+            if is_last:
                 if self._jobs.searching:
                     return None  # they may change what is best
                 self._enqueue_recommended()
@@ -313,22 +316,29 @@ class Study:
                 if not is_repeated:
                     self._proposer.tell(proposal.trial, None)
                 repeated += 1
+                if self._proposer.is_exhausted:
+                    break
                 continue
             self._repeated += repeated
             repeated = 0
+            if is_last and not self._ended.scored:
+                self._recommended.add(recipe.key)  # or nothing would have a score
             if trial_id is None:
-                is_last = recipe.key in self._recommended
-                trial_id = self._database.add(proposal.trial, recipe, is_recommended=is_last)
+                is_whole = recipe.key in self._recommended
+                trial_id = self._database.add(proposal.trial, recipe, is_recommended=is_whole)
             if proposal.expected is not None:
                 self.outcomes.expect(proposal.expected)
             job = self._job(recipe, "search")
             items = self._recorded(recipe)  # by an earlier run, or another study of the record
-            self._budget.items += items
+            self._budget.items += 0 if recipe.key in self._ended else items
             candidate = CandidateTrial(proposal.trial, trial_id)
             self._jobs[job_id] = OpenJob(job, candidate, items=items)
-            if job.todo:
+            # a driver may have been killed between a look's last block and the look
+            if job.todo and not self._is_at_look(recipe):
                 return job
             self.finish(job_id)
+            if job_id in self._jobs:  # it was looked at, and goes on
+                return self._next_waiting(job_id)
         if not self.exhausted:
             self.exhausted = True
             return self._next_candidate(job_id)  # what is recommended is still to be scored
@@ -344,12 +354,13 @@ class Study:
     def _enqueue_recommended(self) -> None:
         """Have the best prediction of the space scored in full, unless it is."""
         found = self._proposer.recommend()
-        if found is None:
+        if found is None or self._judge.is_outsider(found.recipe):
             return
         same = self._ended.same_model(found.recipe)
+        if same is None:
+            self.outcomes.expect(found)
         if same is None or self._ended.is_stopped(same.key):
             recipe = same or found.recipe
-            self.outcomes.expect(replace(found, recipe=recipe))
             self._recommended.add(recipe.key)
             self._proposer.enqueue(recipe)
 
@@ -368,8 +379,9 @@ class Study:
     def _has_row(self) -> bool:
         """Tell whether a row waits; the search's are chosen when its last candidate has ended."""
         is_searched = self._judge.is_ready and not self._jobs.searching
-        if is_searched and not (self._rows or self._rows.has_candidates):
+        if is_searched:
             self._budget.stop_clock()
+        if is_searched and not (self._rows or self._rows.has_candidates):
             scored, top = self._ended.scored, self.spec.search.confirm
             recommended = self._proposer.recommend(only_scored=True)
             if recommended is not None:
@@ -391,7 +403,7 @@ class Study:
         order = list(range(count))
         if split == "search" and self._is_raced(recipe):
             count = min(count, _next_look(len(recorded)))
-            if self._proposer.learns_from_items:
+            if self.spec.search.pruner_used == SURFACE:
                 # Candidates begin at different items, so that between them all items are learned.
                 start = int(recipe.key, 16) % len(order)
                 order = order[start:] + order[:start]
@@ -399,6 +411,11 @@ class Study:
             count = self._looks.due(recipe)
         todo = tuple(b for b in order[:count] if b not in recorded)
         return Job(recipe=recipe, split=split, todo=todo)
+
+    def _is_at_look(self, recipe: Recipe) -> bool:
+        """Tell whether as many blocks are recorded of a candidate as at a look."""
+        blocks = len(self.outcomes.done_blocks(recipe, "search"))
+        return self._is_raced(recipe) and blocks > 0 and blocks & (blocks - 1) == 0
 
     def _is_raced(self, recipe: Recipe) -> bool:
         """Tell whether a candidate may be stopped, unless it is there to be compared with."""

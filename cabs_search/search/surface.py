@@ -242,5 +242,7 @@ def _stretch(errors: Floats) -> float:
     World (2005).
 
     """
-    place = min(len(errors), math.ceil(0.9 * (len(errors) + 1))) - 1
-    return max(LEAST_STRETCH, float(np.sort(np.abs(errors))[place]) / NORMAL_90)
+    place = math.ceil(0.9 * (len(errors) + 1)) - 1
+    is_known = place < len(errors)  # else there are too few, and the largest may be too small
+    stretch = float(np.sort(np.abs(errors))[min(place, len(errors) - 1)]) / NORMAL_90
+    return max(LEAST_STRETCH if is_known else 1.0, stretch)

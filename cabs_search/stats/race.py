@@ -79,10 +79,12 @@ def rounds(scores: Sequence[Floats]) -> Floats:
         scores: for each task, scores of its items, [items of the task].
 
     Returns:
-        Each task's mean score in each round; as many rounds as the smallest task has items:
-        [rounds, tasks].
+        Each task's mean score in each round; as many rounds as the smallest task has items, also
+        none: [rounds, tasks].
 
     """
     count = min(map(len, scores))
+    if not count:
+        return np.empty((0, len(scores)))
     means = [[part.mean() for part in np.array_split(task, count)] for task in scores]
     return np.array(means, dtype=np.float64).T

@@ -208,3 +208,75 @@ def test_a_recommended_candidate_that_is_killed_is_scored_in_full(
     assert again.recipe == best
     count = len(bench.study.blocks["search"])
     assert again.todo == tuple(range(1, count)), "without a look, at which it may be stopped"
+
+
+def test_a_surface_that_is_killed_scores_nothing_twice(
+    pico: Path, items: Any, tmp_path: Path
+) -> None:
+    """The space ends before the budget; what is recommended was stopped and goes on to the end."""
+    values = spec_of(pico, "surface").as_dict()
+    values["space"] = {
+        "method": "task-arithmetic",
+        "lambda": {"low": 0.4, "high": 1.2, "step": 0.4},
+    }
+    values["search"] |= {"trials": 60, "block": 15}
+    spec = parse(values)
+    scored: list[tuple[str, str, int]] = []
+    for blocks in (7, 21, 5, 1, 1, 1, 1, 1, None):
+        bench = Bench(spec, tmp_path, items)
+        bench.run(blocks)
+        scored += bench.scored
+    assert len(scored) == len(set(scored)), "no block is scored twice"
+    assert not [t for t in bench.trials() if t.state == TrialState.RUNNING]
+    again = Bench(spec, tmp_path, items)
+    stopped = {f.recipe.key for f in bench.finished if f.state == "stopped"}
+    assert stopped & bench.outcomes.scored("search").keys(), "the best of the space goes on"
+    assert again.study.done == len(bench.finished) < spec.search.trials
+    assert [f.items for f in again.finished] == [f.items for f in bench.finished]
+    assert {f.items for f in again.finished if f.state == "stopped"} == {45}, "one block"
+    board = build_leaderboard(spec, bench.outcomes)
+    assert sum(f.items for f in again.finished) == board.spent.items["search"]
+    found = bench.outcomes.recommended()
+    assert found is not None
+    assert again.study._proposer.recommend(only_scored=True) == found, "it depends on scores alone"
+
+
+def test_a_recommended_candidate_that_fails_is_not_recommended_again(
+    pico: Path, items: Any, tmp_path: Path
+) -> None:
+    spec = spec_of(pico, "surface")
+    spec = replace(spec, search=replace(spec.search, trials=16, block=15))
+    for blocks in (26, 0):
+        bench = Bench(spec, tmp_path, items)
+        bench.run(blocks)
+    stopped = next(f.recipe for f in bench.finished if f.state == "stopped")
+    bench.study._recommended.add(stopped.key)
+    bench.study._proposer.enqueue(stopped)
+    for number in map(str, range(9)):  # those that were interrupted come first
+        job = bench.study.next_job(number)
+        assert job is not None
+        if job.recipe == stopped:
+            break
+    assert len(job.todo) == 2, "to the end"
+    bench.study.finish(number, "out of memory")
+    assert not bench.study._ended.is_stopped(stopped.key)
+    again = Bench(spec, tmp_path, items)
+    again.run()
+    assert again.study.failure is None
+    assert stopped.key not in again.outcomes.scored("search")
+
+
+@pytest.mark.parametrize("lambdas", [{"low": 0.8, "high": 0.8}, {"low": 0.8, "high": 1.0}])
+def test_the_only_candidates_of_a_small_space_are_scored_in_full(
+    pico: Path, items: Any, tmp_path: Path, lambdas: dict[str, float]
+) -> None:
+    values = spec_of(pico, "surface").as_dict()
+    values["space"] = {
+        "method": "task-arithmetic",
+        "lambda": lambdas | {"step": 0.2, "shared": True},
+    }
+    values["baselines"], values["search"]["block"] = {}, 15
+    bench = Bench(parse(values), tmp_path, items)
+    bench.run()
+    assert bench.study.chosen is not None
+    assert list(bench.study.chosen.recipe.lambda_by_name.values()) == [0.8] * 3

@@ -63,6 +63,8 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._model: ScoreModel | None = None
         self._fitted: tuple[Any, PlacedModel] | None = None
         """What the model was fitted to, and the fitted model."""
+        self.fruitless = 0
+        """Proposals in a row for which no point was left that no trial has had."""
         self.predicted: dict[int, Recommended] = {}
         """Predictions of proposals, by the trial's number."""
 
@@ -102,6 +104,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
 
         tried = {key_of(other.params) for other in (*trials, *pending)}
         found = self._maximize(gain, [*trials, *pending], search_space, tried)
+        self.fruitless = self.fruitless + 1 if found is None else 0
         if found is None:
             return {}
         self.predicted[trial.number] = model.recommended(found)
@@ -124,8 +127,10 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         trials = sorted(_learned(study), key=lambda other: key_of(other.params))
         space = _varied(trials)
         scored = [other for other in trials if other.state == TrialState.COMPLETE]
-        if not space or (only_scored and not scored):
+        if not trials or (only_scored and not scored):
             return None
+        if not space:  # there is one point
+            return _seen(trials[0])
         afresh = SurfaceSampler(seed=0, weights=self.weights)
         model = afresh._fit(study, trials, space)
 
@@ -161,8 +166,8 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         if self._model is None or (self._model.tasks, self._model.weights) != (tasks, weights):
             self._model = ScoreModel(tasks=tasks, weights=weights)
         placed = PlacedModel(Coordinates(space), self._model)
-        points, numbers = [trial.params for trial in trials], [trial.number for trial in trials]
-        self._model.fit(*placed.coordinates.of(points), answers, numbers)
+        points = [trial.params for trial in trials]
+        self._model.fit(*placed.coordinates.of(points), answers, [key_of(p) for p in points])
         self._fitted = fitted_to, placed
         return placed
 
@@ -231,6 +236,14 @@ class Recommended(NamedTuple):
     """Predicted score."""
     deviation: float
     """Standard deviation of the score on all items about it."""
+
+
+def _seen(trial: FrozenTrial) -> Recommended:
+    """Return a trial's point with its mean score so far."""
+    tasks = _answers(trial, 1.0).values()
+    means = [np.nanmean(own.scores) for own in tasks if np.isfinite(own.scores).any()]
+    mean = float(np.mean(means)) if means else float(trial.value)
+    return Recommended(trial.params, mean, 0.0)
 
 
 @dataclass(frozen=True)
