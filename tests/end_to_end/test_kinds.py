@@ -68,7 +68,7 @@ def make_values(root: Path, architecture: str) -> dict[str, Any]:
         "tasks": tasks,
         "space": {"nm": "2:8", "lambda": {"low": 0.5, "high": 2.0, "step": 0.1}},
         "baselines": {"task-arithmetic": {"lambda": [0.5]}},
-        "search": {"trials": TRIALS, "block": 10, "workers": 2, "confirm": 2},
+        "search": {"sampler": "tpe", "trials": TRIALS, "block": 10, "workers": 2, "confirm": 2},
         "device": "cpu",
     }
 

@@ -245,8 +245,8 @@ def test_a_recommended_candidate_that_fails_is_not_recommended_again(
     pico: Path, items: Any, tmp_path: Path
 ) -> None:
     spec = spec_of(pico, "surface")
-    spec = replace(spec, search=replace(spec.search, trials=16, block=15))
-    for blocks in (26, 0):
+    spec = replace(spec, search=replace(spec.search, block=15))
+    for blocks in (18, 0):
         bench = Bench(spec, tmp_path, items)
         bench.run(blocks)
     stopped = next(f.recipe for f in bench.finished if f.state == "stopped")
