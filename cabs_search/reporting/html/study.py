@@ -56,7 +56,7 @@ def study_page(board: Leaderboard, folder: Path) -> Page:
             *tied_number(board.tie_set, "confirmed candidates"),
             (
                 f"{board.candidates:,}",
-                f"candidates searched, each on {item_count(board, 'search'):,} items",
+                f"candidates scored on all {item_count(board, 'search'):,} search items",
             ),
         ),
         sections=tuple(section for make in makers if (section := make(board)) is not None),
