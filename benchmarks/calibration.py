@@ -206,6 +206,18 @@ def as_table(worlds: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def keep(
+    worlds: list[dict[str, Any]], repetitions: int, file: Path, table: str, marks: tuple[str, str]
+) -> None:
+    """Write results as JSON, and their table between two marks of the page."""
+    versions = {"python": platform.python_version(), "numpy": np.__version__}
+    plain = {"repetitions": repetitions, **versions, "worlds": worlds}
+    file.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    begin, end = marks
+    before, mark, after = PAGE.read_text(encoding="utf-8").partition(begin)
+    PAGE.write_text(f"{before}{mark}\n\n{table}{after[after.index(end) :]}", encoding="utf-8")
+
+
 def main() -> None:
     """Simulate every world and write the results to docs/."""
     options = argparse.ArgumentParser(description=__doc__)
@@ -215,13 +227,7 @@ def main() -> None:
     for world in WORLDS:
         found.append(asdict(world) | {"found": measure(world, chosen.repetitions)})
         print(world.name, {k: round(v, 4) for k, v in found[-1]["found"].items()}, flush=True)
-    versions = {"python": platform.python_version(), "numpy": np.__version__}
-    plain = {"repetitions": chosen.repetitions, **versions, "worlds": found}
-    FILE.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-    before, mark, after = PAGE.read_text(encoding="utf-8").partition(MARK)
-    PAGE.write_text(
-        f"{before}{mark}\n\n{as_table(found)}{after[after.index(END) :]}", encoding="utf-8"
-    )
+    keep(found, chosen.repetitions, FILE, as_table(found), (MARK, END))
     print(f"{FILE} and {PAGE}, {time.monotonic() - start:.0f} s")
 
 

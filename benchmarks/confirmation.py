@@ -10,8 +10,6 @@ it.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -34,6 +32,7 @@ from benchmarks.calibration import (
     as_scores,
     draw_latents,
     draw_scores,
+    keep,
     truths,
 )
 from cabs_search.stats.sequential import decide, first_items, look_ends, partial_means
@@ -170,13 +169,7 @@ def main() -> None:
     with ProcessPoolExecutor(2) as pool:
         found = list(pool.map(partial(measure, repetitions=chosen.repetitions), WORLDS))
     worlds = [asdict(w) | {"found": f} for w, f in zip(WORLDS, found, strict=True)]
-    versions = {"python": platform.python_version(), "numpy": np.__version__}
-    plain = {"repetitions": chosen.repetitions, **versions, "worlds": worlds}
-    FILE.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-    before, mark, after = PAGE.read_text(encoding="utf-8").partition(MARK)
-    PAGE.write_text(
-        f"{before}{mark}\n\n{as_table(worlds)}{after[after.index(END) :]}", encoding="utf-8"
-    )
+    keep(worlds, chosen.repetitions, FILE, as_table(worlds), (MARK, END))
     print(f"{FILE} and {PAGE}, {time.monotonic() - start:.0f} s")
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from benchmarks.landscapes import Landscape
 from cabs_search.search.surface import log_odds
+from cabs_search.stats.gaussian_process import matern
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -117,8 +118,6 @@ def _threshold(odds: Floats, scores: Floats) -> float:
 def _kernel(
     x: Floats, arms: Ints, other: Floats, other_arms: Ints, length: float, likeness: float
 ) -> Floats:
-    squares = ((x[:, None] - other[None]) ** 2).sum(axis=2)
-    scaled = np.sqrt(5 * squares) / length
-    matern = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
-    kernel: Floats = np.where(arms[:, None] == other_arms, 1.0, likeness) * matern
+    distance = np.sqrt(((x[:, None] - other[None]) ** 2).sum(axis=2)) / length
+    kernel: Floats = np.where(arms[:, None] == other_arms, 1.0, likeness) * matern(distance)
     return kernel

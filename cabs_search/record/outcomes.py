@@ -98,9 +98,9 @@ class Scored:
     """Metric by task."""
     evaluate_seconds: float
     aggregate: Aggregate = MEAN
-    """How the tasks' metrics make one score."""
+    """Rule that makes one score of the tasks' metrics."""
     values: tuple[float, ...] = ()
-    """What the search maximizes, if that is something else than the score."""
+    """Numbers that the search maximizes, if that is something else than the score."""
 
     @property
     def score(self) -> float:
@@ -109,7 +109,7 @@ class Scored:
 
     @property
     def objectives(self) -> tuple[float, ...]:
-        """What the search maximizes."""
+        """Numbers that the search maximizes."""
         return self.values or (self.score,)
 
     @property

@@ -61,7 +61,7 @@ class Comparison:
     spent: Cost
     notes: tuple[str, ...]
     objective: str = ""
-    """What the score is, in a sentence; empty: the mean of the tasks' metrics."""
+    """Sentence that says what the score is; empty: the mean of the tasks' metrics."""
 
     @property
     def score_name(self) -> str:

@@ -61,7 +61,7 @@ class Leaderboard:
     spent: Cost
     tried: tuple[Tried, ...]
     objective: str = ""
-    """What the score is, in a sentence; empty: the mean of the tasks' metrics."""
+    """Sentence that says what the score is; empty: the mean of the tasks' metrics."""
     front: tuple[str, ...] = ()
     """Keys of the candidates on the Pareto front, if the search had several objectives."""
 

@@ -44,7 +44,7 @@ class Row:
     text: str
     """Recipe in words."""
     objective: float | None = None
-    """What the search maximized, on the search split, if that is not the score."""
+    """Number that the search maximized, on the search split, if that is not the score."""
     against: Mapping[str, Contrast] = field(default_factory=dict)
     """Contrasts of candidates and baselines with BASELINE and FOUND, except with itself."""
     items: int
@@ -68,7 +68,7 @@ class Entry:
 
     @property
     def objective(self) -> float | None:
-        """What the search maximized, if it is one number that is not the score."""
+        """Number that the search maximized, if there is one that is not the score."""
         values = self.searched.values if self.searched else ()
         return values[0] if len(values) == 1 else None
 

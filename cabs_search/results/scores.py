@@ -66,7 +66,7 @@ class RecordScores:
     stopped: Mapping[str, PartScore] = field(default_factory=dict)
     """Mean scores of predicted candidates that were stopped, by recipe's key."""
     objective: Objective = field(default_factory=Objective)
-    """What the search maximized, with its references as far as they are scored."""
+    """Objective of the search, with its references as far as they are scored."""
     reference_items: int = 0
     """Search items of what the objective compares with and is no candidate."""
 

@@ -76,7 +76,7 @@ class JobSource(Protocol):
 
     @property
     def shares(self) -> list[Share]:
-        """What is spent of every limit of the search."""
+        """Parts of all limits of the search that are spent."""
 
     @property
     def done(self) -> int:

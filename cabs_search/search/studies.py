@@ -76,7 +76,7 @@ class Studies:
 
     @property
     def shares(self) -> list[Share]:
-        """What is spent of every limit of the searches together."""
+        """Parts of all limits of the searches together that are spent."""
         shares = [share for study in self._opened.values() for share in study.shares]
         shares += [share for name in self._unopened for share in self._budgets[name].shares(0)]
         units = {share.unit: [one for one in shares if one.unit == share.unit] for share in shares}

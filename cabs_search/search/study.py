@@ -199,7 +199,7 @@ class Study:
 
     @property
     def shares(self) -> list[Share]:
-        """What is spent of every limit of the search."""
+        """Parts of all limits of the search that are spent."""
         return self._budget.shares(self.done)
 
     def _candidates_left(self, at_a_time: int | None = None) -> int:

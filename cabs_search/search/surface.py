@@ -82,7 +82,7 @@ class _Fitted(NamedTuple):
 
 
 class _Unexplained(NamedTuple):
-    """What a surface leaves of a task's score."""
+    """Rest of a task's score that its surface does not explain."""
 
     residual: Floats
     """Score minus prediction, NaN where nothing is scored, [candidates]."""
@@ -140,10 +140,10 @@ class ScoreModel:
                     start = None if is_other else earlier
                     self._surfaces[task] = _fit_surface(features, scales, own, keys, start)
             parts.append(_unexplained(features, own, keys, self._surfaces.get(task)))
-        weights = [self._weight(task) for task in self.tasks]
-        residual = np.sum([w * p.residual for w, p in zip(weights, parts, strict=True)], axis=0)
-        variance = np.sum([w**2 * p.variance for w, p in zip(weights, parts, strict=True)], axis=0)
-        self._noise = sum(w**2 * p.noise for w, p in zip(weights, parts, strict=True))
+        weights = np.array([self._weight(task) for task in self.tasks])
+        residual = weights @ np.stack([part.residual for part in parts])
+        variance = weights**2 @ np.stack([part.variance for part in parts])
+        self._noise = float(weights**2 @ np.array([part.noise for part in parts]))
         rows = np.flatnonzero(np.isfinite(residual))
         if len(rows) > MOST_POINTS:
             best = np.argsort(-self._surface_means(features[rows]))[:MOST_POINTS]

@@ -62,7 +62,7 @@ class Search:
     seconds: Count | None = None
     """Time of searching, in all."""
     objective: ObjectiveField = "mean"
-    """What makes a candidate the best."""
+    """Objective: the number that makes a candidate the best."""
     sampler: Name = AUTO
     """Chooses candidates; see ``sampler_used``."""
     pruner: Name | None = AUTO

@@ -31,6 +31,13 @@ SAME_CHOICE = 0.7
 """Correlation that is left of f for each choice in which two points differ."""
 
 
+def matern(distance: Floats) -> Floats:
+    """Return Matérn's kernel with ν = 5/2 at distances in length scales."""
+    scaled = np.sqrt(5) * distance
+    kernel: Floats = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
+    return kernel
+
+
 @dataclass(frozen=True)
 class Kernel:
     """Amplitudes and length scale; one of the grid."""
@@ -45,10 +52,8 @@ class Kernel:
         squares = (x**2).sum(1)[:, None] + (other_x**2).sum(1) - 2 * x @ other_x.T
         distance = np.sqrt(np.maximum(squares, 0) / max(1, x.shape[1])) / self.length
         differ = np.abs(arms[:, None, :] - other_arms).sum(axis=2) / 2
-        scaled = np.sqrt(5) * distance
-        matern = (1 + scaled + scaled**2 / 3) * np.exp(-scaled)
         quadratic = (1 + x @ other_x.T / max(1, x.shape[1])) ** 2 / 4
-        shape = self.matern * matern + self.quadratic * quadratic
+        shape = self.matern * matern(distance) + self.quadratic * quadratic
         covariance: Floats = CONSTANT + shape * SAME_CHOICE**differ
         return covariance
 

@@ -40,8 +40,8 @@ from cabs_search.workflows.prepare import check_groups
 
 MOST_METHODS = 5000
 """Methods of a space to count vectors of."""
-TYPICAL = {"surface": "37 % of that in the quickstart", "race": "87 % of that in simulations"}
-"""What is known of the items that pruners leave of a number of candidates, by name."""
+TYPICAL = {"surface": "26 % of that in the quickstart", "race": "87 % of that in simulations"}
+"""Shares that are known of the items that pruners leave of a number of candidates, by name."""
 LIBRARY_BYTES = 700 << 20
 """Memory of torch, transformers and Ray in each worker."""
 

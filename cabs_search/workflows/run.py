@@ -26,7 +26,7 @@ class SearchResult:
     folder: Path
     leaderboard: Leaderboard
     best: Recipe
-    """What the search recommends, else the candidate with the best search score."""
+    """Candidate that the search recommends, else the candidate with the best search score."""
     scored_items: int
     """Items scored in this run; those on record are not scored again."""
     tracking_uri: str

@@ -1,1 +1,1 @@
-"""What a search maximizes: one file each, one line each in the registry."""
+"""Objectives of a search: one file each, one line each in the registry."""

@@ -1,4 +1,4 @@
-"""What an objective is."""
+"""Interface of an objective."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cabs_search.stats.aggregate import MEAN, Aggregate
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What makes a candidate the best: its score, unless a subclass says otherwise."""
+    """Number to maximize: a candidate's score, unless a subclass says otherwise."""
 
     aggregate: Aggregate | None = MEAN
-    """How the tasks' metrics make one score; None: as long as references are not scored."""
+    """Rule that makes one score of the tasks' metrics; None until references are scored."""
     text: str = ""
-    """What the score is, in a sentence for reports; empty: the mean of the tasks' metrics."""
+    """Sentence that says in reports what the score is; empty: the mean of the tasks' metrics."""
     names: tuple[str, ...] = ("score",)
     """Names of the numbers that the search maximizes."""
     references: tuple[Recipe, ...] = ()

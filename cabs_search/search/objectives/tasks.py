@@ -8,7 +8,7 @@ from cabs_search.spec.study import Spec
 
 
 class EachTask(Objective):
-    """As many objectives as tasks, in the order of their names."""
+    """Objectives, one for each task, in the order of their names."""
 
     def values(self, scored: Scored) -> tuple[float, ...]:
         """See ``Objective``."""

@@ -62,7 +62,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._startup_trials = startup_trials
         self._model: ScoreModel | None = None
         self._fitted: tuple[Any, PlacedModel] | None = None
-        """What the model was fitted to, and the fitted model."""
+        """Data that the model was fitted to, and the fitted model."""
         self.fruitless = 0
         """Proposals in a row for which no point was left that no trial has had."""
         self.predicted: dict[int, Recommended] = {}
