@@ -29,7 +29,8 @@ def _run(options: argparse.Namespace) -> None:
     from cabs_search.spec.load import load
     from cabs_search.workflows.run import run
 
-    spec = load(options.spec).override(**{field: getattr(options, field) for field in OVERRIDES})
+    given = {field: getattr(options, field) for field in OVERRIDES}
+    spec = load(options.spec).override(**given, refine=options.refine)
     result = run(spec, options.output, address=options.address, tracking_uri=options.tracking_uri)
     folder, uri = result.folder, result.tracking_uri
     if options.json:

@@ -65,12 +65,14 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
         "make four experts from real text once, then search how to merge them",
     )
     _add_search(made, *OF_STUDY)
+    _add_refine(made)
 
     made = command(
         "run", _run, "search a space; run again on the same folder, it goes on where it stopped"
     )
     made.add_argument("spec", metavar="SPEC", help=SPEC)
     _add_search(made, *OF_STUDY)
+    _add_refine(made)
 
     made = command(
         "compare", _compare, "the same search for each method, order, n:m or density, and one table"
@@ -144,6 +146,12 @@ def _add_search(command: argparse.ArgumentParser, trials: str, output: str) -> N
     )
     command.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow's (default: SQLite in the folder)"
+    )
+
+
+def _add_refine(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--refine", action="store_true", help="refine λ by gradient after the search"
     )
 
 

@@ -135,7 +135,12 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             self._bench.materialize(job.recipe)
         ready = time.perf_counter()
         context = self._context
-        outcomes = self._bench.score(context.items[job.split], context.blocks[job.split][block])
+        items, rows = context.items[job.split], context.blocks[job.split][block]
+        gradients = None
+        if job.purpose == "gradient":
+            outcomes, gradients = self._bench.score_with_gradients(items, rows)
+        else:
+            outcomes = self._bench.score(items, rows)
         for task, outcome in outcomes.items():
             if not np.isfinite(outcome.losses).all():
                 raise ValueError(f"the loss on {task} is not finite")
@@ -144,6 +149,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             outcomes=outcomes,
             materialize_seconds=ready - start,
             evaluate_seconds=time.perf_counter() - ready,
+            gradients=gradients,
         )
 
 

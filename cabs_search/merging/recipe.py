@@ -29,6 +29,8 @@ Groups = tuple[tuple[str, str], ...]
 fits.
 """
 SUM = Sum()
+MOST_SHOWN = 12
+"""Most λ that a recipe's text names one by one; of more it has each expert's least and largest."""
 MOST_LAMBDA = 1e6
 """Largest |λ|, so that float32 sums stay finite."""
 
@@ -170,7 +172,12 @@ class Recipe:
     def __str__(self) -> str:
         if self.is_shared:
             return f"{self.method} λ={self.lambdas[0][1]:g}"
-        return " ".join([str(self.method), *(f"{key}={value:g}" for key, value in self.lambdas)])
+        if len(self.lambdas) <= MOST_SHOWN:
+            shown = [f"{key}={value:g}" for key, value in self.lambdas]
+        else:
+            values = {e: [v for key, v in self.lambdas if key.expert == e] for e in self.experts}
+            shown = [f"{e}={min(own):.2g}…{max(own):.2g}" for e, own in values.items()]
+        return " ".join([str(self.method), *shown])
 
 
 def lambda_key(name: str, groups: Groups) -> LambdaKey:

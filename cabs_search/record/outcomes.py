@@ -174,7 +174,7 @@ class Outcomes:
         self._clock = time.monotonic()
         try:
             use_write_ahead_log(self.path)
-            with self._connect() as db:
+            with self.transaction() as db:
                 is_new = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
                 db.executescript(f"{SCHEMA} PRAGMA user_version = {VERSION};" if is_new else SCHEMA)
                 version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -198,7 +198,7 @@ class Outcomes:
                 self._kept = None
 
     @contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """Open a transaction, on the kept connection if there is one."""
         if self._kept is not None:
             with self._kept:
@@ -220,7 +220,7 @@ class Outcomes:
 
         """
         study = _identity(spec, items, weights)
-        with self._connect() as db:
+        with self.transaction() as db:
             known = dict(db.execute("SELECT key, value FROM study"))
             for key in sorted(known.keys() | study.keys()):
                 if known and known.get(key) != study.get(key):
@@ -234,7 +234,7 @@ class Outcomes:
 
     def bound(self) -> list[Bound]:
         """Return the items that the record is tied to, by task and split."""
-        with self._connect() as db:
+        with self.transaction() as db:
             study = dict(db.execute("SELECT key, value FROM study"))
             rows = db.execute("SELECT task, split, count(*) FROM items GROUP BY task, split")
             counts = {(task, split): count for task, split, count in rows}
@@ -251,7 +251,7 @@ class Outcomes:
 
     def study_id(self) -> str:
         """Return the record's random id, which the Optuna study and the MLflow runs refer to."""
-        with self._connect() as db:
+        with self.transaction() as db:
             db.execute("INSERT OR IGNORE INTO search VALUES ('id', ?)", (uuid.uuid4().hex,))
             return str(db.execute("SELECT value FROM search WHERE key = 'id'").fetchone()[0])
 
@@ -266,31 +266,35 @@ class Outcomes:
     def conclude(self, confirmation: Confirmation | None) -> None:
         """Keep which rows ended early; None: all rows are scored on all items."""
         if confirmation is None:
-            with self._connect() as db:
+            with self.transaction() as db:
                 db.execute("DELETE FROM search WHERE key = 'confirmation'")
         else:
             kept = [sorted(confirmation.ended), sorted(confirmation.tied)]
-            self._keep_text("confirmation", json.dumps(kept))
+            self.keep_text("confirmation", json.dumps(kept))
 
     def confirmation(self) -> Confirmation | None:
         """Return which rows ended early; None where all rows are scored on all items."""
-        with self._connect() as db:
-            query = "SELECT value FROM search WHERE key = 'confirmation'"
-            kept = db.execute(query).fetchone()
+        kept = self.kept_text("confirmation")
         if kept is None:
             return None
-        ended, tied = json.loads(kept[0])
+        ended, tied = json.loads(kept)
         return Confirmation(ended=frozenset(ended), tied=frozenset(tied))
 
     def _keep(self, key: str, expected: Expected) -> None:
         values = [expected.recipe.as_dict(), expected.mean, expected.deviation]
-        self._keep_text(key, json.dumps(values))
+        self.keep_text(key, json.dumps(values))
 
-    def _keep_text(self, key: str, text: str) -> None:
-        with self._connect() as db:
-            known = db.execute("SELECT value FROM search WHERE key = ?", (key,)).fetchone()
-            if known != (text,):  # a run that finds nothing new writes nothing
+    def keep_text(self, key: str, text: str) -> None:
+        """Keep a text of the search under a key."""
+        if self.kept_text(key) != text:  # a run that finds nothing new writes nothing
+            with self.transaction() as db:
                 db.execute("INSERT OR REPLACE INTO search VALUES (?, ?)", (key, text))
+
+    def kept_text(self, key: str) -> str | None:
+        """Return a text that was kept; None if there is none."""
+        with self.transaction() as db:
+            found = db.execute("SELECT value FROM search WHERE key = ?", (key,)).fetchone()
+        return found[0] if found else None
 
     def recommended(self) -> Expected | None:
         """Return what a single study recommends; None if it recommends nothing."""
@@ -302,7 +306,7 @@ class Outcomes:
 
     def _kept_as(self, pattern: str) -> list[Expected]:
         query = "SELECT value FROM search WHERE key LIKE ? ORDER BY rowid"
-        with self._connect() as db:
+        with self.transaction() as db:
             kept = [json.loads(text) for (text,) in db.execute(query, (pattern,))]
         return [
             Expected(recipe=Recipe.from_dict(recipe), mean=mean, deviation=deviation)
@@ -324,14 +328,14 @@ class Outcomes:
         rows = [row for block in blocks for row in _block_rows(block)]
         now = time.monotonic()
         amounts, self._clock = {"wall": now - self._clock, **(spent or {})}, now
-        with self._connect() as db:
+        with self.transaction() as db:
             db.executemany("INSERT OR IGNORE INTO recipes VALUES (?, ?)", recipes.items())
             db.executemany("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             db.executemany(ADD_AMOUNT, amounts.items())
 
     def spent(self) -> dict[str, float]:
         """Return seconds and other amounts of all runs, by what they were spent on."""
-        with self._connect() as db:
+        with self.transaction() as db:
             seconds = db.execute("SELECT split, sum(evaluate_seconds) FROM blocks GROUP BY split")
             amounts = {f"evaluate {split}": total for split, total in seconds}
             amounts |= dict(db.execute("SELECT what, amount FROM spent"))
@@ -340,14 +344,14 @@ class Outcomes:
     def search_seconds(self, value: str = "") -> float:
         """Return the seconds that were searched; ``value``: of a comparison, in which search."""
         query = "SELECT amount FROM spent WHERE what = ?"
-        with self._connect() as db:
+        with self.transaction() as db:
             stored = db.execute(query, (SEARCHING + value,)).fetchone()
         return stored[0] if stored else 0.0
 
     def clusters(self, split: SplitName) -> dict[str, npt.NDArray[np.int64]]:
         """Return the number of each item's group by task, counted from 0, [items]."""
         query = "SELECT task, count(*) FROM items WHERE split = ? GROUP BY task"
-        with self._connect() as db:
+        with self.transaction() as db:
             known = dict(db.execute("SELECT key, value FROM search"))
             counts = dict(db.execute(query, (split,)))
         stored = {task: known.get(_groups_key(split, task)) for task in self._tasks}
@@ -359,7 +363,7 @@ class Outcomes:
     def done_blocks(self, recipe: Recipe, split: SplitName) -> set[int]:
         """Return the numbers of a split's blocks that are scored for a recipe."""
         query = "SELECT DISTINCT block FROM blocks WHERE recipe = ? AND split = ?"
-        with self._connect() as db:
+        with self.transaction() as db:
             return {number for (number,) in db.execute(query, (recipe.key, split))}
 
     def block_results(
@@ -371,7 +375,7 @@ class Outcomes:
             " ORDER BY task"
         )
         by_block: dict[int, dict[str, tuple[Floats, Floats]]] = {}
-        with self._connect() as db:
+        with self.transaction() as db:
             for number, task, *stored in db.execute(query, (recipe.key, split)):
                 scores, losses = (np.frombuffer(part, "<f4").astype(float) for part in stored)
                 by_block.setdefault(number, {})[task] = scores, losses
@@ -380,7 +384,7 @@ class Outcomes:
     def unfinished(self, split: SplitName) -> tuple[int, int]:
         """Return how many recipes have some items of a split scored but not all, and the items."""
         query = "SELECT recipe, sum(length(scores)) / 4 FROM blocks WHERE split = ? GROUP BY recipe"
-        with self._connect() as db:
+        with self.transaction() as db:
             count = db.execute("SELECT count(*) FROM items WHERE split = ?", (split,)).fetchone()[0]
             parts = [n for _, n in db.execute(query, (split,)) if n < count]
         return len(parts), sum(parts)
@@ -401,7 +405,7 @@ class Outcomes:
             ended: keys of recipes that are returned with the items they have.
 
         """
-        with self._connect() as db:
+        with self.transaction() as db:
             stored = dict(db.execute("SELECT key, recipe FROM recipes"))
             keys = [key for (key,) in db.execute(RECIPES_BY_COMPLETION, (split,))]
         recipes = [Recipe.from_dict(json.loads(stored[key])) for key in keys]
@@ -431,7 +435,7 @@ class Outcomes:
 
         """
         labels = self.labels(split) if labels is None else labels
-        with self._connect() as db:
+        with self.transaction() as db:
             rows: list[BlockRow] = list(db.execute(BLOCKS_OF_RECIPE, (recipe.key, split)))
         tasks, scores = {}, {}
         for name, task in self._tasks.items():
@@ -446,7 +450,7 @@ class Outcomes:
         """Return the items' labels by task, in the study's order."""
         query = "SELECT task, label FROM items WHERE split = ? ORDER BY task, position"
         stored: dict[str, list[Any]] = {}
-        with self._connect() as db:
+        with self.transaction() as db:
             for task, label in db.execute(query, (split,)):
                 stored.setdefault(task, []).append(json.loads(label))
         return {task: self._tasks[task].kind.values(labels) for task, labels in stored.items()}

@@ -19,11 +19,13 @@ from cabs_search.results.as_reported import Reported, as_reported
 from cabs_search.results.optimism import Optimism, optimism_of
 from cabs_search.results.panel import Contrast
 from cabs_search.results.recommendation import Recommendation, recommendation_of
+from cabs_search.results.refinement import Refinement
 from cabs_search.results.rows import (
     BASELINE,
     FOUND,
     RECOMMENDED,
     SIGNIFICANT,
+    START,
     Row,
     make_rows,
     merged_entry,
@@ -54,6 +56,7 @@ class Leaderboard:
     baseline: str | None
     """Label of the best baseline, by search score."""
     recommendation: Recommendation | None = None
+    refinement: Refinement | None = None
     tie_set: TieSet | None
     optimism: Optimism | None
     as_reported: tuple[Reported, ...]
@@ -112,7 +115,10 @@ def build_leaderboard(spec: Spec, outcomes: Outcomes) -> Leaderboard:
 
 def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
     """Compute the leaderboard from scores."""
-    searched, confirmed = scores.searched, scores.confirmed
+    spent, refinement, refined = cost_of(scores), scores.refinement, _refined_rows(scores)
+    known, confirmed = scores.refined_keys, scores.confirmed
+    searched = {key: s for key, s in scores.searched.items() if key not in known}
+    scores = replace(scores, searched=searched)
     best_shared = Candidates.of(spec).best_shared(searched)
     shared = [s for s in best_shared.values() if s.recipe.key in confirmed]
     top = best_of(searched.values(), spec.search.confirm)
@@ -123,7 +129,9 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
         scores.recommended, scores.expected, searched, scores.stopped
     )
     if recommendation is not None and recommendation.key in confirmed:
-        found = {RECOMMENDED: searched[recommendation.key]} | found
+        label = START if RECOMMENDED in refined else RECOMMENDED
+        found = {label: searched[recommendation.key]} | found
+    found = refined | found
     entries = reference_entries(reference_recipes(spec.experts), spec.heads, confirmed)
     entries += [
         merged_entry(f"best shared-λ {s.recipe.method.name}", "baseline", s, confirmed)
@@ -137,9 +145,11 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
         references[BASELINE] = ranked(shared)[0].recipe.key
     if FOUND in found:
         references[FOUND] = found[FOUND].recipe.key
+    if refinement is not None and refinement.start in confirmed and refined:
+        references[START] = refinement.start
     candidates = list(dict.fromkeys(s.recipe.key for s in [*found.values(), *shared]))
-    known = scores.confirmation.tied if scores.confirmation else None
-    ties = tie_set(panel, candidates, known=known)
+    tied = scores.confirmation.tied if scores.confirmation else None
+    ties = tie_set(panel, candidates, known=tied)
     rows = make_rows(entries, panel, ties.labels if ties else (), references) if entries else []
     # rows with one recipe share a key: the first of them names it
     label_of = {entry.key: entry.label for entry in reversed(entries)}
@@ -159,11 +169,42 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
             else None
         ),
         as_reported=as_reported(_scores_by_method(searched.values()), spec.search.confirm),
-        spent=cost_of(scores),
+        refinement=_with_gains(refinement, rows),
+        spent=spent,
         tried=tuple(tried_candidates(searched)),
         objective=scores.objective.text,
         front=tuple(s.recipe.key for s in on_front(searched.values())) if several else (),
     )
+
+
+def _refined_rows(scores: RecordScores) -> dict[str, Scored]:
+    """Return refined candidates that are confirmed, by the label of their row, the finest first.
+
+    The label ``recommended`` is the finest one's if it is better than what it began with.
+    """
+    rows: dict[str, Scored] = {}
+    refinement = scores.refinement
+    for level in refinement.kept if refinement else ():
+        if level.key in scores.confirmed and level.key in scores.searched:
+            label = f"refined by {level.level}"
+            if refinement and refinement.is_better and level is refinement.kept[-1]:
+                label = RECOMMENDED
+            rows = {label: scores.searched[level.key]} | rows
+    return rows
+
+
+def _with_gains(refinement: Refinement | None, rows: Sequence[Row]) -> Refinement | None:
+    """Return a refinement whose text says what each level gained on fresh items."""
+    if refinement is None:
+        return None
+    by_key = {row.key: row for row in rows}
+    gains = [
+        f"{level.level} {_in_words(by_key[level.key].against[START])}"
+        for level in refinement.kept
+        if level.key in by_key and START in by_key[level.key].against
+    ]
+    text = f" On fresh items, against the {START}: {'; '.join(gains)}." if gains else ""
+    return replace(refinement, text=refinement.text + text)
 
 
 def _scores_by_method(searched: Iterable[Scored]) -> dict[str, list[float]]:

@@ -14,6 +14,8 @@ BASELINE, FOUND = "best baseline", "best found"
 """Rows that others are tested against."""
 RECOMMENDED = "recommended"
 """Label of the row of what a search recommends."""
+START = "start of refining"
+"""Row of what was refined by gradient, if that has one of its own; others are tested against it."""
 SIGNIFICANT = 0.05
 Role = Literal["base", "expert", "ideal", "baseline", "candidate"]
 
@@ -46,7 +48,7 @@ class Row:
     objective: float | None = None
     """Number that the search maximized, on the search split, if that is not the score."""
     against: Mapping[str, Contrast] = field(default_factory=dict)
-    """Contrasts of candidates and baselines with BASELINE and FOUND, except with itself."""
+    """Contrasts of candidates and baselines with BASELINE, FOUND and START, except with itself."""
     items: int
     """Items that it was scored on; where these are not all, scores are what is expected on all."""
     tied: bool = False

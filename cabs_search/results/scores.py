@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cabs_search.merging.recipe import Recipe
+from cabs_search.record.evaluations import read_note
 from cabs_search.record.outcomes import Confirmation, Expected, Outcomes, Scored
 from cabs_search.results.panel import ItemScores, Panel
+from cabs_search.results.refinement import Refinement, refinement_of
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.objectives.base import Objective
 from cabs_search.search.objectives.registry import objective_of, outsiders, with_references
@@ -67,8 +69,15 @@ class RecordScores:
     """Mean scores of predicted candidates that were stopped, by recipe's key."""
     objective: Objective = field(default_factory=Objective)
     """Objective of the search, with its references as far as they are scored."""
+    refinement: Refinement | None = None
+    """Findings of refining by gradient; None for a part."""
     reference_items: int = 0
     """Search items of what the objective compares with and is no candidate."""
+
+    @property
+    def refined_keys(self) -> set[str]:
+        """Keys of the candidates that were refined by gradient."""
+        return {level.key for level in self.refinement.kept} if self.refinement else set()
 
     @classmethod
     def read(
@@ -121,6 +130,7 @@ class RecordScores:
             unfinished=outcomes.unfinished("search") if wanted is None else (0, 0),
             confirmation=confirmation,
             recommended=outcomes.recommended() if wanted is None else None,
+            refinement=refinement_of(read_note(outcomes)) if wanted is None else None,
             expected=tuple(expected),
             stopped={recipe.key: _part_score(outcomes, recipe) for recipe in stopped},
         )

@@ -33,8 +33,12 @@ def cost_of(scores: RecordScores) -> Cost:
     items |= {"confirm": sum(confirm)}
     seconds = dict(scores.spent)
     repeated = int(seconds.pop("repeated", 0))
+    if refined := int(seconds.pop("refine items", 0)):
+        items["refine"] = refined
     methods = {s.recipe.method for s in scores.searched.values()}
     text = [f"{items['search']:,} items scored in the search, {items['confirm']:,} to confirm."]
+    if refined:
+        text[0] = text[0].removesuffix(".") + f", {refined:,} to refine (a backward pass counts 2)."
     whole = sum(len(labels) for labels in scores.labels["confirm"].values())
     if saved := sum(whole - count for count in confirm):
         early = sum(count < whole for count in confirm)

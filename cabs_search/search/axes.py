@@ -177,7 +177,7 @@ def _with(spec: Spec, label: str, chosen: Mapping[str, Any]) -> Spec:
             baselines[method] = _kept(given, chosen)
     # rows of several studies are compared, so that none can be judged by its own study's rows
     most = min(spec.search.confirm, MOST_CONFIRMED)
-    search = replace(spec.search, confirm=most, confirm_stops=False)
+    search = replace(spec.search, confirm=most, confirm_stops=False, refine=None)
     name = f"{spec.name} {label}"
     return replace(spec, name=name, space=space, baselines=baselines, search=search)
 

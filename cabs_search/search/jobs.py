@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import Scored
@@ -26,6 +29,8 @@ class Job:
     """Blocks that are not recorded yet."""
     alone: bool = False
     """True if it must be a worker's only job, because a worker died over it."""
+    purpose: Literal["score", "gradient", "held out"] = "score"
+    """``gradient`` and ``held out`` are evaluations of a refinement, no candidate's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,8 @@ class BlockResult:
     """Per-item outcomes by task."""
     materialize_seconds: float
     evaluate_seconds: float
+    gradients: Mapping[str, npt.NDArray[np.float32]] | None = None
+    """Gradients by task, [experts, tensors], if the job asks for them."""
 
 
 @dataclass(frozen=True, kw_only=True)

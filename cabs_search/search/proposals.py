@@ -112,6 +112,10 @@ class Proposer:
         """Number of recipes to propose before the sampler's."""
         return len(self._queue)
 
+    def is_queued(self, recipe: Recipe) -> bool:
+        """Tell whether a recipe is to be proposed before the sampler's."""
+        return any(queued.key == recipe.key for queued, _ in self._queue)
+
     def _expected(self, recipe: Recipe, number: int) -> Expected | None:
         predicted = self._items_sampler.predicted.pop(number, None) if self._items_sampler else None
         if predicted is None:

@@ -22,11 +22,11 @@ from optuna.trial import FrozenTrial, TrialState
 from cabs_search.merging.recipe import Recipe
 from cabs_search.metrics.base import Values
 from cabs_search.record.folder import StudyId
-from cabs_search.record.outcomes import SEARCHING, Block, Outcomes, Scored
+from cabs_search.record.outcomes import SEARCHING, Block, Expected, Outcomes, Scored
 from cabs_search.scoring.batches import blocks
 from cabs_search.search import space
 from cabs_search.search.budget import Budget, Share
-from cabs_search.search.candidates import Candidates, reference_recipes
+from cabs_search.search.candidates import Candidates, ranked, reference_recipes
 from cabs_search.search.confirm import ConfirmQueue, rows_to_compare, rows_to_confirm
 from cabs_search.search.confirm_looks import ConfirmLooks
 from cabs_search.search.ended import EndedCandidates, OnFinished
@@ -37,6 +37,7 @@ from cabs_search.search.objectives.registry import objective_identity, objective
 from cabs_search.search.open_jobs import MAX_WORKER_DEATHS, CandidateTrial, OpenJob, OpenJobs
 from cabs_search.search.proposals import Proposer
 from cabs_search.search.pruners.registry import find_pruner
+from cabs_search.search.refine.stage import RefineStage
 from cabs_search.search.storage import StudyDatabase, has_ended_by_itself, is_recommended, recipe_of
 from cabs_search.search.twins import Twins
 from cabs_search.spec.study import SURFACE, Spec
@@ -94,6 +95,7 @@ class Study:
         on_finished: OnFinished = lambda _: None,
         confirms_references: bool = True,
         is_busy: IsBusy = lambda *_: False,
+        tensors: Sequence[str] = (),
     ) -> None:
         """Resume what is in ``database``: ended candidates count, interrupted ones come first.
 
@@ -105,6 +107,7 @@ class Study:
             on_finished: told each candidate that ends, those of earlier runs first.
             confirms_references: whether to confirm base and experts too.
             is_busy: for several studies of one record, which confirm each recipe once.
+            tensors: names of the merged tensors, to refine λ.
 
         Raises:
             ValueError: the objective cannot compare with what is on record.
@@ -148,10 +151,13 @@ class Study:
         references = list(reference_recipes(spec.experts).values()) if confirms_references else []
         self._rows = ConfirmQueue(references)
         self._looks = ConfirmLooks(spec, self.blocks["confirm"], outcomes, references)
+        self._refining = RefineStage(spec, tensors, len(self._block_items), outcomes, self.id.value)
         self._is_busy = is_busy
         self._failed_in_a_row = 0
         self._recommended: set[str] = set()
         """Keys of recipes that were recommended."""
+        self._refined: dict[str, Recipe] = {}
+        """What refining has found, coarse to fine, by the recipe's key."""
         self._chosen: Scored | None = None
         self._repeated = 0
         """Duplicate proposals that are not recorded yet."""
@@ -225,13 +231,13 @@ class Study:
     def left(self) -> int:
         """Jobs not given out yet, as far as they can be counted."""
         candidates = 0 if self.exhausted else self._candidates_left()
-        return candidates + self._jobs.waiting + len(self._rows)
+        return candidates + self._jobs.waiting + self._refining.waiting + len(self._rows)
 
     @property
     def phase(self) -> str:
         """The stage of the work, for the progress bar."""
         if not self._rows.has_candidates:
-            return "search"
+            return self._refining.phase or "search"
         return f"confirm ({len(self._rows) + len(self._jobs)} rows left)"
 
     @property
@@ -259,12 +265,20 @@ class Study:
         """
         if self.failure:
             return None
-        sources = (self._next_waiting, self._next_reference, self._next_candidate, self._next_row)
+        sources = (
+            self._next_waiting,
+            self._next_reference,
+            self._next_candidate,
+            self._next_evaluation,
+            self._next_row,
+        )
         return next(filter(None, (source(job_id) for source in sources)), None)
 
     def _next_waiting(self, job_id: str) -> Job | None:
         while waiting := self._jobs.pop_waiting():
-            job = self._job(waiting.job.recipe, waiting.job.split)
+            job = waiting.job
+            if job.purpose == "score":
+                job = self._job(job.recipe, job.split)
             waiting.job = replace(job, alone=self._jobs.killed_a_worker(job.recipe))
             self._jobs[job_id] = waiting
             if job.todo:
@@ -298,7 +312,8 @@ class Study:
         if not self._judge.is_ready or self._rows.has_candidates:
             return None
         for _ in range(MAX_DUPLICATES):
-            if self.failure or not self._candidates_left():
+            has_room = self._candidates_left() or (self._refined and self._proposer.queued)
+            if self.failure or not has_room:
                 return None
             self._budget.start_clock()
             is_last = self._is_time_to_recommend()
@@ -364,6 +379,43 @@ class Study:
             self._recommended.add(recipe.key)
             self._proposer.enqueue(recipe)
 
+    def _next_evaluation(self, job_id: str) -> Job | None:
+        """Open an evaluation of the refinement, after the last candidate of the search.
+
+        What was refined is then scored as candidates beyond the budget.
+        """
+        if self._refining.is_over or not self._judge.is_ready or self._jobs.searching:
+            return None
+        self._budget.stop_clock()
+        if not self._refining.has_begun:
+            recommended, found = self._recommend(), ranked(self._searched.values())
+            best = recommended.recipe if recommended else found[0].recipe if found else None
+            self._refining.begin(best, self._judge.weights)
+        if job := self._refining.next_job():
+            self._jobs[job_id] = OpenJob(job)
+            return job
+        if not self._refining.is_over:
+            return None
+        self._refined = {recipe.key: recipe for recipe in self._refining.refined}
+        for key, recipe in self._refined.items():
+            self._recommended.add(key)
+            if key not in self._ended.scored and not self._proposer.is_queued(recipe):
+                self._proposer.enqueue(recipe)
+        return self._next_candidate(job_id)
+
+    @property
+    def _searched(self) -> dict[str, Scored]:
+        """Candidates of the search that have a score, without those that were refined."""
+        refined = self._refined.keys() | self._refining.known
+        return {key: s for key, s in self._ended.scored.items() if key not in refined}
+
+    def _recommend(self) -> Expected | None:
+        """Return the candidate with the best prediction among those scored in full."""
+        found = self._proposer.recommend(only_scored=True)
+        if found is None:
+            return None
+        return replace(found, recipe=self._ended.same_model(found.recipe) or found.recipe)
+
     def _next_row(self, job_id: str) -> Job | None:
         while self._has_row():
             recipe = self._rows.pop()
@@ -381,18 +433,21 @@ class Study:
         is_searched = self._judge.is_ready and not self._jobs.searching
         if is_searched:
             self._budget.stop_clock()
+        is_searched = is_searched and self._refining.is_over
         if is_searched and not (self._rows or self._rows.has_candidates):
-            scored, top = self._ended.scored, self.spec.search.confirm
-            recommended = self._proposer.recommend(only_scored=True)
+            scored, top = self._searched, self.spec.search.confirm
+            recommended = self._recommend()
             if recommended is not None:
-                same = self._ended.same_model(recommended.recipe) or recommended.recipe
-                recommended = replace(recommended, recipe=same)
-                self._chosen = self._ended.scored.get(same.key)
+                self._chosen = self._ended.scored.get(recommended.recipe.key)
                 self.outcomes.recommend(recommended, self.id.value)
             rows = rows_to_confirm(self._candidates, scored, top)
             chosen = recommended.recipe if recommended else None
-            self._rows.add_candidates(rows, chosen)
-            self._looks.start(rows, rows_to_compare(self._candidates, scored, chosen))
+            compared = rows_to_compare(self._candidates, scored, chosen)
+            refined = [r for key, r in self._refined.items() if key in self._ended.scored]
+            if refined and self._refining.is_better:
+                self._chosen = self._ended.scored[refined[-1].key]
+            self._rows.add_candidates([*refined, *rows], chosen)
+            self._looks.start([*refined, *rows], [*compared, *refined[-1:]])
         if self._rows.has_candidates and not self._rows:
             self._rows.extend(self._looks.next_rows())
         return bool(self._rows)
@@ -429,6 +484,10 @@ class Study:
     def record(self, results: Sequence[tuple[str, BlockResult]]) -> None:
         """Record blocks by job id, in one transaction."""
         by_job = [(self._jobs[job_id], result) for job_id, result in results]
+        refining = [(o.job, r) for o, r in by_job if o.job.purpose != "score"]
+        if refining:
+            self._refining.record(refining)
+        by_job = [(o, r) for o, r in by_job if o.job.purpose == "score"]
         scored_blocks = [
             Block(
                 recipe=open_job.job.recipe,
@@ -463,6 +522,10 @@ class Study:
         if trial and not error and self._has_looks and self._look(job_id, recipe, trial):
             return
         open_job = self._jobs.pop(job_id)
+        if open_job.job.purpose != "score":
+            if error:
+                self._refining.fail(error)
+            return
         if trial is None:
             if error:
                 what = "confirmed" if open_job.job.split == "confirm" else "scored"

@@ -8,10 +8,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from cabs_search.spec.fields import STRICT, Count, Name
+from cabs_search.spec.refine import Refine
 from cabs_search.spec.space import Baseline, MethodName, Space
 from cabs_search.spec.task import Task, heads
 
@@ -49,6 +50,16 @@ ObjectiveField = Annotated[
 """A name, or weights; a tag in brackets is no part of a field's name in errors."""
 
 
+def _refine(value: Any) -> Any:
+    """Read yes and no as settings."""
+    if isinstance(value, bool):
+        return Refine() if value else None
+    return value
+
+
+RefineField = Annotated[Refine | None, BeforeValidator(_refine)]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Search:
     """Budget, sampler and workers of a search."""
@@ -80,6 +91,10 @@ class Search:
     confirm_stops: bool = True
     """Whether rows end before all confirm items are scored where more would change no decision;
     never in a comparison, or with a metric that is no mean over items.
+    """
+    refine: RefineField = None
+    """Refinement, by gradient, of λ of what the search recommends, in a single study; None: none.
+    ``true``: as it is by itself.
     """
     storage: str | None = None
     """URL of the Optuna study's database; None: SQLite in the output folder."""
@@ -232,8 +247,14 @@ class Spec:
         items: int | None = None,
         seconds: int | None = None,
         workers: int | None = None,
+        refine: bool = False,
     ) -> Spec:
-        """Return a copy with the values that the command line gave."""
+        """Return a copy with the values that the command line gave.
+
+        ``refine`` asks for what the spec says of refining, else for the defaults.
+        """
         options = {"trials": trials, "items": items, "seconds": seconds, "workers": workers}
-        given: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
+        settings = (self.search.refine or Refine()) if refine else self.search.refine
+        given: dict[str, Any] = {"refine": settings}
+        given |= {k: value for k, value in options.items() if value is not None}
         return replace(self, search=replace(self.search, **given))

@@ -100,7 +100,7 @@ def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
         *filter(None, [board.objective]),
         *(
             fact.text
-            for fact in (board.recommendation, board.tie_set, board.optimism)
+            for fact in (board.recommendation, board.refinement, board.tie_set, board.optimism)
             if fact is not None
         ),
         (

@@ -60,10 +60,13 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
 
 def _chosen(spec: Spec, study: StudyFolder, trial: str) -> Scored:
     outcomes = Outcomes(study.outcomes, spec.tasks, must_exist=True)
-    searched = RecordScores.read(outcomes, spec).searched
+    scores = RecordScores.read(outcomes, spec)
+    searched, refinement = scores.searched, scores.refinement
     if not searched:
         raise ValueError(f"{study.path}: no candidate is scored yet")
     if trial == "best":
+        if refinement and refinement.is_better and refinement.kept[-1].key in searched:
+            return searched[refinement.kept[-1].key]
         recommended = outcomes.recommended()
         if recommended is not None and recommended.recipe.key in searched:
             return searched[recommended.recipe.key]

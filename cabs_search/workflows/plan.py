@@ -21,7 +21,7 @@ from cabs_search.merging.masks.keep_all import KeepAll
 from cabs_search.merging.masks.rules import CALIBRATED, density_of
 from cabs_search.merging.recipe import SUM, Method
 from cabs_search.merging.resident import VECTOR_BYTES
-from cabs_search.scoring.batches import batch_tokens, batches
+from cabs_search.scoring.batches import batch_tokens, batches, blocks
 from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.scoring.workbench import Workbench
@@ -29,6 +29,7 @@ from cabs_search.search.candidates import Candidates, reference_recipes
 from cabs_search.search.objectives.check import check_objective
 from cabs_search.search.objectives.registry import objective_of, outsiders
 from cabs_search.search.pruners.registry import check_pruner
+from cabs_search.search.refine.check import check_refine, most_items
 from cabs_search.search.samplers.registry import check_sampler
 from cabs_search.search.space import size
 from cabs_search.spec.load import load_reachable
@@ -52,6 +53,8 @@ class Needs:
 
     search_items: int
     """Items to score in the search, at most."""
+    refine_items: int
+    """Items to refine λ by gradient, at most; a backward pass counts as two forward."""
     confirm_items: int
     """Items to score to confirm, at most."""
     vectors_cached: int
@@ -70,7 +73,7 @@ class Needs:
     @property
     def items(self) -> int:
         """Items to score in all, at most."""
-        return self.search_items + self.confirm_items
+        return self.search_items + self.refine_items + self.confirm_items
 
     @property
     def seconds(self) -> float:
@@ -156,9 +159,11 @@ def _needs_rows(
     is_of_candidates = not (search_spec["items"] or search_spec["seconds"])
     seen = f" ({TYPICAL[pruner]})" if pruner in TYPICAL and is_of_candidates else ""
     search, confirm = needs.search_seconds / 60, needs.confirm_seconds / 60
+    refine = [("items to refine", f"at most {needs.refine_items:,}")] if needs.refine_items else []
     stored = f"{vectors} ({needs.vectors_cached} in the cache), about {size} in all"
     return [
         ("items to search", f"{limit}{needs.search_items:,}{seen}"),
+        *refine,
         ("items to confirm", f"{confirm_limit}{needs.confirm_items:,}"),
         ("vectors", stored),
         ("memory per worker", f"about {show_bytes(needs.worker_bytes)}"),
@@ -211,6 +216,9 @@ def plan(path: str | Path) -> Plan:
             family, spec.tasks, VectorCache(cache_folder()), device=spec.device, dtype=spec.dtype
         )
         speed = _items_per_second(bench, items["search"], spec.workers)
+        count = len(blocks(items["search"], spec.search.block))
+        check_refine(spec, family.alignment.shared, count)
+        refine_items = most_items(spec, searched, count)
         entries = _entries(family, steps)
         vectors = len(entries)
         items_of_search = _search_items(spec, most, searched, speed * spec.workers)
@@ -218,12 +226,13 @@ def plan(path: str | Path) -> Plan:
         items_of_search += searched * len(outsiders(objective_of(spec), candidates))
         needs = Needs(
             search_items=items_of_search,
+            refine_items=refine_items,
             confirm_items=rows * confirmed,
             vectors_cached=sum(isinstance(at, Path) and at.exists() for at in entries),
             cache_bytes=sum(entries.values()),
             worker_bytes=_worker_bytes(spec.device, spec.dtype, family, methods),
             items_per_second=speed,
-            search_seconds=items_of_search / speed / spec.workers,
+            search_seconds=(items_of_search + refine_items) / speed / spec.workers,
             confirm_seconds=rows * confirmed / speed / spec.workers,
         )
     as_used = {"sampler": spec.search.sampler_used, "pruner": spec.search.pruner_used}

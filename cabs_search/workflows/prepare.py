@@ -15,11 +15,13 @@ from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Groups, Method, group_of
 from cabs_search.record.comparison_file import check_folder
+from cabs_search.scoring.batches import blocks
 from cabs_search.scoring.calibrate import calibrated, check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.objectives.check import check_objective
 from cabs_search.search.pruners.registry import check_pruner
+from cabs_search.search.refine.check import check_refine
 from cabs_search.search.samplers.registry import check_sampler
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
@@ -101,6 +103,7 @@ def prepare(
     check_heads(spec.heads, family)
     check_groups(spec.space.groups, family.alignment.shared)
     items = load_study_items(spec)
+    check_refine(spec, family.alignment.shared, len(blocks(items["search"], spec.search.block)))
     pick_device(spec.device)
     weights = {BASE: family.base.fingerprint} | family.fingerprints
     return Prepared(spec=spec, folder=folder, family=family, items=items, weights=weights)

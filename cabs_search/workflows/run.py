@@ -73,7 +73,14 @@ def run(
         record_versions(folder)
         tracked = book.study(spec)
         tracked.open(outcomes, database.id)
-        study = Study(spec, database, items, outcomes, on_finished=tracked.candidate)
+        study = Study(
+            spec,
+            database,
+            items,
+            outcomes,
+            on_finished=tracked.candidate,
+            tensors=prepared.family.alignment.shared,
+        )
         say(f"starting workers; the study is kept in {folder}")
         try:
             search(study, items, cache_folder(), calibrations=calibrated.files, address=address)

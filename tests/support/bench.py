@@ -15,6 +15,8 @@ from cabs_search.search.jobs import BlockResult, Finished, Job
 from cabs_search.search.study import Study, open_database
 from cabs_search.spec.study import Spec
 
+TENSORS = ("encoder.layer.0.weight", "encoder.layer.1.weight", "embeddings.weight")
+
 
 class Bench:
     """A driver that scores by a formula and can stop at any block as a kill would."""
@@ -25,10 +27,15 @@ class Bench:
         self.outcomes.bind(spec, items, {"base": "b"})
         self.finished: list[Finished] = []
         self.scored: list[tuple[str, str, int]] = []
+        self.evaluated: list[tuple[str, str, int]] = []
         database = open_database(spec, folder, StudyId(self.outcomes.study_id()))
-        self.study = Study(spec, database, items, self.outcomes, on_finished=self.finished.append)
+        self.study = Study(
+            spec, database, items, self.outcomes, on_finished=self.finished.append, tensors=TENSORS
+        )
 
     def result(self, job: Job, block: int) -> BlockResult:
+        if job.purpose != "score":
+            return self.evaluation(job, block)
         self.scored.append((job.recipe.key, job.split, block))
         quality = 1 - min(1.0, sum(abs(v - 0.8) for v in job.recipe.lambda_by_name.values()) / 3)
         outcomes = {}
@@ -39,6 +46,31 @@ class Bench:
             outcomes[task] = Outcome(scores, 1 - scores, np.where(scores > 0, labels, labels + 1))
         return BlockResult(
             block=block, outcomes=outcomes, materialize_seconds=0.1, evaluate_seconds=0.2
+        )
+
+    def evaluation(self, job: Job, block: int) -> BlockResult:
+        """Evaluate squares of the distance to the best λ, 0.6 and 0.2 more for each layer."""
+        self.evaluated.append((job.recipe.key, job.purpose, block))
+        best = np.array(
+            [[0.6 + 0.2 * layer for layer in range(len(TENSORS))] for _ in self.spec.experts]
+        )
+        lambdas = np.array(
+            [[job.recipe.lambda_of(e, t) for t in TENSORS] for e in self.spec.experts]
+        )
+        outcomes, gradients = {}, {}
+        for task, rows in self.study.blocks["search"][block].items():
+            ease = np.random.default_rng(list(rows)).normal(scale=0.01, size=(len(rows), 1, 1))
+            away = lambdas - best - ease
+            losses = (away**2).sum(axis=(1, 2)).astype(np.float32)
+            scores, labels = np.exp(-losses), self.items["search"][task].labels[rows]
+            outcomes[task] = Outcome(scores, losses, labels)
+            gradients[task] = 2 * away.sum(axis=0).astype(np.float32)
+        return BlockResult(
+            block=block,
+            outcomes=outcomes,
+            materialize_seconds=0.1,
+            evaluate_seconds=0.2,
+            gradients=gradients if job.purpose == "gradient" else None,
         )
 
     def run(self, blocks: int | None = None, fail: str | None = None) -> int:

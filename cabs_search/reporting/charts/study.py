@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cabs_search.reporting.charts.marks import around, chart, hover_fields, known, point, quantity
+from cabs_search.reporting.charts.refine import held_out, lambdas, paths
 from cabs_search.reporting.charts.rows import ROW_HOVER, dots, row_values, tie_colours
 from cabs_search.reporting.charts.search import (
     each_lambda,
@@ -55,6 +56,7 @@ def optimism(board: Leaderboard) -> Spec | None:
 
 def pictures(board: Leaderboard) -> dict[str, bytes]:
     """Draw a study's charts as PNG, by name."""
+    levels = board.refinement.levels if board.refinement else ()
     charts: dict[str, list[Spec | None]] = {
         "leaderboard": [intervals(board)] if board.rows else [],
         "tasks": [tasks(board)] if board.rows else [],
@@ -66,6 +68,11 @@ def pictures(board: Leaderboard) -> dict[str, bytes]:
         "items-spent": [progress(board.tried)],
         "predictions": [
             predictions(board.recommendation.predictions if board.recommendation else ())
+        ],
+        "refined": [
+            lambdas([level for level in levels if level.kept]),
+            held_out(levels),
+            paths(levels),
         ],
     }
     drawn = {name: [spec for spec in specs if spec is not None] for name, specs in charts.items()}

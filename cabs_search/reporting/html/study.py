@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cabs_search.common.formats import number
+from cabs_search.reporting.charts import refine as refine_charts
 from cabs_search.reporting.charts import search as search_charts
 from cabs_search.reporting.charts import study as study_charts
 from cabs_search.reporting.charts import tasks as task_charts
@@ -25,7 +26,7 @@ from cabs_search.reporting.html.parts import (
 )
 from cabs_search.reporting.tables import has_early_rows, leaderboard_table
 from cabs_search.results.leaderboard import Leaderboard
-from cabs_search.results.rows import BASELINE, FOUND, RECOMMENDED
+from cabs_search.results.rows import BASELINE, FOUND, RECOMMENDED, START
 
 MAX_ON_FRONT = 40
 """Most candidates in the table of the Pareto front."""
@@ -41,6 +42,7 @@ def study_page(board: Leaderboard, folder: Path) -> Page:
         _lambdas,
         _orders,
         _predictions,
+        _refinement,
         _spent,
         _optimism,
     )
@@ -84,7 +86,7 @@ def _leaderboard(board: Leaderboard) -> Section:
         notes=(INTERVALS, *([EARLY] * has_early)),
         tables=(
             html_table(leaderboard_table(board), SCORES, "Row by row", is_open=True),
-            *tests_tables(labelled, {BASELINE: BASELINE, FOUND: FOUND}),
+            *tests_tables(labelled, {name: name for name in (BASELINE, FOUND, START)}),
         ),
     )
 
@@ -228,6 +230,30 @@ def _predictions(board: Leaderboard) -> Section | None:
         texts=(board.recommendation.text,),
         figures=drawn,
     )
+
+
+def _refinement(board: Leaderboard) -> Section | None:
+    found = board.refinement
+    if found is None:
+        return None
+    drawn = (
+        *figures(
+            "Refined λ by expert and part of the model",
+            refine_charts.lambdas(found.levels),
+            title="λ by expert and part of the model, of the finest level that was kept",
+        ),
+        *figures(
+            "Loss on held-out items before and after each level",
+            refine_charts.held_out(found.levels),
+            title="Loss on items that a fold did not learn from, before and after each level",
+        ),
+        *figures(
+            "Loss on each fold's own items at each step",
+            refine_charts.paths(found.levels),
+            title="Loss on each fold's own items at each step",
+        ),
+    )
+    return Section(id="refined", title="λ refined by gradient", texts=(found.text,), figures=drawn)
 
 
 def _spent(board: Leaderboard) -> Section:

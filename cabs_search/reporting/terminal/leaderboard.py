@@ -30,7 +30,7 @@ def leaderboard_text(board: Leaderboard) -> str:
     )
     rows = as_text(leaderboard_table(board), LEADERBOARD)
     notes = [board.verdict, *filter(None, [board.objective])]
-    parts = (board.recommendation, board.tie_set, board.optimism)
+    parts = (board.recommendation, board.refinement, board.tie_set, board.optimism)
     notes += [part.text for part in parts if part is not None]
     note = NOTE + EARLY * has_early
     return "\n".join([title, "", *rows, "", note, "", *notes, *board.spent.text])

@@ -1,0 +1,94 @@
+"""Findings of a refinement by gradient: what each level of λ gained on held-out items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cabs_search.common.formats import number
+from cabs_search.merging.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinedLevel:
+    """One level: parts of the model with a λ of their own."""
+
+    level: str
+    lambdas: int
+    """Number of λ."""
+    kept: bool
+    """True if held-out items say that it is better than the level before."""
+    key: str
+    """Key of its recipe, the mean of the folds'."""
+    by_name: Mapping[str, float]
+    """λ by ``EXPERT`` or ``EXPERT.GROUP``."""
+    loss: tuple[float, float]
+    """Loss on held-out items, before and after."""
+    score: tuple[float, float]
+    """Score on held-out items, before and after."""
+    paths: tuple[tuple[float, ...], ...]
+    """Loss on the fold's own items at each step, by fold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """What refining a candidate has found."""
+
+    start: str
+    """Key of the candidate that was refined."""
+    levels: tuple[RefinedLevel, ...]
+    is_better: bool
+    """True if the last level that was kept is what the search recommends."""
+    text: str
+
+    @property
+    def kept(self) -> tuple[RefinedLevel, ...]:
+        """Levels that were kept, coarse to fine."""
+        return tuple(level for level in self.levels if level.kept)
+
+
+def refinement_of(note: Mapping[str, Any] | None) -> Refinement | None:
+    """Read what a search noted of its refinement; None if it noted nothing."""
+    if note is None:
+        return None
+    levels = tuple(_level(level) for level in note["levels"])
+    is_better = bool(note["better"]) and "error" not in note
+    return Refinement(
+        start=Recipe.from_dict(note["start"]).key,
+        levels=levels,
+        is_better=is_better,
+        text=_text(note, levels, is_better),
+    )
+
+
+def _level(found: Mapping[str, Any]) -> RefinedLevel:
+    recipe = Recipe.from_dict(found["recipe"])
+    return RefinedLevel(
+        level=found["level"],
+        lambdas=found["lambdas"],
+        kept=found["kept"],
+        key=recipe.key,
+        by_name=recipe.lambda_by_name,
+        loss=tuple(found["loss"]),
+        score=tuple(found["score"]),
+        paths=tuple(tuple(path) for path in found["paths"]),
+    )
+
+
+def _text(note: Mapping[str, Any], levels: tuple[RefinedLevel, ...], is_better: bool) -> str:
+    if error := note.get("error"):
+        return f"λ could not be refined by gradient: {error}."
+    if not note["done"]:
+        return "λ are being refined by gradient; the same command goes on with it."
+    parts = [
+        f"{one.lambdas} λ ({one.level}): loss {one.loss[0]:.4f} to {one.loss[1]:.4f}, score"
+        f" {number(one.score[0])} to {number(one.score[1])}{'' if one.kept else ' (not kept)'}"
+        for one in levels
+    ]
+    text = f"λ were refined by gradient; on held-out search items: {'; '.join(parts)}."
+    if is_better:
+        return f"{text} The refined candidate is what is recommended."
+    if any(one.kept for one in levels):
+        return f"{text} Its held-out score is lower than the start's, which stays recommended."
+    return f"{text} No level helps, so that nothing was refined."

@@ -1,0 +1,1 @@
+"""Refinement of a candidate's λ by gradient."""

@@ -1,0 +1,69 @@
+"""Check of a spec's refinement against its models and items, and what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cabs_search.merging.recipe import Groups
+from cabs_search.record.evaluations import BACKWARD
+from cabs_search.search.objectives.registry import SUMS, objective_name
+from cabs_search.search.refine.groups import groups_of
+from cabs_search.spec.refine import Level, Refine
+from cabs_search.spec.study import Spec
+
+FOLDS = 2
+"""Parts of the search items: each fits λ by itself, and another one judges them."""
+
+
+def levels_of(settings: Refine, own: Groups) -> Sequence[Level]:
+    """Return the levels; by themselves expert and layer, or the space's own groups."""
+    return settings.levels or (("groups",) if own else ("expert", "layer"))
+
+
+def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:
+    """Check what a spec says of refining.
+
+    Args:
+        spec: the spec.
+        tensors: names of the merged tensors; none: they are not known yet.
+        blocks: number of blocks of the search items.
+
+    Raises:
+        ValueError: the levels do not fit to the tensors, there are too few blocks, or the objective
+            is no sum over tasks.
+
+    """
+    settings = spec.search.refine
+    if settings is None:
+        return
+    if objective_name(spec) not in SUMS:
+        raise ValueError(
+            f"search.refine: needs the objective {', '.join(SUMS[:-1])} or {SUMS[-1]}, but got"
+            f" {objective_name(spec)}"
+        )
+    if blocks < FOLDS:
+        raise ValueError(
+            f"search.refine: {FOLDS} blocks of search items are needed, one for each fold, but"
+            f" there is {blocks}; choose a smaller search.block"
+        )
+    for level in levels_of(settings, spec.space.groups) if tensors else ():
+        groups_of(level, tensors, spec.space.groups)
+
+
+def most_items(spec: Spec, items: int, blocks: int) -> int:
+    """Return the items that refining takes at most; a backward pass counts as two forward.
+
+    Args:
+        spec: the spec.
+        items: search items of one candidate.
+        blocks: number of their blocks.
+
+    """
+    settings = spec.search.refine
+    if settings is None:
+        return 0
+    step = items if settings.optimizer == "lbfgs" else FOLDS * items / blocks
+    # each path's steps, its end on held-out items, and the level's candidate
+    path = settings.steps * (1 + BACKWARD) * step + items
+    levels = len(levels_of(settings, spec.space.groups))
+    return int(levels * (len(settings.ridge) * path + items))

@@ -1,0 +1,34 @@
+"""Refinement of λ by gradient, as a spec has it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+from cabs_search.spec.fields import STRICT, Once, listed
+
+Level = Literal["groups", "expert", "layer", "module", "tensor"]
+Ridge = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Refine:
+    """Refinement, by gradient, of λ of what the search recommends."""
+
+    levels: Annotated[tuple[Level, ...], BeforeValidator(listed), Once] = ()
+    """Parts of the model with a λ of their own, coarse to fine: ``expert``, ``layer``, ``module``
+    (such as a layer's attention), ``tensor``, or ``groups``, the space's own. Empty: ``expert``
+    and ``layer``, or ``groups`` if the space has some.
+    """
+    steps: Annotated[int, Field(ge=2, le=10_000)] = 6
+    """Evaluations with a gradient for each level and fold."""
+    optimizer: Literal["lbfgs", "adam"] = "lbfgs"
+    """``lbfgs`` evaluates all items of a fold at each step, ``adam`` one block."""
+    ridge: Annotated[tuple[Ridge, ...], BeforeValidator(listed), Field(min_length=1), Once] = (0.0,)
+    """Weights of a penalty on the squared distance from the coarser level; of several the folds
+    choose.
+    """
+    loss: Literal["loss", "probability"] = "loss"
+    """Number that is made small: the task's loss, or one minus the right answer's probability."""
