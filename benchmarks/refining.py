@@ -1,0 +1,199 @@
+"""Refine λ by gradient on the quickstart's experts, and judge each level on thousands of new items.
+
+    python -m benchmarks.refining [--only METHOD ...] [--items N ...] [--docs]
+
+For each method and number of search items, one study searches by the response surface and then
+refines; a second one has the surface spend what both of these took. All of the data's other rows,
+1,500 tweets at most, are fresh items: they choose nothing, and judge all rows, paired. Studies are
+kept in the cache's folder ``refining`` and go on where they stopped; ``--docs`` writes
+docs/results/gradients.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cabs_search.cluster.driver import search
+from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.recipe import Recipe
+from cabs_search.quickstart.experts import make
+from cabs_search.record.evaluations import read_note
+from cabs_search.record.folder import StudyFolder, StudyId, only_driver
+from cabs_search.record.outcomes import Outcomes, Scored
+from cabs_search.results.leaderboard import board_of
+from cabs_search.results.scores import RecordScores
+from cabs_search.scoring.workbench import Workbench
+from cabs_search.search.study import Study, open_database
+from cabs_search.spec.load import load, parse
+from cabs_search.spec.locations import cache_folder
+from cabs_search.spec.study import Spec
+from cabs_search.workflows.prepare import prepare, to_stderr
+
+FILE = Path(__file__).parents[1] / "docs" / "results" / "gradients.json"
+PAGE = FILE.with_suffix(".md")
+HIGH = {"task-arithmetic": 2.0, "cabs": 6.0, "dare": 2.0}
+"""Largest λ of each method."""
+SEARCH_SHARE = 17.5
+"""Budget of the search, in full evaluations."""
+MOST_TWEETS = 1500
+BEGIN, END = "<!-- tables: written by benchmarks.refining -->", "<!-- end of tables -->"
+
+
+def spec_of(method: str, items: int, budget: int, *, refines: bool) -> Spec:
+    """Return the spec of a study with so many search items of each task."""
+    plain: dict[str, Any] = load("quickstart", locations=False).as_dict()
+    shared = [round(HIGH[method] * share / 20, 2) for share in range(2, 11)]
+    for name, task in plain["tasks"].items():
+        task["search"] = {"items": items}
+        task["confirm"] = {"items": MOST_TWEETS} if name == "tweets" else {}
+    plain |= {
+        "name": f"{method} {items}",
+        "space": {
+            "method": method,
+            "nm": "3:32",
+            "density": 0.25,
+            "lambda": {"low": 0.0, "high": HIGH[method], "step": 0.01},
+        },
+        "baselines": {method: {"lambda": shared}},
+        "search": {"items": budget, "block": items // 10, "confirm": 1, "confirm_stops": False},
+    }
+    if refines:
+        plain["search"]["refine"] = {"levels": ["expert", "layer", "tensor"]}
+    return parse(plain, plain["name"])
+
+
+def play(spec: Spec, folder: Path) -> tuple[Outcomes, RecordScores]:
+    """Search, refine and confirm until all is done; return what is on record."""
+    prepared = prepare(spec, folder, None, to_stderr)
+    spec = prepared.spec
+    with only_driver(folder):
+        outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
+        outcomes.bind(spec, prepared.items, prepared.weights)
+        database = open_database(spec, folder, StudyId(outcomes.study_id()))
+        tensors = prepared.family.alignment.shared
+        study = Study(
+            spec, database, prepared.items, outcomes, confirms_references=False, tensors=tensors
+        )
+        search(study, prepared.items, cache_folder())
+    return outcomes, RecordScores.read(outcomes, spec)
+
+
+def scored_apart(spec: Spec, recipes: list[Recipe]) -> dict[str, Scored]:
+    """Score recipes on the fresh items: levels that were not kept, which no study confirms."""
+    if not recipes:
+        return {}
+    prepared = prepare(spec, cache_folder() / "refining" / "apart", None, lambda _: None)
+    items = prepared.items["confirm"]
+    bench = Workbench(prepared.family, spec.tasks, VectorCache(cache_folder()))
+    found = {}
+    for recipe in recipes:
+        bench.materialize(recipe)
+        outcomes = bench.score(items, {task: np.arange(len(its)) for task, its in items.items()})
+        scores = {
+            task: spec.tasks[task].measure.compute(outcome.predictions, items[task].labels)
+            for task, outcome in outcomes.items()
+        }
+        found[recipe.key] = Scored(recipe, outcomes, scores, 0.0)
+    return found
+
+
+def measure(method: str, items: int) -> dict[str, Any]:
+    """Run both studies; return the rows of the table."""
+    folder = cache_folder() / "refining"
+    full = 4 * items
+    budget = int(SEARCH_SHARE * full)
+    spec = spec_of(method, items, budget, refines=True)
+    outcomes, scores = play(spec, folder / f"{method}-{items}")
+    spent = int(outcomes.spent()["refine items"])
+    more = spec_of(method, items, budget + spent, refines=False)
+    _, others = play(more, folder / f"{method}-{items}-surface")
+    note = read_note(outcomes)
+    assert note is not None
+    board = board_of(spec, scores)
+    rows: dict[str, tuple[str, int]] = {}
+    assert board.baseline is not None
+    rows["one shared λ, of a grid"] = (str(board.row(board.baseline).key), 9 * full)
+    rows["response surface"] = (Recipe.from_dict(note["start"]).key, budget)
+    so_far = budget
+    each = spent // max(1, len(note["levels"]))
+    for level in note["levels"]:
+        so_far += each
+        rows[f"refined by {level['level']}, {level['lambdas']} λ"] = (
+            Recipe.from_dict(level["recipe"]).key,
+            so_far,
+        )
+    assert others.recommended is not None
+    rows["response surface, as many items"] = (others.recommended.recipe.key, budget + spent)
+    confirmed: dict[str, Scored] = {**others.confirmed, **scores.confirmed}
+    levels = [Recipe.from_dict(level["recipe"]) for level in note["levels"]]
+    confirmed |= scored_apart(spec, [one for one in levels if one.key not in confirmed])
+    known = {label: row for label, row in rows.items() if row[0] in confirmed}
+    panel = scores.panel(spec.tasks, 0, {key: confirmed[key] for key, _ in known.values()})
+    shared = rows["one shared λ, of a grid"][0]
+    table = []
+    for label, (key, cost) in known.items():
+        loss = sum(confirmed[key].losses.values()) / len(spec.tasks)
+        row = {"label": label, "items": cost, "score": confirmed[key].score, "loss": loss}
+        if key != shared:
+            contrast = panel.contrasts([(key, shared)])[0]
+            row |= {"difference": contrast.estimate, "interval": list(contrast.interval)}
+        table.append(row)
+    fresh = sum(len(labels) for labels in scores.labels["confirm"].values())
+    kept = [level["level"] for level in note["levels"] if level["kept"]]
+    return {"method": method, "items": items, "fresh": fresh, "kept": kept, "rows": table}
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Write the tables of the page."""
+    parts = []
+    for one in found.values():
+        lines = [
+            f"### {one['method']}, {one['items']} search items a task",
+            "",
+            f"{one['fresh']:,} fresh items.",
+            "",
+            "| λ from | items spent | fresh score | against one shared λ | fresh loss |",
+            "|---|---|---|---|---|",
+        ]
+        for row in one["rows"]:
+            against = ""
+            if "difference" in row:
+                low, high = row["interval"]
+                against = f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+            lines.append(
+                f"| {row['label']} | {row['items']:,} | {row['score']:.4f} | {against} |"
+                f" {row['loss']:.4f} |"
+            )
+        lines += ["", f"Held-out folds kept: {', '.join(one['kept']) or 'no level'}."]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Measure what is asked for, and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--only", nargs="*", default=list(HIGH), choices=list(HIGH))
+    parser.add_argument("--items", nargs="*", type=int, default=[150])
+    parser.add_argument("--docs", action="store_true")
+    options = parser.parse_args()
+    make()
+    found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    for items in options.items:
+        for method in options.only:
+            found[f"{method} {items}"] = measure(method, items)
+            FILE.write_text(json.dumps(found, indent=1) + "\n")
+            print(tables({method: found[f"{method} {items}"]}), flush=True)
+    if options.docs:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        page = f"{before}{BEGIN}\n\n{tables(found)}\n\n{END}{after}"
+        PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
