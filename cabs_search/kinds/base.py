@@ -25,6 +25,7 @@ ARRAY_TYPES: Mapping[type, Any] = {int: np.int64, float: np.float64, str: object
 """Array type of labels and predictions, by ``Kind.predicts``."""
 Scored: TypeAlias = tuple[float, float, Any]
 """Score, loss and prediction of one item."""
+FLOAT32_BYTES = 4
 Texts: TypeAlias = tuple[str, ...]
 """All texts of one row."""
 
@@ -221,6 +222,23 @@ class Kind(ABC):
         return batch
 
     @abstractmethod
+    def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the losses that ``outcome`` reports, so that they can be differentiated.
+
+        λ is refined by their gradient: a loss that is constant almost everywhere, such as 1 for a
+        wrong item, would have none. No kind has such a loss.
+
+        Args:
+            task: the task.
+            output: a model's output on the sequences of the items, in their order.
+            items: the items.
+
+        Returns:
+            [items], float32 (float64 of a float64 model), on the output's device.
+
+        """
+
+    @abstractmethod
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score a model's output on the sequences of some items, in their order."""
 
@@ -296,8 +314,21 @@ def sequences_of(encoded: Mapping[str, Any]) -> tuple[dict[str, list[int]], ...]
 
 
 def to_host(logits: Tensor) -> Tensor:
-    """Return logits as float32 in main memory."""
-    return logits.float().cpu()
+    """Return logits as float32 in main memory, without gradient."""
+    return logits.detach().float().cpu()
+
+
+def widened(logits: Tensor) -> Tensor:
+    """Return logits as float32, if they are in half precision, with gradient and in their place."""
+    return logits.float() if logits.element_size() < FLOAT32_BYTES else logits
+
+
+def class_losses(logits: Tensor, items: Sequence[Item]) -> Tensor:
+    """Return the cross-entropy of each item's class; arguments as in ``score_classes``."""
+    import torch
+
+    labels = torch.tensor([item.label for item in items], device=logits.device)
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
 def score_classes(logits: Tensor, items: Sequence[Item]) -> Outcome:
@@ -311,12 +342,12 @@ def score_classes(logits: Tensor, items: Sequence[Item]) -> Outcome:
     import torch
 
     labels, predictions = torch.tensor([item.label for item in items]), logits.argmax(-1)
-    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    losses = class_losses(logits, items)
     return Outcome((predictions == labels).float().numpy(), losses.numpy(), predictions.numpy())
 
 
 def split_tokens(logits: Tensor, items: Sequence[Item]) -> Iterator[list[Tensor]]:
     """Yield each item's sequences, [tokens, ...], without padding."""
-    rows = iter(to_host(logits))
+    rows = iter(logits)
     for item in items:
         yield [next(rows)[: len(sequence["input_ids"])] for sequence in item.sequences]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cabs_search.kinds.base import (
     Item,
@@ -11,12 +11,17 @@ from cabs_search.kinds.base import (
     Outcome,
     TaskFields,
     Texts,
+    class_losses,
     class_of,
     score_classes,
     to_host,
+    widened,
 )
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_CLASSES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Classification(Kind):
@@ -33,6 +38,10 @@ class Classification(Kind):
     def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> int:
         """Return the head's class."""
         return class_of(where, task, config, value)
+
+    def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the cross-entropy of each item."""
+        return class_losses(widened(output.logits), items)
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [items, classes]."""

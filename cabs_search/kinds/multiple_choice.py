@@ -12,10 +12,12 @@ from cabs_search.kinds.base import (
     TaskFields,
     Texts,
     check_texts,
+    class_losses,
     score_classes,
     sequences_of,
     text_columns,
     to_host,
+    widened,
 )
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_CLASSES
@@ -89,18 +91,26 @@ class MultipleChoice(Kind):
         """
         return {field: tensor[None] for field, tensor in batch.items()}
 
+    def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the cross-entropy of each item's choices."""
+        return class_losses(_by_item(widened(output.logits), items), items)
+
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [1, sequences]."""
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        choices = to_host(output.logits)[0].split([len(item.sequences) for item in items])
-        logits = pad_sequence(list(choices), batch_first=True, padding_value=-torch.inf)
-        return score_classes(logits, items)
+        return score_classes(_by_item(to_host(output.logits), items), items)
 
     def samples(self, classes: Sequence[str]) -> tuple[Sequence[int], Sequence[int]]:
         """Return three choices, all predicted right."""
         return (0, 1, 2), (0, 1, 2)
+
+
+def _by_item(logits: Tensor, items: Sequence[Item]) -> Tensor:
+    """Return logits as [items, most choices], -inf where an item has fewer."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    choices = logits[0].split([len(item.sequences) for item in items])
+    return pad_sequence(list(choices), batch_first=True, padding_value=-torch.inf)
 
 
 def _choices(where: str, task: TaskFields, row: Mapping[str, Any]) -> list[Any]:

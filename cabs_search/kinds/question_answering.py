@@ -18,6 +18,8 @@ from cabs_search.kinds.base import (
     Texts,
     sequences_of,
     split_tokens,
+    to_host,
+    widened,
 )
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_ANSWERS
@@ -118,12 +120,22 @@ class QuestionAnswering(Kind):
         answers = [answer for answer, _ in label]
         return Item(sequences=sequences_of(encoded), label=answers, marks=passage)
 
+    def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the mean loss of each item's windows."""
+        import torch
+
+        starts = split_tokens(widened(output.start_logits), items)
+        ends = split_tokens(widened(output.end_logits), items)
+        return torch.stack(
+            [_loss(s, e, item) for s, e, item in zip(starts, ends, items, strict=True)]
+        )
+
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score start and end logits, each [sequences, tokens]."""
         assert isinstance(task.measure, AnswerMetric)
         metric = task.measure
-        starts = split_tokens(output.start_logits, items)
-        ends = split_tokens(output.end_logits, items)
+        starts = split_tokens(to_host(output.start_logits), items)
+        ends = split_tokens(to_host(output.end_logits), items)
         parts = zip(starts, ends, items, strict=True)
         return self.stack([_score(metric, start, end, item) for start, end, item in parts])
 
@@ -215,17 +227,22 @@ def span_losses(passage: Passage, starts: Logits, ends: Logits) -> Iterator[Tens
     cross_entropy = torch.nn.functional.cross_entropy
     for window, start, end in zip(passage.windows, starts, ends, strict=True):
         if window.target is not None:
-            first, last = (torch.tensor(place) for place in window.target)
+            first, last = (torch.tensor(place, device=start.device) for place in window.target)
             yield (cross_entropy(start, first) + cross_entropy(end, last)) / 2
 
 
-def _score(metric: AnswerMetric, starts: Logits, ends: Logits, item: Item) -> Scored:
+def _loss(starts: Logits, ends: Logits, item: Item) -> Tensor:
+    """Return the mean loss of an item's windows."""
     import torch
 
     assert isinstance(item.marks, Passage)
+    return torch.stack(list(span_losses(item.marks, starts, ends))).mean()
+
+
+def _score(metric: AnswerMetric, starts: Logits, ends: Logits, item: Item) -> Scored:
+    assert isinstance(item.marks, Passage)
     answer = best_span(item.marks, starts, ends)
-    loss = torch.stack(list(span_losses(item.marks, starts, ends))).mean()
-    return metric.score(answer, item.label), float(loss), answer
+    return metric.score(answer, item.label), float(_loss(starts, ends, item)), answer
 
 
 QUESTION_ANSWERING = QuestionAnswering()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
-from cabs_search.kinds.base import Item, Kind, Outcome, TaskFields, Texts, to_host
+from cabs_search.kinds.base import Item, Kind, Outcome, TaskFields, Texts, to_host, widened
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_NUMBERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_LABEL = 1e9
 """Largest size of a label, so that squared errors are finite."""
@@ -45,15 +46,27 @@ class Regression(Kind):
             )
         return float(value)
 
+    def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the squared error of each item."""
+        return _squared_errors(widened(output.logits), items)
+
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [items, 1]."""
-        predictions = to_host(output.logits)[:, 0].double().numpy()
-        squared = (predictions - np.array([item.label for item in items])) ** 2
-        return Outcome((-squared).astype(np.float32), squared.astype(np.float32), predictions)
+        logits = to_host(output.logits)
+        losses = _squared_errors(logits, items).numpy()
+        return Outcome(-losses, losses, logits[:, 0].double().numpy())
 
     def samples(self, classes: Sequence[str]) -> tuple[Sequence[float], Sequence[float]]:
         """Return three numbers, all predicted right."""
         return (0.0, 0.5, 2.0), (0.0, 0.5, 2.0)
+
+
+def _squared_errors(logits: Tensor, items: Sequence[Item]) -> Tensor:
+    """Return squared errors in the dtype of ``logits``; in between float64, as labels are."""
+    import torch
+
+    labels = torch.tensor([item.label for item in items], dtype=torch.float64, device=logits.device)
+    return (logits[:, 0].double() - labels).square().to(logits.dtype)
 
 
 REGRESSION = Regression()

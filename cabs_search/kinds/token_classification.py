@@ -19,6 +19,8 @@ from cabs_search.kinds.base import (
     sequences_of,
     split_tokens,
     text_columns,
+    to_host,
+    widened,
 )
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_WORDS
@@ -111,9 +113,18 @@ class TokenClassification(Kind):
         marks = Words(places=tuple(places.values()), labels=classes, names=names)
         return Item(sequences=sequences_of(encoded), label=[names[c] for c in classes], marks=marks)
 
+    def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the mean cross-entropy of each item's words."""
+        import torch
+
+        rows = split_tokens(widened(output.logits), items)
+        return torch.stack(
+            [_loss(*_words(row, item)) for (row,), item in zip(rows, items, strict=True)]
+        )
+
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [items, tokens, classes]."""
-        rows = split_tokens(output.logits, items)
+        rows = split_tokens(to_host(output.logits), items)
         return self.stack([_score(row, item) for (row,), item in zip(rows, items, strict=True)])
 
     def samples(self, classes: Sequence[str]) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -121,16 +132,31 @@ class TokenClassification(Kind):
         return [list(classes)], [list(classes)]
 
 
-def _score(logits: Tensor, item: Item) -> Scored:
-    """Score the words of one item; ``logits`` is [tokens, classes]."""
+def _words(logits: Tensor, item: Item) -> tuple[Tensor, Tensor]:
+    """Return logits of an item's words, [words, classes], and their classes, [words].
+
+    ``logits`` are those of its tokens, [tokens, classes].
+    """
     import torch
 
     assert isinstance(item.marks, Words)
-    of_words, labels = logits[list(item.marks.places)], torch.tensor(item.marks.labels)
+    labels = torch.tensor(item.marks.labels, device=logits.device)
+    return logits[list(item.marks.places)], labels
+
+
+def _loss(of_words: Tensor, labels: Tensor) -> Tensor:
+    import torch
+
+    return torch.nn.functional.cross_entropy(of_words, labels)
+
+
+def _score(logits: Tensor, item: Item) -> Scored:
+    """Score the words of one item; ``logits`` is [tokens, classes]."""
+    of_words, labels = _words(logits, item)
     predictions = of_words.argmax(-1)
-    loss = torch.nn.functional.cross_entropy(of_words, labels)
     right = (predictions == labels).float().mean()
-    return float(right), float(loss), [item.marks.names[p] for p in predictions.tolist()]
+    names = [item.marks.names[p] for p in predictions.tolist()]
+    return float(right), float(_loss(of_words, labels)), names
 
 
 TOKEN_CLASSIFICATION = TokenClassification()

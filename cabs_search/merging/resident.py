@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -70,6 +72,29 @@ class Resident:
             sums.append((total, [recipe.lambda_of(expert, name) for expert in experts]))
         write_sums(sums)
         self._paths = paths
+
+    @property
+    def summed(self) -> dict[str, tuple[str, ...]]:
+        """Experts whose vectors keep something of a tensor, by tensor, in the order of their sum.
+
+        Tensors that have the base's values whatever λ is are left out.
+        """
+        return {name: tuple(experts) for name, (_, experts) in self._sums.items()}
+
+    @torch.no_grad()
+    def inner_products(self, name: str, gradient: Tensor) -> npt.NDArray[np.float64]:
+        """Return the gradient in λ of each expert of a tensor's sum: ⟨gradient, τ̃ᵢ⟩.
+
+        Args:
+            name: one of ``summed``.
+            gradient: of a loss in that tensor, of any floating dtype, on the tensor's device.
+
+        Returns:
+            [experts], in the order of ``summed``.
+
+        """
+        total, _ = self._sums[name]
+        return total.inner_products(gradient)
 
     def _lay_out(self, vectors: Mapping[str, StoredVector], *, is_whole: bool) -> None:
         """Prepare sums of other vectors; a tensor of which they keep nothing becomes the base's."""

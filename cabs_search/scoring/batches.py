@@ -19,16 +19,19 @@ PASS_TOKENS = 24
 """Cost of a forward pass beside its tokens, as a number of tokens that take as long."""
 
 
-def batches(lengths: Ints, counts: Ints, tokens: int = BATCH_TOKENS) -> Iterator[Ints]:
+def batches(
+    lengths: Ints, counts: Ints, tokens: int = BATCH_TOKENS, pass_tokens: int = PASS_TOKENS
+) -> Iterator[Ints]:
     """Yield the rows of each batch, items of similar length together.
 
     Of all ways to cut the items, longest first, into batches of at most ``tokens`` (one item at
-    least), the one with the fewest tokens, where padding and ``PASS_TOKENS`` per batch count.
+    least), the one with the fewest tokens, where padding and ``pass_tokens`` per batch count.
 
     Args:
         lengths: number of tokens of each item's longest sequence, [items].
         counts: number of sequences of each item, [items].
         tokens: most tokens of a batch, padding counted.
+        pass_tokens: cost of a pass beside its tokens, in tokens.
 
     """
     order = np.argsort(lengths, kind="stable")[::-1]
@@ -40,7 +43,7 @@ def batches(lengths: Ints, counts: Ints, tokens: int = BATCH_TOKENS) -> Iterator
     for start, longest in enumerate(lengths[order]):
         last = int(np.searchsorted(before, before[start] + tokens // longest, side="right")) - 1
         ends = slice(start + 1, max(start + 1, last) + 1)
-        cost = costs[start] + PASS_TOKENS + longest * (before[ends] - before[start])
+        cost = costs[start] + pass_tokens + longest * (before[ends] - before[start])
         is_less = cost < costs[ends]
         costs[ends][is_less], begins[ends][is_less] = cost[is_less], start
     cuts = [len(order)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from cabs_search.tasks.items import Ints, Items
 
 FIRST_TOKEN_ONLY = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 """Model types with BERT's layers, whose heads for a sequence read its first token alone."""
+Scored: TypeAlias = tuple[Any, Items, Ints]
+"""A model, items of a task, and the rows of them to score."""
 READS_ONE_TOKEN = ("ForSequenceClassification", "ForMultipleChoice")
 HEAD_FIELDS = (
     "_name_or_path",
@@ -36,9 +38,7 @@ def evaluate(model: Any, items: Items, rows: Ints, device: torch.device) -> Outc
 
 
 @torch.inference_mode()
-def evaluate_together(
-    scored: Sequence[tuple[Any, Items, Ints]], device: torch.device
-) -> list[Outcome]:
+def evaluate_together(scored: Sequence[Scored], device: torch.device) -> list[Outcome]:
     """Score models with equal trunks on items with equal sequences, one trunk pass per batch.
 
     Args:
@@ -47,30 +47,55 @@ def evaluate_together(
         device: the device of the models.
 
     """
-    outcomes = [
-        Outcome(
-            np.empty(len(rows), np.float32),
-            np.empty(len(rows), np.float32),
-            np.empty_like(items.labels[rows]),
-        )
-        for _, items, rows in scored
-    ]
+    outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
     _, items, rows = scored[0]
-    models = list({id(model): model for model, _, _ in scored}.values())
+    with shared_pass(scored):
+        for batch in batches(items.lengths[rows], items.counts[rows], batch_tokens(device)):
+            outputs = model_outputs(scored, batch, device)
+            for one, output, outcome in zip(scored, outputs, outcomes, strict=True):
+                fill(outcome, batch, one, output)
+    return outcomes
+
+
+@contextmanager
+def shared_pass(scored: Sequence[Scored]) -> Iterator[None]:
+    """Prepare models for ``model_outputs``: one trunk pass per batch, without unread tokens."""
+    _, items, _ = scored[0]
+    models = _models(scored)
     for model in models:
         # A decoder finds an item's last token by its padding.
         model.config.pad_token_id = items.pad["input_ids"]
     with one_pass(models), first_token_only(models[0], items.task.kind.head):
-        for batch in batches(items.lengths[rows], items.counts[rows], batch_tokens(device)):
-            inputs = {k: v.to(device) for k, v in collate(items, rows[batch]).items()}
-            outputs = {id(model): model(**inputs) for model in models}
-            for (model, mine, places), whole in zip(scored, outcomes, strict=True):
-                part = mine.task.kind.outcome(
-                    mine.task, outputs[id(model)], [mine.rows[i] for i in places[batch]]
-                )
-                whole.scores[batch], whole.losses[batch] = part.scores, part.losses
-                whole.predictions[batch] = part.predictions
-    return outcomes
+        yield
+
+
+def model_outputs(scored: Sequence[Scored], batch: Ints, device: torch.device) -> list[Any]:
+    """Return the output of each model on a batch; ``batch``: places in ``rows``."""
+    _, items, rows = scored[0]
+    inputs = {k: v.to(device) for k, v in collate(items, rows[batch]).items()}
+    outputs = {id(model): model(**inputs) for model in _models(scored)}
+    return [outputs[id(model)] for model, _, _ in scored]
+
+
+def _models(scored: Sequence[Scored]) -> list[Any]:
+    return list({id(model): model for model, _, _ in scored}.values())
+
+
+def empty_outcome(items: Items, rows: Ints) -> Outcome:
+    """Return an outcome of some rows, to be filled batch by batch."""
+    return Outcome(
+        np.empty(len(rows), np.float32),
+        np.empty(len(rows), np.float32),
+        np.empty_like(items.labels[rows]),
+    )
+
+
+def fill(outcome: Outcome, batch: Ints, scored: Scored, output: Any) -> None:
+    """Write what a model's output on a batch is worth into the outcome of all rows."""
+    _, items, rows = scored
+    part = items.task.kind.outcome(items.task, output, [items.rows[i] for i in rows[batch]])
+    outcome.scores[batch], outcome.losses[batch] = part.scores, part.losses
+    outcome.predictions[batch] = part.predictions
 
 
 @contextmanager

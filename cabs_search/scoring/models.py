@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.common.formats import first_line
 from cabs_search.kinds.base import Kind
 from cabs_search.merging.family import Family
@@ -57,18 +58,25 @@ def load_model(
             f"experts.{expert}: a model that scores must be whole, but has no {', '.join(missing)}"
         )
     model = model.eval().to(device)
-    state = model.state_dict(keep_vars=True)
-    # A task's model need not use all shared tensors: RoBERTa's classifier has no pooler.
-    used = {checkpoint.model_name(name): tensor for name, tensor in shared.items()}
-    used = {name: tensor for name, tensor in used.items() if name in state}
-    if 2 * sum(t.numel() for t in used.values()) < sum(t.numel() for t in shared.values()):
+    own = own_tensors(model, checkpoint, shared)
+    if 2 * sum(t.numel() for t in own.values()) < sum(t.numel() for t in shared.values()):
         raise ValueError(
             f"experts.{expert}: {type(model).__name__} has few of the shared tensors; is it another"
             " model?"
         )
-    for name, tensor in used.items():
-        state[name].data = tensor
+    for name, tensor in own.items():
+        tensor.data = shared[name]
     return model
+
+
+def own_tensors(model: Any, checkpoint: Checkpoint, shared: Iterable[str]) -> dict[str, Tensor]:
+    """Return a model's tensors by shared name: those of ``shared`` that it has.
+
+    A task's model need not use all of them: RoBERTa's classifier has no pooler.
+    """
+    state = model.state_dict(keep_vars=True)
+    names = {name: checkpoint.model_name(name) for name in shared}
+    return {name: state[in_model] for name, in_model in names.items() if in_model in state}
 
 
 def check_heads(heads: Mapping[str, str], family: Family) -> None:

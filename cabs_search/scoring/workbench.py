@@ -13,6 +13,8 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,8 +25,9 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Method, Recipe
 from cabs_search.merging.resident import Resident
-from cabs_search.scoring.forward import evaluate_together, same_sequences, same_trunk
-from cabs_search.scoring.models import load_model, pick_device
+from cabs_search.scoring.forward import Scored, evaluate_together, same_sequences, same_trunk
+from cabs_search.scoring.gradients import LambdaGradients, evaluate_with_gradients
+from cabs_search.scoring.models import load_model, own_tensors, pick_device
 from cabs_search.spec.task import Task, heads
 from cabs_search.tasks.items import Ints, Items
 
@@ -111,6 +114,50 @@ class Workbench:
             Outcomes by task, in the order of ``rows``.
 
         """
+        outcomes: dict[str, Outcome] = {}
+        for group, scored in self._passes(items, rows):
+            outcomes |= zip(group, evaluate_together(scored, self.device), strict=True)
+        return {task: outcomes[task] for task in rows}
+
+    def score_with_gradients(
+        self, items: Mapping[str, Items], rows: Mapping[str, Ints]
+    ) -> tuple[dict[str, Outcome], dict[str, npt.NDArray[np.float32]]]:
+        """Score the present candidate, and differentiate the losses in λ.
+
+        Takes three times as long as ``score``. The models are in evaluation mode, without dropout,
+        and are left as they were.
+
+        Args:
+            items: by task.
+            rows: the rows of each task to score, by task.
+
+        Returns:
+            Outcomes by task, in the order of ``rows``: those of ``score``, but for rounding. And by
+            task the gradient of the sum of its rows' losses in λ of each expert on each tensor,
+            [experts, tensors], in the order of ``family.experts`` and of
+            ``family.alignment.shared``; 0 where a vector keeps nothing. λ of a group of tensors has
+            the sum of theirs. Gradients in the weights have the precision of the model's dtype,
+            their inner products with the vectors are summed in float64.
+
+        """
+        outcomes: dict[str, Outcome] = {}
+        found: dict[str, npt.NDArray[np.float32]] = {}
+        experts, shared = self.family.experts, self.family.alignment.shared
+        for group, scored in self._passes(items, rows):
+            gradients = LambdaGradients(self.resident, experts, shared, len(group))
+            own = [
+                own_tensors(self.models[self._experts[t]], experts[self._experts[t]], shared)
+                for t in group
+            ]
+            done = evaluate_with_gradients(scored, own, gradients, self.device)
+            outcomes |= zip(group, done, strict=True)
+            found |= zip(group, gradients.finish(), strict=True)
+        return {task: outcomes[task] for task in rows}, {task: found[task] for task in rows}
+
+    def _passes(
+        self, items: Mapping[str, Items], rows: Mapping[str, Ints]
+    ) -> list[tuple[list[str], list[Scored]]]:
+        """Return the tasks of each pass through the trunk, with their models, items and rows."""
         groups: list[list[str]] = []
         for task in rows:
             for group in groups:
@@ -119,11 +166,10 @@ class Workbench:
                     break
             else:
                 groups.append([task])
-        outcomes: dict[str, Outcome] = {}
-        for group in groups:
-            scored = [(self.models[self._experts[t]], items[t], rows[t]) for t in group]
-            outcomes |= zip(group, evaluate_together(scored, self.device), strict=True)
-        return {task: outcomes[task] for task in rows}
+        return [
+            (group, [(self.models[self._experts[t]], items[t], rows[t]) for t in group])
+            for group in groups
+        ]
 
     def _share_pass(
         self, one: str, other: str, items: Mapping[str, Items], rows: Mapping[str, Ints]

@@ -214,6 +214,62 @@ def write(
     _fence()
 
 
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})  # type: ignore[untyped-decorator]
+def _dot(ours: Any, theirs: Any) -> Any:
+    """Return the inner product, in float64; "reassoc" lets it be summed in lanes."""
+    total = 0.0
+    for i in range(len(ours)):
+        total += np.float64(ours[i]) * np.float64(theirs[i])
+    return total
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def add_inner_products(
+    products: Any,
+    gradient: Any,
+    kinds: Any,
+    values: Any,
+    indices: Any,
+    counts: Any,
+    starts: Any,
+    first: Any,
+    numel: Any,
+) -> None:
+    """Add ⟨gradient, τ̃⟩ of every vector over some weights of a tensor of ``numel``.
+
+    Args:
+        products: float64, [vectors], to add to.
+        gradient: float32 or float64, of the weights from ``first``, a multiple of ROOM.
+        kinds, values, indices, counts, starts, first, numel: as in ``write``.
+
+    """
+    spread, at, one = np.empty(ROOM, np.float32), starts.copy(), np.float32(1)
+    for begin in range(0, len(gradient), ROOM):
+        part = gradient[begin : begin + ROOM]
+        low, size = first + begin, len(part)
+        # embeddings of words that no item has are zero
+        is_zero = part[0] == 0 and _dot(part, part) == 0
+        for j in range(len(kinds)):
+            value = numba.carray(_at(values[j]), (numel,), np.float32)[at[j] :]
+            if kinds[j] == WHOLE:
+                at[j] += size
+                if not is_zero:
+                    products[j] += _dot(part, value[:size])
+                continue
+            spread[:] = 0
+            if kinds[j] == BITS:
+                words = numba.carray(_at(indices[j]), ((numel + 63) // 64,), np.uint64)
+                mine = words[low // 64 : (low + size + 63) // 64]
+                at[j] += _add_words(spread, mine, value, one)
+            else:
+                offsets = numba.carray(_at(indices[j]), (numel,), np.uint8)[at[j] :]
+                count = numba.carray(_at(counts[j]), ((numel + 255) // 256,), np.int16)
+                mine_counts = count[low // 256 : (low + size + 255) // 256]
+                at[j] += add_offsets(spread, offsets, mine_counts, value, one)
+            if not is_zero:
+                products[j] += _dot(part, spread[:size])
+
+
 def check() -> None:
     """Add up one vector of each kind; numba raises if it does not work here."""
     out, base, values = (np.zeros(ROOM, np.float32) for _ in range(3))

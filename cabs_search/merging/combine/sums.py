@@ -12,11 +12,12 @@ from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cabs_search.common.formats import first_line
-from cabs_search.merging.chunks import chunks, parallel_map
+from cabs_search.merging.chunks import CHUNK, chunks, parallel_map
 from cabs_search.merging.packed import STRIDE, Packed
 
 JOB = 1 << 20
@@ -112,9 +113,38 @@ class TensorSum:
             self._packed.write(total, None, lambdas, part, first=part.start)
             self.out[part] = total.add_(self.base[part].float())
 
+    def inner_products(self, gradient: Tensor) -> npt.NDArray[np.float64]:
+        """Return ⟨gradient, τ̃ᵢ⟩ of each vector: the loss's gradient in λᵢ on this tensor.
+
+        Products of float32 are summed in float64; a gradient in half precision is widened.
+
+        Args:
+            gradient: the loss's gradient in this tensor, of its size and device, any floating
+                dtype.
+
+        Returns:
+            [vectors].
+
+        """
+        flat = gradient.reshape(-1)
+        if self._packed is None:
+            flat = flat if flat.dtype == torch.float64 else flat.float()
+            products = [_inner_product(flat, vector) for vector in self.vectors]
+            return np.asarray(torch.stack(products).cpu().numpy())
+        of_packed = self._packed
+        parts = chunks(len(flat), CHUNK)  # equal for any number of threads, so that bits are too
+        found = parallel_map(lambda part: of_packed.inner_products(flat[part], part), parts)
+        return np.asarray(np.sum(found, axis=0))
+
+
+def _inner_product(gradient: Tensor, vector: Packed | Placed) -> Tensor:
+    placed = Placed.of(vector, gradient.device) if isinstance(vector, Packed) else vector
+    mine = gradient if placed.positions is None else gradient[placed.positions]
+    return (mine * placed.values).sum(dtype=torch.float64)
+
 
 class _Arguments:
-    """Addresses of packed vectors, as ``kernels.write`` takes them."""
+    """Addresses of packed vectors, as functions of ``kernels`` take them."""
 
     def __init__(self, vectors: Sequence[Packed]) -> None:
         self._vectors = vectors  # kept, because the addresses are of their memory
@@ -147,12 +177,33 @@ class _Arguments:
             self._values,
             self._index,
             self._counts,
-            np.array([v.starts[part.start // STRIDE] for v in self._vectors], np.int64),
+            self._starts(part),
             np.array(lambdas, np.float32),
             part.start,
             part.stop,
             self._vectors[0].numel,
         )
+
+    def inner_products(self, gradient: Tensor, part: slice) -> npt.NDArray[np.float64]:
+        """Return the inner product of each vector and a gradient, both over one slice."""
+        is_half = gradient.element_size() < torch.float32.itemsize
+        products = np.zeros(len(self._vectors))
+        kernels().add_inner_products(
+            products,
+            (gradient.float() if is_half else gradient).numpy(),
+            self._kinds,
+            self._values,
+            self._index,
+            self._counts,
+            self._starts(part),
+            part.start,
+            self._vectors[0].numel,
+        )
+        return products
+
+    def _starts(self, part: slice) -> npt.NDArray[np.int64]:
+        """Return the index of each vector's first value in a slice."""
+        return np.array([v.starts[part.start // STRIDE] for v in self._vectors], np.int64)
 
 
 def write_sums(sums: Sequence[tuple[TensorSum, Sequence[float]]]) -> None:

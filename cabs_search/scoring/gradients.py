@@ -1,0 +1,170 @@
+"""Gradients in λ: one backward pass has those of every expert on every tensor.
+
+A merged model is base + Σ λᵢ·τ̃ᵢ. So the gradient of a loss in λᵢ on one tensor is the inner product
+of the loss's gradient in that tensor and τ̃ᵢ. It is taken as soon as the backward pass has the
+tensor's gradient, which is freed then: memory grows by activations and one tensor, not by a second
+model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from cabs_search.kinds.base import Outcome
+from cabs_search.merging.resident import Resident
+from cabs_search.scoring.batches import batch_tokens, batches
+from cabs_search.scoring.forward import Scored, empty_outcome, fill, model_outputs, shared_pass
+from cabs_search.tasks.items import Ints
+
+PASS_TOKENS = 80
+"""Cost of a forward and backward pass beside its tokens, as ``batches.PASS_TOKENS``: a backward
+pass writes and reads a gradient of the model's size.
+"""
+
+
+class LambdaGradients:
+    """Gradients in λ of the losses of some tasks, summed up tensor by tensor."""
+
+    def __init__(
+        self, resident: Resident, experts: Iterable[str], tensors: Iterable[str], tasks: int
+    ) -> None:
+        """Begin with zeros.
+
+        Args:
+            resident: the merged model.
+            experts: names of the rows.
+            tensors: names of the columns.
+            tasks: number of tasks.
+
+        """
+        self.task = 0
+        """Place of the task whose losses are differentiated now."""
+        self.summed = resident.summed
+        """Experts of each tensor's sum."""
+        self._resident = resident
+        self._rows = {expert: row for row, expert in enumerate(experts)}
+        self._columns = {tensor: column for column, tensor in enumerate(tensors)}
+        self._sums = np.zeros((tasks, len(self._rows), len(self._columns)))
+        self._embeddings: dict[tuple[int, str], Tensor] = {}
+
+    def add(self, tensor: str, gradient: Tensor) -> None:
+        """Add the gradient of a batch's losses in one tensor of the model.
+
+        A sparse one, of word embeddings, is mostly zero: those of a task's batches are added up
+        first.
+        """
+        if not gradient.is_sparse:
+            self._add_products(self.task, tensor, gradient)
+            return
+        wide, key = torch.promote_types(gradient.dtype, torch.float32), (self.task, tensor)
+        if key not in self._embeddings:
+            zeros = torch.zeros(gradient.shape, dtype=wide, device=gradient.device)
+            self._embeddings[key] = zeros
+        self._embeddings[key].add_(gradient.to(wide))
+
+    def _add_products(self, task: int, tensor: str, gradient: Tensor) -> None:
+        rows = [self._rows[expert] for expert in self.summed[tensor]]
+        products = self._resident.inner_products(tensor, gradient)
+        self._sums[task, rows, self._columns[tensor]] += products
+
+    def finish(self) -> npt.NDArray[np.float32]:
+        """Return the gradients of all that was added, [tasks, experts, tensors]."""
+        while self._embeddings:
+            (task, tensor), gradient = self._embeddings.popitem()
+            self._add_products(task, tensor, gradient)
+        return self._sums.astype(np.float32)
+
+
+def evaluate_with_gradients(
+    scored: Sequence[Scored],
+    tensors: Sequence[Mapping[str, Tensor]],
+    gradients: LambdaGradients,
+    device: torch.device,
+) -> list[Outcome]:
+    """Score as ``forward.evaluate_together`` does, and add the losses' gradients in λ.
+
+    Args:
+        scored: models, each with its items and the rows of them to score.
+        tensors: each model's own tensors by shared name.
+        gradients: to add to; its tasks are those of ``scored``.
+        device: the device of the models.
+
+    """
+    outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
+    _, items, rows = scored[0]
+    tokens = batch_tokens(device)
+    own = [{t: p for t, p in of_model.items() if t in gradients.summed} for of_model in tensors]
+    with (
+        _differentiable([model for model, _, _ in scored], own, tokens, gradients.add),
+        shared_pass(scored),
+    ):
+        for batch in batches(items.lengths[rows], items.counts[rows], tokens, PASS_TOKENS):
+            outputs = model_outputs(scored, batch, device)
+            for place, (one, output) in enumerate(zip(scored, outputs, strict=True)):
+                fill(outcomes[place], batch, one, output)
+                gradients.task = place
+                losses = _losses(one, batch, output)
+                if losses.requires_grad:  # else no vector touches the model
+                    losses.sum().backward(retain_graph=place + 1 < len(scored))
+    return outcomes
+
+
+def _losses(scored: Scored, batch: Ints, output: Any) -> Tensor:
+    _, items, rows = scored
+    return items.task.kind.losses(items.task, output, [items.rows[i] for i in rows[batch]])
+
+
+@contextmanager
+def _differentiable(
+    models: Sequence[nn.Module],
+    tensors: Sequence[Mapping[str, Tensor]],
+    tokens: int,
+    take: Callable[[str, Tensor], None],
+) -> Iterator[None]:
+    """Let backward passes hand the gradients of some tensors to ``take``, and free them.
+
+    Nothing else of the models gets a gradient. Embeddings of more rows than a batch has tokens get
+    sparse ones; rows of padding get theirs, as of any other token.
+    """
+    # A tensor that is tied to another has two names; the last is the one that is materialized.
+    names = {id(p): (p, name) for of_model in tensors for name, p in of_model.items()}
+    every = [*(p for model in models for p in model.parameters()), *(p for p, _ in names.values())]
+    flags = {id(p): (p, p.requires_grad) for p in every}
+    embeddings = {
+        module: (module.sparse, module.padding_idx)
+        for model in models
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+    }
+    hooks = []
+
+    def hand_over(name: str, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        take(name, gradient)
+
+    try:
+        for parameter, _ in flags.values():
+            parameter.requires_grad_(False)
+        for tensor, name in names.values():
+            tensor.requires_grad_()
+            hooks.append(tensor.register_post_accumulate_grad_hook(partial(hand_over, name)))
+        for module in embeddings:
+            module.sparse, module.padding_idx = module.num_embeddings > tokens, None
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter, flag in flags.values():
+            parameter.requires_grad_(flag)
+            parameter.grad = None  # if the pass was interrupted
+        for module, (sparse, padding) in embeddings.items():
+            module.sparse, module.padding_idx = sparse, padding
