@@ -91,6 +91,7 @@ def spec_of(name: str, candidates: int) -> Spec:
     plain["search"] = {
         "trials": candidates + len(shared),
         "confirm": candidates + len(shared),
+        "confirm_stops": False,
         "sampler": "quasi-random",
         "block": 75,
     }

@@ -112,9 +112,10 @@ class Proposer:
         """Number of recipes to propose before the sampler's."""
         return len(self._queue)
 
-    def is_queued(self, recipe: Recipe) -> bool:
-        """Tell whether a recipe is to be proposed before the sampler's."""
-        return any(queued.key == recipe.key for queued, _ in self._queue)
+    def queue_only(self, recipes: Sequence[Recipe]) -> None:
+        """Propose these recipes and nothing else of the queue."""
+        known = {recipe.key: trial_id for recipe, trial_id in self._queue}
+        self._queue = deque((recipe, known.get(recipe.key)) for recipe in recipes)
 
     def _expected(self, recipe: Recipe, number: int) -> Expected | None:
         predicted = self._items_sampler.predicted.pop(number, None) if self._items_sampler else None

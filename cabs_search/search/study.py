@@ -397,10 +397,9 @@ class Study:
         if not self._refining.is_over:
             return None
         self._refined = {recipe.key: recipe for recipe in self._refining.refined}
-        for key, recipe in self._refined.items():
-            self._recommended.add(key)
-            if key not in self._ended.scored and not self._proposer.is_queued(recipe):
-                self._proposer.enqueue(recipe)
+        self._recommended |= self._refined.keys()
+        unscored = [r for key, r in self._refined.items() if key not in self._ended]
+        self._proposer.queue_only(unscored)
         return self._next_candidate(job_id)
 
     @property

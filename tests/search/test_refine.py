@@ -13,6 +13,7 @@ import pytest
 from cabs_search.merging.recipe import Recipe, group_of
 from cabs_search.record.evaluations import read_note
 from cabs_search.results.leaderboard import build_leaderboard
+from cabs_search.search.candidates import Candidates
 from cabs_search.search.refine.groups import groups_of
 from cabs_search.search.refine.paths import Value, follow
 from cabs_search.spec.load import parse
@@ -197,3 +198,14 @@ def test_the_leaderboard_says_what_each_level_gained(spec: Spec, undisturbed: Be
     gained = board.row("recommended").against["start of refining"].estimate
     assert gained == board.row("recommended").score - board.row("best found").score
     assert "on fresh items, against the start of refining: expert" in board.refinement.text.lower()
+
+
+def test_a_budget_below_the_baselines_is_kept_to(pico: Path, items: Any, tmp_path: Path) -> None:
+    spec = parse(pico_values(pico, trials=2, refine={"steps": 3, "levels": "expert"}))
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    (refined,) = _recipes(bench)
+    assert bench.outcomes.scored("search").keys() == {
+        *(recipe.key for recipe in Candidates.of(spec).baseline_recipes[:2]),
+        refined.key,
+    }
