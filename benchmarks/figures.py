@@ -29,7 +29,10 @@ from cabs_search.common.formats import table
 
 RATES = ("/s", "/h")
 """How the units end of which more is better."""
-PARTS = ("limits", "masks", "materialize", "evaluate", "search", "tracking", "memory", "size")
+PARTS = (
+    *("limits", "masks", "materialize", "evaluate", "gradients", "search", "tracking", "memory"),
+    "size",
+)
 """Modules beside this one, each with ``measure``, in the order they run."""
 ORDER = (*PARTS, "large", "gpu")
 """Parts as tables show them."""

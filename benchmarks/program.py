@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from cabs_search.kinds.base import Outcome
@@ -60,6 +62,13 @@ def score(
 ) -> dict[str, Outcome]:
     """One step of a worker: some items of every task."""
     return bench.score(items, rows)
+
+
+def score_with_gradients(
+    bench: Workbench, items: Mapping[str, Items], rows: Mapping[str, Ints]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """One gradient pass of a worker: some items of every task."""
+    return bench.score_with_gradients(items, rows)[1]
 
 
 def entry_bytes(path: Path) -> int:

@@ -3,7 +3,12 @@
 A merged model is base + Σ λᵢ·τ̃ᵢ. So the gradient of a loss in λᵢ on one tensor is the inner product
 of the loss's gradient in that tensor and τ̃ᵢ. It is taken as soon as the backward pass has the
 tensor's gradient, which is freed then: memory grows by activations and one tensor, not by a second
-model.
+model. Activations are not recomputed (gradient checkpointing): transformers does so in training
+mode only.
+
+Precision: gradients in the weights are of the model's dtype, the inner products are summed in
+float64. On the quickstart's experts all gradients together, as one long vector, were about 1e-6
+(float32), 1e-3 (float16) and 1e-2 (bfloat16) away from float64's, relative to its length.
 """
 
 from __future__ import annotations

@@ -124,8 +124,8 @@ class Workbench:
     ) -> tuple[dict[str, Outcome], dict[str, npt.NDArray[np.float32]]]:
         """Score the present candidate, and differentiate the losses in λ.
 
-        Takes three times as long as ``score``. The models are in evaluation mode, without dropout,
-        and are left as they were.
+        Takes about three times as long as ``score``. The models are in evaluation mode, without
+        dropout, and are left as they were. Precision: ``scoring.gradients``.
 
         Args:
             items: by task.
@@ -136,8 +136,7 @@ class Workbench:
             task the gradient of the sum of its rows' losses in λ of each expert on each tensor,
             [experts, tensors], in the order of ``family.experts`` and of
             ``family.alignment.shared``; 0 where a vector keeps nothing. λ of a group of tensors has
-            the sum of theirs. Gradients in the weights have the precision of the model's dtype,
-            their inner products with the vectors are summed in float64.
+            the sum of theirs.
 
         """
         outcomes: dict[str, Outcome] = {}

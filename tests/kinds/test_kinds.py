@@ -14,6 +14,7 @@ import transformers
 from cabs_search.kinds import question_answering as answering
 from cabs_search.kinds.token_classification import Words
 from cabs_search.metrics.squad import ANSWER_EXACT_MATCH, ANSWER_F1
+from cabs_search.scoring.batches import collate
 from cabs_search.scoring.forward import evaluate
 from cabs_search.spec.load import parse
 from cabs_search.spec.task import Task
@@ -97,6 +98,22 @@ def test_a_batch_gives_what_one_by_one_gives(trained: Any, architecture: str, ki
     assert items.task.measure.compute(together.predictions, items.labels) > 0.5, (
         "training taught it something"
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_are_those_of_outcomes_and_can_be_differentiated(trained: Any, kind: str) -> None:
+    model, items = items_of(trained, "roberta", kind)
+    output = model(**collate(items, np.arange(ROWS)))
+    logits = next(iter(output.values()))
+    half = type(output)({name: value.bfloat16() for name, value in output.items()})
+    for given in (output, half):
+        losses = items.task.kind.losses(items.task, given, items.rows)
+        reported = items.task.kind.outcome(items.task, given, items.rows).losses
+        assert losses.dtype == torch.float32
+        assert np.array_equal(losses.detach().numpy(), reported)
+        (gradient,) = torch.autograd.grad(losses.sum(), logits, retain_graph=True)
+        assert gradient.isfinite().all()
+        assert gradient.any()
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "question-answering"])

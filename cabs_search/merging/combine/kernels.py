@@ -274,16 +274,13 @@ def check() -> None:
     """Add up one vector of each kind; numba raises if it does not work here."""
     out, base, values = (np.zeros(ROOM, np.float32) for _ in range(3))
     words, counts = np.zeros(ROOM // 64, np.uint64), np.zeros(ROOM // 256, np.int16)
-    write(
-        out.ctypes.data,
-        base.ctypes.data,
+    vectors = (
         np.array([WHOLE, BITS, OFFSETS], np.int8),
         np.array([values.ctypes.data] * 3, np.int64),
         np.array([0, words.ctypes.data, words.ctypes.data], np.int64),
         np.array([0, 0, counts.ctypes.data], np.int64),
         np.zeros(3, np.int64),
-        np.ones(3, np.float32),
-        0,
-        ROOM,
-        ROOM,
     )
+    scales = np.ones(3, np.float32)
+    write(out.ctypes.data, base.ctypes.data, *vectors, scales, 0, ROOM, ROOM)
+    add_inner_products(np.zeros(3), base, *vectors, 0, ROOM)

@@ -1,0 +1,154 @@
+"""Gradients in λ against central differences in float64; nothing stays behind in the models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.family import Family
+from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.scoring import gradients
+from cabs_search.scoring.batches import collate
+from cabs_search.scoring.workbench import Workbench
+from cabs_search.tasks.load import load_items
+from tests.scoring.test_architectures import open_bench
+from tests.scoring.test_forward import shared_spec
+from tests.support.standins import WORD_LABELS, as_items, auto_class, make_base, rows_of, task_of
+
+STEP, ITEMS, TOKENS = 1e-4, 6, 60
+CASES = [
+    ("bert", "classification", "task-arithmetic", 1e-6),
+    ("bert", "regression", "ties", 1e-6),
+    ("roberta", "multiple-choice", "cabs", 1e-6),
+    ("bert", "question-answering", "dare", 1e-6),
+    ("gpt2", "token-classification", "ties-dare", 1e-6),
+    ("deberta-v2", "classification", "magnitude", 1e-6),
+    ("modernbert", "regression", "cabs", 1e-5),  # it turns queries and keys in float32
+]
+"""Architecture, kind, method, and how close the differences are."""
+
+
+def open_family(folder: Path, architecture: str, kind: str, method: str) -> tuple[Workbench, Any]:
+    """Return a float64 model merged of two random experts of a random base, and items."""
+    base = make_base(folder / "base", architecture)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    counts = {"regression": 1, "token-classification": len(WORD_LABELS)}
+    labels = {"num_labels": counts[kind]} if kind in counts else {}
+    for seed, name in enumerate(("a", "b"), 1):
+        torch.manual_seed(seed)
+        model = auto_class(kind).from_pretrained(base, dtype=torch.float32, **labels)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    family = Family.open(folder / "base", {name: folder / name for name in ("a", "b")})
+    task = task_of(kind)
+    bench = Workbench(
+        family, {"a": task}, VectorCache(folder / "cache"), device="cpu", dtype="float64"
+    )
+    chosen = make_method(method, ("a", "b"), nm=(3, 8), density=0.3)
+    bench.materialize(make_recipe(chosen, {"a": 0.7, "b": 0.4}))
+    config = bench.models["a"].config
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        base, **task.kind.tokenizer_arguments(config)
+    )
+    return bench, as_items(rows_of(kind, 7, ITEMS), task, config, tokenizer)
+
+
+def total_loss(bench: Workbench, items: Any) -> float:
+    """Sum the losses of all items in float64: one padded batch, every token in every layer."""
+    kind, model = items.task.kind, bench.models["a"]
+    with torch.no_grad():
+        output = model(**collate(items, np.arange(len(items))))
+        return float(kind.losses(items.task, output, items.rows).sum())
+
+
+def by_differences(bench: Workbench, items: Any, method: Any) -> np.ndarray:
+    """Return dL/dλ, [experts, tensors], by moving each tensor along each expert's vector."""
+    family, vectors = bench.family, bench._vectors(method)
+    found = np.zeros((len(family.experts), len(family.alignment.shared)))
+    for column, name in enumerate(family.alignment.shared):
+        tensor = bench.resident._tensors[name]
+        merged = tensor.clone()
+        for row, expert in enumerate(family.experts):
+            if (kept := vectors[expert].kept(name, tensor.numel())) is None:
+                continue
+            step = torch.zeros_like(tensor)
+            step[slice(None) if kept.mask is None else kept.mask] = STEP * kept.values.double()
+            tensor.copy_(merged + step)
+            after = total_loss(bench, items)
+            tensor.copy_(merged - step)
+            found[row, column] = (after - total_loss(bench, items)) / (2 * STEP)
+        tensor.copy_(merged)
+    return found
+
+
+@pytest.mark.parametrize(("architecture", "kind", "method", "close"), CASES)
+def test_gradients_are_those_of_central_differences(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    kind: str,
+    method: str,
+    close: float,
+) -> None:
+    # so small that there are several batches, and that word embeddings have sparse gradients
+    monkeypatch.setattr(gradients, "batch_tokens", lambda _: TOKENS)
+    bench, items = open_family(tmp_path, architecture, kind, method)
+    if method == "task-arithmetic":  # two names of one tensor: the last is its value
+        first, last = bench.models["a"].base_model.encoder.layer
+        first.output.dense.weight = last.output.dense.weight
+    given, rows = {"a": items}, {"a": np.arange(ITEMS)}
+    before = bench.score(given, rows)["a"]
+    outcomes, found = bench.score_with_gradients(given, rows)
+    expected = by_differences(bench, items, make_method(method, ("a", "b"), nm=(3, 8), density=0.3))
+    assert found["a"].shape == expected.shape
+    scale = np.abs(expected).max()
+    assert np.abs(found["a"] - expected).max() < close * scale
+    assert np.count_nonzero(np.abs(expected) > 1e-4 * scale) > expected.size / 4
+    assert outcomes["a"].losses == pytest.approx(before.losses, rel=1e-6)
+    assert outcomes["a"].scores == pytest.approx(before.scores)
+    if kind != "regression":
+        assert outcomes["a"].predictions.tolist() == before.predictions.tolist()
+
+
+def test_tasks_in_one_pass_have_their_own_gradients_and_nothing_stays_behind(
+    pico: Path, tmp_path: Path
+) -> None:
+    spec = shared_spec(pico)
+    bench = open_bench(spec, tmp_path)
+    experts = tuple(spec.experts)
+    bench.materialize(
+        make_recipe(make_method("cabs", experts, nm=(2, 8)), dict.fromkeys(experts, 1.0))
+    )
+    items = {task: load_items(spec, task)["search"] for task in spec.tasks}
+    rows = dict.fromkeys(spec.tasks, np.arange(8))
+    parameters = [p for model in bench.models.values() for p in model.parameters()]
+    parameters[3].requires_grad_(False)
+    flags = [p.requires_grad for p in parameters]
+    before = bench.score(items, rows)
+    trunk = bench.models["mood"].base_model
+    passes = []
+    hook = trunk.register_forward_hook(lambda *_: passes.append(1))
+    _, together = bench.score_with_gradients(items, rows)
+    hook.remove()
+    assert len(passes) == 1, "mood and animal share a pass"
+    for task in spec.tasks:
+        _, alone = bench.score_with_gradients({task: items[task]}, {task: rows[task]})
+        assert together[task] == pytest.approx(alone[task], rel=1e-4, abs=1e-6)
+        assert np.abs(together[task]).max() > 1e-3
+    frozen = bench.family.alignment.shared.index("embeddings.word_embeddings.weight")
+    assert not together["mood"][:, frozen].any(), "no vector keeps any of it"
+    assert [p.requires_grad for p in parameters] == flags
+    assert all(p.grad is None for p in parameters)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in trunk.modules())
+    again = bench.score(items, rows)
+    for task in spec.tasks:
+        assert np.array_equal(before[task].losses, again[task].losses)
