@@ -138,7 +138,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         items, rows = context.items[job.split], context.blocks[job.split][block]
         gradients = None
         if job.purpose == "gradient":
-            outcomes, gradients = self._bench.score_with_gradients(items, rows)
+            outcomes, gradients = self._bench.score_with_gradients(items, rows, job.widths)
         else:
             outcomes = self._bench.score(items, rows)
         for task, outcome in outcomes.items():

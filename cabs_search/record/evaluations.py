@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from cabs_search.record.outcomes import ADD_AMOUNT, Outcomes
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS evaluations (
     recipe TEXT, block INTEGER, task TEXT, losses BLOB NOT NULL, scores BLOB NOT NULL,
-    gradients BLOB NOT NULL, PRIMARY KEY (recipe, block, task));
+    gradients BLOB NOT NULL, width REAL, PRIMARY KEY (recipe, block, task));
 """
 NOTE = "refinement "
 """Start of the key of what a search found by refining, before its value's label."""
@@ -40,6 +40,8 @@ class Evaluation:
     """Gradient of the sum of a task's losses in λ of an expert on a tensor, by task,
     [experts, tensors]; None: it was not asked for.
     """
+    widths: Mapping[str, float] = field(default_factory=dict)
+    """Tasks of which a smooth form of the score was differentiated, with its width."""
 
     @property
     def items(self) -> int:
@@ -57,6 +59,8 @@ class TaskValues(NamedTuple):
     """[items]."""
     gradients: npt.NDArray[np.float32] | None
     """Flat, [experts · tensors]; None: not known."""
+    width: float | None
+    """Width of what was differentiated; None: the loss was, or nothing."""
 
 
 class Evaluations:
@@ -77,19 +81,21 @@ class Evaluations:
                     row = (one.recipe.key, one.block, task)
                     values = (outcome.losses.tobytes(), outcome.scores.tobytes(), gradients)
                     db.execute(
-                        "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)",
-                        (*row, *values),
+                        "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (*row, *values, one.widths.get(task)),
                     )
             db.executemany(ADD_AMOUNT, spent.items())
 
     def read(self, recipe: Recipe) -> dict[int, dict[str, TaskValues]]:
         """Return what is known of a recipe, by block and task."""
-        query = "SELECT block, task, losses, scores, gradients FROM evaluations WHERE recipe = ?"
+        query = (
+            "SELECT block, task, losses, scores, gradients, width FROM evaluations WHERE recipe = ?"
+        )
         found: dict[int, dict[str, TaskValues]] = {}
         with self._outcomes.transaction() as db:
-            for block, task, *stored in db.execute(query, (recipe.key,)):
+            for block, task, *stored, width in db.execute(query, (recipe.key,)):
                 losses, scores, gradients = (np.frombuffer(part, "<f4") for part in stored)
-                values = TaskValues(losses, scores, gradients if len(gradients) else None)
+                values = TaskValues(losses, scores, gradients if len(gradients) else None, width)
                 found.setdefault(block, {})[task] = values
         return found
 

@@ -120,7 +120,10 @@ class Workbench:
         return {task: outcomes[task] for task in rows}
 
     def score_with_gradients(
-        self, items: Mapping[str, Items], rows: Mapping[str, Ints]
+        self,
+        items: Mapping[str, Items],
+        rows: Mapping[str, Ints],
+        widths: Mapping[str, float] | None = None,
     ) -> tuple[dict[str, Outcome], dict[str, npt.NDArray[np.float32]]]:
         """Score the present candidate, and differentiate the losses in λ.
 
@@ -130,6 +133,8 @@ class Workbench:
         Args:
             items: by task.
             rows: the rows of each task to score, by task.
+            widths: tasks of which ``gradients.wrongness`` is differentiated instead of the loss,
+                with its width.
 
         Returns:
             Outcomes by task, in the order of ``rows``: those of ``score``, but for rounding. And by
@@ -148,7 +153,8 @@ class Workbench:
                 own_tensors(self.models[self._experts[t]], experts[self._experts[t]], shared)
                 for t in group
             ]
-            done = evaluate_with_gradients(scored, own, gradients, self.device)
+            own_widths = [(widths or {}).get(task) for task in group]
+            done = evaluate_with_gradients(scored, own, gradients, self.device, own_widths)
             outcomes |= zip(group, done, strict=True)
             found |= zip(group, gradients.finish(), strict=True)
         return {task: outcomes[task] for task in rows}, {task: found[task] for task in rows}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 
@@ -31,6 +31,8 @@ class Job:
     """True if it must be a worker's only job, because a worker died over it."""
     purpose: Literal["score", "gradient", "held out"] = "score"
     """``gradient`` and ``held out`` are evaluations of a refinement, no candidate's."""
+    widths: Mapping[str, float] = field(default_factory=dict)
+    """Tasks of which a smooth form of the score is differentiated, with its width."""
 
 
 @dataclass(frozen=True, kw_only=True)

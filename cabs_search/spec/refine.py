@@ -30,5 +30,5 @@ class Refine:
     """Weights of a penalty on the squared distance from the coarser level; of several the folds
     choose.
     """
-    loss: Literal["loss", "probability"] = "loss"
-    """Number that is made small: the task's loss, or one minus the right answer's probability."""
+    goal: Literal["score", "loss"] = "score"
+    """Number that is made better: a smooth form of the score, or the task's loss."""

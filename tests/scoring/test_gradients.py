@@ -16,6 +16,7 @@ from cabs_search.merging.recipe import make_method, make_recipe
 from cabs_search.scoring import gradients
 from cabs_search.scoring.batches import collate
 from cabs_search.scoring.workbench import Workbench
+from cabs_search.search.refine.goals import Goal
 from cabs_search.tasks.load import load_items
 from tests.scoring.test_architectures import open_bench
 from tests.scoring.test_forward import shared_spec
@@ -23,15 +24,15 @@ from tests.support.standins import WORD_LABELS, as_items, auto_class, make_base,
 
 STEP, ITEMS, TOKENS = 1e-4, 6, 60
 CASES = [
-    ("bert", "classification", "task-arithmetic", 1e-6),
-    ("bert", "regression", "ties", 1e-6),
-    ("roberta", "multiple-choice", "cabs", 1e-6),
-    ("bert", "question-answering", "dare", 1e-6),
-    ("gpt2", "token-classification", "ties-dare", 1e-6),
-    ("deberta-v2", "classification", "magnitude", 1e-6),
-    ("modernbert", "regression", "cabs", 1e-5),  # it turns queries and keys in float32
+    ("bert", "classification", "task-arithmetic", None, 1e-6),
+    ("bert", "regression", "ties", None, 1e-6),
+    ("roberta", "multiple-choice", "cabs", 0.8, 1e-6),
+    ("bert", "question-answering", "dare", None, 1e-6),
+    ("gpt2", "token-classification", "ties-dare", 2.0, 1e-6),
+    ("deberta-v2", "classification", "magnitude", None, 1e-6),
+    ("modernbert", "regression", "cabs", None, 1e-5),  # it turns queries and keys in float32
 ]
-"""Architecture, kind, method, and how close the differences are."""
+"""Architecture, kind, method, width of the smooth score, and how close the differences are."""
 
 
 def open_family(folder: Path, architecture: str, kind: str, method: str) -> tuple[Workbench, Any]:
@@ -62,15 +63,18 @@ def open_family(folder: Path, architecture: str, kind: str, method: str) -> tupl
     return bench, as_items(rows_of(kind, 7, ITEMS), task, config, tokenizer)
 
 
-def total_loss(bench: Workbench, items: Any) -> float:
+def total_loss(bench: Workbench, items: Any, width: float | None) -> float:
     """Sum the losses of all items in float64: one padded batch, every token in every layer."""
     kind, model = items.task.kind, bench.models["a"]
     with torch.no_grad():
         output = model(**collate(items, np.arange(len(items))))
-        return float(kind.losses(items.task, output, items.rows).sum())
+        losses = kind.losses(items.task, output, items.rows)
+        if width is not None:
+            return float(Goal(width=width).values(losses.double().numpy()).sum())
+        return float(losses.sum())
 
 
-def by_differences(bench: Workbench, items: Any, method: Any) -> np.ndarray:
+def by_differences(bench: Workbench, items: Any, method: Any, width: float | None) -> np.ndarray:
     """Return dL/dλ, [experts, tensors], by moving each tensor along each expert's vector."""
     family, vectors = bench.family, bench._vectors(method)
     found = np.zeros((len(family.experts), len(family.alignment.shared)))
@@ -83,20 +87,21 @@ def by_differences(bench: Workbench, items: Any, method: Any) -> np.ndarray:
             step = torch.zeros_like(tensor)
             step[slice(None) if kept.mask is None else kept.mask] = STEP * kept.values.double()
             tensor.copy_(merged + step)
-            after = total_loss(bench, items)
+            after = total_loss(bench, items, width)
             tensor.copy_(merged - step)
-            found[row, column] = (after - total_loss(bench, items)) / (2 * STEP)
+            found[row, column] = (after - total_loss(bench, items, width)) / (2 * STEP)
         tensor.copy_(merged)
     return found
 
 
-@pytest.mark.parametrize(("architecture", "kind", "method", "close"), CASES)
+@pytest.mark.parametrize(("architecture", "kind", "method", "width", "close"), CASES)
 def test_gradients_are_those_of_central_differences(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     architecture: str,
     kind: str,
     method: str,
+    width: float | None,
     close: float,
 ) -> None:
     # so small that there are several batches, and that word embeddings have sparse gradients
@@ -107,8 +112,10 @@ def test_gradients_are_those_of_central_differences(
         first.output.dense.weight = last.output.dense.weight
     given, rows = {"a": items}, {"a": np.arange(ITEMS)}
     before = bench.score(given, rows)["a"]
-    outcomes, found = bench.score_with_gradients(given, rows)
-    expected = by_differences(bench, items, make_method(method, ("a", "b"), nm=(3, 8), density=0.3))
+    widths = {} if width is None else {"a": width}
+    outcomes, found = bench.score_with_gradients(given, rows, widths)
+    chosen = make_method(method, ("a", "b"), nm=(3, 8), density=0.3)
+    expected = by_differences(bench, items, chosen, width)
     assert found["a"].shape == expected.shape
     scale = np.abs(expected).max()
     assert np.abs(found["a"] - expected).max() < close * scale

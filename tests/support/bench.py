@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import optuna
+import torch
 
 from cabs_search.kinds.base import Outcome
 from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.scoring.gradients import wrongness
 from cabs_search.search.jobs import BlockResult, Finished, Job
 from cabs_search.search.study import Study, open_database
 from cabs_search.spec.study import Spec
@@ -64,7 +66,11 @@ class Bench:
             losses = (away**2).sum(axis=(1, 2)).astype(np.float32)
             scores, labels = np.exp(-losses), self.items["search"][task].labels[rows]
             outcomes[task] = Outcome(scores, losses, labels)
-            gradients[task] = 2 * away.sum(axis=0).astype(np.float32)
+            slopes = torch.from_numpy(losses).requires_grad_()
+            wrongness(slopes, job.widths[task]).sum().backward()
+            assert slopes.grad is not None
+            each = slopes.grad.numpy()[:, None, None] * 2 * away
+            gradients[task] = each.sum(axis=0).astype(np.float32)
         return BlockResult(
             block=block,
             outcomes=outcomes,

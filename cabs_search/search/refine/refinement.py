@@ -16,6 +16,7 @@ import numpy as np
 from cabs_search.merging.recipe import Groups, LambdaKey, Recipe, group_of, make_recipe
 from cabs_search.record.evaluations import Evaluation, Evaluations, TaskValues
 from cabs_search.search.refine.check import FOLDS, levels_of
+from cabs_search.search.refine.goals import Goal
 from cabs_search.search.refine.groups import groups_of
 from cabs_search.search.refine.paths import DIGITS, Floats, Path, Value, follow
 from cabs_search.spec.refine import Level, Refine
@@ -68,8 +69,8 @@ class Refinement:
         start: Recipe,
         tensors: Sequence[str],
         blocks: int,
-        loss_weights: Mapping[str, float],
-        score_weights: Mapping[str, float],
+        weights: Mapping[str, float],
+        goals: Mapping[str, Goal],
         evaluations: Evaluations,
         own: Groups = (),
     ) -> None:
@@ -80,8 +81,8 @@ class Refinement:
             start: the candidate to refine.
             tensors: names of the merged tensors, in the order of recorded gradients.
             blocks: number of blocks of the search items.
-            loss_weights: weight of each task's mean loss, by task.
-            score_weights: weight of each task's score, by task.
+            weights: weight of each task's score, by task.
+            goals: what is made small, by task.
             evaluations: the record.
             own: the space's own groups.
 
@@ -89,7 +90,7 @@ class Refinement:
         self._levels = {level: groups_of(level, tensors, own) for level in levels_of(settings, own)}
         self._settings, self._start, self._tensors = settings, start, tuple(tensors)
         self._folds = [tuple(range(fold, blocks, FOLDS)) for fold in range(FOLDS)]
-        self._loss_weights, self._score_weights = loss_weights, score_weights
+        self._weights, self._goals = weights, goals
         self._evaluations = evaluations
         self._known: dict[str, dict[int, dict[str, TaskValues]]] = {}
         self._out: set[tuple[str, int]] = set()
@@ -207,9 +208,13 @@ class Refinement:
         done = {
             block
             for block, by_task in known.items()
-            if not gradient or all(one.gradients is not None for one in by_task.values())
+            if not gradient or all(map(self._is_known, by_task, by_task.values()))
         }
         return [Ask(recipe, block, gradient) for block in blocks if block not in done]
+
+    def _is_known(self, task: str, values: TaskValues) -> bool:
+        """Tell whether the gradient of what is made small is known."""
+        return values.gradients is not None and values.width == self._goals[task].width
 
     def _keys(self, groups: Groups) -> list[LambdaKey]:
         names = [name for name, _ in groups] or [""]
@@ -246,25 +251,26 @@ class Refinement:
         known = self._read(recipe)
         places = np.array(self._places(groups))
         loss, gradient = 0.0, np.zeros(len(self._keys(groups)))
-        for task, weight in self._loss_weights.items():
+        for task, weight in self._weights.items():
             own = [known[block][task] for block in blocks if task in known[block]]
             items = sum(len(one.losses) for one in own)
             if not items:
                 continue
-            loss += weight * sum(float(one.losses.sum(dtype=float)) for one in own) / items
+            losses = np.concatenate([one.losses for one in own]).astype(float)
+            loss += weight * float(self._goals[task].values(losses).mean())
             by_tensor = np.zeros((len(self._start.experts), len(places)))
             for one in own:
                 assert one.gradients is not None
                 by_tensor += one.gradients.reshape(by_tensor.shape)
             count = max(1, len(groups))
             sums = [np.bincount(places, weights=each, minlength=count) for each in by_tensor]
-            gradient += weight / items * np.concatenate(sums)
+            gradient += weight / self._goals[task].scale / items * np.concatenate(sums)
         return Value(loss, gradient)
 
     def _held_out_values(self, recipes: Sequence[Recipe]) -> tuple[float, float]:
         """Return weighted mean loss and score of the folds' recipes on what they did not see."""
         loss = score = 0.0
-        for task, weight in self._loss_weights.items():
+        for task, weight in self._weights.items():
             losses, scores = [], []
             for fold, recipe in enumerate(recipes):
                 by_block = self._read(recipe)
@@ -272,8 +278,9 @@ class Refinement:
                 losses += [one.losses for one in own]
                 scores += [one.scores for one in own]
             if losses:
-                loss += weight * float(np.concatenate(losses).mean(dtype=float))
-                score += self._score_weights[task] * float(np.concatenate(scores).mean(dtype=float))
+                held_out = self._goals[task].values(np.concatenate(losses).astype(float))
+                loss += weight * float(held_out.mean())
+                score += weight * float(np.concatenate(scores).mean(dtype=float))
         return loss, score
 
     @property

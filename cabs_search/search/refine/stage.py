@@ -9,6 +9,7 @@ from cabs_search.merging.recipe import Recipe
 from cabs_search.record.evaluations import Evaluation, Evaluations, read_note
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.jobs import BlockResult, Job
+from cabs_search.search.refine.goals import Goal, goals_of
 from cabs_search.search.refine.refinement import Refinement
 from cabs_search.spec.study import Spec
 
@@ -33,6 +34,7 @@ class RefineStage:
         self._outcomes, self._value = outcomes, value
         self._evaluations = Evaluations(outcomes) if spec.search.refine else None
         self._refinement: Refinement | None = None
+        self._goals: dict[str, Goal] = {}
         self._is_over = self._evaluations is None
         self._note: dict[str, Any] = {}
 
@@ -71,25 +73,23 @@ class RefineStage:
         if start is None or weights is None:
             self._is_over = True
             return
+        scored = self._outcomes.scored_one("search", start)
+        assert scored is not None, "what is refined is scored in full"
+        losses = {task: outcome.losses for task, outcome in scored.tasks.items()}
+        settings = self._spec.search.refine
+        self._goals = goals_of(settings.goal, self._spec.tasks, losses)
         self._refinement = Refinement(
-            self._spec.search.refine,
+            settings,
             start,
             self._tensors,
             self._blocks,
-            {task: weight / self._scale(task, start) for task, weight in weights.items()},
             weights,
+            self._goals,
             self._evaluations,
             self._spec.space.groups,
         )
         if known is None or known["start"] != start.as_dict():
             self._keep()
-
-    def _scale(self, task: str, start: Recipe) -> float:
-        """Return a loss of a task to compare others with: nats need none."""
-        if self._spec.tasks[task].kind.has_log_losses:
-            return 1.0
-        scored = self._outcomes.scored_one("search", start)
-        return max(scored.losses[task], 1e-12) if scored else 1.0
 
     def _keep(self) -> None:
         assert self._evaluations is not None
@@ -112,6 +112,7 @@ class RefineStage:
             split="search",
             todo=(ask.block,),
             purpose="gradient" if ask.gradient else "held out",
+            widths={t: goal.width for t, goal in self._goals.items() if goal.width is not None},
         )
 
     def record(self, results: Sequence[tuple[Job, BlockResult]]) -> None:
@@ -124,6 +125,7 @@ class RefineStage:
                 block=result.block,
                 outcomes=result.outcomes,
                 gradients=result.gradients,
+                widths=job.widths if result.gradients is not None else {},
             )
             for job, result in results
         ]
