@@ -17,6 +17,7 @@ import torch
 from ray import tune
 
 from cabs_search.cluster.dispatcher import STEP_SECONDS, Batch, Report
+from cabs_search.kinds.base import Outcome
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.scoring.workbench import Workbench
@@ -136,11 +137,14 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         ready = time.perf_counter()
         context = self._context
         items, rows = context.items[job.split], context.blocks[job.split][block]
+        outcomes: dict[str, Outcome] = {}
         gradients = None
         if job.purpose == "gradient":
-            outcomes, gradients = self._bench.score_with_gradients(items, rows, job.widths)
+            outcomes, gradients = self._bench.score_with_gradients(items, rows, job.temperatures)
+        elif job.purpose == "temperature":
+            gradients = self._bench.losses_by_temperature(items, rows)
         else:
-            outcomes = self._bench.score(items, rows)
+            outcomes = self._bench.score(items, rows, job.temperatures)
         for task, outcome in outcomes.items():
             if not np.isfinite(outcome.losses).all():
                 raise ValueError(f"the loss on {task} is not finite")

@@ -7,47 +7,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import ADD_AMOUNT, Outcomes
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS evaluations (
     recipe TEXT, block INTEGER, task TEXT, losses BLOB NOT NULL, scores BLOB NOT NULL,
-    gradients BLOB NOT NULL, width REAL, PRIMARY KEY (recipe, block, task));
+    gradients BLOB NOT NULL, temperature REAL,
+    PRIMARY KEY (recipe, block, task, temperature));
 """
 NOTE = "refinement "
 """Start of the key of what a search found by refining, before its value's label."""
+BY_TEMPERATURE = 0.0
+"""Temperature of sums of losses at several temperatures."""
 BACKWARD = 2
 """Cost of a backward pass, in forward passes of the same items."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
-    """Results of a recipe on one block."""
-
-    recipe: Recipe
-    block: int
-    outcomes: Mapping[str, Outcome]
-    """By task."""
-    gradients: Mapping[str, npt.NDArray[np.float32]] | None
-    """Gradient of the sum of a task's losses in λ of an expert on a tensor, by task,
-    [experts, tensors]; None: it was not asked for.
-    """
-    widths: Mapping[str, float] = field(default_factory=dict)
-    """Tasks of which a smooth form of the score was differentiated, with its width."""
-
-    @property
-    def items(self) -> int:
-        """Cost, in forward passes of an item."""
-        forwards = sum(len(outcome.scores) for outcome in self.outcomes.values())
-        return forwards * (1 if self.gradients is None else 1 + BACKWARD)
 
 
 class TaskValues(NamedTuple):
@@ -58,9 +38,23 @@ class TaskValues(NamedTuple):
     scores: npt.NDArray[np.float32]
     """[items]."""
     gradients: npt.NDArray[np.float32] | None
-    """Flat, [experts · tensors]; None: not known."""
-    width: float | None
-    """Width of what was differentiated; None: the loss was, or nothing."""
+    """Gradient of the sum of the losses in λ of an expert on a tensor, flat, [experts · tensors];
+    None: not known. At ``BY_TEMPERATURE`` sums of the losses, [temperatures].
+    """
+    temperature: float
+    """Number that logits were divided by, or ``BY_TEMPERATURE``."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """Results of a recipe on one block."""
+
+    recipe: Recipe
+    block: int
+    items: int
+    """Cost, in forward passes of an item."""
+    tasks: Mapping[str, TaskValues]
+    """By task."""
 
 
 class Evaluations:
@@ -76,27 +70,30 @@ class Evaluations:
         spent = {"refine": seconds, "refine items": float(sum(one.items for one in evaluations))}
         with self._outcomes.transaction() as db:
             for one in evaluations:
-                for task, outcome in one.outcomes.items():
-                    gradients = b"" if one.gradients is None else one.gradients[task].tobytes()
-                    row = (one.recipe.key, one.block, task)
-                    values = (outcome.losses.tobytes(), outcome.scores.tobytes(), gradients)
-                    db.execute(
-                        "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (*row, *values, one.widths.get(task)),
+                rows = [
+                    (
+                        *(one.recipe.key, one.block, task),
+                        *(found.losses.tobytes(), found.scores.tobytes()),
+                        b"" if found.gradients is None else found.gradients.tobytes(),
+                        found.temperature,
                     )
+                    for task, found in one.tasks.items()
+                ]
+                db.executemany("INSERT OR REPLACE INTO evaluations VALUES (?,?,?,?,?,?,?)", rows)
             db.executemany(ADD_AMOUNT, spent.items())
 
-    def read(self, recipe: Recipe) -> dict[int, dict[str, TaskValues]]:
-        """Return what is known of a recipe, by block and task."""
+    def read(self, recipe: Recipe) -> list[tuple[int, str, TaskValues]]:
+        """Return what is known of a recipe: block, task and results."""
         query = (
-            "SELECT block, task, losses, scores, gradients, width FROM evaluations WHERE recipe = ?"
+            "SELECT block, task, losses, scores, gradients, temperature FROM evaluations"
+            " WHERE recipe = ?"
         )
-        found: dict[int, dict[str, TaskValues]] = {}
+        found = []
         with self._outcomes.transaction() as db:
-            for block, task, *stored, width in db.execute(query, (recipe.key,)):
+            for block, task, *stored, temperature in db.execute(query, (recipe.key,)):
                 losses, scores, gradients = (np.frombuffer(part, "<f4") for part in stored)
-                values = TaskValues(losses, scores, gradients if len(gradients) else None, width)
-                found.setdefault(block, {})[task] = values
+                known = gradients if len(gradients) else None
+                found.append((block, task, TaskValues(losses, scores, known, temperature)))
         return found
 
     def keep(self, value: str, note: Mapping[str, Any]) -> None:

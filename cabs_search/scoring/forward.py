@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,10 @@ FIRST_TOKEN_ONLY = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 """Model types with BERT's layers, whose heads for a sequence read its first token alone."""
 Scored: TypeAlias = tuple[Any, Items, Ints]
 """A model, items of a task, and the rows of them to score."""
+LOGITS = ("logits", "start_logits", "end_logits")
+"""Fields of outputs that losses are computed from."""
+TEMPERATURES = tuple(2.0 ** (place / 2) for place in range(-6, 13))
+"""Temperatures to choose from, 1/8 to 64."""
 READS_ONE_TOKEN = ("ForSequenceClassification", "ForMultipleChoice")
 HEAD_FIELDS = (
     "_name_or_path",
@@ -38,23 +43,49 @@ def evaluate(model: Any, items: Items, rows: Ints, device: torch.device) -> Outc
 
 
 @torch.inference_mode()
-def evaluate_together(scored: Sequence[Scored], device: torch.device) -> list[Outcome]:
+def evaluate_together(
+    scored: Sequence[Scored], device: torch.device, temperatures: Sequence[float] = ()
+) -> list[Outcome]:
     """Score models with equal trunks on items with equal sequences, one trunk pass per batch.
 
     Args:
         scored: models, each with its items and the rows of them to score; see ``same_trunk`` and
             ``same_sequences``.
         device: the device of the models.
+        temperatures: temperature of the losses of each of ``scored``; none: 1.
 
     """
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
     _, items, rows = scored[0]
     with shared_pass(scored):
         for batch in batches(items.lengths[rows], items.counts[rows], batch_tokens(device)):
-            outputs = model_outputs(scored, batch, device)
+            outputs = model_outputs(scored, batch, device, temperatures)
             for one, output, outcome in zip(scored, outputs, outcomes, strict=True):
                 fill(outcome, batch, one, output)
     return outcomes
+
+
+@torch.inference_mode()
+def losses_by_temperature(
+    scored: Sequence[Scored], device: torch.device
+) -> list[npt.NDArray[np.float32]]:
+    """Return the sum of each task's losses at every one of TEMPERATURES, [temperatures].
+
+    Args:
+        scored, device: as of ``evaluate_together``.
+
+    """
+    sums = [np.zeros(len(TEMPERATURES), np.float32) for _ in scored]
+    _, items, rows = scored[0]
+    with shared_pass(scored):
+        for batch in batches(items.lengths[rows], items.counts[rows], batch_tokens(device)):
+            for one, output, own in zip(
+                scored, model_outputs(scored, batch, device), sums, strict=True
+            ):
+                for place, temperature in enumerate(TEMPERATURES):
+                    scaled = at_temperature(output, temperature)
+                    own[place] += float(losses_of(one, batch, scaled).sum())
+    return sums
 
 
 @contextmanager
@@ -69,12 +100,31 @@ def shared_pass(scored: Sequence[Scored]) -> Iterator[None]:
         yield
 
 
-def model_outputs(scored: Sequence[Scored], batch: Ints, device: torch.device) -> list[Any]:
+def model_outputs(
+    scored: Sequence[Scored], batch: Ints, device: torch.device, temperatures: Sequence[float] = ()
+) -> list[Any]:
     """Return the output of each model on a batch; ``batch``: places in ``rows``."""
     _, items, rows = scored[0]
     inputs = {k: v.to(device) for k, v in collate(items, rows[batch]).items()}
     outputs = {id(model): model(**inputs) for model in _models(scored)}
-    return [outputs[id(model)] for model, _, _ in scored]
+    found = [outputs[id(model)] for model, _, _ in scored]
+    if not temperatures:
+        return found
+    return [at_temperature(output, t) for output, t in zip(found, temperatures, strict=True)]
+
+
+def at_temperature(output: Any, temperature: float) -> Any:
+    """Return a model's output with its logits divided by a temperature."""
+    if temperature == 1:
+        return output
+    fields = [field for field in LOGITS if field in output]
+    return type(output)(**{field: output[field] / temperature for field in fields})
+
+
+def losses_of(scored: Scored, batch: Ints, output: Any) -> Tensor:
+    """Return the losses of a model's output on a batch, with their gradient."""
+    _, items, rows = scored
+    return items.task.kind.losses(items.task, output, [items.rows[i] for i in rows[batch]])
 
 
 def _models(scored: Sequence[Scored]) -> list[Any]:

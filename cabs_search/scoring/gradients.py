@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +25,15 @@ from torch import Tensor, nn
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.resident import Resident
 from cabs_search.scoring.batches import batch_tokens, batches
-from cabs_search.scoring.forward import Scored, empty_outcome, fill, model_outputs, shared_pass
-from cabs_search.tasks.items import Ints
+from cabs_search.scoring.forward import (
+    Scored,
+    empty_outcome,
+    fill,
+    losses_of,
+    model_outputs,
+    shared_pass,
+)
 
-LEAST_LOSS, MOST_LOSS = 1e-6, 80.0
-"""Losses beyond which log-odds stay the same."""
 PASS_TOKENS = 80
 """Cost of a forward and backward pass beside its tokens, as ``batches.PASS_TOKENS``: a backward
 pass writes and reads a gradient of the model's size.
@@ -95,7 +98,7 @@ def evaluate_with_gradients(
     tensors: Sequence[Mapping[str, Tensor]],
     gradients: LambdaGradients,
     device: torch.device,
-    widths: Sequence[float | None],
+    temperatures: Sequence[float],
 ) -> list[Outcome]:
     """Score as ``forward.evaluate_together`` does, and add the losses' gradients in λ.
 
@@ -104,8 +107,7 @@ def evaluate_with_gradients(
         tensors: each model's own tensors by shared name.
         gradients: to add to; its tasks are those of ``scored``.
         device: the device of the models.
-        widths: for each of ``scored`` the width of ``wrongness``, which is differentiated; None:
-            the loss is.
+        temperatures: temperature of the losses of each of ``scored``.
 
     """
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
@@ -117,31 +119,14 @@ def evaluate_with_gradients(
         shared_pass(scored),
     ):
         for batch in batches(items.lengths[rows], items.counts[rows], tokens, PASS_TOKENS):
-            outputs = model_outputs(scored, batch, device)
+            outputs = model_outputs(scored, batch, device, temperatures)
             for place, (one, output) in enumerate(zip(scored, outputs, strict=True)):
                 fill(outcomes[place], batch, one, output)
                 gradients.task = place
-                losses = _losses(one, batch, output)
-                width = widths[place]
+                losses = losses_of(one, batch, output)
                 if losses.requires_grad:  # else no vector touches the model
-                    values = losses if width is None else wrongness(losses, width)
-                    values.sum().backward(retain_graph=place + 1 < len(scored))
+                    losses.sum().backward(retain_graph=place + 1 < len(scored))
     return outcomes
-
-
-def _losses(scored: Scored, batch: Ints, output: Any) -> Tensor:
-    _, items, rows = scored
-    return items.task.kind.losses(items.task, output, [items.rows[i] for i in rows[batch]])
-
-
-def wrongness(losses: Tensor, width: float) -> Tensor:
-    """Return a smooth form of 1 for a wrong answer and 0 for a right one, by losses in nats.
-
-    It is 1/2 where the right answer is as probable as all others together, and changes over about
-    ``width`` nats of log-odds. Items that are far from it, right or wrong, hardly count.
-    """
-    odds = -torch.log(torch.expm1(losses.clamp(LEAST_LOSS, MOST_LOSS)))
-    return torch.sigmoid(-odds / width)
 
 
 @contextmanager

@@ -25,7 +25,13 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Method, Recipe
 from cabs_search.merging.resident import Resident
-from cabs_search.scoring.forward import Scored, evaluate_together, same_sequences, same_trunk
+from cabs_search.scoring.forward import (
+    Scored,
+    evaluate_together,
+    losses_by_temperature,
+    same_sequences,
+    same_trunk,
+)
 from cabs_search.scoring.gradients import LambdaGradients, evaluate_with_gradients
 from cabs_search.scoring.models import load_model, own_tensors, pick_device
 from cabs_search.spec.task import Task, heads
@@ -103,12 +109,19 @@ class Workbench:
             self.family = replace(self.family, calibrations=opened)
         return self._cache.open(self._cache.ensure(self.family, method))
 
-    def score(self, items: Mapping[str, Items], rows: Mapping[str, Ints]) -> dict[str, Outcome]:
+    def score(
+        self,
+        items: Mapping[str, Items],
+        rows: Mapping[str, Ints],
+        temperatures: Mapping[str, float] | None = None,
+    ) -> dict[str, Outcome]:
         """Score the present candidate; tasks on the same items share a pass through the trunk.
 
         Args:
             items: by task.
             rows: the rows of each task to score, by task.
+            temperatures: by task, what logits are divided by before the loss; 1 where none is
+                given. Scores and predictions do not depend on it.
 
         Returns:
             Outcomes by task, in the order of ``rows``.
@@ -116,14 +129,24 @@ class Workbench:
         """
         outcomes: dict[str, Outcome] = {}
         for group, scored in self._passes(items, rows):
-            outcomes |= zip(group, evaluate_together(scored, self.device), strict=True)
+            own = [(temperatures or {}).get(task, 1.0) for task in group]
+            outcomes |= zip(group, evaluate_together(scored, self.device, own), strict=True)
         return {task: outcomes[task] for task in rows}
+
+    def losses_by_temperature(
+        self, items: Mapping[str, Items], rows: Mapping[str, Ints]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the sum of each task's losses at every one of ``forward.TEMPERATURES``."""
+        found: dict[str, npt.NDArray[np.float32]] = {}
+        for group, scored in self._passes(items, rows):
+            found |= zip(group, losses_by_temperature(scored, self.device), strict=True)
+        return found
 
     def score_with_gradients(
         self,
         items: Mapping[str, Items],
         rows: Mapping[str, Ints],
-        widths: Mapping[str, float] | None = None,
+        temperatures: Mapping[str, float] | None = None,
     ) -> tuple[dict[str, Outcome], dict[str, npt.NDArray[np.float32]]]:
         """Score the present candidate, and differentiate the losses in λ.
 
@@ -133,8 +156,7 @@ class Workbench:
         Args:
             items: by task.
             rows: the rows of each task to score, by task.
-            widths: tasks of which ``gradients.wrongness`` is differentiated instead of the loss,
-                with its width.
+            temperatures: as of ``score``.
 
         Returns:
             Outcomes by task, in the order of ``rows``: those of ``score``, but for rounding. And by
@@ -153,8 +175,8 @@ class Workbench:
                 own_tensors(self.models[self._experts[t]], experts[self._experts[t]], shared)
                 for t in group
             ]
-            own_widths = [(widths or {}).get(task) for task in group]
-            done = evaluate_with_gradients(scored, own, gradients, self.device, own_widths)
+            at = [(temperatures or {}).get(task, 1.0) for task in group]
+            done = evaluate_with_gradients(scored, own, gradients, self.device, at)
             outcomes |= zip(group, done, strict=True)
             found |= zip(group, gradients.finish(), strict=True)
         return {task: outcomes[task] for task in rows}, {task: found[task] for task in rows}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from cabs_search.record.outcomes import Scored
 from cabs_search.search.budget import Share
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import Ints, SplitName
+
+Purpose: TypeAlias = Literal["score", "temperature", "gradient", "held out"]
+"""Use of a job; all but ``score`` are evaluations of a refinement, no candidate's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +32,9 @@ class Job:
     """Blocks that are not recorded yet."""
     alone: bool = False
     """True if it must be a worker's only job, because a worker died over it."""
-    purpose: Literal["score", "gradient", "held out"] = "score"
-    """``gradient`` and ``held out`` are evaluations of a refinement, no candidate's."""
-    widths: Mapping[str, float] = field(default_factory=dict)
-    """Tasks of which a smooth form of the score is differentiated, with its width."""
+    purpose: Purpose = "score"
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    """By task, what logits are divided by before the loss; 1 where none is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,9 @@ class BlockResult:
     materialize_seconds: float
     evaluate_seconds: float
     gradients: Mapping[str, npt.NDArray[np.float32]] | None = None
-    """Gradients by task, [experts, tensors], if the job asks for them."""
+    """By task, gradients, [experts, tensors], or sums of losses, [temperatures], if the job asks
+    for them.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

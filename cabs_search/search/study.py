@@ -151,7 +151,7 @@ class Study:
         references = list(reference_recipes(spec.experts).values()) if confirms_references else []
         self._rows = ConfirmQueue(references)
         self._looks = ConfirmLooks(spec, self.blocks["confirm"], outcomes, references)
-        self._refining = RefineStage(spec, tensors, len(self._block_items), outcomes, self.id.value)
+        self._refining = RefineStage(spec, tensors, self._block_items, outcomes, self.id.value)
         self._is_busy = is_busy
         self._failed_in_a_row = 0
         self._recommended: set[str] = set()

@@ -30,5 +30,5 @@ class Refine:
     """Weights of a penalty on the squared distance from the coarser level; of several the folds
     choose.
     """
-    goal: Literal["score", "loss"] = "score"
-    """Number that is made better: a smooth form of the score, or the task's loss."""
+    calibrated: bool = True
+    """Whether losses are taken at the temperature that fits each task best at the start."""

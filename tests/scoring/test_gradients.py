@@ -15,8 +15,8 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.recipe import make_method, make_recipe
 from cabs_search.scoring import gradients
 from cabs_search.scoring.batches import collate
+from cabs_search.scoring.forward import TEMPERATURES, at_temperature
 from cabs_search.scoring.workbench import Workbench
-from cabs_search.search.refine.goals import Goal
 from cabs_search.tasks.load import load_items
 from tests.scoring.test_architectures import open_bench
 from tests.scoring.test_forward import shared_spec
@@ -24,15 +24,15 @@ from tests.support.standins import WORD_LABELS, as_items, auto_class, make_base,
 
 STEP, ITEMS, TOKENS = 1e-4, 6, 60
 CASES = [
-    ("bert", "classification", "task-arithmetic", None, 1e-6),
-    ("bert", "regression", "ties", None, 1e-6),
-    ("roberta", "multiple-choice", "cabs", 0.8, 1e-6),
-    ("bert", "question-answering", "dare", None, 1e-6),
+    ("bert", "classification", "task-arithmetic", 1.0, 1e-6),
+    ("bert", "regression", "ties", 1.0, 1e-6),
+    ("roberta", "multiple-choice", "cabs", 0.5, 1e-6),
+    ("bert", "question-answering", "dare", 4.0, 1e-6),
     ("gpt2", "token-classification", "ties-dare", 2.0, 1e-6),
-    ("deberta-v2", "classification", "magnitude", None, 1e-6),
-    ("modernbert", "regression", "cabs", None, 1e-5),  # it turns queries and keys in float32
+    ("deberta-v2", "classification", "magnitude", 1.0, 1e-6),
+    ("modernbert", "regression", "cabs", 1.0, 1e-5),  # it turns queries and keys in float32
 ]
-"""Architecture, kind, method, width of the smooth score, and how close the differences are."""
+"""Architecture, kind, method, temperature, and how close the differences are."""
 
 
 def open_family(folder: Path, architecture: str, kind: str, method: str) -> tuple[Workbench, Any]:
@@ -63,18 +63,16 @@ def open_family(folder: Path, architecture: str, kind: str, method: str) -> tupl
     return bench, as_items(rows_of(kind, 7, ITEMS), task, config, tokenizer)
 
 
-def total_loss(bench: Workbench, items: Any, width: float | None) -> float:
+def total_loss(bench: Workbench, items: Any, temperature: float) -> float:
     """Sum the losses of all items in float64: one padded batch, every token in every layer."""
     kind, model = items.task.kind, bench.models["a"]
     with torch.no_grad():
         output = model(**collate(items, np.arange(len(items))))
-        losses = kind.losses(items.task, output, items.rows)
-        if width is not None:
-            return float(Goal(width=width).values(losses.double().numpy()).sum())
-        return float(losses.sum())
+        at = at_temperature(output, temperature)
+        return float(kind.losses(items.task, at, items.rows).sum())
 
 
-def by_differences(bench: Workbench, items: Any, method: Any, width: float | None) -> np.ndarray:
+def by_differences(bench: Workbench, items: Any, method: Any, temperature: float) -> np.ndarray:
     """Return dL/dλ, [experts, tensors], by moving each tensor along each expert's vector."""
     family, vectors = bench.family, bench._vectors(method)
     found = np.zeros((len(family.experts), len(family.alignment.shared)))
@@ -87,21 +85,21 @@ def by_differences(bench: Workbench, items: Any, method: Any, width: float | Non
             step = torch.zeros_like(tensor)
             step[slice(None) if kept.mask is None else kept.mask] = STEP * kept.values.double()
             tensor.copy_(merged + step)
-            after = total_loss(bench, items, width)
+            after = total_loss(bench, items, temperature)
             tensor.copy_(merged - step)
-            found[row, column] = (after - total_loss(bench, items, width)) / (2 * STEP)
+            found[row, column] = (after - total_loss(bench, items, temperature)) / (2 * STEP)
         tensor.copy_(merged)
     return found
 
 
-@pytest.mark.parametrize(("architecture", "kind", "method", "width", "close"), CASES)
+@pytest.mark.parametrize(("architecture", "kind", "method", "temperature", "close"), CASES)
 def test_gradients_are_those_of_central_differences(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     architecture: str,
     kind: str,
     method: str,
-    width: float | None,
+    temperature: float,
     close: float,
 ) -> None:
     # so small that there are several batches, and that word embeddings have sparse gradients
@@ -111,11 +109,11 @@ def test_gradients_are_those_of_central_differences(
         first, last = bench.models["a"].base_model.encoder.layer
         first.output.dense.weight = last.output.dense.weight
     given, rows = {"a": items}, {"a": np.arange(ITEMS)}
-    before = bench.score(given, rows)["a"]
-    widths = {} if width is None else {"a": width}
-    outcomes, found = bench.score_with_gradients(given, rows, widths)
+    temperatures = {"a": temperature}
+    before = bench.score(given, rows, temperatures)["a"]
+    outcomes, found = bench.score_with_gradients(given, rows, temperatures)
     chosen = make_method(method, ("a", "b"), nm=(3, 8), density=0.3)
-    expected = by_differences(bench, items, chosen, width)
+    expected = by_differences(bench, items, chosen, temperature)
     assert found["a"].shape == expected.shape
     scale = np.abs(expected).max()
     assert np.abs(found["a"] - expected).max() < close * scale
@@ -123,6 +121,9 @@ def test_gradients_are_those_of_central_differences(
     assert outcomes["a"].losses == pytest.approx(before.losses, rel=1e-6)
     assert outcomes["a"].scores == pytest.approx(before.scores)
     if kind != "regression":
+        sums = bench.losses_by_temperature(given, rows)["a"]
+        known = TEMPERATURES.index(temperature)
+        assert sums[known] == pytest.approx(outcomes["a"].losses.sum(), rel=1e-5)
         assert outcomes["a"].predictions.tolist() == before.predictions.tolist()
 
 

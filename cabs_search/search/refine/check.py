@@ -66,4 +66,4 @@ def most_items(spec: Spec, items: int, blocks: int) -> int:
     # each path's steps, its end on held-out items, and the level's candidate
     path = settings.steps * (1 + BACKWARD) * step + items
     levels = len(levels_of(settings, spec.space.groups))
-    return int(levels * (len(settings.ridge) * path + items))
+    return int(levels * (len(settings.ridge) * path + items) + settings.calibrated * items)

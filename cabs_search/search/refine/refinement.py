@@ -7,14 +7,15 @@ so that all items have a share in them and none judges its own fit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cabs_search.merging.recipe import Groups, LambdaKey, Recipe, group_of, make_recipe
-from cabs_search.record.evaluations import Evaluation, Evaluations, TaskValues
+from cabs_search.record.evaluations import BY_TEMPERATURE, Evaluation, Evaluations, TaskValues
+from cabs_search.search.jobs import Purpose
 from cabs_search.search.refine.check import FOLDS, levels_of
 from cabs_search.search.refine.goals import Goal
 from cabs_search.search.refine.groups import groups_of
@@ -35,8 +36,7 @@ class Ask(NamedTuple):
 
     recipe: Recipe
     block: int
-    gradient: bool
-    """True if gradients are needed beside losses."""
+    purpose: Purpose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Refinement:
         tensors: Sequence[str],
         blocks: int,
         weights: Mapping[str, float],
-        goals: Mapping[str, Goal],
+        goals: Callable[[Mapping[str, Floats]], Mapping[str, Goal]],
         evaluations: Evaluations,
         own: Groups = (),
     ) -> None:
@@ -82,7 +82,8 @@ class Refinement:
             tensors: names of the merged tensors, in the order of recorded gradients.
             blocks: number of blocks of the search items.
             weights: weight of each task's score, by task.
-            goals: what is made small, by task.
+            goals: returns what is made small, by task, from sums of the start's losses at several
+                temperatures, none if they are not asked for.
             evaluations: the record.
             own: the space's own groups.
 
@@ -90,9 +91,10 @@ class Refinement:
         self._levels = {level: groups_of(level, tensors, own) for level in levels_of(settings, own)}
         self._settings, self._start, self._tensors = settings, start, tuple(tensors)
         self._folds = [tuple(range(fold, blocks, FOLDS)) for fold in range(FOLDS)]
-        self._weights, self._goals = weights, goals
+        self._weights, self._find_goals = weights, goals
+        self._goals: Mapping[str, Goal] = {}
         self._evaluations = evaluations
-        self._known: dict[str, dict[int, dict[str, TaskValues]]] = {}
+        self._known: dict[str, list[tuple[int, str, TaskValues]]] = {}
         self._out: set[tuple[str, int]] = set()
         self._asks: list[Ask] | None = None
         self.results: list[LevelResult] = []
@@ -138,6 +140,8 @@ class Refinement:
     def _replay(self) -> list[Ask]:
         """Go through all levels with what is known; return what is missing."""
         self.results = []
+        if asks := self._calibrate():
+            return asks
         before = [self._start] * FOLDS
         for level, groups in self._levels.items():
             asks = list[Ask]()
@@ -150,9 +154,9 @@ class Refinement:
                         asks += missing.asks
                     else:
                         found.setdefault(ridge, []).append(one)
-                        asks += self._missing(one[0], self._held_out(fold), gradient=False)
+                        asks += self._missing(one[0], self._held_out(fold), "held out")
             for fold, start in enumerate(before):
-                asks += self._missing(start, self._held_out(fold), gradient=False)
+                asks += self._missing(start, self._held_out(fold), "held out")
             if asks:
                 return asks
             losses = {
@@ -176,6 +180,25 @@ class Refinement:
             before = after if result.kept else before
         return []
 
+    def _calibrate(self) -> list[Ask]:
+        """Choose what is made small, or return what is missing for it."""
+        sums: dict[str, Floats] = {}
+        if self._settings.calibrated:
+            blocks = sorted(block for fold in self._folds for block in fold)
+            found = self._read(self._start, BY_TEMPERATURE)
+            if missing := [block for block in blocks if block not in found]:
+                return [Ask(self._start, block, "temperature") for block in missing]
+            for task in self._weights:
+                parts = [found[block][task].gradients for block in blocks]
+                sums[task] = np.sum([part for part in parts if part is not None], axis=0)
+        self._goals = self._find_goals(sums)
+        return []
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """Temperatures of the losses, by task; none before they are chosen."""
+        return {task: goal.temperature for task, goal in self._goals.items()}
+
     def _held_out(self, fold: int) -> tuple[int, ...]:
         """Return the blocks that a fold does not learn from."""
         return self._folds[1 - fold]
@@ -191,30 +214,35 @@ class Refinement:
             if one_block:
                 blocks = (blocks[step % len(blocks)],)
             recipe = self._recipe(groups, lambdas)
-            if missing := self._missing(recipe, blocks, gradient=True):
+            if missing := self._missing(recipe, blocks, "gradient"):
                 raise _Missing(missing)
             return self._value(recipe, blocks, groups)
 
         path = follow(self._settings, self._lambdas(groups, start), ridge, evaluate)
         return self._recipe(groups, path.end), path
 
-    def _read(self, recipe: Recipe) -> dict[int, dict[str, TaskValues]]:
+    def _read(
+        self, recipe: Recipe, temperature: float | None = None
+    ) -> dict[int, dict[str, TaskValues]]:
+        """Return what is known of a recipe, by block and task; None: at the tasks' temperatures."""
         if recipe.key not in self._known:
             self._known[recipe.key] = self._evaluations.read(recipe)
-        return self._known[recipe.key]
+        found: dict[int, dict[str, TaskValues]] = {}
+        for block, task, values in self._known[recipe.key]:
+            wanted = self._goals[task].temperature if temperature is None else temperature
+            if values.temperature == wanted:
+                found.setdefault(block, {})[task] = values
+        return found
 
-    def _missing(self, recipe: Recipe, blocks: Sequence[int], *, gradient: bool) -> list[Ask]:
+    def _missing(self, recipe: Recipe, blocks: Sequence[int], purpose: Purpose) -> list[Ask]:
         known = self._read(recipe)
         done = {
             block
             for block, by_task in known.items()
-            if not gradient or all(map(self._is_known, by_task, by_task.values()))
+            if len(by_task) == len(self._weights)
+            and (purpose != "gradient" or all(v.gradients is not None for v in by_task.values()))
         }
-        return [Ask(recipe, block, gradient) for block in blocks if block not in done]
-
-    def _is_known(self, task: str, values: TaskValues) -> bool:
-        """Tell whether the gradient of what is made small is known."""
-        return values.gradients is not None and values.width == self._goals[task].width
+        return [Ask(recipe, block, purpose) for block in blocks if block not in done]
 
     def _keys(self, groups: Groups) -> list[LambdaKey]:
         names = [name for name, _ in groups] or [""]
@@ -256,15 +284,15 @@ class Refinement:
             items = sum(len(one.losses) for one in own)
             if not items:
                 continue
-            losses = np.concatenate([one.losses for one in own]).astype(float)
-            loss += weight * float(self._goals[task].values(losses).mean())
+            weight /= self._goals[task].scale
+            loss += weight * sum(float(one.losses.sum(dtype=float)) for one in own) / items
             by_tensor = np.zeros((len(self._start.experts), len(places)))
             for one in own:
                 assert one.gradients is not None
                 by_tensor += one.gradients.reshape(by_tensor.shape)
             count = max(1, len(groups))
             sums = [np.bincount(places, weights=each, minlength=count) for each in by_tensor]
-            gradient += weight / self._goals[task].scale / items * np.concatenate(sums)
+            gradient += weight / items * np.concatenate(sums)
         return Value(loss, gradient)
 
     def _held_out_values(self, recipes: Sequence[Recipe]) -> tuple[float, float]:
@@ -278,8 +306,8 @@ class Refinement:
                 losses += [one.losses for one in own]
                 scores += [one.scores for one in own]
             if losses:
-                held_out = self._goals[task].values(np.concatenate(losses).astype(float))
-                loss += weight * float(held_out.mean())
+                held_out = float(np.concatenate(losses).mean(dtype=float))
+                loss += weight / self._goals[task].scale * held_out
                 score += weight * float(np.concatenate(scores).mean(dtype=float))
         return loss, score
 
@@ -299,6 +327,7 @@ class Refinement:
         return {
             "start": self._start.as_dict(),
             "settings": asdict(self._settings),
+            "temperatures": self.temperatures,
             "levels": [asdict(result) for result in self.results],
             "better": self.is_better,
         }

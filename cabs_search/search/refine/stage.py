@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.evaluations import Evaluation, Evaluations, read_note
+from cabs_search.record.evaluations import (
+    BACKWARD,
+    BY_TEMPERATURE,
+    Evaluation,
+    Evaluations,
+    TaskValues,
+    read_note,
+)
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.jobs import BlockResult, Job
-from cabs_search.search.refine.goals import Goal, goals_of
+from cabs_search.search.refine.goals import goals_of
 from cabs_search.search.refine.refinement import Refinement
 from cabs_search.spec.study import Spec
 
@@ -18,23 +28,27 @@ class RefineStage:
     """Refines one candidate; does nothing if the spec asks for none."""
 
     def __init__(
-        self, spec: Spec, tensors: Sequence[str], blocks: int, outcomes: Outcomes, value: str
+        self,
+        spec: Spec,
+        tensors: Sequence[str],
+        block_items: Sequence[int],
+        outcomes: Outcomes,
+        value: str,
     ) -> None:
         """Prepare.
 
         Args:
             spec: the study.
             tensors: names of the merged tensors.
-            blocks: number of blocks of the search items.
+            block_items: search items in each block.
             outcomes: the study's record.
             value: of a comparison, which search.
 
         """
-        self._spec, self._tensors, self._blocks = spec, tensors, blocks
+        self._spec, self._tensors, self._block_items = spec, tensors, block_items
         self._outcomes, self._value = outcomes, value
         self._evaluations = Evaluations(outcomes) if spec.search.refine else None
         self._refinement: Refinement | None = None
-        self._goals: dict[str, Goal] = {}
         self._is_over = self._evaluations is None
         self._note: dict[str, Any] = {}
 
@@ -75,16 +89,13 @@ class RefineStage:
             return
         scored = self._outcomes.scored_one("search", start)
         assert scored is not None, "what is refined is scored in full"
-        losses = {task: outcome.losses for task, outcome in scored.tasks.items()}
-        settings = self._spec.search.refine
-        self._goals = goals_of(settings.goal, self._spec.tasks, losses)
         self._refinement = Refinement(
-            settings,
+            self._spec.search.refine,
             start,
             self._tensors,
-            self._blocks,
+            len(self._block_items),
             weights,
-            self._goals,
+            partial(goals_of, self._spec.tasks, scored.losses),
             self._evaluations,
             self._spec.space.groups,
         )
@@ -111,28 +122,38 @@ class RefineStage:
             recipe=ask.recipe,
             split="search",
             todo=(ask.block,),
-            purpose="gradient" if ask.gradient else "held out",
-            widths={t: goal.width for t, goal in self._goals.items() if goal.width is not None},
+            purpose=ask.purpose,
+            temperatures=self._refinement.temperatures,
         )
 
     def record(self, results: Sequence[tuple[Job, BlockResult]]) -> None:
         """Record evaluations, in one transaction."""
         assert self._evaluations is not None
         assert self._refinement is not None
-        evaluations = [
-            Evaluation(
-                recipe=job.recipe,
-                block=result.block,
-                outcomes=result.outcomes,
-                gradients=result.gradients,
-                widths=job.widths if result.gradients is not None else {},
-            )
-            for job, result in results
-        ]
+        evaluations = [self._evaluation(job, result) for job, result in results]
         seconds = sum(r.materialize_seconds + r.evaluate_seconds for _, r in results)
         self._evaluations.add(evaluations, seconds)
         for evaluation in evaluations:
             self._refinement.add(evaluation)
+
+    def _evaluation(self, job: Job, result: BlockResult) -> Evaluation:
+        items = self._block_items[result.block]
+        none = np.empty(0, np.float32)
+        tasks = {}
+        for task in self._spec.tasks:
+            outcome = result.outcomes.get(task)
+            tasks[task] = TaskValues(
+                losses=outcome.losses if outcome else none,
+                scores=outcome.scores if outcome else none,
+                gradients=result.gradients[task].ravel() if result.gradients else None,
+                temperature=job.temperatures.get(task, 1.0) if outcome else BY_TEMPERATURE,
+            )
+        return Evaluation(
+            recipe=job.recipe,
+            block=result.block,
+            items=items * (1 + BACKWARD) if job.purpose == "gradient" else items,
+            tasks=tasks,
+        )
 
     def fail(self, error: str) -> None:
         """Give up, and keep the reason."""
