@@ -38,7 +38,7 @@ FILE = Path(__file__).parents[1] / "docs" / "results" / "gradients.json"
 PAGE = FILE.with_suffix(".md")
 HIGH = {"task-arithmetic": 2.0, "cabs": 6.0, "dare": 2.0}
 """Largest λ of each method."""
-SEARCH_SHARE = 17.5
+SEARCH_SHARE = 15
 """Budget of the search, in full evaluations."""
 MOST_TWEETS = 1500
 BEGIN, END = "<!-- tables: written by benchmarks.refining -->", "<!-- end of tables -->"
@@ -47,7 +47,7 @@ BEGIN, END = "<!-- tables: written by benchmarks.refining -->", "<!-- end of tab
 def spec_of(method: str, items: int, budget: int, *, refines: bool) -> Spec:
     """Return the spec of a study with so many search items of each task."""
     plain: dict[str, Any] = load("quickstart", locations=False).as_dict()
-    shared = [round(HIGH[method] * share / 20, 2) for share in range(2, 11)]
+    shared = [round(HIGH[method] * share / 20, 2) for share in range(2, 9)]
     for name, task in plain["tasks"].items():
         task["search"] = {"items": items}
         task["confirm"] = {"items": MOST_TWEETS} if name == "tweets" else {}
@@ -117,7 +117,7 @@ def measure(method: str, items: int) -> dict[str, Any]:
     board = board_of(spec, scores)
     rows: dict[str, tuple[str, int]] = {}
     assert board.baseline is not None
-    rows["one shared λ, of a grid"] = (str(board.row(board.baseline).key), 9 * full)
+    rows["one shared λ, of a grid"] = (str(board.row(board.baseline).key), 7 * full)
     rows["response surface"] = (Recipe.from_dict(note["start"]).key, budget)
     so_far = budget
     each = spent // max(1, len(note["levels"]))

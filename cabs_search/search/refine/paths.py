@@ -19,8 +19,8 @@ from cabs_search.spec.refine import Refine
 Floats: TypeAlias = npt.NDArray[np.float64]
 DIGITS = 4
 """Digits of λ after the point: the same λ on machines whose sums differ in the last bits."""
-STEP = 0.15
-"""First step of a λ, as a part of the start's mean |λ|."""
+STEP = 0.6
+"""Length of the first step, as a part of the start's mean |λ|."""
 MOMENTUM, SQUARES = 0.9, 0.99
 """Weights of the past in Adam's means of gradients and of their squares (arXiv 1412.6980)."""
 AVERAGED = 0.5
@@ -81,12 +81,11 @@ def follow(settings: Refine, start: Floats, ridge: float, evaluate: Evaluate) ->
 
     length = STEP * max(float(np.abs(start).mean()), 0.1)
     if settings.optimizer == "adam":
-        return _adam(settings.steps, start, length, penalized, points, losses)
-    scale = length * len(start) ** 0.5  # scipy's first step has length 1
+        return _adam(settings.steps, start, length / len(start) ** 0.5, penalized, points, losses)
 
     def scaled(x: Floats) -> tuple[float, Floats]:
-        value = penalized(start + scale * x)
-        return value.loss, scale * value.gradient
+        value = penalized(start + length * x)  # scipy's first step has length 1
+        return value.loss, length * value.gradient
 
     with suppress(_Done):
         optimize.minimize(scaled, np.zeros_like(start), jac=True, method="L-BFGS-B")
