@@ -17,6 +17,7 @@ import yaml
 from cabs_search.common.redact import without_password
 from cabs_search.record.versions_file import record_versions
 from cabs_search.reporting.charts import comparison as comparison_charts
+from cabs_search.reporting.charts import refine as refine_charts
 from cabs_search.reporting.charts import search as search_charts
 from cabs_search.reporting.charts import study as charts
 from cabs_search.reporting.charts.rows import TIED
@@ -33,6 +34,7 @@ from cabs_search.results.leaderboard import Leaderboard
 from cabs_search.results.matrix import Matrix
 from cabs_search.results.optimism import Optimism
 from cabs_search.results.panel import Contrast
+from cabs_search.results.refinement import RefinedLevel, Refinement
 from cabs_search.results.rows import BASELINE, FOUND, Row
 from cabs_search.results.spent import Cost
 from cabs_search.results.tie_set import TieSet
@@ -112,6 +114,29 @@ def tried(place: int, score: float, names: Sequence[str], shared: float | None) 
     )
 
 
+def refined(names: Sequence[str]) -> Refinement:
+    """Return a refinement of which the finest level was not kept."""
+    groups = {"expert": [""], "layer": ["layer0", "layer1", "rest"], "tensor": ["w"]}
+    levels = tuple(
+        RefinedLevel(
+            level=level,
+            lambdas=len(names) * len(parts),
+            kept=level != "tensor",
+            key=level,
+            by_name={
+                f"{name}.{part}".removesuffix("."): 0.1 * place
+                for name in names
+                for place, part in enumerate(parts, 1)
+            },
+            loss=(0.45, 0.4),
+            score=(0.8, 0.82),
+            paths=((0.45, 0.4), (0.46, 0.39)),
+        )
+        for level, parts in groups.items()
+    )
+    return Refinement(start="x", levels=levels, is_better=True, text=f"{names[0]} was refined.")
+
+
 def board(names: Sequence[str] = PLAIN, **changes: Any) -> Leaderboard:
     """Return the leaderboard of a finished study."""
     rows = (
@@ -178,6 +203,7 @@ def board(names: Sequence[str] = PLAIN, **changes: Any) -> Leaderboard:
                 student_p=None,
             ),
         ),
+        "refinement": refined(names),
         "spent": Cost(
             items={"search": 288}, seconds={}, repeated=0, pruned=1, text=("288 items scored.",)
         ),
@@ -368,6 +394,12 @@ def test_charts_hold_the_leaderboards_numbers() -> None:
     assert spent is not None
     assert [v["best"] for v in spent["data"]["values"]] == [each.score for each in made.tried]
     assert len(search_charts.each_lambda(made.tried)) == len(PLAIN)
+    assert made.refinement is not None
+    cells = refine_charts.lambdas(made.refinement.levels)
+    assert cells is not None
+    shown = {(v["expert"], v["group"]): v["shown"] for v in cells["data"]["values"]}
+    assert len(shown) == 3 * len(PLAIN), "λ of the finest level that was kept"
+    assert shown["mood", "rest"] == "0.30"
 
 
 @pytest.mark.parametrize(
@@ -386,6 +418,7 @@ def test_charts_hold_the_leaderboards_numbers() -> None:
         ),
         ({"tie_set": None}, "ties"),
         ({"optimism": None}, "optimism"),
+        ({"refinement": None}, "refined"),
         ({"tried": (tried(1, 0.7, PLAIN, 0.5),), "candidates": 1}, "lambda"),
         ({"tried": tuple(tried(n, 0.7, PLAIN, 0.1 * n) for n in (1, 3, 5))}, "orders"),
         ({"rows": (row("best found", "candidate", 0.8),), "baseline": None}, ""),
@@ -403,6 +436,7 @@ def test_charts_hold_the_leaderboards_numbers() -> None:
         "nothing yet",
         "no ties",
         "no optimism",
+        "not refined",
         "one candidate",
         "no orders",
         "one row",

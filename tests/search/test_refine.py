@@ -20,6 +20,7 @@ from cabs_search.spec.load import parse
 from cabs_search.spec.refine import Refine
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
+from cabs_search.workflows.prepare import prepare
 from tests.conftest import pico_values
 from tests.support.bench import TENSORS, Bench
 
@@ -77,6 +78,24 @@ def test_a_path_finds_the_least_loss_however_often_it_is_broken_off(optimizer: s
         lambda at, _: Value(float(((at - best) ** 2).sum()), 2 * (at - best)),
     )
     assert np.abs(near.end - start).max() < 0.01
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"refine": {"levels": "layers"}}, r"search.refine.levels\[0\]: Input should be 'groups'"),
+    ({"refine": {"steps": 1}}, r"search.refine.steps: .*2"),
+    ({"refine": True, "objective": "worst"}, "search.refine: needs the objective mean, weights"),
+    ({"refine": True, "block": 24}, "search.refine: 2 blocks of search items are needed"),
+    ({"refine": {"levels": "groups"}}, "search.refine.levels: groups must be in space.lambda"),
+]
+
+
+@pytest.mark.parametrize(("search", "message"), WRONG)
+def test_what_cannot_be_refined_is_refused(
+    pico: Path, tmp_path: Path, search: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(parse(pico_values(pico, **search)), tmp_path / "out", None, lambda _: None)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

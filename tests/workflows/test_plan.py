@@ -97,6 +97,13 @@ def test_a_plan_predicts_candidates_items_and_seconds(
     text = plan(write_spec(tmp_path / "x.yaml", values)).as_text()
     assert "at least 7 of" in text
     assert "at most 504" in text
+    assert "items to refine" not in text
+    values["search"] |= {"block": 8, "refine": {"levels": "expert", "steps": 4, "ridge": [0, 1]}}
+    refined = plan(write_spec(tmp_path / "x.yaml", values))
+    assert refined.needs is not None
+    # its temperatures; with each ridge four steps and the held-out items; its candidate
+    assert refined.needs.refine_items == 72 + 2 * (4 * 3 * 72 + 72) + 72
+    assert f"at most {refined.needs.refine_items:,}" in refined.as_text()
 
 
 def no_such_column(values: dict[str, Any], _: Path) -> None:
