@@ -141,6 +141,8 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         gradients = None
         if job.purpose == "gradient":
             outcomes, gradients = self._bench.score_with_gradients(items, rows, job.temperatures)
+            if not all(np.isfinite(found).all() for found in gradients.values()):
+                raise ValueError("a gradient of λ is not finite")
         elif job.purpose == "temperature":
             gradients = self._bench.losses_by_temperature(items, rows)
         else:

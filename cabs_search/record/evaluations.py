@@ -6,7 +6,7 @@ It is kept apart from candidates: a recipe on an optimizer's path is none.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,11 +19,9 @@ from cabs_search.record.outcomes import ADD_AMOUNT, Outcomes
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS evaluations (
     recipe TEXT, block INTEGER, task TEXT, losses BLOB NOT NULL, scores BLOB NOT NULL,
-    gradients BLOB NOT NULL, temperature REAL,
+    predictions TEXT NOT NULL, gradients BLOB NOT NULL, temperature REAL,
     PRIMARY KEY (recipe, block, task, temperature));
 """
-NOTE = "refinement "
-"""Start of the key of what a search found by refining, before its value's label."""
 BY_TEMPERATURE = 0.0
 """Temperature of sums of losses at several temperatures."""
 BACKWARD = 2
@@ -37,6 +35,8 @@ class TaskValues(NamedTuple):
     """[items]."""
     scores: npt.NDArray[np.float32]
     """[items]."""
+    predictions: Sequence[Any]
+    """[items], as JSON holds them."""
     gradients: npt.NDArray[np.float32] | None
     """Gradient of the sum of the losses in λ of an expert on a tensor, flat, [experts · tensors];
     None: not known. At ``BY_TEMPERATURE`` sums of the losses, [temperatures].
@@ -74,34 +74,71 @@ class Evaluations:
                     (
                         *(one.recipe.key, one.block, task),
                         *(found.losses.tobytes(), found.scores.tobytes()),
+                        json.dumps(found.predictions),
                         b"" if found.gradients is None else found.gradients.tobytes(),
                         found.temperature,
                     )
                     for task, found in one.tasks.items()
                 ]
-                db.executemany("INSERT OR REPLACE INTO evaluations VALUES (?,?,?,?,?,?,?)", rows)
+                db.executemany("INSERT OR REPLACE INTO evaluations VALUES (?,?,?,?,?,?,?,?)", rows)
             db.executemany(ADD_AMOUNT, spent.items())
 
     def read(self, recipe: Recipe) -> list[tuple[int, str, TaskValues]]:
         """Return what is known of a recipe: block, task and results."""
         query = (
-            "SELECT block, task, losses, scores, gradients, temperature FROM evaluations"
-            " WHERE recipe = ?"
+            "SELECT block, task, predictions, temperature, losses, scores, gradients"
+            " FROM evaluations WHERE recipe = ?"
         )
         found = []
         with self._outcomes.transaction() as db:
-            for block, task, *stored, temperature in db.execute(query, (recipe.key,)):
+            for block, task, text, temperature, *stored in db.execute(query, (recipe.key,)):
                 losses, scores, gradients = (np.frombuffer(part, "<f4") for part in stored)
-                known = gradients if len(gradients) else None
-                found.append((block, task, TaskValues(losses, scores, known, temperature)))
+                values = TaskValues(
+                    losses=losses,
+                    scores=scores,
+                    predictions=json.loads(text),
+                    gradients=gradients if len(gradients) else None,
+                    temperature=temperature,
+                )
+                found.append((block, task, values))
         return found
 
-    def keep(self, value: str, note: Mapping[str, Any]) -> None:
-        """Keep what a search found by refining; ``value``: of a comparison, which search."""
-        self._outcomes.keep_text(NOTE + value, json.dumps(note))
 
+class Notes:
+    """What a search keeps of refining; ``value``: of a comparison, which search."""
 
-def read_note(outcomes: Outcomes, value: str = "") -> dict[str, Any] | None:
-    """Return what a search found by refining; None if nothing was kept."""
-    text = outcomes.kept_text(NOTE + value)
-    return json.loads(text) if text else None
+    def __init__(self, outcomes: Outcomes, value: str = "") -> None:
+        self._outcomes, self._value = outcomes, value
+
+    def _read(self, what: str) -> Any:
+        text = self._outcomes.kept_text(f"{what} {self._value}")
+        return json.loads(text) if text else None
+
+    def _keep(self, what: str, plain: Any) -> None:
+        self._outcomes.keep_text(f"{what} {self._value}", json.dumps(plain))
+
+    @property
+    def start(self) -> Recipe | None:
+        """The candidate that is being refined, or was at last."""
+        plain = self._read("refine start")
+        return Recipe.from_dict(plain) if plain else None
+
+    def begin(self, start: Recipe) -> None:
+        """Keep what is refined from now on."""
+        self._keep("refine start", start.as_dict())
+
+    @property
+    def found(self) -> dict[str, Any] | None:
+        """Findings of the last refinement that has ended; None if none has."""
+        found: dict[str, Any] | None = self._read("refinement")
+        return found
+
+    def end(self, found: Mapping[str, Any], refined: Collection[str]) -> None:
+        """Keep findings, and the keys of what is to be scored."""
+        self._keep("refined", sorted(self.refined | set(refined)))
+        self._keep("refinement", found)
+
+    @property
+    def refined(self) -> set[str]:
+        """Keys of all recipes that were ever refined: candidates, but none of the search's."""
+        return set(self._read("refined") or ())

@@ -7,7 +7,7 @@ confirm split is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,23 +115,16 @@ def build_leaderboard(spec: Spec, outcomes: Outcomes) -> Leaderboard:
 
 def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
     """Compute the leaderboard from scores."""
-    spent, refinement, refined = cost_of(scores), scores.refinement, _refined_rows(scores)
-    known, confirmed = scores.refined_keys, scores.confirmed
-    searched = {key: s for key, s in scores.searched.items() if key not in known}
+    spent, refinement, confirmed = cost_of(scores), scores.refinement, scores.confirmed
+    refined = _refined_rows(scores)
+    searched = {k: s for k, s in scores.searched.items() if k not in scores.refined_keys}
     scores = replace(scores, searched=searched)
     best_shared = Candidates.of(spec).best_shared(searched)
     shared = [s for s in best_shared.values() if s.recipe.key in confirmed]
-    top = best_of(searched.values(), spec.search.confirm)
-    labels = [FOUND, *(f"found #{place}" for place in range(2, len(top) + 1))]
-    labelled = zip(labels, top, strict=False)
-    found = {label: s for label, s in labelled if s.recipe.key in confirmed}
     recommendation = recommendation_of(
         scores.recommended, scores.expected, searched, scores.stopped
     )
-    if recommendation is not None and recommendation.key in confirmed:
-        label = START if RECOMMENDED in refined else RECOMMENDED
-        found = {label: searched[recommendation.key]} | found
-    found = refined | found
+    found = refined | _found_rows(spec, scores, recommendation, refined)
     entries = reference_entries(reference_recipes(spec.experts), spec.heads, confirmed)
     entries += [
         merged_entry(f"best shared-λ {s.recipe.method.name}", "baseline", s, confirmed)
@@ -145,7 +138,7 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
         references[BASELINE] = ranked(shared)[0].recipe.key
     if FOUND in found:
         references[FOUND] = found[FOUND].recipe.key
-    if refinement is not None and refinement.start in confirmed and refined:
+    if refinement and refined and refinement.start in {s.recipe.key for s in found.values()}:
         references[START] = refinement.start
     candidates = list(dict.fromkeys(s.recipe.key for s in [*found.values(), *shared]))
     tied = scores.confirmation.tied if scores.confirmation else None
@@ -177,6 +170,32 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
     )
 
 
+def _found_rows(
+    spec: Spec,
+    scores: RecordScores,
+    recommendation: Recommendation | None,
+    refined: Collection[str],
+) -> dict[str, Scored]:
+    """Return what the search found and is confirmed, by the label of its row.
+
+    Args:
+        spec: the study.
+        scores: without candidates that were refined.
+        recommendation: what the search recommends.
+        refined: labels of refined candidates.
+
+    """
+    top = best_of(scores.searched.values(), spec.search.confirm)
+    labels = [FOUND, *(f"found #{place}" for place in range(2, len(top) + 1))]
+    rows = dict(zip(labels, top, strict=False))
+    if recommendation is not None and RECOMMENDED not in refined:
+        rows = {RECOMMENDED: scores.searched[recommendation.key]} | rows
+    start = scores.refinement.start if scores.refinement and refined else ""
+    if start in scores.searched and start not in {s.recipe.key for s in rows.values()}:
+        rows = {START: scores.searched[start]} | rows
+    return {label: s for label, s in rows.items() if s.recipe.key in scores.confirmed}
+
+
 def _refined_rows(scores: RecordScores) -> dict[str, Scored]:
     """Return refined candidates that are confirmed, by the label of their row, the finest first.
 
@@ -185,7 +204,8 @@ def _refined_rows(scores: RecordScores) -> dict[str, Scored]:
     rows: dict[str, Scored] = {}
     refinement = scores.refinement
     for level in refinement.kept if refinement else ():
-        if level.key in scores.confirmed and level.key in scores.searched:
+        known = scores.refined_keys & scores.confirmed.keys() & scores.searched.keys()
+        if level.key in known:
             label = f"refined by {level.level}"
             if refinement and refinement.is_better and level is refinement.kept[-1]:
                 label = RECOMMENDED

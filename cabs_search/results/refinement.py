@@ -24,9 +24,9 @@ class RefinedLevel:
     by_name: Mapping[str, float]
     """λ by ``EXPERT`` or ``EXPERT.GROUP``."""
     loss: tuple[float, float]
-    """Loss on held-out items, before and after."""
+    """Loss of the folds' own λ on held-out items, before and after."""
     score: tuple[float, float]
-    """Score on held-out items, before and after."""
+    """Score of the folds' own λ on held-out items, before and after."""
     paths: tuple[tuple[float, ...], ...]
     """Loss on the fold's own items at each step, by fold."""
 
@@ -39,7 +39,7 @@ class Refinement:
     """Key of the candidate that was refined."""
     levels: tuple[RefinedLevel, ...]
     is_better: bool
-    """True if the last level that was kept is what the search recommends."""
+    """True if the last level that was kept is recommended, once it is scored."""
     text: str
 
     @property
@@ -79,8 +79,6 @@ def _level(found: Mapping[str, Any]) -> RefinedLevel:
 def _text(note: Mapping[str, Any], levels: tuple[RefinedLevel, ...], is_better: bool) -> str:
     if error := note.get("error"):
         return f"λ could not be refined by gradient: {error}."
-    if not note["done"]:
-        return "λ are being refined by gradient; the same command goes on with it."
     parts = [
         f"{one.lambdas} λ ({one.level}): loss {one.loss[0]:.4f} to {one.loss[1]:.4f}, score"
         f" {number(one.score[0])} to {number(one.score[1])}{'' if one.kept else ' (not kept)'}"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.evaluations import read_note
+from cabs_search.record.evaluations import Notes
 from cabs_search.record.outcomes import Confirmation, Expected, Outcomes, Scored
 from cabs_search.results.panel import ItemScores, Panel
 from cabs_search.results.refinement import Refinement, refinement_of
@@ -71,13 +71,10 @@ class RecordScores:
     """Objective of the search, with its references as far as they are scored."""
     refinement: Refinement | None = None
     """Findings of refining by gradient; None for a part."""
+    refined_keys: frozenset[str] = frozenset()
+    """Candidates that were refined by gradient, which no search proposed, by recipe's key."""
     reference_items: int = 0
     """Search items of what the objective compares with and is no candidate."""
-
-    @property
-    def refined_keys(self) -> set[str]:
-        """Keys of the candidates that were refined by gradient."""
-        return {level.key for level in self.refinement.kept} if self.refinement else set()
 
     @classmethod
     def read(
@@ -111,6 +108,7 @@ class RecordScores:
         )
         if objective.aggregate is None:  # nothing can be judged yet
             searched, confirmed = {}, {}
+        notes, refines = Notes(outcomes), spec.search.refine is not None
         expected = outcomes.expected() if wanted is None else []
         begun = outcomes.done_blocks
         parts = [one.recipe for one in expected if one.recipe.key not in searched]
@@ -130,7 +128,8 @@ class RecordScores:
             unfinished=outcomes.unfinished("search") if wanted is None else (0, 0),
             confirmation=confirmation,
             recommended=outcomes.recommended() if wanted is None else None,
-            refinement=refinement_of(read_note(outcomes)) if wanted is None else None,
+            refinement=refinement_of(notes.found) if wanted is None and refines else None,
+            refined_keys=frozenset(notes.refined),
             expected=tuple(expected),
             stopped={recipe.key: _part_score(outcomes, recipe) for recipe in stopped},
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
@@ -27,7 +27,7 @@ class EndedCandidates:
         self.scored: dict[str, Scored] = {}
         """Scores by recipe key, without per-item outcomes: those are on record."""
         self.best: Scored | None = None
-        self._failed: set[str] = set()
+        self.failed: set[str] = set()
         """Recipe keys of candidates that failed."""
         self._stopped: dict[str, int] = {}
         """Items scored of candidates that were stopped, by recipe key; they may go on later."""
@@ -35,16 +35,17 @@ class EndedCandidates:
         """Candidates by ``Recipe.sum_key``; of several, the first with a score."""
         self._on_finished = on_finished
 
-    def __len__(self) -> int:
-        # one that was stopped and scored in full later has ended twice
-        return len(self.scored) + len(self._failed) + len(self._stopped)
+    def count(self, without: Set[str]) -> int:
+        """Count those that have ended; one stopped and scored in full later has ended twice."""
+        groups = (self.scored.keys(), self.failed, self._stopped.keys())
+        return sum(len(keys - without) for keys in groups)
 
     def __contains__(self, recipe_key: str) -> bool:
-        return any(recipe_key in ended for ended in (self.scored, self._failed, self._stopped))
+        return any(recipe_key in ended for ended in (self.scored, self.failed, self._stopped))
 
     def is_stopped(self, recipe_key: str) -> bool:
         """Tell whether a candidate was stopped, and has not been scored in full since."""
-        is_over = recipe_key in self.scored or recipe_key in self._failed
+        is_over = recipe_key in self.scored or recipe_key in self.failed
         return recipe_key in self._stopped and not is_over
 
     def same_model(self, recipe: Recipe) -> Recipe | None:
@@ -63,12 +64,12 @@ class EndedCandidates:
             light = replace(scored, tasks={})
             self.scored[recipe.key] = light
             self.best = ranked([light] if self.best is None else [light, self.best])[0]
-            self._failed.discard(recipe.key)
+            self.failed.discard(recipe.key)
             items -= self._stopped.get(recipe.key, 0)  # counted when it was stopped
         elif trial.state == TrialState.PRUNED:
             self._stopped[recipe.key] = items
         elif recipe.key not in self.scored:
-            self._failed.add(recipe.key)
+            self.failed.add(recipe.key)
         same = self._by_sum.setdefault(recipe.sum_key, recipe)
         if same.key not in self.scored:
             self._by_sum[recipe.sum_key] = recipe

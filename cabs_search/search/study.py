@@ -151,7 +151,7 @@ class Study:
         references = list(reference_recipes(spec.experts).values()) if confirms_references else []
         self._rows = ConfirmQueue(references)
         self._looks = ConfirmLooks(spec, self.blocks["confirm"], outcomes, references)
-        self._refining = RefineStage(spec, tensors, self._block_items, outcomes, self.id.value)
+        self._refining = RefineStage(spec, tensors, self.blocks["search"], outcomes, self.id.value)
         self._is_busy = is_busy
         self._failed_in_a_row = 0
         self._recommended: set[str] = set()
@@ -182,9 +182,12 @@ class Study:
                 trial = self._database.discard(trial_id)
             is_complete = trial.state == TrialState.COMPLETE
             scored = self._score(recipe) if recipe and is_complete else None
-            self._proposer.add(trial, self._known.read(recipe, scored) if recipe else NOTHING)
+            is_refined = recipe is not None and self._is_refined(recipe)
+            if not is_refined:
+                self._proposer.add(trial, self._known.read(recipe, scored) if recipe else NOTHING)
             if recipe and has_ended_by_itself(trial):
-                self._budget.items += 0 if recipe.key in self._ended else self._recorded(recipe)
+                is_counted = not is_refined and recipe.key not in self._ended
+                self._budget.items += self._recorded(recipe) if is_counted else 0
                 self._ended.add(trial, recipe, scored)
         for recipe in (*self._judge.first_candidates, *self._candidates.baseline_recipes):
             is_whole = recipe.key in self._ended and not self._ended.is_stopped(recipe.key)
@@ -215,7 +218,7 @@ class Study:
     @property
     def done(self) -> int:
         """Candidates that have ended, of the budget."""
-        return len(self._ended)
+        return self._ended.count(without=self._refining.refined_ever)
 
     @property
     def best(self) -> Scored | None:
@@ -315,7 +318,8 @@ class Study:
             has_room = self._candidates_left() or (self._refined and self._proposer.queued)
             if self.failure or not has_room:
                 return None
-            self._budget.start_clock()
+            if not self._refined:
+                self._budget.start_clock()
             is_last = self._is_time_to_recommend()
             if is_last:
                 if self._jobs.searching:
@@ -345,7 +349,8 @@ class Study:
                 self.outcomes.expect(proposal.expected)
             job = self._job(recipe, "search")
             items = self._recorded(recipe)  # by an earlier run, or another study of the record
-            self._budget.items += 0 if recipe.key in self._ended else items
+            is_counted = not self._is_refined(recipe) and recipe.key not in self._ended
+            self._budget.items += items if is_counted else 0
             candidate = CandidateTrial(proposal.trial, trial_id)
             self._jobs[job_id] = OpenJob(job, candidate, items=items)
             # a driver may have been killed between a look's last block and the look
@@ -398,15 +403,19 @@ class Study:
             return None
         self._refined = {recipe.key: recipe for recipe in self._refining.refined}
         self._recommended |= self._refined.keys()
-        unscored = [r for key, r in self._refined.items() if key not in self._ended]
-        self._proposer.queue_only(unscored)
+        done = self._ended.scored.keys() | self._ended.failed
+        self._proposer.queue_only([r for key, r in self._refined.items() if key not in done])
         return self._next_candidate(job_id)
 
     @property
     def _searched(self) -> dict[str, Scored]:
         """Candidates of the search that have a score, without those that were refined."""
-        refined = self._refined.keys() | self._refining.known
+        refined = self._refining.refined_ever
         return {key: s for key, s in self._ended.scored.items() if key not in refined}
+
+    def _is_refined(self, recipe: Recipe) -> bool:
+        """Tell whether a candidate was refined: it is none of the search's."""
+        return recipe.key in self._refining.refined_ever
 
     def _recommend(self) -> Expected | None:
         """Return the candidate with the best prediction among those scored in full."""
@@ -443,7 +452,7 @@ class Study:
             chosen = recommended.recipe if recommended else None
             compared = rows_to_compare(self._candidates, scored, chosen)
             refined = [r for key, r in self._refined.items() if key in self._ended.scored]
-            if refined and self._refining.is_better:
+            if refined and refined[-1] == self._refining.refined[-1] and self._refining.is_better:
                 self._chosen = self._ended.scored[refined[-1].key]
             self._rows.add_candidates([*refined, *rows], chosen)
             self._looks.start([*refined, *rows], [*compared, *refined[-1:]])
@@ -481,11 +490,11 @@ class Study:
         return self._jobs.is_scoring(recipe, split)
 
     def record(self, results: Sequence[tuple[str, BlockResult]]) -> None:
-        """Record blocks by job id, in one transaction."""
+        """Record blocks by job id, candidates and rows in one transaction."""
         by_job = [(self._jobs[job_id], result) for job_id, result in results]
         refining = [(o.job, r) for o, r in by_job if o.job.purpose != "score"]
         if refining:
-            self._refining.record(refining)
+            self.scored_items += self._refining.record(refining)
         by_job = [(o, r) for o, r in by_job if o.job.purpose == "score"]
         scored_blocks = [
             Block(
@@ -509,7 +518,7 @@ class Study:
             open_job.materialize_seconds += result.materialize_seconds
             open_job.items += items
             self.scored_items += items
-            if open_job.trial:
+            if open_job.trial and not self._is_refined(open_job.job.recipe):
                 self._budget.add(items, result.materialize_seconds + result.evaluate_seconds)
 
     def finish(self, job_id: str, error: str | None = None) -> None:
@@ -518,7 +527,8 @@ class Study:
         A candidate whose blocks up to a look are scored waits for more, or is stopped.
         """
         recipe, trial = self._jobs[job_id].job.recipe, self._jobs[job_id].trial
-        if trial and not error and self._has_looks and self._look(job_id, recipe, trial):
+        is_looked_at = trial and not error and self._has_looks and not self._is_refined(recipe)
+        if trial and is_looked_at and self._look(job_id, recipe, trial):
             return
         open_job = self._jobs.pop(job_id)
         if open_job.job.purpose != "score":
@@ -541,11 +551,12 @@ class Study:
             stored = self._database.fail(trial.trial_id, error, seconds)
         else:
             stored = self._database.complete(trial.trial_id, scored.objectives, seconds)
-        if scored is not None:
+        is_of_search = scored is not None and not self._is_refined(recipe)
+        if is_of_search:
             known = self._known.read(recipe, scored)
             # its rounds were told at the last look
             self._proposer.report(trial.sampled, known._replace(rounds=None))
-        self._proposer.tell(trial.sampled, scored.objectives if scored else None)
+        self._proposer.tell(trial.sampled, scored.objectives if scored and is_of_search else None)
         self._ended.add(stored, recipe, scored)
         self._twins.tell_waiting(open_job)
         self._failed_in_a_row = 0 if scored else self._failed_in_a_row + 1

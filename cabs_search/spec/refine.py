@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from cabs_search.spec.fields import STRICT, Once, listed
 
 Level = Literal["groups", "expert", "layer", "module", "tensor"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""Coarse to fine."""
+
+
+def _ordered(levels: tuple[Level, ...]) -> tuple[Level, ...]:
+    if list(levels) != sorted(levels, key=LEVELS.index):
+        raise ValueError(f"levels must be in order, coarse to fine, but got {', '.join(levels)}")
+    return levels
+
+
 Ridge = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 
@@ -17,7 +27,9 @@ Ridge = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 class Refine:
     """Refinement, by gradient, of λ of what the search recommends."""
 
-    levels: Annotated[tuple[Level, ...], BeforeValidator(listed), Once] = ()
+    levels: Annotated[
+        tuple[Level, ...], BeforeValidator(listed), Once, AfterValidator(_ordered)
+    ] = ()
     """Parts of the model with a λ of their own, coarse to fine: ``expert``, ``layer``, ``module``
     (such as a layer's attention), ``tensor``, or ``groups``, the space's own. Empty: ``expert``
     and ``layer``, or ``groups`` if the space has some.

@@ -65,12 +65,13 @@ def _chosen(spec: Spec, study: StudyFolder, trial: str) -> Scored:
     if not searched:
         raise ValueError(f"{study.path}: no candidate is scored yet")
     if trial == "best":
-        if refinement and refinement.is_better and refinement.kept[-1].key in searched:
-            return searched[refinement.kept[-1].key]
+        refined = refinement.kept[-1].key if refinement and refinement.is_better else ""
+        if refined in searched:
+            return searched[refined]
         recommended = outcomes.recommended()
         if recommended is not None and recommended.recipe.key in searched:
             return searched[recommended.recipe.key]
-        return ranked(searched.values())[0]
+        return ranked(s for key, s in searched.items() if key not in scores.refined_keys)[0]
     if is_comparison(study.path):
         return searched[best_of(study.path, trial)]
     from cabs_search.search.storage import recipe_key_of_trial

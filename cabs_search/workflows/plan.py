@@ -29,7 +29,7 @@ from cabs_search.search.candidates import Candidates, reference_recipes
 from cabs_search.search.objectives.check import check_objective
 from cabs_search.search.objectives.registry import objective_of, outsiders
 from cabs_search.search.pruners.registry import check_pruner
-from cabs_search.search.refine.check import check_refine, most_items
+from cabs_search.search.refine.check import check_refine, levels_of, most_items
 from cabs_search.search.samplers.registry import check_sampler
 from cabs_search.search.space import size
 from cabs_search.spec.load import load_reachable
@@ -204,6 +204,8 @@ def plan(path: str | Path) -> Plan:
     most = min(spec.search.budget.candidates or sys.maxsize, space + len(asked_for))
     references = len(reference_recipes(spec.experts))
     rows = references + len(spec.baselines) + min(spec.search.confirm, most)
+    if spec.search.refine:
+        rows += len(levels_of(spec.search.refine, spec.space.groups))
     family = _check_models(spec, missing)
     items, unreachable = _check_items(spec, missing)
     # A combine rule reads the vectors that its mask rule leaves: these are stored as well.

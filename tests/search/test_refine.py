@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cabs_search.merging.recipe import Recipe, group_of
-from cabs_search.record.evaluations import read_note
+from cabs_search.record.evaluations import Notes
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.refine.groups import groups_of
@@ -100,7 +100,7 @@ def test_what_cannot_be_refined_is_refused(
 
 @pytest.fixture(scope="module")
 def spec(pico: Path) -> Spec:
-    return parse(pico_values(pico, trials=6, refine={"steps": 8}))
+    return parse(pico_values(pico, trials=4, refine={"steps": 8}))  # the baselines
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +109,8 @@ def items(spec: Spec) -> Any:
 
 
 def _recipes(bench: Bench) -> list[Recipe]:
-    note = read_note(bench.outcomes)
+    note = Notes(bench.outcomes).found
     assert note is not None
-    assert note["done"]
     return [Recipe.from_dict(level["recipe"]) for level in note["levels"] if level["kept"]]
 
 
@@ -135,17 +134,16 @@ def test_refined_lambdas_are_candidates_that_are_confirmed(undisturbed: Bench) -
     assert undisturbed.study.chosen is not None
     assert undisturbed.study.chosen.recipe == by_layer
     recipes = {trial.user_attrs["recipe"] for trial in undisturbed.trials()}
-    assert len(recipes) == len(undisturbed.trials()) == 6 + 2
-    half = sum(len(rows) for rows in items_of(undisturbed)) / 2
-    cost = 3 * sum(p == "gradient" for _, p, _ in undisturbed.evaluated) * half
-    assert outcomes.spent()["refine items"] >= cost / 3
+    assert len(recipes) == len(undisturbed.trials()) == 4 + 2
+    assert undisturbed.study.done == 4, "what is refined is beyond the budget"
+    cost = 0
+    for _, purpose, block in undisturbed.evaluated:
+        items = sum(map(len, undisturbed.study.blocks["search"][block].values()))
+        cost += items * (3 if purpose == "gradient" else 1)
+    assert outcomes.spent()["refine items"] == cost
 
 
-def items_of(bench: Bench) -> list[Any]:
-    return list(bench.study.blocks["search"][0].values())
-
-
-@pytest.mark.parametrize("stops", [(20, 3, 5), (25, 25), (40,)])
+@pytest.mark.parametrize("stops", [(20, 3, 5), (14, 25), (40,), (55, 1, 1, 1)])
 def test_a_killed_refinement_goes_on_without_paying_twice(
     spec: Spec, items: Any, tmp_path: Path, undisturbed: Bench, stops: tuple[int, ...]
 ) -> None:
@@ -154,10 +152,10 @@ def test_a_killed_refinement_goes_on_without_paying_twice(
         bench = Bench(spec, tmp_path, items)
         bench.run(blocks)
         evaluated += bench.evaluated
-    assert len(evaluated) == len(set(evaluated)), "something was evaluated twice"
-    started = [read_note(b.outcomes)["start"] for b in (bench, undisturbed)]  # type: ignore[index]
-    if started[0] == started[1]:
-        assert _recipes(bench) == _recipes(undisturbed)
+    losses = [(recipe, block) for recipe, what, block in evaluated if what != "temperature"]
+    assert len(losses) == len(set(losses)), "something was evaluated twice"
+    assert sorted(evaluated) == sorted(undisturbed.evaluated)
+    assert _recipes(bench) == _recipes(undisturbed)
     again = Bench(spec, tmp_path, items)
     again.run()
     assert not again.evaluated
@@ -200,7 +198,7 @@ def test_an_evaluation_that_fails_ends_the_refinement_and_not_the_search(
         live += 1
     assert bench.study.is_finished
     assert bench.study.failure is None
-    note = read_note(bench.outcomes)
+    note = Notes(bench.outcomes).found
     assert note is not None
     assert note["error"] == "the loss is not finite"
 
@@ -212,7 +210,7 @@ def test_the_leaderboard_says_what_each_level_gained(spec: Spec, undisturbed: Be
     assert board.row("refined by expert").key == by_expert.key
     assert board.refinement is not None
     assert board.chosen == board.row("recommended")
-    assert board.candidates == len(board.tried) == 6
+    assert board.candidates == len(board.tried) == 4
     assert board.spent.items["refine"] == undisturbed.outcomes.spent()["refine items"]
     gained = board.row("recommended").against["start of refining"].estimate
     assert gained == board.row("recommended").score - board.row("best found").score
@@ -228,3 +226,41 @@ def test_a_budget_below_the_baselines_is_kept_to(pico: Path, items: Any, tmp_pat
         *(recipe.key for recipe in Candidates.of(spec).baseline_recipes[:2]),
         refined.key,
     }
+
+
+def test_a_larger_budget_searches_on_and_refines_its_best(
+    pico: Path, items: Any, tmp_path: Path
+) -> None:
+    settings = {"refine": {"steps": 3, "levels": "expert"}}
+    for trials in (4, 9):
+        spec = parse(pico_values(pico, trials=trials, **settings))
+        bench = Bench(spec, tmp_path, items)
+        bench.run()
+        assert bench.study.done == trials
+    refined = Notes(bench.outcomes).refined
+    board = build_leaderboard(spec, bench.outcomes)
+    assert board.candidates == 9
+    assert board.refinement is not None
+    assert board.refinement.start == board.row("best found").key not in refined
+    # without the stage, what it has found is still none of the search's candidates
+    plain = build_leaderboard(parse(pico_values(pico, trials=9)), bench.outcomes)
+    assert plain.refinement is None
+    assert plain.candidates == 9
+    assert not refined & {row.key for row in plain.rows}
+
+
+def test_the_surfaces_recommendation_is_refined_by_other_settings(
+    pico: Path, items: Any, tmp_path: Path
+) -> None:
+    refine = {"steps": 12, "levels": "tensor", "optimizer": "adam", "ridge": [0, 0.1]}
+    spec = parse(pico_values(pico, sampler="surface", trials=9, block=4, refine=refine))
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    recommended, start = bench.outcomes.recommended(), Notes(bench.outcomes).start
+    assert recommended is not None
+    assert start == recommended.recipe
+    board = build_leaderboard(spec, bench.outcomes)
+    assert start.key in {row.key for row in board.rows}
+    (refined,) = _recipes(bench)
+    assert [name for name, _ in refined.groups] == list(TENSORS)
+    assert board.row("recommended").key == refined.key

@@ -46,7 +46,13 @@ def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:
             f"search.refine: {FOLDS} blocks of search items are needed, one for each fold, but"
             f" there is {blocks}; choose a smaller search.block"
         )
-    for level in levels_of(settings, spec.space.groups) if tensors else ():
+    levels = levels_of(settings, spec.space.groups)
+    if spec.space.groups and (wrong := set(levels) - {"groups", "tensor"}):
+        raise ValueError(
+            "search.refine.levels: groups or tensor must be refined where space.lambda.groups has"
+            f" some, but got {min(wrong)}"
+        )
+    for level in levels if tensors else ():
         groups_of(level, tensors, spec.space.groups)
 
 
@@ -66,4 +72,6 @@ def most_items(spec: Spec, items: int, blocks: int) -> int:
     # each path's steps, its end on held-out items, and the level's candidate
     path = settings.steps * (1 + BACKWARD) * step + items
     levels = len(levels_of(settings, spec.space.groups))
-    return int(levels * (len(settings.ridge) * path + items) + settings.calibrated * items)
+    # before: the start on held-out items, and at every temperature
+    begin = items * (1 + settings.calibrated)
+    return int(levels * (len(settings.ridge) * path + items) + begin)

@@ -45,7 +45,8 @@ def goals_of(
         if not task.kind.has_log_losses:
             found[name] = Goal(scale=max(losses[name], 1e-12))
         elif name in by_temperature:
-            found[name] = Goal(temperature=TEMPERATURES[int(np.argmin(by_temperature[name]))])
+            sums = np.nan_to_num(by_temperature[name], nan=np.inf)
+            found[name] = Goal(temperature=TEMPERATURES[int(np.argmin(sums))])
         else:
             found[name] = Goal()
     return found

@@ -48,8 +48,8 @@ def groups_of(level: Level, tensors: Sequence[str], own: Groups = ()) -> Groups:
         # a model with two stacks, such as encoder and decoder, has two layers of a number
         name = f"layer{match['number']}"
         name = name if len(stacks) == 1 else f"{match['stack']}.{match['number']}"
-        start = f"{match['stack']}.{match['number']}."
+        start = f"{match['stack']}.{match['number']}"
         if level == "module":
-            name, start = f"{name}.{match['module']}", f"{start}{match['module']}"
-        groups.setdefault(name, f"^{re.escape(start)}")
-    return (*groups.items(), (REST, ""))
+            name, start = f"{name}.{match['module']}", f"{start}.{match['module']}"
+        groups.setdefault(name, rf"^{re.escape(start)}(\.|$)")
+    return (*groups.items(), *([(REST, "")] if len(found) < len(tensors) else []))

@@ -64,17 +64,18 @@ def follow(settings: Refine, start: Floats, ridge: float, evaluate: Evaluate) ->
         evaluate: returns values; what it raises leaves the path.
 
     """
-    points, losses = list[Floats](), list[float]()
+    points, losses, known = list[Floats](), list[float](), set[bytes]()
 
     def penalized(lambdas: Floats) -> Value:
         rounded = np.round(lambdas, DIGITS) + 0.0
-        is_new = not any(np.array_equal(rounded, point) for point in points)
+        is_new = rounded.tobytes() not in known
         if is_new and len(points) == settings.steps:
             raise _Done
         value = evaluate(rounded, len(points))
         away = rounded - start
         loss = value.loss + ridge * float(np.mean(away**2)) / 2
         if is_new:
+            known.add(rounded.tobytes())
             points.append(rounded)
             losses.append(loss)
         return Value(loss, value.gradient + ridge * away / len(away))

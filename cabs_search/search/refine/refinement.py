@@ -1,22 +1,21 @@
 """Refinement of one candidate: finer and finer λ by gradient, as far as held-out items agree.
 
-The search items are cut into two folds. At each level each fold fits λ by itself, and the other
-fold says whether they are better than the level before. The refined λ are the mean of both folds',
-so that all items have a share in them and none judges its own fit.
+The search items are cut into two folds. At each level each fold fits λ by itself, and the items of
+the other fold, which it has not seen, say whether they are better than the level before. The
+refined λ are the mean of both folds'.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cabs_search.merging.recipe import Groups, LambdaKey, Recipe, group_of, make_recipe
-from cabs_search.record.evaluations import BY_TEMPERATURE, Evaluation, Evaluations, TaskValues
-from cabs_search.search.jobs import Purpose
 from cabs_search.search.refine.check import FOLDS, levels_of
+from cabs_search.search.refine.evaluated import Ask, Evaluated
 from cabs_search.search.refine.goals import Goal
 from cabs_search.search.refine.groups import groups_of
 from cabs_search.search.refine.paths import DIGITS, Floats, Path, Value, follow
@@ -24,19 +23,11 @@ from cabs_search.spec.refine import Level, Refine
 
 
 class _Missing(Exception):  # noqa: N818 (no error)
-    """Leaves a path that needs evaluations."""
+    """Ends a path that needs evaluations."""
 
     def __init__(self, asks: list[Ask]) -> None:
         super().__init__(asks)
         self.asks = asks
-
-
-class Ask(NamedTuple):
-    """An evaluation that a refinement needs."""
-
-    recipe: Recipe
-    block: int
-    purpose: Purpose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +44,45 @@ class LevelResult:
     recipe: dict[str, Any]
     """Mean of the folds' λ, as ``Recipe.as_dict``."""
     loss: tuple[float, float]
-    """Loss on held-out items, before and after."""
+    """Loss of the folds' λ on held-out items, before and after."""
     score: tuple[float, float]
-    """Score on held-out items, before and after."""
+    """Score of the folds' λ on held-out items, before and after."""
     paths: list[list[float]]
     """Loss at each step on the fold's own items, one list for each fold."""
+
+
+class _Level:
+    """Groups of one level, and recipes with their λ."""
+
+    def __init__(self, groups: Groups, start: Recipe, tensors: Sequence[str]) -> None:
+        self._groups, self._start, self._tensors = groups, start, tensors
+        names = [name for name, _ in groups]
+        self.places = [names.index(group_of(groups, t)) if groups else 0 for t in tensors]
+        """Number of each tensor's group."""
+        self.keys = [LambdaKey(e, name) for e in start.experts for name in names or [""]]
+        self._recipes: dict[bytes, Recipe] = {}
+
+    def recipe(self, lambdas: Floats) -> Recipe:
+        """Return the recipe with some λ, [λ]. Raises ValueError if one is not finite."""
+        key = lambdas.tobytes()
+        if key not in self._recipes:
+            by_key = dict(zip(self.keys, lambdas.tolist(), strict=True))
+            self._recipes[key] = make_recipe(self._start.method, by_key, self._groups)
+        return self._recipes[key]
+
+    def lambdas(self, recipe: Recipe) -> Floats:
+        """Return a recipe's λ, the mean over the tensors of a group, [λ]."""
+        sizes = np.bincount(self.places)
+        found = []
+        for expert in recipe.experts:
+            own = [recipe.lambda_of(expert, name) for name in self._tensors]
+            found.append(np.bincount(self.places, weights=own) / sizes)
+        return np.concatenate(found)
+
+    def mean(self, recipes: Sequence[Recipe]) -> Recipe:
+        """Return the mean of recipes."""
+        each = np.stack([self.lambdas(recipe) for recipe in recipes])
+        return self.recipe(np.round(each.mean(axis=0), DIGITS) + 0.0)
 
 
 class Refinement:
@@ -69,10 +94,11 @@ class Refinement:
         start: Recipe,
         tensors: Sequence[str],
         blocks: int,
-        weights: Mapping[str, float],
+        evaluated: Evaluated,
         goals: Callable[[Mapping[str, Floats]], Mapping[str, Goal]],
-        evaluations: Evaluations,
         own: Groups = (),
+        *,
+        calibrates: bool = True,
     ) -> None:
         """Prepare; nothing is asked for yet.
 
@@ -81,24 +107,28 @@ class Refinement:
             start: the candidate to refine.
             tensors: names of the merged tensors, in the order of recorded gradients.
             blocks: number of blocks of the search items.
-            weights: weight of each task's score, by task.
-            goals: returns what is made small, by task, from sums of the start's losses at several
-                temperatures, none if they are not asked for.
-            evaluations: the record.
+            evaluated: what is on record.
+            goals: returns the loss to minimize, by task, from sums of the start's losses at several
+                temperatures; from none if they are not asked for.
             own: the space's own groups.
+            calibrates: whether temperatures are chosen first.
 
         """
-        self._levels = {level: groups_of(level, tensors, own) for level in levels_of(settings, own)}
-        self._settings, self._start, self._tensors = settings, start, tuple(tensors)
-        self._folds = [tuple(range(fold, blocks, FOLDS)) for fold in range(FOLDS)]
-        self._weights, self._find_goals = weights, goals
-        self._goals: Mapping[str, Goal] = {}
-        self._evaluations = evaluations
-        self._known: dict[str, list[tuple[int, str, TaskValues]]] = {}
-        self._out: set[tuple[str, int]] = set()
-        self._asks: list[Ask] | None = None
+        self._calibrates = calibrates
+        self._levels = {
+            level: _Level(groups_of(level, tensors, own), start, tensors)
+            for level in levels_of(settings, own)
+        }
+        self._settings, self._start = settings, start
+        self._blocks = tuple(range(blocks))
+        self._folds = [self._blocks[fold::FOLDS] for fold in range(FOLDS)]
+        self._evaluated, self._find_goals = evaluated, goals
+        self._given_out: set[Ask] = set()
+        self._waiting: list[Ask] = []
         self.results: list[LevelResult] = []
         """Findings of the levels that are done."""
+        self.is_done = False
+        """True if nothing more will be asked for."""
 
     @property
     def phase(self) -> str:
@@ -107,105 +137,106 @@ class Refinement:
         return f"refine λ by {level}"
 
     @property
-    def is_done(self) -> bool:
-        """True if nothing more will be asked for."""
-        return not self._wanted and not self._out
+    def waiting(self) -> int:
+        """Evaluations that were asked for and are not given out."""
+        return len(self._waiting)
 
     @property
-    def waiting(self) -> int:
-        """Evaluations that are asked for now and not given out."""
-        return len(self._wanted)
+    def temperatures(self) -> dict[str, float]:
+        """Temperatures of the losses, by task; none before they are chosen."""
+        return {task: goal.temperature for task, goal in self._evaluated.goals.items()}
 
     def next_ask(self) -> Ask | None:
-        """Give out an evaluation; None if others have to end first, or all is done."""
-        if not self._wanted:
+        """Give out an evaluation; None if others have to end first, or all is done.
+
+        Raises:
+            ValueError: λ became too large or no numbers.
+
+        """
+        if not (self._waiting or self._given_out or self.is_done):
+            # an evaluation with gradients serves as one without
+            asks = {(ask.recipe.key, ask.block): ask for ask in reversed(self._replay())}
+            self._waiting = [*reversed(asks.values())]
+            self.is_done = not self._waiting
+        if not self._waiting:
             return None
-        ask = self._wanted.pop(0)
-        self._out.add((ask.recipe.key, ask.block))
+        ask = self._waiting.pop(0)
+        self._given_out.add(ask)
         return ask
 
-    def add(self, evaluation: Evaluation) -> None:
+    def add(self, recipe: Recipe, block: int) -> None:
         """Take in an evaluation that is on record."""
-        self._known.pop(evaluation.recipe.key, None)
-        self._out.discard((evaluation.recipe.key, evaluation.block))
-        self._asks = None
-
-    @property
-    def _wanted(self) -> list[Ask]:
-        if self._asks is None:
-            asks = {(ask.recipe.key, ask.block): ask for ask in self._replay()}
-            self._asks = [ask for key, ask in asks.items() if key not in self._out]
-        return self._asks
+        self._evaluated.forget(recipe)
+        self._given_out = {
+            ask for ask in self._given_out if (ask.recipe.key, ask.block) != (recipe.key, block)
+        }
 
     def _replay(self) -> list[Ask]:
         """Go through all levels with what is known; return what is missing."""
         self.results = []
-        if asks := self._calibrate():
-            return asks
+        sums: dict[str, Floats] = {}
+        if self._calibrates:
+            if asks := self._evaluated.missing(self._start, self._blocks, "temperature"):
+                return asks
+            sums = self._evaluated.by_temperature(self._start, self._blocks)
+        self._evaluated.goals = self._find_goals(sums)
         before = [self._start] * FOLDS
-        for level, groups in self._levels.items():
+        for name, level in self._levels.items():
             asks = list[Ask]()
             found: dict[float, list[tuple[Recipe, Path]]] = {}
             for ridge in self._settings.ridge:
                 for fold, start in enumerate(before):
                     try:
-                        one = self._follow(groups, start, fold, ridge)
+                        one = self._follow(level, start, fold, ridge)
                     except _Missing as missing:
                         asks += missing.asks
                     else:
                         found.setdefault(ridge, []).append(one)
-                        asks += self._missing(one[0], self._held_out(fold), "held out")
+                        asks += self._missing_held_out(one[0], fold)
             for fold, start in enumerate(before):
-                asks += self._missing(start, self._held_out(fold), "held out")
+                asks += self._missing_held_out(start, fold)
             if asks:
                 return asks
-            losses = {
-                ridge: self._held_out_values([recipe for recipe, _ in ends])[0]
-                for ridge, ends in found.items()
-            }
-            ridge = min(losses, key=lambda ridge: (losses[ridge], -ridge))
-            after = [recipe for recipe, _ in found[ridge]]
-            was, now = self._held_out_values(before), self._held_out_values(after)
-            result = LevelResult(
-                level=level,
-                lambdas=len(self._keys(groups)),
-                ridge=ridge,
-                kept=now[0] < was[0],
-                recipe=self._mean(groups, after).as_dict(),
-                loss=(was[0], now[0]),
-                score=(was[1], now[1]),
-                paths=[path.losses for _, path in found[ridge]],
-            )
-            self.results.append(result)
-            before = after if result.kept else before
+            before = self._decide(name, level, before, found)
         return []
 
-    def _calibrate(self) -> list[Ask]:
-        """Choose what is made small, or return what is missing for it."""
-        sums: dict[str, Floats] = {}
-        if self._settings.calibrated:
-            blocks = sorted(block for fold in self._folds for block in fold)
-            found = self._read(self._start, BY_TEMPERATURE)
-            if missing := [block for block in blocks if block not in found]:
-                return [Ask(self._start, block, "temperature") for block in missing]
-            for task in self._weights:
-                parts = [found[block][task].gradients for block in blocks]
-                sums[task] = np.sum([part for part in parts if part is not None], axis=0)
-        self._goals = self._find_goals(sums)
-        return []
+    def _decide(
+        self,
+        name: Level,
+        level: _Level,
+        before: list[Recipe],
+        found: Mapping[float, list[tuple[Recipe, Path]]],
+    ) -> list[Recipe]:
+        """Keep a level or not; return the folds' recipes to go on from."""
+        ends = {ridge: [recipe for recipe, _ in of_folds] for ridge, of_folds in found.items()}
+        judged = {ridge: self._held_out(recipes) for ridge, recipes in ends.items()}
+        ridge = min(judged, key=lambda ridge: (judged[ridge][0], -ridge))
+        was, now = self._held_out(before), judged[ridge]
+        result = LevelResult(
+            level=name,
+            lambdas=len(level.keys),
+            ridge=ridge,
+            kept=now[0] < was[0],
+            recipe=level.mean(ends[ridge]).as_dict(),
+            loss=(was[0], now[0]),
+            score=(was[1], now[1]),
+            paths=[path.losses for _, path in found[ridge]],
+        )
+        self.results.append(result)
+        return ends[ridge] if result.kept else before
 
-    @property
-    def temperatures(self) -> dict[str, float]:
-        """Temperatures of the losses, by task; none before they are chosen."""
-        return {task: goal.temperature for task, goal in self._goals.items()}
+    def _missing_held_out(self, recipe: Recipe, fold: int) -> list[Ask]:
+        """Return what is missing of a fold's recipe on the blocks that the fold does not see."""
+        return self._evaluated.missing(recipe, self._folds[1 - fold], "held out")
 
-    def _held_out(self, fold: int) -> tuple[int, ...]:
-        """Return the blocks that a fold does not learn from."""
-        return self._folds[1 - fold]
+    def _held_out(self, recipes: Sequence[Recipe]) -> tuple[float, float]:
+        """Return loss and score of the folds' recipes on the blocks that they do not see."""
+        blocks = dict[Recipe, tuple[int, ...]]()
+        for fold, recipe in enumerate(recipes):
+            blocks[recipe] = (*blocks.get(recipe, ()), *self._folds[1 - fold])
+        return self._evaluated.held_out(blocks)
 
-    def _follow(
-        self, groups: Groups, start: Recipe, fold: int, ridge: float
-    ) -> tuple[Recipe, Path]:
+    def _follow(self, level: _Level, start: Recipe, fold: int, ridge: float) -> tuple[Recipe, Path]:
         """Follow the gradient on a fold; ``_Missing`` has what it lacks."""
         one_block = self._settings.optimizer == "adam"
 
@@ -213,103 +244,13 @@ class Refinement:
             blocks = self._folds[fold]
             if one_block:
                 blocks = (blocks[step % len(blocks)],)
-            recipe = self._recipe(groups, lambdas)
-            if missing := self._missing(recipe, blocks, "gradient"):
+            recipe = level.recipe(lambdas)
+            if missing := self._evaluated.missing(recipe, blocks, "gradient"):
                 raise _Missing(missing)
-            return self._value(recipe, blocks, groups)
+            return self._evaluated.value(recipe, blocks, level.places)
 
-        path = follow(self._settings, self._lambdas(groups, start), ridge, evaluate)
-        return self._recipe(groups, path.end), path
-
-    def _read(
-        self, recipe: Recipe, temperature: float | None = None
-    ) -> dict[int, dict[str, TaskValues]]:
-        """Return what is known of a recipe, by block and task; None: at the tasks' temperatures."""
-        if recipe.key not in self._known:
-            self._known[recipe.key] = self._evaluations.read(recipe)
-        found: dict[int, dict[str, TaskValues]] = {}
-        for block, task, values in self._known[recipe.key]:
-            wanted = self._goals[task].temperature if temperature is None else temperature
-            if values.temperature == wanted:
-                found.setdefault(block, {})[task] = values
-        return found
-
-    def _missing(self, recipe: Recipe, blocks: Sequence[int], purpose: Purpose) -> list[Ask]:
-        known = self._read(recipe)
-        done = {
-            block
-            for block, by_task in known.items()
-            if len(by_task) == len(self._weights)
-            and (purpose != "gradient" or all(v.gradients is not None for v in by_task.values()))
-        }
-        return [Ask(recipe, block, purpose) for block in blocks if block not in done]
-
-    def _keys(self, groups: Groups) -> list[LambdaKey]:
-        names = [name for name, _ in groups] or [""]
-        return [LambdaKey(expert, name) for expert in self._start.experts for name in names]
-
-    def _places(self, groups: Groups) -> list[int]:
-        """Return the number of each tensor's group."""
-        names = [name for name, _ in groups]
-        return [names.index(group_of(groups, name)) if groups else 0 for name in self._tensors]
-
-    def _recipe(self, groups: Groups, lambdas: Floats) -> Recipe:
-        by_key = dict(zip(self._keys(groups), lambdas.tolist(), strict=True))
-        return make_recipe(self._start.method, by_key, groups)
-
-    def _lambdas(self, groups: Groups, recipe: Recipe) -> Floats:
-        """Return a recipe's λ, the mean over a group's tensors, [λ]."""
-        places = np.array(self._places(groups))
-        count = max(1, len(groups))
-        values = [
-            [recipe.lambda_of(expert, name) for name in self._tensors] for expert in recipe.experts
-        ]
-        sums = [np.bincount(places, weights=own, minlength=count) for own in values]
-        sizes = np.bincount(places, minlength=count)
-        return np.concatenate([own / np.maximum(sizes, 1) for own in sums])
-
-    def _mean(self, groups: Groups, recipes: Sequence[Recipe]) -> Recipe:
-        """Return the mean of recipes."""
-        each = [self._lambdas(groups, recipe) for recipe in recipes]
-        lambdas: Floats = np.mean(each, axis=0)
-        return self._recipe(groups, np.round(lambdas, DIGITS))
-
-    def _value(self, recipe: Recipe, blocks: Sequence[int], groups: Groups) -> Value:
-        """Return the weighted mean loss on some blocks, and its gradient."""
-        known = self._read(recipe)
-        places = np.array(self._places(groups))
-        loss, gradient = 0.0, np.zeros(len(self._keys(groups)))
-        for task, weight in self._weights.items():
-            own = [known[block][task] for block in blocks if task in known[block]]
-            items = sum(len(one.losses) for one in own)
-            if not items:
-                continue
-            weight /= self._goals[task].scale
-            loss += weight * sum(float(one.losses.sum(dtype=float)) for one in own) / items
-            by_tensor = np.zeros((len(self._start.experts), len(places)))
-            for one in own:
-                assert one.gradients is not None
-                by_tensor += one.gradients.reshape(by_tensor.shape)
-            count = max(1, len(groups))
-            sums = [np.bincount(places, weights=each, minlength=count) for each in by_tensor]
-            gradient += weight / items * np.concatenate(sums)
-        return Value(loss, gradient)
-
-    def _held_out_values(self, recipes: Sequence[Recipe]) -> tuple[float, float]:
-        """Return weighted mean loss and score of the folds' recipes on what they did not see."""
-        loss = score = 0.0
-        for task, weight in self._weights.items():
-            losses, scores = [], []
-            for fold, recipe in enumerate(recipes):
-                by_block = self._read(recipe)
-                own = [by_block[b][task] for b in self._held_out(fold) if task in by_block[b]]
-                losses += [one.losses for one in own]
-                scores += [one.scores for one in own]
-            if losses:
-                held_out = float(np.concatenate(losses).mean(dtype=float))
-                loss += weight / self._goals[task].scale * held_out
-                score += weight * float(np.concatenate(scores).mean(dtype=float))
-        return loss, score
+        path = follow(self._settings, level.lambdas(start), ridge, evaluate)
+        return level.recipe(path.end), path
 
     @property
     def refined(self) -> list[Recipe]:

@@ -14,14 +14,16 @@ from cabs_search.record.evaluations import (
     BY_TEMPERATURE,
     Evaluation,
     Evaluations,
+    Notes,
     TaskValues,
-    read_note,
 )
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.jobs import BlockResult, Job
+from cabs_search.search.refine.evaluated import Evaluated
 from cabs_search.search.refine.goals import goals_of
 from cabs_search.search.refine.refinement import Refinement
 from cabs_search.spec.study import Spec
+from cabs_search.tasks.items import Ints
 
 
 class RefineStage:
@@ -31,7 +33,7 @@ class RefineStage:
         self,
         spec: Spec,
         tensors: Sequence[str],
-        block_items: Sequence[int],
+        blocks: Sequence[Mapping[str, Ints]],
         outcomes: Outcomes,
         value: str,
     ) -> None:
@@ -40,22 +42,21 @@ class RefineStage:
         Args:
             spec: the study.
             tensors: names of the merged tensors.
-            block_items: search items in each block.
+            blocks: rows of the search items by task, of each block.
             outcomes: the study's record.
             value: of a comparison, which search.
 
         """
-        self._spec, self._tensors, self._block_items = spec, tensors, block_items
-        self._outcomes, self._value = outcomes, value
+        self._spec, self._tensors, self._blocks = spec, tensors, blocks
+        self._outcomes, self._notes = outcomes, Notes(outcomes, value)
         self._evaluations = Evaluations(outcomes) if spec.search.refine else None
         self._refinement: Refinement | None = None
-        self._is_over = self._evaluations is None
-        self._note: dict[str, Any] = {}
-
-    @property
-    def is_over(self) -> bool:
+        self.refined_ever = self._notes.refined
+        """Keys of all recipes that were ever refined."""
+        self.refined: list[Recipe] = []
+        """What this run is to score as candidates: levels that were kept, coarse to fine."""
+        self.is_over = self._evaluations is None
         """True if nothing is left to refine."""
-        return self._is_over
 
     @property
     def has_begun(self) -> bool:
@@ -65,15 +66,22 @@ class RefineStage:
     @property
     def phase(self) -> str | None:
         """The stage of the work, for the progress bar; None if nothing is being refined."""
-        return self._refinement.phase if self._refinement and not self._is_over else None
+        return self._refinement.phase if self._refinement and not self.is_over else None
 
     @property
     def waiting(self) -> int:
         """Evaluations that wait for a worker."""
-        return self._refinement.waiting if self._refinement and not self._is_over else 0
+        return self._refinement.waiting if self._refinement and not self.is_over else 0
+
+    @property
+    def is_better(self) -> bool:
+        """True if the last level that was kept is to be recommended."""
+        return self._refinement is not None and self._refinement.is_better
 
     def begin(self, best: Recipe | None, weights: Mapping[str, float] | None) -> None:
-        """Refine what an earlier run began with, else the best candidate.
+        """Refine what an earlier run was at, else the best candidate.
+
+        A refinement that failed is not tried again from the same start.
 
         Args:
             best: the best candidate; None: there is none.
@@ -82,41 +90,48 @@ class RefineStage:
         """
         assert self._evaluations is not None
         assert self._spec.search.refine is not None
-        known = read_note(self._outcomes, self._value)
-        start = best if known is None or known["done"] else Recipe.from_dict(known["start"])
-        if start is None or weights is None:
-            self._is_over = True
+        found, start = self._notes.found, self._notes.start
+        has_ended = found is not None and start is not None and found["start"] == start.as_dict()
+        if start is None or has_ended:
+            start = best
+        failed = found["start"] if found is not None and "error" in found else None
+        if start is None or weights is None or start.as_dict() == failed:
+            self.is_over = True
             return
+        self._notes.begin(start)
         scored = self._outcomes.scored_one("search", start)
         assert scored is not None, "what is refined is scored in full"
+        settings, tasks = self._spec.search.refine, self._spec.tasks
         self._refinement = Refinement(
-            self._spec.search.refine,
+            settings,
             start,
             self._tensors,
-            len(self._block_items),
-            weights,
-            partial(goals_of, self._spec.tasks, scored.losses),
-            self._evaluations,
+            len(self._blocks),
+            Evaluated(self._evaluations, len(self._tensors), weights, self._measure),
+            partial(goals_of, tasks, scored.losses),
             self._spec.space.groups,
+            calibrates=settings.calibrated and any(t.kind.has_log_losses for t in tasks.values()),
         )
-        if known is None or known["start"] != start.as_dict():
-            self._keep()
 
-    def _keep(self) -> None:
-        assert self._evaluations is not None
-        assert self._refinement is not None
-        note = self._refinement.as_dict() | self._note | {"done": self._is_over}
-        self._evaluations.keep(self._value, note)
+    def _measure(self, task: str, predictions: Mapping[int, Sequence[Any]]) -> float:
+        """Compute a task's metric from predictions by block."""
+        own, labels = self._spec.tasks[task], self._outcomes.labels("search")[task]
+        found = [one for block in sorted(predictions) for one in predictions[block]]
+        rows = np.concatenate([self._blocks[block][task] for block in sorted(predictions)])
+        return float(own.measure.compute(own.kind.values(found), labels[rows]))
 
     def next_job(self) -> Job | None:
         """Give out an evaluation; None if others have to end first, or nothing is left."""
-        if self._refinement is None or self._is_over:
+        if self._refinement is None or self.is_over:
             return None
-        ask = self._refinement.next_ask()
+        try:
+            ask = self._refinement.next_ask()
+        except ValueError as error:
+            self.fail(str(error))
+            return None
         if ask is None:
             if self._refinement.is_done:
-                self._is_over = True
-                self._keep()
+                self._end()
             return None
         return Job(
             recipe=ask.recipe,
@@ -126,18 +141,29 @@ class RefineStage:
             temperatures=self._refinement.temperatures,
         )
 
-    def record(self, results: Sequence[tuple[Job, BlockResult]]) -> None:
-        """Record evaluations, in one transaction."""
+    def _end(self) -> None:
+        """Keep what was found. A level that moved no λ has its start's recipe, which is scored."""
+        assert self._refinement is not None
+        self.is_over = True
+        searched = self._outcomes.scored("search").keys() - self.refined_ever
+        by_key = {recipe.key: recipe for recipe in self._refinement.refined}
+        self.refined = [recipe for key, recipe in by_key.items() if key not in searched]
+        self.refined_ever |= {recipe.key for recipe in self.refined}
+        self._notes.end(self._refinement.as_dict(), self.refined_ever)
+
+    def record(self, results: Sequence[tuple[Job, BlockResult]]) -> int:
+        """Record evaluations, in one transaction; return the number of their items."""
         assert self._evaluations is not None
         assert self._refinement is not None
         evaluations = [self._evaluation(job, result) for job, result in results]
         seconds = sum(r.materialize_seconds + r.evaluate_seconds for _, r in results)
         self._evaluations.add(evaluations, seconds)
         for evaluation in evaluations:
-            self._refinement.add(evaluation)
+            self._refinement.add(evaluation.recipe, evaluation.block)
+        return sum(evaluation.items for evaluation in evaluations)
 
     def _evaluation(self, job: Job, result: BlockResult) -> Evaluation:
-        items = self._block_items[result.block]
+        items = sum(map(len, self._blocks[result.block].values()))
         none = np.empty(0, np.float32)
         tasks = {}
         for task in self._spec.tasks:
@@ -145,6 +171,7 @@ class RefineStage:
             tasks[task] = TaskValues(
                 losses=outcome.losses if outcome else none,
                 scores=outcome.scores if outcome else none,
+                predictions=outcome.predictions.tolist() if outcome else [],
                 gradients=result.gradients[task].ravel() if result.gradients else None,
                 temperature=job.temperatures.get(task, 1.0) if outcome else BY_TEMPERATURE,
             )
@@ -157,25 +184,8 @@ class RefineStage:
 
     def fail(self, error: str) -> None:
         """Give up, and keep the reason."""
-        if self._is_over:
+        if self._refinement is None or self.is_over:
             return  # another evaluation has failed before
-        self._is_over = True
-        self._note = {"error": error}
-        self._keep()
-
-    @property
-    def known(self) -> set[str]:
-        """Keys of recipes that an earlier run has refined."""
-        note = read_note(self._outcomes, self._value) if self._evaluations else None
-        levels = note["levels"] if note else []
-        return {Recipe.from_dict(level["recipe"]).key for level in levels}
-
-    @property
-    def is_better(self) -> bool:
-        """True if the refined candidate is what the search recommends."""
-        return self._refinement is not None and self._refinement.is_better
-
-    @property
-    def refined(self) -> list[Recipe]:
-        """What is to be scored as a candidate: the levels that were kept, coarse to fine."""
-        return self._refinement.refined if self._refinement and not self._note else []
+        self.is_over = True
+        found = self._refinement.as_dict() | {"error": error, "better": False}
+        self._notes.end(found, self.refined_ever)
