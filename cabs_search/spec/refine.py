@@ -31,8 +31,8 @@ class Refine:
         tuple[Level, ...], BeforeValidator(listed), Once, AfterValidator(_ordered)
     ] = ()
     """Parts of the model with a λ of their own, coarse to fine: ``expert``, ``layer``, ``module``
-    (such as a layer's attention), ``tensor``, or ``groups``, the space's own. Empty: ``expert``
-    and ``layer``, or ``groups`` if the space has some.
+    (such as a layer's attention), ``tensor``, or ``groups``, the space's own. Empty: ``layer``
+    and ``tensor``, or ``groups`` if the space has some.
     """
     steps: Annotated[int, Field(ge=2, le=10_000)] = 6
     """Evaluations with a gradient for each level and fold."""

@@ -80,12 +80,14 @@ def test_a_path_finds_the_least_loss_however_often_it_is_broken_off(optimizer: s
     assert np.abs(near.end - start).max() < 0.01
 
 
+SETTINGS = {"levels": ["expert", "layer"], "steps": 8}
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"refine": {"levels": "layers"}}, r"search.refine.levels\[0\]: Input should be 'groups'"),
     ({"refine": {"steps": 1}}, r"search.refine.steps: .*2"),
     ({"refine": True, "objective": "worst"}, "search.refine: needs the objective mean, weights"),
     ({"refine": True, "block": 24}, "search.refine: 2 blocks of search items are needed"),
     ({"refine": {"levels": "groups"}}, "search.refine.levels: groups must be in space.lambda"),
+    ({"refine": {"levels": ["tensor", "layer"]}}, "search.refine.levels: .* coarse to fine"),
 ]
 
 
@@ -100,7 +102,7 @@ def test_what_cannot_be_refined_is_refused(
 
 @pytest.fixture(scope="module")
 def spec(pico: Path) -> Spec:
-    return parse(pico_values(pico, trials=4, refine={"steps": 8}))  # the baselines
+    return parse(pico_values(pico, trials=4, refine=SETTINGS))  # the baselines
 
 
 @pytest.fixture(scope="module")

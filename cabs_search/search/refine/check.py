@@ -16,8 +16,8 @@ FOLDS = 2
 
 
 def levels_of(settings: Refine, own: Groups) -> Sequence[Level]:
-    """Return the levels; by themselves expert and layer, or the space's own groups."""
-    return settings.levels or (("groups",) if own else ("expert", "layer"))
+    """Return the levels; if none are given, layer and tensor, or the space's own groups."""
+    return settings.levels or (("groups",) if own else ("layer", "tensor"))
 
 
 def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:

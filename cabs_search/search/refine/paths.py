@@ -19,7 +19,7 @@ from cabs_search.spec.refine import Refine
 Floats: TypeAlias = npt.NDArray[np.float64]
 DIGITS = 4
 """Digits of λ after the point: the same λ on machines whose sums differ in the last bits."""
-STEP = 0.6
+STEP = 0.3
 """Length of the first step, as a part of the start's mean |λ|."""
 MOMENTUM, SQUARES = 0.9, 0.99
 """Weights of the past in Adam's means of gradients and of their squares (arXiv 1412.6980)."""
