@@ -199,7 +199,7 @@ def _found_rows(
 def _refined_rows(scores: RecordScores) -> dict[str, Scored]:
     """Return refined candidates that are confirmed, by the label of their row, the finest first.
 
-    The label ``recommended`` is the finest one's if it is better than what it began with.
+    The label ``recommended`` is the finest one's.
     """
     rows: dict[str, Scored] = {}
     refinement = scores.refinement
@@ -207,7 +207,7 @@ def _refined_rows(scores: RecordScores) -> dict[str, Scored]:
         known = scores.refined_keys & scores.confirmed.keys() & scores.searched.keys()
         if level.key in known:
             label = f"refined by {level.level}"
-            if refinement and refinement.is_better and level is refinement.kept[-1]:
+            if refinement and level is refinement.kept[-1]:
                 label = RECOMMENDED
             rows = {label: scores.searched[level.key]} | rows
     return rows

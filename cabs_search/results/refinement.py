@@ -18,7 +18,7 @@ class RefinedLevel:
     lambdas: int
     """Number of λ."""
     kept: bool
-    """True if held-out items say that it is better than the level before."""
+    """True unless held-out items say that it is worse than the level before."""
     key: str
     """Key of its recipe, the mean of the folds'."""
     by_name: Mapping[str, float]
@@ -38,13 +38,11 @@ class Refinement:
     start: str
     """Key of the candidate that was refined."""
     levels: tuple[RefinedLevel, ...]
-    is_better: bool
-    """True if the last level that was kept is recommended, once it is scored."""
     text: str
 
     @property
     def kept(self) -> tuple[RefinedLevel, ...]:
-        """Levels that were kept, coarse to fine."""
+        """Levels that were kept, coarse to fine; the last is recommended, once it is scored."""
         return tuple(level for level in self.levels if level.kept)
 
 
@@ -53,12 +51,8 @@ def refinement_of(note: Mapping[str, Any] | None) -> Refinement | None:
     if note is None:
         return None
     levels = tuple(_level(level) for level in note["levels"])
-    is_better = bool(note["better"]) and "error" not in note
     return Refinement(
-        start=Recipe.from_dict(note["start"]).key,
-        levels=levels,
-        is_better=is_better,
-        text=_text(note, levels, is_better),
+        start=Recipe.from_dict(note["start"]).key, levels=levels, text=_text(note, levels)
     )
 
 
@@ -76,7 +70,7 @@ def _level(found: Mapping[str, Any]) -> RefinedLevel:
     )
 
 
-def _text(note: Mapping[str, Any], levels: tuple[RefinedLevel, ...], is_better: bool) -> str:
+def _text(note: Mapping[str, Any], levels: tuple[RefinedLevel, ...]) -> str:
     if error := note.get("error"):
         return f"λ could not be refined by gradient: {error}."
     parts = [
@@ -85,8 +79,6 @@ def _text(note: Mapping[str, Any], levels: tuple[RefinedLevel, ...], is_better: 
         for one in levels
     ]
     text = f"λ were refined by gradient; on held-out search items: {'; '.join(parts)}."
-    if is_better:
-        return f"{text} The refined candidate is what is recommended."
     if any(one.kept for one in levels):
-        return f"{text} Its held-out score is lower than the start's, which stays recommended."
-    return f"{text} No level helps, so that nothing was refined."
+        return f"{text} The last level that was kept is what is recommended."
+    return f"{text} All are clearly worse than the start, which stays recommended."

@@ -452,7 +452,7 @@ class Study:
             chosen = recommended.recipe if recommended else None
             compared = rows_to_compare(self._candidates, scored, chosen)
             refined = [r for key, r in self._refined.items() if key in self._ended.scored]
-            if refined and refined[-1] == self._refining.refined[-1] and self._refining.is_better:
+            if refined and refined[-1] == self._refining.refined[-1]:
                 self._chosen = self._ended.scored[refined[-1].key]
             self._rows.add_candidates([*refined, *rows], chosen)
             self._looks.start([*refined, *rows], [*compared, *refined[-1:]])

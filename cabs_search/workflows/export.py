@@ -65,7 +65,7 @@ def _chosen(spec: Spec, study: StudyFolder, trial: str) -> Scored:
     if not searched:
         raise ValueError(f"{study.path}: no candidate is scored yet")
     if trial == "best":
-        refined = refinement.kept[-1].key if refinement and refinement.is_better else ""
+        refined = refinement.kept[-1].key if refinement and refinement.kept else ""
         if refined in searched:
             return searched[refined]
         recommended = outcomes.recommended()

@@ -134,7 +134,7 @@ def refined(names: Sequence[str]) -> Refinement:
         )
         for level, parts in groups.items()
     )
-    return Refinement(start="x", levels=levels, is_better=True, text=f"{names[0]} was refined.")
+    return Refinement(start="x", levels=levels, text=f"{names[0]} was refined.")
 
 
 def board(names: Sequence[str] = PLAIN, **changes: Any) -> Leaderboard:

@@ -175,7 +175,7 @@ def test_a_level_that_held_out_items_do_not_like_is_not_kept(
         result = whole(bench, job, block)
         if job.purpose == "held out":
             for outcome in result.outcomes.values():
-                outcome.losses[:] += next(numbers)
+                outcome.scores[:] -= next(numbers)
         return result
 
     monkeypatch.setattr(Bench, "evaluation", worse)

@@ -127,3 +127,25 @@ class Evaluated:
             loss += weight / self.goals[task].scale * mean
             score += weight * self._measure(task, predictions)
         return loss, score
+
+    def gain(
+        self, before: Mapping[Recipe, Sequence[int]], after: Mapping[Recipe, Sequence[int]]
+    ) -> tuple[float, float]:
+        """Return the weighted mean gain of the items' own scores, and its standard error.
+
+        Args:
+            before, after: recipes, each with the blocks that it is judged on; all blocks in both.
+
+        """
+        total = variance = 0.0
+        for task, weight in self._weights.items():
+            scores = []
+            for recipes in (before, after):
+                by_block = {
+                    b: self.read(r)[b][task].scores for r, own in recipes.items() for b in own
+                }
+                scores.append(np.concatenate([by_block[block] for block in sorted(by_block)]))
+            gains = (scores[1].astype(float) - scores[0]) * weight / self.goals[task].scale
+            total += float(gains.mean())
+            variance += float(gains.var()) / len(gains)
+        return total, variance**0.5

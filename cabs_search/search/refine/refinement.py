@@ -1,8 +1,8 @@
 """Refinement of one candidate: finer and finer λ by gradient, as far as held-out items agree.
 
 The search items are cut into two folds. At each level each fold fits λ by itself, and the items of
-the other fold, which it has not seen, say whether they are better than the level before. The
-refined λ are the mean of both folds'.
+the other fold, which it has not seen, say whether they are worse than the level before. The refined
+λ are the mean of both folds'.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from cabs_search.search.refine.goals import Goal
 from cabs_search.search.refine.groups import groups_of
 from cabs_search.search.refine.paths import DIGITS, Floats, Path, Value, follow
 from cabs_search.spec.refine import Level, Refine
+
+MOST_ERRORS = 2.0
+"""Standard errors by which held-out scores may fall: the start was chosen by these items, and λ
+that were fitted to half of them are worse than the mean of both folds'.
+"""
 
 
 class _Missing(Exception):  # noqa: N818 (no error)
@@ -40,7 +45,7 @@ class LevelResult:
     ridge: float
     """The ridge that the folds chose."""
     kept: bool
-    """True if held-out items say that it is better than the level before."""
+    """True unless held-out items say that it is worse than the level before."""
     recipe: dict[str, Any]
     """Mean of the folds' λ, as ``Recipe.as_dict``."""
     loss: tuple[float, float]
@@ -209,14 +214,18 @@ class Refinement:
     ) -> list[Recipe]:
         """Keep a level or not; return the folds' recipes to go on from."""
         ends = {ridge: [recipe for recipe, _ in of_folds] for ridge, of_folds in found.items()}
-        judged = {ridge: self._held_out(recipes) for ridge, recipes in ends.items()}
+        judged = {
+            ridge: self._evaluated.held_out(self._held_out(recipes))
+            for ridge, recipes in ends.items()
+        }
         ridge = min(judged, key=lambda ridge: (judged[ridge][0], -ridge))
-        was, now = self._held_out(before), judged[ridge]
+        was, now = self._evaluated.held_out(self._held_out(before)), judged[ridge]
+        gain, error = self._evaluated.gain(self._held_out(before), self._held_out(ends[ridge]))
         result = LevelResult(
             level=name,
             lambdas=len(level.keys),
             ridge=ridge,
-            kept=now[0] < was[0],
+            kept=ends[ridge] != before and gain >= -MOST_ERRORS * error,
             recipe=level.mean(ends[ridge]).as_dict(),
             loss=(was[0], now[0]),
             score=(was[1], now[1]),
@@ -229,12 +238,12 @@ class Refinement:
         """Return what is missing of a fold's recipe on the blocks that the fold does not see."""
         return self._evaluated.missing(recipe, self._folds[1 - fold], "held out")
 
-    def _held_out(self, recipes: Sequence[Recipe]) -> tuple[float, float]:
-        """Return loss and score of the folds' recipes on the blocks that they do not see."""
+    def _held_out(self, recipes: Sequence[Recipe]) -> dict[Recipe, tuple[int, ...]]:
+        """Return the folds' recipes with the blocks that they do not see."""
         blocks = dict[Recipe, tuple[int, ...]]()
         for fold, recipe in enumerate(recipes):
             blocks[recipe] = (*blocks.get(recipe, ()), *self._folds[1 - fold])
-        return self._evaluated.held_out(blocks)
+        return blocks
 
     def _follow(self, level: _Level, start: Recipe, fold: int, ridge: float) -> tuple[Recipe, Path]:
         """Follow the gradient on a fold; ``_Missing`` has what it lacks."""
@@ -257,12 +266,6 @@ class Refinement:
         """The recipes of the levels that were kept, coarse to fine."""
         return [Recipe.from_dict(result.recipe) for result in self.results if result.kept]
 
-    @property
-    def is_better(self) -> bool:
-        """True if the last level that was kept scores no worse on held-out items than the start."""
-        kept = [result for result in self.results if result.kept]
-        return bool(kept) and kept[-1].score[1] >= kept[0].score[0]
-
     def as_dict(self) -> dict[str, Any]:
         """Return what was found as plain JSON values."""
         return {
@@ -270,5 +273,4 @@ class Refinement:
             "settings": asdict(self._settings),
             "temperatures": self.temperatures,
             "levels": [asdict(result) for result in self.results],
-            "better": self.is_better,
         }

@@ -73,11 +73,6 @@ class RefineStage:
         """Evaluations that wait for a worker."""
         return self._refinement.waiting if self._refinement and not self.is_over else 0
 
-    @property
-    def is_better(self) -> bool:
-        """True if the last level that was kept is to be recommended."""
-        return self._refinement is not None and self._refinement.is_better
-
     def begin(self, best: Recipe | None, weights: Mapping[str, float] | None) -> None:
         """Refine what an earlier run was at, else the best candidate.
 
@@ -187,5 +182,5 @@ class RefineStage:
         if self._refinement is None or self.is_over:
             return  # another evaluation has failed before
         self.is_over = True
-        found = self._refinement.as_dict() | {"error": error, "better": False}
+        found = self._refinement.as_dict() | {"error": error}
         self._notes.end(found, self.refined_ever)
