@@ -22,7 +22,7 @@ from cabs_search.cluster.driver import search
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.recipe import Recipe
 from cabs_search.quickstart.experts import make
-from cabs_search.record.evaluations import read_note
+from cabs_search.record.evaluations import Notes
 from cabs_search.record.folder import StudyFolder, StudyId, only_driver
 from cabs_search.record.outcomes import Outcomes, Scored
 from cabs_search.results.leaderboard import board_of
@@ -112,7 +112,7 @@ def measure(method: str, items: int) -> dict[str, Any]:
     spent = int(outcomes.spent()["refine items"])
     more = spec_of(method, items, budget + spent, refines=False)
     _, others = play(more, folder / f"{method}-{items}-surface")
-    note = read_note(outcomes)
+    note = Notes(outcomes).found
     assert note is not None
     board = board_of(spec, scores)
     rows: dict[str, tuple[str, int]] = {}
@@ -169,7 +169,7 @@ def tables(found: dict[str, Any]) -> str:
                 f"| {row['label']} | {row['items']:,} | {row['score']:.4f} | {against} |"
                 f" {row['loss']:.4f} |"
             )
-        lines += ["", f"Held-out folds kept: {', '.join(one['kept']) or 'no level'}."]
+        lines += ["", f"Kept: {', '.join(one['kept']) or 'no level'}."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
