@@ -122,7 +122,11 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
     best_shared = Candidates.of(spec).best_shared(searched)
     shared = [s for s in best_shared.values() if s.recipe.key in confirmed]
     recommendation = recommendation_of(
-        scores.recommended, scores.expected, searched, scores.stopped
+        scores.recommended,
+        scores.expected,
+        searched,
+        scores.stopped,
+        is_refined=RECOMMENDED in refined,
     )
     found = refined | _found_rows(spec, scores, recommendation, refined)
     entries = reference_entries(reference_recipes(spec.experts), spec.heads, confirmed)

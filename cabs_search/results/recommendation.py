@@ -45,6 +45,8 @@ def recommendation_of(
     expected: Sequence[Expected],
     searched: Mapping[str, Scored],
     stopped: Mapping[str, PartScore],
+    *,
+    is_refined: bool = False,
 ) -> Recommendation | None:
     """Compute a recommendation; None if the search recommends nothing.
 
@@ -53,6 +55,7 @@ def recommendation_of(
         expected: predictions of candidates.
         searched: candidates that are scored in full, by the recipe's key.
         stopped: scores of those that were stopped.
+        is_refined: whether another candidate, refined from it, is recommended instead.
 
     """
     if recommended is None or recommended.recipe.key not in searched:
@@ -65,8 +68,9 @@ def recommendation_of(
         elif key in stopped:
             predictions.append(_prediction(one, *stopped[key], is_part=True))
     own = searched[recommended.recipe.key].score
+    what = "By itself the search recommends" if is_refined else "Recommended is"
     text = (
-        "Recommended is the candidate with the best prediction from everything scored:"
+        f"{what} the candidate with the best prediction from everything scored:"
         f" {number(recommended.mean)}; on the search items it scored {number(own)}."
     )
     if predictions:

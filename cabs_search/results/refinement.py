@@ -78,7 +78,10 @@ def _text(note: Mapping[str, Any], levels: tuple[RefinedLevel, ...]) -> str:
         f" {number(one.score[0])} to {number(one.score[1])}{'' if one.kept else ' (not kept)'}"
         for one in levels
     ]
-    text = f"λ were refined by gradient; on held-out search items: {'; '.join(parts)}."
+    text = (
+        "λ were refined by gradient, by two halves of the search items; each half's λ on the other"
+        f" half: {'; '.join(parts)}."
+    )
     if any(one.kept for one in levels):
-        return f"{text} The last level that was kept is what is recommended."
-    return f"{text} All are clearly worse than the start, which stays recommended."
+        return f"{text} The mean of both, of the last level that was kept, is recommended."
+    return f"{text} Both are clearly worse than the start, which stays recommended."
