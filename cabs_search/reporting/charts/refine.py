@@ -19,6 +19,8 @@ from cabs_search.results.refinement import RefinedLevel
 
 MOST_CELLS = 1200
 """Most λ in a heat map."""
+MOST_NAMES = 40
+"""Most groups that are named on the axis."""
 CELL_HOVER = (("expert", "expert"), ("group", "tensors"), ("shown", "λ"))
 STEP_HOVER = (("line", "level and fold"), ("step", "step"), ("shown", "loss"))
 
@@ -42,15 +44,21 @@ def lambdas(levels: Sequence[RefinedLevel]) -> Spec | None:
     size = max(known(map(abs, by_name.values()))) or 1.0
     ramp = [colour(name) for name in ("worse", "surface", "accent")]
     scale = {"domain": [-size, 0, size], "range": ramp, "clamp": True, "interpolate": "rgb"}
-    place = {
-        "x": named("group", groups, labelAngle=-40 if len(groups) > 8 else 0, orient="top"),
-        "y": named("expert", experts),
-        "tooltip": hover_fields(CELL_HOVER),
-    }
+    if len(groups) <= MOST_NAMES:
+        x = named("group", groups, labelAngle=-40 if len(groups) > 8 else 0, orient="top")
+    else:
+        x = named("group", groups, labels=False, orient="top")
+        x["title"] = "tensors in the model's order; point at one for its name"
+    place = {"x": x, "y": named("expert", experts), "tooltip": hover_fields(CELL_HOVER)}
     fill = {"field": "lambda", "type": "quantitative", "legend": None, "scale": scale}
     deep = {"test": f"abs(datum.lambda) > deep * {size}", "value": colour("surface")}
     text = {"text": {"field": "shown"}, "color": {"condition": deep, "value": colour("ink")}}
-    cell = {"type": "rect", "cornerRadius": 4, "stroke": colour("surface"), "strokeWidth": 3}
+    cell = {
+        "type": "rect",
+        "cornerRadius": 4,
+        "stroke": colour("surface"),
+        "strokeWidth": 3 if len(groups) <= MOST_NAMES else 0.5,
+    }
     layers: list[Spec] = [{"mark": cell, "encoding": place | {"color": fill}}]
     if len(groups) <= 12:  # else numbers would overlap
         layers.append({"mark": {"type": "text", "fontSize": 11.5}, "encoding": place | text})
