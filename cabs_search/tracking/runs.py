@@ -32,6 +32,8 @@ COLORS = (
     *("#e377c2", "#17becf", "#bcbd22", "#7f7f7f", "#d62728"),
 )
 """Colors of candidates in MLflow's charts, one per method."""
+MOST_GROUPS = 20
+"""Most groups of tensors that a param names; of more it has the number."""
 
 
 def study_params(spec: Spec) -> dict[str, str]:
@@ -95,6 +97,9 @@ def candidate_params(finished: Finished) -> dict[str, str]:
             short = _short_names(value)
             params |= {"order": ">".join(value), "order_short": ">".join(short[e] for e in value)}
             params |= {f"rank.{e}": rank for rank, e in enumerate(value, 1)}
+        elif name == "groups":
+            names = [group for group, _ in value]
+            params[name] = ", ".join(names) if len(names) <= MOST_GROUPS else f"{len(names)}"
         elif isinstance(value, dict):  # λ, and settings that each expert has
             params |= {f"{name}.{key}": setting for key, setting in value.items()}
         else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.merging.recipe import LambdaKey, make_method, make_recipe
 from cabs_search.record.folder import StudyId
 from cabs_search.search.jobs import Finished
-from cabs_search.tracking.runs import STATUSES, SearchProgress, candidate_metrics
+from cabs_search.tracking.runs import STATUSES, SearchProgress, candidate_metrics, candidate_params
 from cabs_search.tracking.study_runs import find_runs
 from cabs_search.tracking.writes import write_candidate
 
@@ -30,6 +31,23 @@ def test_a_stopped_candidate_has_no_score_but_what_it_had_so_far() -> None:
     metrics = candidate_metrics(STOPPED)
     assert metrics == {"materialize_seconds": 0.1, "partial_score": 0.7, "items": 200.0}
     assert STATUSES[STOPPED.state] == "KILLED"
+
+
+def test_many_groups_are_told_by_their_number_and_each_lambda_by_its_name() -> None:
+    groups = tuple((f"layer{place}", rf"\.{place}\.") for place in range(24))
+    method = make_method("task-arithmetic", ("a",))
+    lambdas = {
+        LambdaKey("a", name): round(0.1 * place, 9) for place, (name, _) in enumerate(groups)
+    }
+    recipe = make_recipe(method, lambdas, groups)
+    params = candidate_params(replace(STOPPED, recipe=recipe))
+    assert params["groups"] == "24"
+    assert params["lambda.a.layer3"] == "0.3"
+    assert str(recipe) == "task-arithmetic a=0…2.3", "a text stays short"
+    two = {LambdaKey("a", "x"): 1.0, LambdaKey("a", "y"): 2.0}
+    few = make_recipe(method, two, (("x", "x"), ("y", "")))
+    assert candidate_params(replace(STOPPED, recipe=few))["groups"] == "x, y"
+    assert str(few) == "task-arithmetic a.x=1 a.y=2"
 
 
 def test_its_items_are_spent_and_the_best_stays() -> None:
