@@ -29,6 +29,7 @@ from cabs_search.search.budget import Budget, Share
 from cabs_search.search.candidates import Candidates, ranked, reference_recipes
 from cabs_search.search.confirm import ConfirmQueue, rows_to_compare, rows_to_confirm
 from cabs_search.search.confirm_looks import ConfirmLooks
+from cabs_search.search.due import DueBlocks
 from cabs_search.search.ended import EndedCandidates, OnFinished
 from cabs_search.search.jobs import BlockResult, Job
 from cabs_search.search.judge import Judge
@@ -41,7 +42,7 @@ from cabs_search.search.refine.stage import RefineStage
 from cabs_search.search.storage import StudyDatabase, has_ended_by_itself, is_recommended, recipe_of
 from cabs_search.search.twins import Twins
 from cabs_search.spec.study import SURFACE, Spec
-from cabs_search.tasks.items import Ints, Items, SplitName
+from cabs_search.tasks.items import Items, SplitName
 
 MAX_DUPLICATES = 200
 """Duplicate proposals in a row after which the space counts as exhausted."""
@@ -70,16 +71,6 @@ def open_database(spec: Spec, folder: Path, study_id: StudyId) -> StudyDatabase:
         objective=objective_identity(spec),
         names=objective_of(spec).names,
     )
-
-
-def _next_look(blocks: int) -> int:
-    """Return the number of blocks at which a candidate is looked at next: the next power of two."""
-    return 1 << blocks.bit_length()
-
-
-def _count(rows: Mapping[str, Ints]) -> int:
-    """Return the number of items of a block, whose rows are given by task."""
-    return sum(map(len, rows.values()))
 
 
 class Study:
@@ -123,14 +114,13 @@ class Study:
         self.scored_items = 0
         self._database = database
         self._candidates = Candidates.of(spec)
-        self._block_items = [_count(rows) for rows in self.blocks["search"]]
-        self._candidate_items = sum(self._block_items)
+        block_items = [sum(map(len, rows.values())) for rows in self.blocks["search"]]
+        self._candidate_items = sum(block_items)
         seconds = outcomes.search_seconds(database.id.value)
         self._budget = Budget(spec.search, self._candidate_items, spec.workers, seconds)
         name, pruner = spec.search.pruner_used, None
         if name is not None:
-            pruner = find_pruner(name)(self._budget.most_candidates(min(self._block_items)))
-        self._has_looks = pruner is not None
+            pruner = find_pruner(name)(self._budget.most_candidates(min(block_items)))
         self._judge = Judge(spec, outcomes)
         objectives = len(self._judge.names)
         self._proposer = Proposer(
@@ -142,7 +132,7 @@ class Study:
             spec.tasks,
             self.blocks["search"],
             self._judge,
-            reads_rounds=self._has_looks,
+            reads_rounds=pruner is not None,
             reads_answers=self._proposer.learns_from_items,
         )
         self._ended = EndedCandidates(on_finished)
@@ -154,8 +144,14 @@ class Study:
         self._refining = RefineStage(spec, tensors, self.blocks["search"], outcomes, self.id.value)
         self._is_busy = is_busy
         self._failed_in_a_row = 0
-        self._recommended: set[str] = set()
-        """Keys of recipes that were recommended."""
+        self._due = DueBlocks(
+            self.blocks,
+            outcomes,
+            lambda r: self._candidates.is_baseline(r) or self._judge.is_reference(r),
+            self._looks.due,
+            has_looks=pruner is not None,
+            rotates=spec.search.pruner_used == SURFACE,
+        )
         self._refined: dict[str, Recipe] = {}
         """What refining has found, coarse to fine, by the recipe's key."""
         self._chosen: Scored | None = None
@@ -169,7 +165,7 @@ class Study:
         for trial in sorted(trials, key=lambda t: t.datetime_complete or datetime.max):
             recipe = recipe_of(trial)
             if recipe and is_recommended(trial):
-                self._recommended.add(recipe.key)
+                self._due.whole.add(recipe.key)
             if not trial.state.is_finished():
                 trial_id = self._database.trial_id(trial)
                 is_known = recipe is None or recipe.key in queue or recipe.key in self._ended
@@ -187,7 +183,7 @@ class Study:
                 self._proposer.add(trial, self._known.read(recipe, scored) if recipe else NOTHING)
             if recipe and has_ended_by_itself(trial):
                 is_counted = not is_refined and recipe.key not in self._ended
-                self._budget.items += self._recorded(recipe) if is_counted else 0
+                self._budget.items += self._due.recorded(recipe) if is_counted else 0
                 self._ended.add(trial, recipe, scored)
         for recipe in (*self._judge.first_candidates, *self._candidates.baseline_recipes):
             is_whole = recipe.key in self._ended and not self._ended.is_stopped(recipe.key)
@@ -281,7 +277,7 @@ class Study:
         while waiting := self._jobs.pop_waiting():
             job = waiting.job
             if job.purpose == "score":
-                job = self._job(job.recipe, job.split)
+                job = self._due.job(job.recipe, job.split)
             waiting.job = replace(job, alone=self._jobs.killed_a_worker(job.recipe))
             self._jobs[job_id] = waiting
             if job.todo:
@@ -295,7 +291,7 @@ class Study:
             if self._is_busy(recipe, "search"):
                 self._judge.put_back(recipe)
                 return None
-            job = self._job(recipe, "search")
+            job = self._due.job(recipe, "search")
             if job.todo:
                 self._jobs[job_id] = OpenJob(job)
                 return job
@@ -341,20 +337,20 @@ class Study:
             self._repeated += repeated
             repeated = 0
             if is_last and not self._ended.scored:
-                self._recommended.add(recipe.key)  # or nothing would have a score
+                self._due.whole.add(recipe.key)  # or nothing would have a score
             if trial_id is None:
-                is_whole = recipe.key in self._recommended
+                is_whole = recipe.key in self._due.whole
                 trial_id = self._database.add(proposal.trial, recipe, is_recommended=is_whole)
             if proposal.expected is not None:
                 self.outcomes.expect(proposal.expected)
-            job = self._job(recipe, "search")
-            items = self._recorded(recipe)  # by an earlier run, or another study of the record
+            job = self._due.job(recipe, "search")
+            items = self._due.recorded(recipe)  # by an earlier run, or another study of the record
             is_counted = not self._is_refined(recipe) and recipe.key not in self._ended
             self._budget.items += items if is_counted else 0
             candidate = CandidateTrial(proposal.trial, trial_id)
             self._jobs[job_id] = OpenJob(job, candidate, items=items)
             # a driver may have been killed between a look's last block and the look
-            if job.todo and not self._is_at_look(recipe):
+            if job.todo and not self._due.is_at_look(recipe):
                 return job
             self.finish(job_id)
             if job_id in self._jobs:  # it was looked at, and goes on
@@ -381,7 +377,7 @@ class Study:
             self.outcomes.expect(found)
         if same is None or self._ended.is_stopped(same.key):
             recipe = same or found.recipe
-            self._recommended.add(recipe.key)
+            self._due.whole.add(recipe.key)
             self._proposer.enqueue(recipe)
 
     def _next_evaluation(self, job_id: str) -> Job | None:
@@ -402,7 +398,7 @@ class Study:
         if not self._refining.is_over:
             return None
         self._refined = {recipe.key: recipe for recipe in self._refining.refined}
-        self._recommended |= self._refined.keys()
+        self._due.whole |= self._refined.keys()
         done = self._ended.scored.keys() | self._ended.failed
         self._proposer.queue_only([r for key, r in self._refined.items() if key not in done])
         return self._next_candidate(job_id)
@@ -427,7 +423,7 @@ class Study:
     def _next_row(self, job_id: str) -> Job | None:
         while self._has_row():
             recipe = self._rows.pop()
-            job = self._job(recipe, "confirm")
+            job = self._due.job(recipe, "confirm")
             if job.todo and self._is_busy(recipe, "confirm"):
                 self._rows.put_back(recipe)
                 return None
@@ -459,31 +455,6 @@ class Study:
         if self._rows.has_candidates and not self._rows:
             self._rows.extend(self._looks.next_rows())
         return bool(self._rows)
-
-    def _job(self, recipe: Recipe, split: SplitName) -> Job:
-        recorded = self.outcomes.done_blocks(recipe, split)
-        count = len(self.blocks[split])
-        order = list(range(count))
-        if split == "search" and self._is_raced(recipe):
-            count = min(count, _next_look(len(recorded)))
-            if self.spec.search.pruner_used == SURFACE:
-                # Candidates begin at different items, so that between them all items are learned.
-                start = int(recipe.key, 16) % len(order)
-                order = order[start:] + order[:start]
-        if split == "confirm":
-            count = self._looks.due(recipe)
-        todo = tuple(b for b in order[:count] if b not in recorded)
-        return Job(recipe=recipe, split=split, todo=todo)
-
-    def _is_at_look(self, recipe: Recipe) -> bool:
-        """Tell whether as many blocks are recorded of a candidate as at a look."""
-        blocks = len(self.outcomes.done_blocks(recipe, "search"))
-        return self._is_raced(recipe) and blocks > 0 and blocks & (blocks - 1) == 0
-
-    def _is_raced(self, recipe: Recipe) -> bool:
-        """Tell whether a candidate may be stopped, unless it is there to be compared with."""
-        is_kept = self._candidates.is_baseline(recipe) or recipe.key in self._recommended
-        return self._has_looks and not is_kept and not self._judge.is_reference(recipe)
 
     def is_scoring(self, recipe: Recipe, split: SplitName) -> bool:
         """Tell whether a recipe that is no candidate is being scored on a split."""
@@ -527,7 +498,7 @@ class Study:
         A candidate whose blocks up to a look are scored waits for more, or is stopped.
         """
         recipe, trial = self._jobs[job_id].job.recipe, self._jobs[job_id].trial
-        is_looked_at = trial and not error and self._has_looks and not self._is_refined(recipe)
+        is_looked_at = trial and not error and self._due.has_looks and not self._is_refined(recipe)
         if trial and is_looked_at and self._look(job_id, recipe, trial):
             return
         open_job = self._jobs.pop(job_id)
@@ -583,10 +554,6 @@ class Study:
         self._twins.tell_waiting(open_job)
         self._failed_in_a_row = 0
         return True
-
-    def _recorded(self, recipe: Recipe) -> int:
-        """Count the items of the search split that are recorded of a recipe."""
-        return sum(self._block_items[b] for b in self.outcomes.done_blocks(recipe, "search"))
 
     @cached_property
     def _labels(self) -> Mapping[str, Values]:

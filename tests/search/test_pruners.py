@@ -250,7 +250,7 @@ def test_a_recommended_candidate_that_fails_is_not_recommended_again(
         bench = Bench(spec, tmp_path, items)
         bench.run(blocks)
     stopped = next(f.recipe for f in bench.finished if f.state == "stopped")
-    bench.study._recommended.add(stopped.key)
+    bench.study._due.whole.add(stopped.key)
     bench.study._proposer.enqueue(stopped)
     for number in map(str, range(9)):  # those that were interrupted come first
         job = bench.study.next_job(number)
