@@ -29,7 +29,7 @@ from cabs_search.checkpoints.writer import CheckpointWriter
 from cabs_search.merging.cache import StoredVector
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
-from cabs_search.merging.recipe import Recipe
+from cabs_search.merging.recipe import MOST_SHOWN, Recipe
 from cabs_search.tasks.tokenizer import pad_token_id
 
 SIDE_FILES = (
@@ -240,8 +240,11 @@ def _set_pad_token(folder: Path) -> None:
 
 
 def _lambdas(recipe: Recipe, expert: str) -> str:
-    """λ of one expert in words."""
+    """Write λ of one expert in words; of many the range, as recipe.json has them all."""
     own = [(key.group, value) for key, value in recipe.lambdas if key.expert == expert]
+    if len(own) > MOST_SHOWN:
+        values = [value for _, value in own]
+        return f"{len(own)} λ from {min(values):.3g} to {max(values):.3g}, see recipe.json"
     return ", ".join(f"λ of {group} = {v:g}" if group else f"λ = {v:g}" for group, v in own)
 
 

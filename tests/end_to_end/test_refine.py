@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from cabs_search.record.evaluations import Notes
@@ -35,3 +36,7 @@ def test_one_worker_and_four_refine_alike(pico: Path, cache: Path, tmp_path: Pat
     chosen = result.leaderboard.chosen
     assert chosen is not None
     assert exported.key == chosen.key
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert f"{len(exported.lambdas) // 3} λ from" in card
+    kept = json.loads((tmp_path / "best" / "recipe.json").read_text())
+    assert len(kept["lambda"]) == len(exported.lambdas) > 60
