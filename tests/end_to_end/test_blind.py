@@ -138,6 +138,7 @@ def test_a_poisoned_search_item_is_noticed(pico: Path, tmp_path: Path) -> None:
     assert search_of(tmp_path / "clean") != search_of(tmp_path / "touched")
 
 
+@pytest.mark.slow  # without workers it is above
 def test_a_search_by_workers_is_the_same_with_poisoned_confirm_items(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def test_one_worker_and_four_refine_alike(pico: Path, cache: Path, tmp_path: Pat
         paths = [path for level in note["levels"] for path in level["paths"]]
         assert all(min(path) < path[0] for path in paths), "the gradient leads downhill"
         assert result.leaderboard.refinement is not None
-        assert result.leaderboard.refinement.text in (folder / "report.html").read_text()
+        page = html.unescape((folder / "report.html").read_text())
+        assert result.leaderboard.refinement.text in page
     assert found[1] == found[4]
     exported, _ = export_trial(folder, "best", tmp_path / "best")
     chosen = result.leaderboard.chosen
