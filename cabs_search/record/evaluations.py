@@ -54,7 +54,7 @@ class Evaluation:
     items: int
     """Cost, in forward passes of an item."""
     tasks: Mapping[str, TaskValues]
-    """By task."""
+    """Results by task."""
 
 
 class Evaluations:
@@ -105,7 +105,7 @@ class Evaluations:
 
 
 class Notes:
-    """What a search keeps of refining; ``value``: of a comparison, which search."""
+    """Notes of a search on its refinement; ``value``: of a comparison, which search."""
 
     def __init__(self, outcomes: Outcomes, value: str = "") -> None:
         self._outcomes, self._value = outcomes, value
@@ -119,13 +119,19 @@ class Notes:
 
     @property
     def start(self) -> Recipe | None:
-        """The candidate that is being refined, or was at last."""
+        """Candidate that is being refined, or was at last."""
         plain = self._read("refine start")
-        return Recipe.from_dict(plain) if plain else None
+        return Recipe.from_dict(plain["recipe"]) if plain else None
 
-    def begin(self, start: Recipe) -> None:
-        """Keep what is refined from now on."""
-        self._keep("refine start", start.as_dict())
+    @property
+    def candidates(self) -> int:
+        """Number of candidates that ``start`` was chosen from; 0 if nothing was refined yet."""
+        plain = self._read("refine start")
+        return int(plain["candidates"]) if plain else 0
+
+    def begin(self, start: Recipe, candidates: int) -> None:
+        """Keep what is refined from now on, and the number of candidates it was chosen from."""
+        self._keep("refine start", {"recipe": start.as_dict(), "candidates": candidates})
 
     @property
     def found(self) -> dict[str, Any] | None:
@@ -134,8 +140,8 @@ class Notes:
         return found
 
     def end(self, found: Mapping[str, Any], refined: Collection[str]) -> None:
-        """Keep findings, and the keys of what is to be scored."""
-        self._keep("refined", sorted(self.refined | set(refined)))
+        """Keep findings, and the keys of all recipes that were ever refined."""
+        self._keep("refined", sorted(refined))
         self._keep("refinement", found)
 
     @property

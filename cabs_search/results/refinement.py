@@ -33,7 +33,7 @@ class RefinedLevel:
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
-    """What refining a candidate has found."""
+    """Findings of refining a candidate."""
 
     start: str
     """Key of the candidate that was refined."""

@@ -34,7 +34,7 @@ class Job:
     """True if it must be a worker's only job, because a worker died over it."""
     purpose: Purpose = "score"
     temperatures: Mapping[str, float] = field(default_factory=dict)
-    """By task, what logits are divided by before the loss; 1 where none is given."""
+    """Number that logits are divided by before the loss, by task; 1 where none is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class BlockResult:
     materialize_seconds: float
     evaluate_seconds: float
     gradients: Mapping[str, npt.NDArray[np.float32]] | None = None
-    """By task, gradients, [experts, tensors], or sums of losses, [temperatures], if the job asks
+    """Gradients, [experts, tensors], or sums of losses, [temperatures], by task, if the job asks
     for them.
     """
 

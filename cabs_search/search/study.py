@@ -153,7 +153,7 @@ class Study:
             rotates=spec.search.pruner_used == SURFACE,
         )
         self._refined: dict[str, Recipe] = {}
-        """What refining has found, coarse to fine, by the recipe's key."""
+        """Recipes that refining has found, coarse to fine, by their keys."""
         self._chosen: Scored | None = None
         self._repeated = 0
         """Duplicate proposals that are not recorded yet."""
@@ -391,7 +391,7 @@ class Study:
         if not self._refining.has_begun:
             recommended, found = self._recommend(), ranked(self._searched.values())
             best = recommended.recipe if recommended else found[0].recipe if found else None
-            self._refining.begin(best, self._judge.weights)
+            self._refining.begin(best, len(found), self._judge.weights)
         if job := self._refining.next_job():
             self._jobs[job_id] = OpenJob(job)
             return job

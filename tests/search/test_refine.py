@@ -12,6 +12,7 @@ import pytest
 
 from cabs_search.merging.recipe import Recipe, group_of
 from cabs_search.record.evaluations import Notes
+from cabs_search.record.outcomes import Expected
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.refine.groups import groups_of
@@ -266,3 +267,15 @@ def test_the_surfaces_recommendation_is_refined_by_other_settings(
     (refined,) = _recipes(bench)
     assert [name for name, _ in refined.groups] == list(TENSORS)
     assert board.row("recommended").key == refined.key
+
+
+def test_a_finished_refinement_keeps_its_start_while_no_candidate_is_new(
+    spec: Spec, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Bench(spec, tmp_path, items).run()
+    again = Bench(spec, tmp_path, items)
+    other = min(again.study._searched.values(), key=lambda scored: scored.score).recipe
+    expected = Expected(recipe=other, mean=1.0, deviation=0.0)
+    monkeypatch.setattr(again.study, "_recommend", lambda: expected)
+    again.run()
+    assert not again.evaluated

@@ -69,11 +69,7 @@ def pictures(board: Leaderboard) -> dict[str, bytes]:
         "predictions": [
             predictions(board.recommendation.predictions if board.recommendation else ())
         ],
-        "refined": [
-            lambdas([level for level in levels if level.kept]),
-            held_out(levels),
-            paths(levels),
-        ],
+        "refined": [lambdas(levels), held_out(levels), paths(levels)],
     }
     drawn = {name: [spec for spec in specs if spec is not None] for name, specs in charts.items()}
     return {name: as_png(*specs) for name, specs in drawn.items() if specs}

@@ -45,7 +45,7 @@ class Path(NamedTuple):
     points: list[Floats]
     """λ at each step."""
     losses: list[float]
-    """What was made small, at each step."""
+    """Value that is minimized, at each step."""
     end: Floats
     """λ that it found."""
 

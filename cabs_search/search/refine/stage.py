@@ -54,7 +54,7 @@ class RefineStage:
         self.refined_ever = self._notes.refined
         """Keys of all recipes that were ever refined."""
         self.refined: list[Recipe] = []
-        """What this run is to score as candidates: levels that were kept, coarse to fine."""
+        """Recipes to score as candidates in this run: levels that were kept, coarse to fine."""
         self.is_over = self._evaluations is None
         """True if nothing is left to refine."""
 
@@ -73,13 +73,16 @@ class RefineStage:
         """Evaluations that wait for a worker."""
         return self._refinement.waiting if self._refinement and not self.is_over else 0
 
-    def begin(self, best: Recipe | None, weights: Mapping[str, float] | None) -> None:
-        """Refine what an earlier run was at, else the best candidate.
+    def begin(
+        self, best: Recipe | None, candidates: int, weights: Mapping[str, float] | None
+    ) -> None:
+        """Refine what an earlier run chose of as many candidates, else the best candidate.
 
         A refinement that failed is not tried again from the same start.
 
         Args:
             best: the best candidate; None: there is none.
+            candidates: number of candidates that it is the best of.
             weights: weight of each task's metric in the score.
 
         """
@@ -87,13 +90,13 @@ class RefineStage:
         assert self._spec.search.refine is not None
         found, start = self._notes.found, self._notes.start
         has_ended = found is not None and start is not None and found["start"] == start.as_dict()
-        if start is None or has_ended:
-            start = best
+        if start is None or (has_ended and self._notes.candidates != candidates):
+            start = best  # a fit to the same candidates may call another one the best
         failed = found["start"] if found is not None and "error" in found else None
         if start is None or weights is None or start.as_dict() == failed:
             self.is_over = True
             return
-        self._notes.begin(start)
+        self._notes.begin(start, candidates)
         scored = self._outcomes.scored_one("search", start)
         assert scored is not None, "what is refined is scored in full"
         settings, tasks = self._spec.search.refine, self._spec.tasks
@@ -140,9 +143,10 @@ class RefineStage:
         """Keep what was found. A level that moved no λ has its start's recipe, which is scored."""
         assert self._refinement is not None
         self.is_over = True
-        searched = self._outcomes.scored("search").keys() - self.refined_ever
-        by_key = {recipe.key: recipe for recipe in self._refinement.refined}
-        self.refined = [recipe for key, recipe in by_key.items() if key not in searched]
+        for recipe in dict.fromkeys(self._refinement.refined):
+            is_scored = self._outcomes.scored_one("search", recipe) is not None
+            if not is_scored or recipe.key in self.refined_ever:
+                self.refined.append(recipe)
         self.refined_ever |= {recipe.key for recipe in self.refined}
         self._notes.end(self._refinement.as_dict(), self.refined_ever)
 
