@@ -22,7 +22,6 @@ class DueBlocks:
         self,
         blocks: Mapping[SplitName, Sequence[Mapping[str, Ints]]],
         outcomes: Outcomes,
-        is_kept: Callable[[Recipe], bool],
         to_confirm: Callable[[Recipe], int],
         *,
         has_looks: bool,
@@ -33,20 +32,22 @@ class DueBlocks:
         Args:
             blocks: rows by task of each block, by split.
             outcomes: the record.
-            is_kept: tells which recipes are never stopped: they are there to be compared with.
             to_confirm: returns the number of confirm blocks that are due of a recipe.
             has_looks: whether candidates may be stopped.
             rotates: whether candidates begin at different blocks, so that between them all items
                 are learned.
 
         """
+        self.blocks = blocks
         self.items = [sum(map(len, rows.values())) for rows in blocks["search"]]
         """Search items of each block."""
         self.whole: set[str] = set()
         """Keys of recipes that are scored in full: what was recommended or refined."""
+        self.compared: set[str] = set()
+        """Keys of recipes that are never stopped: others are compared with them."""
         self.has_looks = has_looks
         self._counts = {split: len(of_split) for split, of_split in blocks.items()}
-        self._outcomes, self._is_kept, self._to_confirm = outcomes, is_kept, to_confirm
+        self._outcomes, self._to_confirm = outcomes, to_confirm
         self._rotates = rotates
 
     def job(self, recipe: Recipe, split: SplitName) -> Job:
@@ -71,7 +72,8 @@ class DueBlocks:
 
     def is_raced(self, recipe: Recipe) -> bool:
         """Tell whether a candidate may be stopped."""
-        return self.has_looks and recipe.key not in self.whole and not self._is_kept(recipe)
+        is_kept = recipe.key in self.whole or recipe.key in self.compared
+        return self.has_looks and not is_kept
 
     def recorded(self, recipe: Recipe) -> int:
         """Count the search items that are recorded of a recipe."""

@@ -76,8 +76,10 @@ class JobSource(Protocol):
 
     spec: Spec
     """Models, tasks and workers."""
-    failure: str | None
-    """The reason why the search cannot go on."""
+
+    @property
+    def failure(self) -> str | None:
+        """The reason why the search cannot go on."""
 
     @property
     def blocks(self) -> Mapping[SplitName, list[dict[str, Ints]]]:

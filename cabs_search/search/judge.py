@@ -33,7 +33,8 @@ class Judge:
         """Names of what the search maximizes."""
         self.is_ready = False
         """True once candidates can be judged."""
-        self._references = {recipe.key for recipe in unbound.references}
+        self.references = {recipe.key for recipe in unbound.references}
+        """Keys of what candidates are compared with."""
         self._outsiders = outsiders(unbound, Candidates.of(spec))
         self.first_candidates = tuple(r for r in unbound.references if unbound.ranks_references)
         """References that are candidates: they cost nothing more."""
@@ -55,10 +56,6 @@ class Judge:
     def next_reference(self) -> Recipe | None:
         """Return a reference to score; None if there is none left."""
         return self._waiting.popleft() if self._waiting else None
-
-    def is_reference(self, recipe: Recipe) -> bool:
-        """Tell whether candidates are compared with a recipe."""
-        return recipe.key in self._references
 
     def is_outsider(self, recipe: Recipe) -> bool:
         """Tell whether a recipe is a reference and no candidate."""

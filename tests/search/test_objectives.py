@@ -183,7 +183,7 @@ def test_the_objective_says_what_is_best(by_objective: dict[str, Bench]) -> None
     assert found["awa"] == pytest.approx(1.0), "another λ makes some loss grow"
     for name, bench in by_objective.items():
         told = [t.values for t in bench.trials() if t.state == TrialState.COMPLETE]
-        searched = bench.study._ended.scored.values()
+        searched = bench.study._searching.ended.scored.values()
         assert sorted(map(tuple, told)) == sorted(s.objectives for s in searched), name
 
 
@@ -318,10 +318,10 @@ def test_weights_reach_races_and_the_surface(pico: Path, items: Any, tmp_path: P
     spec = spec_of(pico, WEIGHTS, trials=12, sampler="surface", pruner="surface", block=4)
     bench = Tradeoff(spec, tmp_path, items)
     weights = {"animal": 0.1, "mood": 0.8, "pair": 0.1}
-    sampler = bench.study._proposer._items_sampler
+    sampler = bench.study._searching._proposer._items_sampler
     assert isinstance(sampler, SurfaceSampler)
     assert sampler.weights == pytest.approx(weights)
-    (rounds,) = bench.study._judge.weighed(np.ones((1, 3)))
+    (rounds,) = bench.study._searching.judge.weighed(np.ones((1, 3)))
     assert rounds.tolist() == pytest.approx([1 / 8, 1, 1 / 8])
     bench.run()
     whole = bench.outcomes.scored("search")  # a stopped one may have been recommended since

@@ -106,7 +106,9 @@ def test_a_race_that_is_killed_goes_on_as_if_it_was_not(
     trials = bench.trials()
     assert not [t for t in trials if t.state == TrialState.RUNNING]
     assert len(trials) == len(bench.finished) == spec.search.trials, "the stopped count again"
-    rounds = [t.user_attrs.get(ROUNDS) for t in bench.study._proposer._study.get_trials()]
+    rounds = [
+        t.user_attrs.get(ROUNDS) for t in bench.study._searching._proposer._study.get_trials()
+    ]
     assert all(rounds[: len(trials) - 1]), "races go on against candidates of earlier runs"
 
 
@@ -134,7 +136,9 @@ def test_tasks_on_the_same_texts_make_one_score_a_round(
         folder = tmp_path / str(columns)
         bench = Bench(replace(spec, tasks=tasks), folder, items)
         bench.run(blocks=60)
-        rounds = [t.user_attrs.get(ROUNDS) for t in bench.study._proposer._study.get_trials()]
+        rounds = [
+            t.user_attrs.get(ROUNDS) for t in bench.study._searching._proposer._study.get_trials()
+        ]
         assert {len(round_) for one in rounds if one for round_ in one} == {columns}
 
 
@@ -200,7 +204,7 @@ def test_a_recommended_candidate_that_is_killed_is_scored_in_full(
 
     monkeypatch.setattr(bench, "result", dying)
     expected = Expected(recipe=best, mean=0.9, deviation=0.1)
-    monkeypatch.setattr(bench.study._proposer, "recommend", lambda: expected)
+    monkeypatch.setattr(bench.study._searching._proposer, "recommend", lambda: expected)
     with pytest.raises(KeyboardInterrupt):
         bench.run()
     again = Bench(spec, tmp_path, items).study.next_job("a")
@@ -238,7 +242,9 @@ def test_a_surface_that_is_killed_scores_nothing_twice(
     assert sum(f.items for f in again.finished) == board.spent.items["search"]
     found = bench.outcomes.recommended()
     assert found is not None
-    assert again.study._proposer.recommend(only_scored=True) == found, "it depends on scores alone"
+    assert again.study._searching._proposer.recommend(only_scored=True) == found, (
+        "it depends on scores alone"
+    )
 
 
 def test_a_recommended_candidate_that_fails_is_not_recommended_again(
@@ -251,7 +257,7 @@ def test_a_recommended_candidate_that_fails_is_not_recommended_again(
         bench.run(blocks)
     stopped = next(f.recipe for f in bench.finished if f.state == "stopped")
     bench.study._due.whole.add(stopped.key)
-    bench.study._proposer.enqueue(stopped)
+    bench.study._searching._proposer.enqueue(stopped)
     for number in map(str, range(9)):  # those that were interrupted come first
         job = bench.study.next_job(number)
         assert job is not None
@@ -259,7 +265,7 @@ def test_a_recommended_candidate_that_fails_is_not_recommended_again(
             break
     assert len(job.todo) == 2, "to the end"
     bench.study.finish(number, "out of memory")
-    assert not bench.study._ended.is_stopped(stopped.key)
+    assert not bench.study._searching.ended.is_stopped(stopped.key)
     again = Bench(spec, tmp_path, items)
     again.run()
     assert again.study.failure is None

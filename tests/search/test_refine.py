@@ -274,8 +274,8 @@ def test_a_finished_refinement_keeps_its_start_while_no_candidate_is_new(
 ) -> None:
     Bench(spec, tmp_path, items).run()
     again = Bench(spec, tmp_path, items)
-    other = min(again.study._searched.values(), key=lambda scored: scored.score).recipe
+    other = min(again.study._searching.searched.values(), key=lambda scored: scored.score).recipe
     expected = Expected(recipe=other, mean=1.0, deviation=0.0)
-    monkeypatch.setattr(again.study, "_recommend", lambda: expected)
+    monkeypatch.setattr(again.study._searching, "recommend", lambda: expected)
     again.run()
     assert not again.evaluated

@@ -19,7 +19,7 @@ from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search import space
 from cabs_search.search.budget import Share
 from cabs_search.search.candidates import Candidates, ranked, reference_recipes
-from cabs_search.search.confirm import rows_to_confirm
+from cabs_search.search.confirm_stage import rows_to_confirm
 from cabs_search.search.jobs import BlockResult, Job
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
@@ -175,7 +175,7 @@ def test_one_merged_model_is_scored_once(
     # the base, 3 vectors behind 5 ordered sets of others, 3 pairs and all three in 6 orders each,
     # but the baseline's order is known
     assert len(sums) == len(set(sums)) == 1 + 3 * 5 + 4 * 6 - 1
-    sampled = bench.study._proposer._study.get_trials()
+    sampled = bench.study._searching._proposer._study.get_trials()
     told = [t for t in sampled if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and t.params]
     assert len(told) >= 8 * 6, "all points of the space"
     by_sum: dict[str, set[float | None]] = {}
@@ -490,14 +490,14 @@ def test_the_end_of_any_budget_is_for_what_is_recommended(
         return score(job, block)
 
     asked: list[tuple[int, float]] = []
-    enqueue = bench.study._enqueue_recommended
+    enqueue = bench.study._searching._enqueue_recommended
 
     def recommend() -> None:
-        asked.append((bench.study._budget.items, clock[0]))
+        asked.append((bench.study._searching.budget.items, clock[0]))
         enqueue()
 
     monkeypatch.setattr(bench, "result", tick)
-    monkeypatch.setattr(bench.study, "_enqueue_recommended", recommend)
+    monkeypatch.setattr(bench.study._searching, "_enqueue_recommended", recommend)
     bench.run()
     one = (72, 0.9)
     limit = (budget.get("items", 10**6), float(budget.get("seconds", 10**6)))
