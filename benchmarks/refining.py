@@ -22,9 +22,10 @@ from cabs_search.cluster.driver import search
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.recipe import Recipe
 from cabs_search.quickstart.experts import make
+from cabs_search.record.entries import Scored
 from cabs_search.record.evaluations import Notes
 from cabs_search.record.folder import StudyFolder, StudyId, only_driver
-from cabs_search.record.outcomes import Outcomes, Scored
+from cabs_search.record.outcomes import Outcomes
 from cabs_search.results.leaderboard import board_of
 from cabs_search.results.scores import RecordScores
 from cabs_search.scoring.workbench import Workbench

@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ from cabs_search.common.files import connect, use_write_ahead_log
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
 from cabs_search.metrics.base import Values
+from cabs_search.record.binding import ItemsOfSplits, group_rows, groups_key, identity, item_rows
+from cabs_search.record.entries import Block, Bound, Confirmation, Expected, Scored
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
-from cabs_search.stats.aggregate import MEAN, Aggregate
-from cabs_search.tasks.items import SPLITS, Items, SplitName
+from cabs_search.tasks.items import SPLITS, SplitName
 
 VERSION = 2
 """Version of the schema; a record of another version is refused."""
@@ -59,93 +59,6 @@ SEARCHING = "searching "
 Floats = npt.NDArray[np.float64]
 BlockRow = tuple[str, bytes, bytes, str, float]
 """A row of BLOCKS_OF_RECIPE."""
-ItemsOfSplits = Mapping[SplitName, Mapping[str, Items]]
-"""Items in the study's order, by split and task."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Block:
-    """A block of items scored for one recipe."""
-
-    recipe: Recipe
-    split: SplitName
-    number: int
-    outcomes: Mapping[str, Outcome]
-    """Outcomes by task."""
-    evaluate_seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bound:
-    """The items of one task and split that a record is tied to."""
-
-    task: str
-    split: SplitName
-    digest: str
-    """See ``Items.digest``."""
-    items: int
-    """Number of items."""
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """A candidate with every item of one split scored, or those that it had when it ended."""
-
-    recipe: Recipe
-    tasks: Mapping[str, Outcome]
-    """Outcomes by task, in the study's order of items."""
-    scores: Mapping[str, float]
-    """Metric by task."""
-    evaluate_seconds: float
-    aggregate: Aggregate = MEAN
-    """Rule that makes one score of the tasks' metrics."""
-    values: tuple[float, ...] = ()
-    """Numbers that the search maximizes, if that is something else than the score."""
-
-    @property
-    def score(self) -> float:
-        """One score for all tasks."""
-        return float(self.aggregate(self.scores))
-
-    @property
-    def objectives(self) -> tuple[float, ...]:
-        """Numbers that the search maximizes."""
-        return self.values or (self.score,)
-
-    @property
-    def rank(self) -> float:
-        """Number by which candidates are ranked: the objective; if there are several, the score."""
-        return self.objectives[0] if len(self.objectives) == 1 else self.score
-
-    @property
-    def losses(self) -> dict[str, float]:
-        """Mean loss by task: nats, or the mean squared error of a regression."""
-        return {task: float(outcome.losses.mean()) for task, outcome in self.tasks.items()}
-
-    @property
-    def items(self) -> int:
-        """Number of items scored."""
-        return sum(len(outcome.scores) for outcome in self.tasks.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expected:
-    """Prediction of a candidate's score on the search split."""
-
-    recipe: Recipe
-    mean: float
-    deviation: float
-    """Standard deviation of the score about it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Confirmation:
-    """Decisions on rows that were looked at while they were confirmed, by recipe's key."""
-
-    ended: frozenset[str]
-    """Rows that ended before all their items were scored."""
-    tied: frozenset[str]
-    """Candidates that cannot be told from the best."""
 
 
 class Outcomes:
@@ -219,7 +132,7 @@ class Outcomes:
             ValueError: the record is of other weights, items or blocks.
 
         """
-        study = _identity(spec, items, weights)
+        study = identity(spec, items, weights)
         with self.transaction() as db:
             known = dict(db.execute("SELECT key, value FROM study"))
             for key in sorted(known.keys() | study.keys()):
@@ -229,8 +142,8 @@ class Outcomes:
                         " another --output"
                     )
             db.executemany("INSERT OR IGNORE INTO study VALUES (?, ?)", study.items())
-            db.executemany("INSERT OR IGNORE INTO items VALUES (?, ?, ?, ?, ?)", _item_rows(items))
-            db.executemany("INSERT OR IGNORE INTO search VALUES (?, ?)", _group_rows(items))
+            db.executemany("INSERT OR IGNORE INTO items VALUES (?, ?, ?, ?, ?)", item_rows(items))
+            db.executemany("INSERT OR IGNORE INTO search VALUES (?, ?)", group_rows(items))
 
     def bound(self) -> list[Bound]:
         """Return the items that the record is tied to, by task and split."""
@@ -354,7 +267,7 @@ class Outcomes:
         with self.transaction() as db:
             known = dict(db.execute("SELECT key, value FROM search"))
             counts = dict(db.execute(query, (split,)))
-        stored = {task: known.get(_groups_key(split, task)) for task in self._tasks}
+        stored = {task: known.get(groups_key(split, task)) for task in self._tasks}
         return {
             task: np.array(json.loads(text) if text else range(counts[task]), dtype=np.int64)
             for task, text in stored.items()
@@ -454,41 +367,6 @@ class Outcomes:
             for task, label in db.execute(query, (split,)):
                 stored.setdefault(task, []).append(json.loads(label))
         return {task: self._tasks[task].kind.values(labels) for task, labels in stored.items()}
-
-
-def _identity(spec: Spec, items: ItemsOfSplits, weights: Mapping[str, str]) -> dict[str, str]:
-    """Return everything that must stay the same while a study goes on, by name."""
-    study = {f"weights of {name}": fingerprint for name, fingerprint in weights.items()}
-    study |= {"name": spec.name, "search.block": str(spec.search.block)}
-    study |= {"dtype": spec.dtype, "seed": str(spec.seed)}
-    for split, by_task in items.items():
-        study |= {f"{split} items of {task}": its.digest for task, its in by_task.items()}
-    for name, task in spec.tasks.items():
-        arguments = json.dumps(task.metric_arguments, sort_keys=True)
-        study[f"tasks.{name}.kind"] = task.kind.name
-        study[f"tasks.{name}.metric"] = f"{task.metric} {arguments}"
-        study[f"tasks.{name}.max_length"] = str(task.max_length)
-        study[f"tasks.{name}.expert"] = spec.expert_of(name)
-    return study
-
-
-def _item_rows(items: ItemsOfSplits) -> Iterator[tuple[str, str, int, str, str]]:
-    for split, by_task in items.items():
-        for task, its in by_task.items():
-            for position, (key, row) in enumerate(zip(its.keys, its.rows, strict=True)):
-                yield split, task, position, key, json.dumps(row.label)
-
-
-def _group_rows(items: ItemsOfSplits) -> Iterator[tuple[str, str]]:
-    for split, by_task in items.items():
-        for task, its in by_task.items():
-            if its.groups:
-                numbers = np.unique(its.groups, return_inverse=True)[1]
-                yield _groups_key(split, task), json.dumps(numbers.tolist())
-
-
-def _groups_key(split: SplitName, task: str) -> str:
-    return f"{split} groups of {task}"
 
 
 def _block_rows(block: Block) -> Iterator[tuple[str, str, int, str, bytes, bytes, str, float]]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cabs_search.common.formats import as_p, finite, number, points, points_between
+from cabs_search.record.entries import Scored
 from cabs_search.record.folder import StudyFolder
-from cabs_search.record.outcomes import Outcomes, Scored
+from cabs_search.record.outcomes import Outcomes
 from cabs_search.results.as_reported import Reported, as_reported
 from cabs_search.results.optimism import Optimism, optimism_of
 from cabs_search.results.panel import Contrast

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from cabs_search.record.comparison_file import stored_comparison
+from cabs_search.record.entries import Scored
 from cabs_search.record.folder import StudyFolder
-from cabs_search.record.outcomes import Outcomes, Scored
+from cabs_search.record.outcomes import Outcomes
 from cabs_search.results.as_reported import as_reported
 from cabs_search.results.comparison import Comparison, ValueRow, plural
 from cabs_search.results.matrix import matrix

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cabs_search.common.formats import number
-from cabs_search.record.outcomes import Expected, Scored
+from cabs_search.record.entries import Expected, Scored
 from cabs_search.results.scores import PartScore
 from cabs_search.search.surface import NORMAL_90
 

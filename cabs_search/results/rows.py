@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.outcomes import Scored
+from cabs_search.record.entries import Scored
 from cabs_search.results.panel import Contrast, Panel
 
 BASELINE, FOUND = "best baseline", "best found"

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cabs_search.merging.recipe import Recipe
+from cabs_search.record.entries import Confirmation, Expected, Scored
 from cabs_search.record.evaluations import Notes
-from cabs_search.record.outcomes import Confirmation, Expected, Outcomes, Scored
+from cabs_search.record.outcomes import Outcomes
 from cabs_search.results.panel import ItemScores, Panel
 from cabs_search.results.refinement import Refinement, refinement_of
 from cabs_search.search.candidates import Candidates

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cabs_search.record.outcomes import Scored
+from cabs_search.record.entries import Scored
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cabs_search.merging.recipe import Recipe
 from cabs_search.metrics.base import Values
-from cabs_search.record.outcomes import Expected, Outcomes, Scored
+from cabs_search.record.entries import Expected, Scored
+from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.budget import Budget
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.due import DueBlocks

@@ -16,7 +16,7 @@ import numpy as np
 from cabs_search.merging.masks.rules import SETTINGS, settings
 from cabs_search.merging.masks.settings import collapsed, value_for
 from cabs_search.merging.recipe import LambdaKey, Method, Recipe, make_method, make_recipe, rule_of
-from cabs_search.record.outcomes import Scored
+from cabs_search.record.entries import Scored
 from cabs_search.spec.space import Baseline, Space
 from cabs_search.spec.study import Spec
 from cabs_search.stats.pareto import crowding_distance, pareto_front

@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.outcomes import Confirmation, Outcomes
+from cabs_search.record.entries import Confirmation
+from cabs_search.record.outcomes import Outcomes
 from cabs_search.spec.study import Spec
 from cabs_search.stats.sequential import Decisions, decide, first_items, look_ends
 from cabs_search.stats.simultaneous import REPLICATES, Floats, resample_weights

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.outcomes import Expected, Outcomes, Scored
+from cabs_search.record.entries import Expected, Scored
+from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.candidates import Candidates, best_of, ranked
 from cabs_search.search.confirm_looks import ConfirmLooks
 from cabs_search.spec.study import Spec

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from optuna.trial import FrozenTrial, TrialState
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.outcomes import Scored
+from cabs_search.record.entries import Scored
 from cabs_search.search.candidates import ranked
 from cabs_search.search.jobs import Finished
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.outcomes import Outcomes, Scored
+from cabs_search.record.entries import Scored
+from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.objectives.base import Objective
 from cabs_search.search.objectives.registry import objective_of, outsiders, with_references

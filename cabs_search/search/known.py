@@ -8,7 +8,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.outcomes import Outcomes, Scored
+from cabs_search.record.entries import Scored
+from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.judge import Judge
 from cabs_search.search.surface import Answers, log_odds
 from cabs_search.spec.task import Task

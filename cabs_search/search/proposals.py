@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.outcomes import Expected
+from cabs_search.record.entries import Expected
 from cabs_search.search import space
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.known import NOTHING, Known

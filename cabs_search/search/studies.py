@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.outcomes import Outcomes, Scored
+from cabs_search.record.entries import Scored
+from cabs_search.record.outcomes import Outcomes
 from cabs_search.scoring.batches import blocks
 from cabs_search.search.budget import Budget, Share
 from cabs_search.search.candidates import ranked

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cabs_search.merging.recipe import Recipe
+from cabs_search.record.entries import Block, Scored
 from cabs_search.record.folder import StudyId
-from cabs_search.record.outcomes import SEARCHING, Block, Outcomes, Scored
+from cabs_search.record.outcomes import SEARCHING, Outcomes
 from cabs_search.scoring.batches import blocks
 from cabs_search.search import space
 from cabs_search.search.budget import Share

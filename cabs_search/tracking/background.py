@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 
 from cabs_search.common.redact import without_password, without_passwords
+from cabs_search.record.entries import Scored
 from cabs_search.record.folder import StudyId
-from cabs_search.record.outcomes import Outcomes, Scored
+from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.candidates import Candidates
 from cabs_search.spec.study import Spec
 from cabs_search.tracking import models, writes

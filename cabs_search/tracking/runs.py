@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from cabs_search.common.formats import finite
 from cabs_search.common.versions import PACKAGES, git, package_versions
-from cabs_search.record.outcomes import Bound
+from cabs_search.record.entries import Bound
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.jobs import Finished
 from cabs_search.search.objectives.registry import objective_identity

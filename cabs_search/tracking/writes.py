@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cabs_search.record.outcomes import Bound, Scored
+from cabs_search.record.entries import Bound, Scored
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.jobs import Finished
 from cabs_search.spec.study import Spec

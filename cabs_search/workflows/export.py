@@ -10,8 +10,9 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.comparison_file import is_comparison
+from cabs_search.record.entries import Scored
 from cabs_search.record.folder import StudyFolder
-from cabs_search.record.outcomes import Outcomes, Scored
+from cabs_search.record.outcomes import Outcomes
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
 from cabs_search.results.read_comparison import best_of
 from cabs_search.results.scores import RecordScores

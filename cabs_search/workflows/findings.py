@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cabs_search.common.formats import first_line
-from cabs_search.record.outcomes import Scored
+from cabs_search.record.entries import Scored
 from cabs_search.reporting.charts.study import pictures
 from cabs_search.reporting.html.page import write_page
 from cabs_search.results.comparison import Comparison

@@ -19,7 +19,7 @@ from cabs_search.common.formats import finite
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.recipe import METHOD_NAMES, make_method
-from cabs_search.record.outcomes import Scored
+from cabs_search.record.entries import Scored
 from cabs_search.reporting.terminal.comparison import comparison_text
 from cabs_search.results.read_comparison import read_comparison
 from cabs_search.scoring.calibrate import ITEMS, calibrated

@@ -12,7 +12,8 @@ import pytest
 
 from cabs_search.kinds.base import Item, Outcome
 from cabs_search.merging.recipe import Recipe, make_method, make_recipe
-from cabs_search.record.outcomes import Block, Bound, Outcomes
+from cabs_search.record.entries import Block, Bound
+from cabs_search.record.outcomes import Outcomes
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS, Items, SplitName

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe, make_method, make_recipe
-from cabs_search.record.outcomes import Scored
+from cabs_search.record.entries import Scored
 from cabs_search.reporting.charts.study import pictures
 from cabs_search.reporting.html.page import write_page
 from cabs_search.results.leaderboard import Leaderboard, build_leaderboard

@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cabs_search.merging.recipe import make_recipe
-from cabs_search.record.outcomes import Expected
+from cabs_search.record.entries import Expected
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.jobs import BlockResult, Job

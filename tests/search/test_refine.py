@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from cabs_search.merging.recipe import Recipe, group_of
+from cabs_search.record.entries import Expected
 from cabs_search.record.evaluations import Notes
-from cabs_search.record.outcomes import Expected
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.refine.groups import groups_of

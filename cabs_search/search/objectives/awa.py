@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from cabs_search.merging.recipe import make_recipe
-from cabs_search.record.outcomes import Scored
+from cabs_search.record.entries import Scored
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.objectives.base import Objective
 from cabs_search.spec.study import Spec

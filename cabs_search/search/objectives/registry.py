@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.outcomes import Scored
+from cabs_search.record.entries import Scored
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.objectives.awa import awa
 from cabs_search.search.objectives.base import Objective

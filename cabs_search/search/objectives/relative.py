@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cabs_search.merging.recipe import Recipe
-from cabs_search.record.outcomes import Scored
+from cabs_search.record.entries import Scored
 from cabs_search.search.candidates import reference_recipes
 from cabs_search.search.objectives.base import Objective
 from cabs_search.spec.study import Spec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cabs_search.record.outcomes import Scored
+from cabs_search.record.entries import Scored
 from cabs_search.search.objectives.base import Objective
 from cabs_search.spec.study import Spec
 
