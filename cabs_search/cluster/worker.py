@@ -138,13 +138,13 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         context = self._context
         items, rows = context.items[job.split], context.blocks[job.split][block]
         outcomes: dict[str, Outcome] = {}
-        gradients = None
+        gradients = by_temperature = None
         if job.purpose == "gradient":
             outcomes, gradients = self._bench.score_with_gradients(items, rows, job.temperatures)
             if not all(np.isfinite(found).all() for found in gradients.values()):
                 raise ValueError("a gradient of λ is not finite")
         elif job.purpose == "temperature":
-            gradients = self._bench.losses_by_temperature(items, rows)
+            by_temperature = self._bench.losses_by_temperature(items, rows)
         else:
             outcomes = self._bench.score(items, rows, job.temperatures)
         for task, outcome in outcomes.items():
@@ -156,6 +156,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             materialize_seconds=ready - start,
             evaluate_seconds=time.perf_counter() - ready,
             gradients=gradients,
+            by_temperature=by_temperature,
         )
 
 

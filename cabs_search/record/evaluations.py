@@ -39,10 +39,12 @@ class TaskValues(NamedTuple):
     """[items], as JSON holds them."""
     gradients: npt.NDArray[np.float32] | None
     """Gradient of the sum of the losses in λ of an expert on a tensor, flat, [experts · tensors];
-    None: not known. At ``BY_TEMPERATURE`` sums of the losses, [temperatures].
+    None: not known.
     """
-    temperature: float
+    temperature: float = 1.0
     """Number that logits were divided by, or ``BY_TEMPERATURE``."""
+    by_temperature: npt.NDArray[np.float32] | None = None
+    """Sums of the losses, [temperatures], at ``BY_TEMPERATURE``; nothing else is known there."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +77,7 @@ class Evaluations:
                         *(one.recipe.key, one.block, task),
                         *(found.losses.tobytes(), found.scores.tobytes()),
                         json.dumps(found.predictions),
-                        b"" if found.gradients is None else found.gradients.tobytes(),
+                        _numbers(found),
                         found.temperature,
                     )
                     for task, found in one.tasks.items()
@@ -92,16 +94,24 @@ class Evaluations:
         found = []
         with self._outcomes.transaction() as db:
             for block, task, text, temperature, *stored in db.execute(query, (recipe.key,)):
-                losses, scores, gradients = (np.frombuffer(part, "<f4") for part in stored)
+                losses, scores, numbers = (np.frombuffer(part, "<f4") for part in stored)
+                are_gradients = temperature != BY_TEMPERATURE and len(numbers) > 0
                 values = TaskValues(
                     losses=losses,
                     scores=scores,
                     predictions=json.loads(text),
-                    gradients=gradients if len(gradients) else None,
+                    gradients=numbers if are_gradients else None,
                     temperature=temperature,
+                    by_temperature=numbers if temperature == BY_TEMPERATURE else None,
                 )
                 found.append((block, task, values))
         return found
+
+
+def _numbers(found: TaskValues) -> bytes:
+    """Return what the column ``gradients`` holds: those, or at ``BY_TEMPERATURE`` the sums."""
+    numbers = found.gradients if found.by_temperature is None else found.by_temperature
+    return b"" if numbers is None else numbers.tobytes()
 
 
 class Notes:

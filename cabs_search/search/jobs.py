@@ -47,9 +47,9 @@ class BlockResult:
     materialize_seconds: float
     evaluate_seconds: float
     gradients: Mapping[str, npt.NDArray[np.float32]] | None = None
-    """Gradients, [experts, tensors], or sums of losses, [temperatures], by task, if the job asks
-    for them.
-    """
+    """Gradients of the losses in λ by task, [experts, tensors], if the job asks for them."""
+    by_temperature: Mapping[str, npt.NDArray[np.float32]] | None = None
+    """Sums of the losses by task, [temperatures], if the job asks for them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class Bench:
         lambdas = np.array(
             [[job.recipe.lambda_of(e, t) for t in TENSORS] for e in self.spec.experts]
         )
-        outcomes, gradients = {}, {}
+        outcomes, gradients, sums = {}, {}, {}
         for task, rows in self.study.blocks["search"][block].items():
             ease = np.random.default_rng(list(rows)).normal(scale=0.01, size=(len(rows), 1, 1))
             away = lambdas - best - ease
@@ -67,8 +67,8 @@ class Bench:
             outcomes[task] = Outcome(scores, losses, labels)
             gradients[task] = 2 * away.sum(axis=0).astype(np.float32)
             if job.purpose == "temperature":  # the losses do not depend on it
-                gradients[task] = np.full(len(TEMPERATURES), losses.sum())
-                gradients[task][TEMPERATURES.index(2.0)] -= 1
+                sums[task] = np.full(len(TEMPERATURES), losses.sum())
+                sums[task][TEMPERATURES.index(2.0)] -= 1
                 del outcomes[task]
             else:
                 assert job.temperatures[task] == 2.0
@@ -77,7 +77,8 @@ class Bench:
             outcomes=outcomes,
             materialize_seconds=0.1,
             evaluate_seconds=0.2,
-            gradients=None if job.purpose == "held out" else gradients,
+            gradients=gradients if job.purpose == "gradient" else None,
+            by_temperature=sums or None,
         )
 
     def run(self, blocks: int | None = None, fail: str | None = None) -> int:

@@ -79,7 +79,7 @@ class Evaluated:
         found = self.read(recipe, BY_TEMPERATURE)
         sums: dict[str, Floats] = {}
         for task in self._weights:
-            parts = [found[block][task].gradients for block in blocks]
+            parts = [found[block][task].by_temperature for block in blocks]
             sums[task] = np.sum([part for part in parts if part is not None], axis=0)
         return sums
 

@@ -173,6 +173,7 @@ class RefineStage:
                 predictions=outcome.predictions.tolist() if outcome else [],
                 gradients=result.gradients[task].ravel() if result.gradients else None,
                 temperature=job.temperatures.get(task, 1.0) if outcome else BY_TEMPERATURE,
+                by_temperature=result.by_temperature[task] if result.by_temperature else None,
             )
         return Evaluation(
             recipe=job.recipe,
