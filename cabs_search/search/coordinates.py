@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import lru_cache
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ Params: TypeAlias = dict[str, Any]
 Space: TypeAlias = Mapping[str, BaseDistribution]
 Key: TypeAlias = tuple[tuple[str, str], ...]
 """Parameters and their values as text."""
+Number = TypeVar("Number", float, Floats)
+KEYS_KEPT = 1 << 14
+"""Keys to keep: a sampler asks for those of all trials at every proposal."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,15 @@ class Coordinates:
             else:
                 numbers.setdefault(_plain(name), len(numbers))
         x, arms = np.zeros((len(points), len(numbers))), np.zeros((len(points), len(choices)))
-        for row, params in enumerate(points):
-            for name, kind in self.space.items():
-                if name not in params:
-                    continue
-                if isinstance(kind, CategoricalDistribution):
-                    column = choices.get((name, str(params[name])))
-                    if column is not None:
-                        arms[row, column] = 1.0
-                else:
-                    x[row, numbers[_plain(name)]] = 2 * share_of(params[name], kind) - 1
+        for name, kind in self.space.items():
+            rows = [row for row, params in enumerate(points) if name in params]
+            values = [points[row][name] for row in rows]
+            if isinstance(kind, CategoricalDistribution):
+                for row, value in zip(rows, values, strict=True):
+                    if (name, str(value)) in choices:
+                        arms[row, choices[name, str(value)]] = 1.0
+            else:
+                x[rows, numbers[_plain(name)]] = 2 * share_of(np.array(values), kind) - 1
         return x, arms
 
 
@@ -60,11 +63,11 @@ def _plain(name: str) -> str:
     return name.rpartition(":")[2]
 
 
-def share_of(value: float, kind: FloatDistribution | IntDistribution) -> float:
-    """Return where in its range a number is, from 0 to 1."""
+def share_of(value: Number, kind: FloatDistribution | IntDistribution) -> Number:
+    """Return where in its range a number is, or each of several, from 0 to 1."""
     low, high = float(kind.low), float(kind.high)
     if kind.log:
-        low, high, value = math.log(low), math.log(high), math.log(value)
+        low, high, value = math.log(low), math.log(high), np.log(value)
     return (value - low) / (high - low)
 
 
@@ -85,5 +88,10 @@ def value_at(share: float, kind: BaseDistribution) -> Any:
 
 def key_of(params: Mapping[str, Any]) -> Key:
     """Return a name of a point, the same for values that differ by rounding alone."""
-    texts = {n: f"{v:.9g}" if isinstance(v, float) else str(v) for n, v in params.items()}
+    return _key_of(tuple(params.items()))
+
+
+@lru_cache(KEYS_KEPT)
+def _key_of(items: tuple[tuple[str, Any], ...]) -> Key:
+    texts = {n: f"{v:.9g}" if isinstance(v, float) else str(v) for n, v in items}
     return tuple(sorted(texts.items()))
