@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.checkpoints.adapter import Adapter, Expert
 from cabs_search.common.formats import first_line
 from cabs_search.kinds.base import Kind
 from cabs_search.merging.family import Family
+from cabs_search.tasks.load import adapted_config
 
 
 def load_model(
@@ -46,7 +47,7 @@ def load_model(
     auto: Any = getattr(transformers, f"AutoModel{kind.head}")
     try:
         model, loading = auto.from_pretrained(
-            checkpoint.folder, dtype=dtype, output_loading_info=True
+            **_source(checkpoint, shared), dtype=dtype, output_loading_info=True
         )
     except (ValueError, RuntimeError) as error:  # RuntimeError: config and weights disagree
         raise ValueError(
@@ -69,7 +70,22 @@ def load_model(
     return model
 
 
-def own_tensors(model: Any, checkpoint: Checkpoint, shared: Iterable[str]) -> dict[str, Tensor]:
+def _source(expert: Expert, shared: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained`` that say what to load.
+
+    Of an adapter, tensors that are replaced anyway are not expanded.
+    """
+    if not isinstance(expert, Adapter):
+        return {"pretrained_model_name_or_path": expert.folder}
+    tensors = {
+        expert.model_name(name): shared[name] if name in shared else expert.read(name)
+        for name in expert.names
+    }
+    config = adapted_config(expert)
+    return {"pretrained_model_name_or_path": None, "config": config, "state_dict": tensors}
+
+
+def own_tensors(model: Any, checkpoint: Expert, shared: Iterable[str]) -> dict[str, Tensor]:
     """Return a model's tensors by shared name: those of ``shared`` that it has.
 
     A task's model need not use all of them: RoBERTa's classifier has no pooler.
