@@ -46,9 +46,12 @@ def load_model(
     checkpoint = family.experts[expert]
     auto: Any = getattr(transformers, f"AutoModel{kind.head}")
     try:
-        model, loading = auto.from_pretrained(
-            **_source(checkpoint, shared), dtype=dtype, output_loading_info=True
-        )
+        if isinstance(checkpoint, Adapter):
+            model, loading = _load_adapted(auto, checkpoint, shared, dtype)
+        else:
+            model, loading = auto.from_pretrained(
+                checkpoint.folder, dtype=dtype, output_loading_info=True
+            )
     except (ValueError, RuntimeError) as error:  # RuntimeError: config and weights disagree
         raise ValueError(
             f"experts.{expert}: cannot be loaded for {kind}: {first_line(error)}"
@@ -70,19 +73,20 @@ def load_model(
     return model
 
 
-def _source(expert: Expert, shared: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the arguments of ``from_pretrained`` that say what to load.
-
-    Of an adapter, tensors that are replaced anyway are not expanded.
-    """
-    if not isinstance(expert, Adapter):
-        return {"pretrained_model_name_or_path": expert.folder}
+def _load_adapted(
+    auto: Any, adapter: Adapter, shared: Mapping[str, Tensor], dtype: torch.dtype
+) -> Any:
+    """Load an adapted model, as ``from_pretrained`` does; tensors of ``shared`` come from there."""
+    config = adapted_config(adapter)
+    with torch.device("meta"):
+        model_class = type(auto.from_config(config))
     tensors = {
-        expert.model_name(name): shared[name] if name in shared else expert.read(name)
-        for name in expert.names
+        adapter.model_name(name): shared[name] if name in shared else adapter.read(name)
+        for name in adapter.names
     }
-    config = adapted_config(expert)
-    return {"pretrained_model_name_or_path": None, "config": config, "state_dict": tensors}
+    return model_class.from_pretrained(
+        None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+    )
 
 
 def own_tensors(model: Any, checkpoint: Expert, shared: Iterable[str]) -> dict[str, Tensor]:

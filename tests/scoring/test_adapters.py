@@ -16,12 +16,13 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
 from cabs_search.merging.recipe import make_method, make_recipe
 from cabs_search.merging.resident import Resident
+from cabs_search.scoring.calibrate import statistics
 from cabs_search.scoring.models import check_heads
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.serving.export import export
 from cabs_search.spec.load import parse
 from cabs_search.tasks.load import load_study_items
-from tests.conftest import pico_values
+from tests.conftest import make_tokenizer, pico_values
 from tests.support.adapters import adapt, merged
 
 LABELS = {"mood": 2, "animal": 3}
@@ -29,7 +30,10 @@ LABELS = {"mood": 2, "animal": 3}
 
 @pytest.fixture(scope="module")
 def classifiers(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two adapters of the pico base, each beside the same expert as a whole model."""
+    """Two adapters of the pico base, each beside the same expert as a whole model.
+
+    One has a tokenizer of its own.
+    """
     root = tmp_path_factory.mktemp("classifiers")
     for seed, (name, labels) in enumerate(LABELS.items(), 1):
         torch.manual_seed(seed)
@@ -38,6 +42,7 @@ def classifiers(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         settings = {"task_type": "SEQ_CLS", "target_modules": ["query", "dense"]}
         merged(adapt(model, root / name, seed, **settings)).save_pretrained(root / f"{name}-whole")
+    make_tokenizer(root / "animal")
     return root
 
 
@@ -52,7 +57,7 @@ def test_classifiers_score_as_the_same_experts_do_as_whole_models(
     pico: Path, classifiers: Path, tmp_path: Path
 ) -> None:
     recipe = make_recipe(make_method("cabs", tuple(LABELS), nm=(2, 8)), {"mood": 1.5, "animal": 1})
-    outcomes = []
+    outcomes, inputs = [], []
     for end in ("", "-whole"):
         spec = parse(values_of(pico, {n: classifiers / f"{n}{end}" for n in LABELS}))
         family, items = Family.open(spec.base, spec.experts), load_study_items(spec)["search"]
@@ -64,6 +69,9 @@ def test_classifiers_score_as_the_same_experts_do_as_whole_models(
             state, expert = model.state_dict(), family.experts[name]
             assert all(torch.equal(state[expert.model_name(n)], t) for n, t in tensors.items())
         outcomes.append(bench.score(items, {name: np.arange(24) for name in items}))
+        inputs.append(statistics(family, "mood", items["mood"], "cpu", whole=False)[0])
+    for name, squares in inputs[0].items():
+        assert squares == pytest.approx(inputs[1][name], rel=1e-4)
     for name in LABELS:
         assert outcomes[0][name].losses == pytest.approx(outcomes[1][name].losses, abs=1e-4)
         assert len(set(outcomes[0][name].losses)) > 10
