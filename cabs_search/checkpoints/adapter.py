@@ -127,7 +127,7 @@ class Adapter:
 
     @property
     def _made_for(self) -> str:
-        """Return the end of an error: the base that the adapter was made for."""
+        """End of an error: the base that the adapter was made for."""
         name = self._settings.base_name
         return f"; {FILE} says that the adapter was tuned from {name}" if name else ""
 
@@ -141,13 +141,12 @@ class Adapter:
         name = next(iter(self._low_rank))
         added = tuned[name].removesuffix(name) if tuned[name].endswith(name) else ""
         dropped = name.removesuffix(tuned[name]) if name.endswith(tuned[name]) else ""
-        names = {n: added + n.removeprefix(dropped) for n in self._base.names}
+        mine = [n for n in self._base.names if n.startswith(dropped)]
+        names = {n: added + n.removeprefix(dropped) for n in mine}
         # A model with a head of its own has none of the base's, such as a language model's.
-        has_head = any(name not in self._base.names for name in self._whole)
-        inside = {n: m for n, m in names.items() if not has_head or self._is_trunk(m)}
-        return {n: m for n, m in inside.items() if n.startswith(dropped)} | {
-            n: tuned[n] for n in self._whole
-        }
+        if any(n not in self._base.names for n in self._whole):
+            names = {n: in_model for n, in_model in names.items() if self._is_trunk(in_model)}
+        return names | {n: tuned[n] for n in self._whole}
 
     def _is_trunk(self, in_model: str) -> bool:
         """Tell whether a tensor of the adapted model is in the trunk, where the updates are."""
@@ -171,6 +170,7 @@ class Adapter:
         head = [self.shape(n) for n in self._whole if not self._is_trunk(self.model_name(n))]
         labels = min((shape[0] for shape in head if len(shape) == 2), default=0)
         if labels and labels != len(config.get("id2label") or ()):
+            config.pop("num_labels", None)
             config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
             config["label2id"] = {name: int(i) for i, name in config["id2label"].items()}
         return config
@@ -201,9 +201,9 @@ class Adapter:
         return self._start(name)
 
     def update(self, name: str) -> Tensor | None:
-        """Compute the difference to the base's tensor in float32; None of one without update.
+        """Compute the difference to the base's tensor in float32; None for one without update.
 
-        It has more digits than a difference of sums.
+        A difference of rounded sums would have fewer digits.
         """
         if low_rank := self._low_rank.get(name):
             start, is_square = self._start(name), low_rank.shape[0] == low_rank.shape[1]

@@ -127,6 +127,8 @@ def _check(path: Path, values: Mapping[str, Any]) -> None:
     patterns = {f: values.get(f) or {} for f in ("rank_pattern", "alpha_pattern")}
     numbers = {f: values.get(f) for f in ("r", "lora_alpha")}
     for field, found in patterns.items():
+        if not isinstance(found, Mapping):
+            raise ValueError(f"{path}: {field}: must hold numbers by pattern, but got {found!r}")
         numbers |= {f"{field}.{key}": value for key, value in found.items()}
         for key in found:
             try:
