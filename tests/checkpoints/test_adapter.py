@@ -89,7 +89,11 @@ ADAPTERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "ForCausalLM",
         {"target_modules": ["v_proj"], "modules_to_save": ["embed_tokens", "lm_head", "norm"]},
     ),
-    "biases": ("Bert", "Model", {"target_modules": LAYERS, "bias": "all"}),
+    "biases": (
+        "Bert",
+        "ForSequenceClassification",
+        HEAD | {"target_modules": LAYERS, "bias": "all"},
+    ),
     "LoRA's bias": ("Bert", "Model", {"target_modules": LAYERS, "lora_bias": True}),
     "MiCA": ("Llama", "ForCausalLM", {"target_modules": ["v_proj"], "init_lora_weights": "mica"}),
 }

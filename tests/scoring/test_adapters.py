@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,18 +12,20 @@ import torch
 import transformers
 
 import cabs_search
+from cabs_search.kinds.classification import CLASSIFICATION
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
 from cabs_search.merging.recipe import make_method, make_recipe
 from cabs_search.merging.resident import Resident
 from cabs_search.scoring.calibrate import statistics
-from cabs_search.scoring.models import check_heads
+from cabs_search.scoring.models import check_heads, load_model
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.serving.export import export
 from cabs_search.spec.load import parse
 from cabs_search.tasks.load import load_study_items
 from tests.conftest import make_tokenizer, pico_values
+from tests.scoring.test_architectures import ARCHITECTURES, MARKS, SMALL
 from tests.support.adapters import adapt, merged
 
 LABELS = {"mood": 2, "animal": 3}
@@ -77,11 +80,48 @@ def test_classifiers_score_as_the_same_experts_do_as_whole_models(
         assert len(set(outcomes[0][name].losses)) > 10
 
 
+LLAMA = SMALL | MARKS | {"num_key_value_heads": 2}
+BASES = ARCHITECTURES | {
+    "Llama, tied": ("LlamaConfig", "LlamaForCausalLM", LLAMA | {"tie_word_embeddings": True}),
+    "Llama, untied": ("LlamaConfig", "LlamaForCausalLM", LLAMA),
+}
+HEADS = {"DistilBERT": ["pre_classifier"], "DeBERTa v2": ["pooler"], "ModernBERT": ["head"]}
+"""Modules of a head that PEFT does not save by itself."""
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "model", "settings"),
+    [(name, *base) for name, base in BASES.items()],
+    ids=BASES.keys(),
+)
+def test_an_architectures_adapter_is_loaded_with_its_head(
+    tmp_path: Path, name: str, config: str, model: str, settings: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    made = getattr(transformers, model)(getattr(transformers, config)(**settings))
+    made.save_pretrained(tmp_path / "base")
+    tuned = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "base", num_labels=3, dtype=torch.float32
+    )
+    more = {"modules_to_save": HEADS[name]} if name in HEADS else {}
+    adapted = adapt(tuned, tmp_path / "a", task_type="SEQ_CLS", target_modules="all-linear", **more)
+    whole = merged(adapted).eval()
+    family = Family.open(tmp_path / "base", {"a": tmp_path / "a"})
+    loaded = load_model(family, "a", CLASSIFICATION, {}, torch.float32, torch.device("cpu"))
+    whole.config.pad_token_id = loaded.config.pad_token_id = 0  # decoders take no batch without
+    tokens = torch.randint(3, 60, (2, 9))
+    with torch.no_grad():
+        expected = whole(tokens).logits
+        assert loaded(tokens).logits == pytest.approx(expected, abs=1e-4)
+    assert family.alignment.heads["a"]
+    assert loaded.config.num_labels == 3
+
+
 def test_a_task_of_another_kind_than_the_adapters_is_refused(pico: Path, classifiers: Path) -> None:
     values = values_of(pico, {"mood": classifiers / "mood"})
-    values["tasks"]["mood"] |= {"kind": "regression", "metric": "pearsonr"}  # type: ignore[index]
+    values["tasks"]["mood"] |= {"kind": "token-classification"}  # type: ignore[index]
     spec = parse(values)
-    with pytest.raises(ValueError, match="one output"):
+    with pytest.raises(ValueError, match="experts.mood is BertForSequenceClassification"):
         load_study_items(spec)
 
 
