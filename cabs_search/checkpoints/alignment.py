@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cabs_search.checkpoints.adapter import Expert
 from cabs_search.checkpoints.checkpoint import Checkpoint
 
 TRUNK_FIELDS = (
@@ -37,7 +38,7 @@ class Alignment:
         return sum(map(math.prod, self.shapes.values()))
 
 
-def align(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> Alignment:
+def align(base: Checkpoint, experts: Mapping[str, Expert]) -> Alignment:
     """Find the shared tensors and the heads.
 
     Raises:
@@ -62,7 +63,7 @@ def align(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> Alignment:
     return Alignment(shared=shared, heads=heads, shapes=shapes)
 
 
-def _shared(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> tuple[str, ...]:
+def _shared(base: Checkpoint, experts: Mapping[str, Expert]) -> tuple[str, ...]:
     """Return the sorted names of trunk tensors that are floating-point in every checkpoint."""
     prefix = trunk_prefix(base)
     in_all = set(base.names).intersection(*(expert.names for expert in experts.values()))
@@ -70,14 +71,13 @@ def _shared(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> tuple[str, .
     return tuple(
         tensor
         for tensor in sorted(in_all)
-        if tensor.startswith(prefix)
-        and all(c.read(tensor).is_floating_point() for c in checkpoints)
+        if tensor.startswith(prefix) and all(c.is_float(tensor) for c in checkpoints)
     )
 
 
-def _head(expert: Checkpoint, shared: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+def _head(expert: Expert, shared: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     rest = (tensor for tensor in expert.names if tensor not in shared)
-    return tuple(tensor for tensor in rest if expert.read(tensor).is_floating_point())
+    return tuple(tensor for tensor in rest if expert.is_float(tensor))
 
 
 def trunk_prefix(checkpoint: Checkpoint) -> str:
@@ -99,7 +99,7 @@ def trunk_prefix(checkpoint: Checkpoint) -> str:
     return prefix if has_blocks and embeddings and embeddings <= set(inside) else ""
 
 
-def _check_config(base: Checkpoint, name: str, expert: Checkpoint) -> None:
+def _check_config(base: Checkpoint, name: str, expert: Expert) -> None:
     for field in TRUNK_FIELDS:
         ours, theirs = base.config.get(field), expert.config.get(field)
         if ours is not None and theirs is not None and ours != theirs:
@@ -109,7 +109,7 @@ def _check_config(base: Checkpoint, name: str, expert: Checkpoint) -> None:
             )
 
 
-def _check_shapes(base: Checkpoint, name: str, expert: Checkpoint, shared: tuple[str, ...]) -> None:
+def _check_shapes(base: Checkpoint, name: str, expert: Expert, shared: tuple[str, ...]) -> None:
     for tensor in shared:
         if base.shape(tensor) != expert.shape(tensor):
             raise ValueError(

@@ -27,12 +27,26 @@ from torch import Tensor
 from cabs_search.checkpoints.writer import as_bytes
 from cabs_search.common.formats import first_line
 
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Files of a model's weights, the first that is there counts; whole, or sharded with an index."""
+
 
 class Checkpoint:
     """One model on disk. Opening it reads headers, not weights."""
 
-    def __init__(self, folder: str | Path, *, base: Checkpoint | None = None) -> None:
-        """Open the checkpoint in ``folder``, its tensors under the names of ``base`` if given.
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        base: Checkpoint | None = None,
+        files: tuple[str, str] = WEIGHTS,
+    ) -> None:
+        """Open the checkpoint in ``folder``.
+
+        Args:
+            folder: the folder.
+            base: the checkpoint whose names its tensors go by; None: their own.
+            files: names of the weights' file, the first that is there counts.
 
         Raises:
             ValueError: no such folder, no weights in it, or a damaged file.
@@ -43,25 +57,22 @@ class Checkpoint:
             raise ValueError(f"{folder}: no such folder")
         self._files: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
-        for path in self._weight_files():
+        for path in self._weight_files(files):
             self._files.update(dict.fromkeys(self._reader(path).keys(), path))
         raw = {_modern(name): name for name in self._files}
-        self._in_file = raw if base is None else _renamed(raw, base)
+        self._in_file = raw if base is None else renamed(raw, base)
 
-    def _weight_files(self) -> list[Path]:
-        for single in ("model.safetensors", "pytorch_model.bin"):
+    def _weight_files(self, files: tuple[str, str]) -> list[Path]:
+        for single in files:
             index = self.folder / f"{single}.index.json"
             if (self.folder / single).is_file():
                 return [self.folder / single]
             if index.is_file():
-                file_of = _json(index).get("weight_map")
+                file_of = read_json(index).get("weight_map")
                 if not file_of or not isinstance(file_of, dict):
                     raise ValueError(f"{index}: names no files")
                 return sorted({self.folder / str(file) for file in file_of.values()})
-        raise ValueError(
-            f"{self.folder}: holds neither model.safetensors nor pytorch_model.bin, whole or"
-            " sharded"
-        )
+        raise ValueError(f"{self.folder}: holds neither {' nor '.join(files)}, whole or sharded")
 
     def _reader(self, path: Path) -> Any:
         if path not in self._open:
@@ -90,7 +101,7 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """Content of ``config.json``; empty if there is no such file."""
         path = self.folder / "config.json"
-        return _json(path) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     @property
     def names(self) -> list[str]:
@@ -115,6 +126,10 @@ class Checkpoint:
         reader = self._reader(self._files[raw])
         tensor: Tensor = reader[raw] if isinstance(reader, dict) else reader.get_tensor(raw)
         return tensor
+
+    def is_float(self, name: str) -> bool:
+        """Tell whether a tensor is floating-point."""
+        return self.read(name).is_floating_point()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -143,7 +158,7 @@ def _modern(name: str) -> str:
     return name
 
 
-def _renamed(raw: Mapping[str, str], base: Checkpoint) -> dict[str, str]:
+def renamed(raw: Mapping[str, str], base: Checkpoint) -> dict[str, str]:
     """Add or remove the one prefix that makes most names equal to the base's.
 
     Args:
@@ -162,7 +177,8 @@ def _prefixes(names: Iterable[str]) -> list[str]:
     return sorted({name.split(".", 1)[0] + "." for name in names})
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; raise ValueError if it holds none."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:

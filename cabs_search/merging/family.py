@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cabs_search.checkpoints.adapter import Expert, open_expert
 from cabs_search.checkpoints.alignment import Alignment, align
 from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.merging.calibration import Calibration
@@ -25,7 +26,7 @@ class Family:
     """A base and its experts, opened and checked against one another."""
 
     base: Checkpoint
-    experts: Mapping[str, Checkpoint]
+    experts: Mapping[str, Expert]
     alignment: Alignment
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     """Statistics of experts' layers on calibration items, for the rules that need them."""
@@ -39,18 +40,24 @@ class Family:
 
         """
         opened = Checkpoint(base)
-        tuned: dict[str, Checkpoint] = {}
+        tuned: dict[str, Expert] = {}
         for name, path in experts.items():
             try:
-                tuned[name] = Checkpoint(path, base=opened)
+                tuned[name] = open_expert(path, opened)
             except ValueError as error:
                 raise ValueError(f"experts.{name}: {error}") from error
         return cls(base=opened, experts=tuned, alignment=align(opened, tuned))
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Content hashes of the experts."""
-        return {name: expert.fingerprint for name, expert in self.experts.items()}
+        """Content hashes of the experts. Raises ValueError if a weight is not finite."""
+        hashes = {}
+        for name, expert in self.experts.items():
+            try:
+                hashes[name] = expert.fingerprint
+            except ValueError as error:
+                raise ValueError(f"experts.{name}: {error}") from error
+        return hashes
 
     @cached_property
     def vectors(self) -> dict[str, TaskVector]:

@@ -69,7 +69,8 @@ def merge(
     """Merge experts into their base: one recipe, no search.
 
     Args:
-        base, experts: checkpoint folders; ``experts`` by name.
+        base: a checkpoint folder.
+        experts: folders by name, of checkpoints or of adapters of the base.
         lambdas: λ by expert.
         method: one of ``recipe.METHOD_NAMES``, except those that need calibration items.
         nm: weights kept per block, weights per block.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cabs_search.checkpoints.adapter import Adapter, Expert
 from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.merging.chunks import chunks, parallel_map
 
@@ -70,9 +71,11 @@ class Delta:
         return not any(self.part(part).any() for part in chunks(self.numel, PROBE_SIZE))
 
 
-def task_vector(base: Checkpoint, expert: Checkpoint, name: str) -> Delta:
+def task_vector(base: Checkpoint, expert: Expert, name: str) -> Delta:
     """Return τ of one tensor; reading it raises ValueError if expert or base is not finite."""
     error = f"{expert.folder}: {NOT_FINITE}, but {name} minus the base's is not"
+    if isinstance(expert, Adapter) and (update := expert.update(name)) is not None:
+        return Delta(update, error=error)
     return Delta(expert.read(name), base.read(name), error)
 
 
@@ -81,7 +84,7 @@ class TaskVector(Mapping[str, Delta]):
     """τ of every shared tensor of one expert, by name; read when it is asked for."""
 
     base: Checkpoint
-    expert: Checkpoint
+    expert: Expert
     tensors: tuple[str, ...]
 
     def __getitem__(self, name: str) -> Delta:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.checkpoints.adapter import Adapter, Expert
 from cabs_search.common.formats import first_line
 from cabs_search.kinds.base import Kind
 from cabs_search.merging.family import Family
+from cabs_search.tasks.load import adapted_config
 
 
 def load_model(
@@ -45,9 +46,12 @@ def load_model(
     checkpoint = family.experts[expert]
     auto: Any = getattr(transformers, f"AutoModel{kind.head}")
     try:
-        model, loading = auto.from_pretrained(
-            checkpoint.folder, dtype=dtype, output_loading_info=True
-        )
+        if isinstance(checkpoint, Adapter):
+            model, loading = _load_adapted(auto, checkpoint, shared, dtype)
+        else:
+            model, loading = auto.from_pretrained(
+                checkpoint.folder, dtype=dtype, output_loading_info=True
+            )
     except (ValueError, RuntimeError) as error:  # RuntimeError: config and weights disagree
         raise ValueError(
             f"experts.{expert}: cannot be loaded for {kind}: {first_line(error)}"
@@ -69,7 +73,23 @@ def load_model(
     return model
 
 
-def own_tensors(model: Any, checkpoint: Checkpoint, shared: Iterable[str]) -> dict[str, Tensor]:
+def _load_adapted(
+    auto: Any, adapter: Adapter, shared: Mapping[str, Tensor], dtype: torch.dtype
+) -> Any:
+    """Load an adapted model, as ``from_pretrained`` does; tensors of ``shared`` come from there."""
+    config = adapted_config(adapter)
+    with torch.device("meta"):
+        model_class = type(auto.from_config(config))
+    tensors = {
+        adapter.model_name(name): shared[name] if name in shared else adapter.read(name)
+        for name in adapter.names
+    }
+    return model_class.from_pretrained(
+        None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+    )
+
+
+def own_tensors(model: Any, checkpoint: Expert, shared: Iterable[str]) -> dict[str, Tensor]:
     """Return a model's tensors by shared name: those of ``shared`` that it has.
 
     A task's model need not use all of them: RoBERTa's classifier has no pooler.

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cabs_search.checkpoints.adapter import Expert
 from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.checkpoints.writer import CheckpointWriter
 from cabs_search.merging.cache import StoredVector
@@ -209,7 +210,7 @@ def _link(source: Path, to: Path) -> None:
 
 
 def _copy_side_files(
-    checkpoint: Checkpoint, to: Path, dtype: torch.dtype, fallback: Checkpoint | None = None
+    checkpoint: Expert, to: Path, dtype: torch.dtype, fallback: Checkpoint | None = None
 ) -> None:
     """Write the config, with the dtype to load the model in, and copy the tokenizer.
 

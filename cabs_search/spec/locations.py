@@ -16,12 +16,15 @@ FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
+    "adapter_config.json",
     "*token*",
     "vocab*",
     "merges.txt",
     "*.model",
 )
-"""Files to download from the hub; older models have ``pytorch_model*`` in place of safetensors."""
+"""Files to download from the hub."""
+OLD_FILES = ("pytorch_model*", "adapter_model.bin")
+"""Files that older models and adapters have in place of safetensors."""
 
 
 class UnreachableError(ValueError):
@@ -80,7 +83,7 @@ def _download(hub_id: str) -> Path:
         folder = snapshot_download(name, revision=revision or None, allow_patterns=list(FILES))
         if not any(Path(folder).glob("*.safetensors")):
             folder = snapshot_download(
-                name, revision=revision or None, allow_patterns=["pytorch_model*"]
+                name, revision=revision or None, allow_patterns=list(OLD_FILES)
             )
     except Exception as error:
         text = f"{hub_id}: no such folder, and the hub did not give it: {first_line(error)}"

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cabs_search.checkpoints.adapter import Adapter, is_adapter
+from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.common.formats import digest, first_line
 from cabs_search.kinds.base import Kind, class_names
 from cabs_search.spec.study import Spec
@@ -89,7 +91,10 @@ def _open_expert(expert: str, folder: Path, base: str, kind: Kind) -> tuple[Any,
     from transformers import AutoConfig, AutoTokenizer
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        if is_adapter(folder):
+            config = adapted_config(Adapter(folder, base=Checkpoint(base)))
+        else:
+            config = AutoConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(
             folder if has_tokenizer(folder) else base, **kind.tokenizer_arguments(config)
         )
@@ -98,6 +103,14 @@ def _open_expert(expert: str, folder: Path, base: str, kind: Kind) -> tuple[Any,
             f"experts.{expert}: {folder}: config or tokenizer cannot be read: {first_line(error)}"
         ) from error
     return config, tokenizer
+
+
+def adapted_config(adapter: Adapter) -> Any:
+    """Return the config of an adapted model, as transformers has it."""
+    from transformers import AutoConfig
+
+    values = dict(adapter.config)
+    return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
 def _split_rows(where: str, task: Task, config: Any, seed: int) -> dict[SplitName, list[Row]]:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import yaml
 
+from cabs_search.checkpoints.adapter import is_adapter
+from cabs_search.checkpoints.adapter_settings import AdapterSettings
 from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import VectorCache
@@ -278,7 +280,10 @@ def _check_models(spec: Spec, missing: Mapping[str, str]) -> Family | None:
     pick_device(spec.device)
     if "base" in missing:
         for folder in experts.values():
-            Checkpoint(folder)
+            if is_adapter(folder):
+                AdapterSettings.read(Path(folder))
+            else:
+                Checkpoint(folder)
         return None
     family = Family.open(spec.base, experts)
     check_heads({task: name for task, name in spec.heads.items() if name in experts}, family)
@@ -302,8 +307,9 @@ def _check_items(
         if f"experts.{expert}" in missing:
             unreachable.append(f"tasks.{task}: cannot be checked without experts.{expert}")
             continue
-        if "base" in missing and not has_tokenizer(Path(spec.experts[expert])):
-            unreachable.append(f"tasks.{task}: cannot be checked without the base's tokenizer")
+        folder = Path(spec.experts[expert])
+        if "base" in missing and (is_adapter(folder) or not has_tokenizer(folder)):
+            unreachable.append(f"tasks.{task}: cannot be checked without the base")
             continue
         try:
             for split, found in load_items(spec, task).items():

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from cabs_search.spec.load import find_spec_file, load, parse
+from cabs_search.spec.locations import locate
 from tests.conftest import EXPERTS, pico_values, write_spec
 
 
@@ -156,6 +158,23 @@ def test_an_unreachable_hub_id_says_so(pico: Path, monkeypatch: pytest.MonkeyPat
     ) as caught:
         parse(pico_values(pico) | {"base": "nobody/nothing"})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_a_hub_id_of_an_adapter_gives_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    on_the_hub = ["adapter_config.json", weights, "tokenizer.json", "training_args.bin"]
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (name, revision) == ("somebody/adapter", "main")
+        for file in filter_repo_objects(on_the_hub, allow_patterns=allow_patterns):
+            (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    folder = locate("somebody/adapter@main")
+    assert {path.name for path in folder.iterdir()} == set(on_the_hub[:3])
 
 
 def test_shipped_spaces_are_found_by_name() -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from cabs_search.cli.main import main
 from cabs_search.workflows.plan import plan
-from tests.conftest import EXPERTS, make_base, make_expert, pico_values, write_spec
+from tests.conftest import EXPERTS, make_base, make_expert, make_tokenizer, pico_values, write_spec
+from tests.support.adapters import adapt
 
 HUB = "nobody/nothing"
 REASON = f"{HUB}: no such folder, and the hub did not give it: "
@@ -75,6 +77,20 @@ def test_a_plan_says_what_it_could_not_check(
     assert sum(line.startswith("not checked ") for line in found.as_text().splitlines()) == len(
         unchecked
     )
+
+
+def test_an_adapter_needs_its_base(pico: Path, cache: Path, tmp_path: Path) -> None:
+    values = pico_values(pico) | {"base": HUB}
+    values["experts"]["mood"] = str(tmp_path / "mood")
+    model = transformers.BertForSequenceClassification.from_pretrained(pico / "mood")
+    adapt(model, tmp_path / "mood", task_type="SEQ_CLS", target_modules=["query"])
+    make_tokenizer(tmp_path / "mood")
+    found = plan(write_spec(tmp_path / "x.yaml", values))
+    assert found.unreachable[1:] == ("tasks.mood: cannot be checked without the base",)
+    settings = tmp_path / "mood" / "adapter_config.json"
+    settings.write_text(settings.read_text().replace('"LORA"', '"IA3"'))
+    with pytest.raises(ValueError, match="peft_type: must be LORA"):
+        plan(tmp_path / "x.yaml")
 
 
 def test_a_plan_predicts_candidates_items_and_seconds(
