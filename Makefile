@@ -32,9 +32,9 @@ $(MERGEKIT)/.installed: constraints.txt
 quickstart: setup
 	$(BIN)/cabs-search quickstart
 
-# Two processes, a file of tests in one of them: fixtures of a file are made once.
+# Two processes; the tests of a file in one of them, as they share fixtures; long files come early by their names.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not browser'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not browser'
 
 # In headless Chromium; CABS_SEARCH_STUDY=DIR looks at that finished study, CI_BROWSER=1 fails where there is no Chromium.
 test-browser: setup
