@@ -20,6 +20,7 @@ FILES = (
     "vocab*",
     "merges.txt",
     "*.model",
+    *("generation_config.json", "chat_template*"),
 )
 """Files to download from the hub; older models have ``pytorch_model*`` in place of safetensors."""
 
