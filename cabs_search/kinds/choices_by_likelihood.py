@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class ChoicesByLikelihood(Causal, MultipleChoice):
     """Choices that continue a context; the likeliest is taken, by the metric's measure of length.
 
-    A pair of texts is joined by a space, as a choice is with its context, unless white space is
-    there already. An item's score is 1 if the choice is right, else 0. Its loss is minus the log
+    A space is put between a context and a choice, and between a pair of texts, unless there is one.
+    An item's score is 1 if the choice is right, else 0. Its loss is minus the log
     of the right choice's share of all choices' likelihoods.
     """
 
@@ -104,9 +104,8 @@ class ChoicesByLikelihood(Causal, MultipleChoice):
 
 
 def _join(before: str, text: str) -> str:
-    """Return the text with a space before it, if there is something to set it apart from."""
-    is_apart = not before or before[-1].isspace() or text[0].isspace()
-    return text if is_apart else f" {text}"
+    """Return the text with a space before it, unless there is one."""
+    return text if before.endswith(" ") or text[0].isspace() else f" {text}"
 
 
 def _padded(sums: Sequence[Tensor]) -> Tensor:

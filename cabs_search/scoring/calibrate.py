@@ -26,7 +26,7 @@ from cabs_search.merging.masks.rules import CALIBRATED, MASKS
 from cabs_search.merging.recipe import BASE, split_name
 from cabs_search.scoring.batches import batches, collate
 from cabs_search.scoring.likelihoods import trunk_inputs
-from cabs_search.scoring.models import load_model, pick_device
+from cabs_search.scoring.models import load_model, own_tensors, pick_device
 from cabs_search.spec.task import heads
 from cabs_search.tasks.items import Items
 
@@ -162,12 +162,10 @@ class _Grams:
 
 def _linear_layers(model: Any, family: Family, expert: str) -> dict[str, Any]:
     """Return linear layers whose weight is a shared tensor, by the tensor's shared name."""
-    checkpoint = family.experts[expert]
-    modules = {
-        f"{path}.weight": module for path, module in model.named_modules() if _is_linear(module)
-    }
-    names = {checkpoint.model_name(name): name for name in family.alignment.shared}
-    return {names[own]: module for own, module in modules.items() if own in names}
+    own = own_tensors(model, family.experts[expert], family.alignment.shared)
+    names = {id(tensor): name for name, tensor in own.items()}
+    linear = (module for module in model.modules() if _is_linear(module))
+    return {names[id(m.weight)]: m for m in linear if id(m.weight) in names}
 
 
 def _is_linear(module: Any) -> bool:

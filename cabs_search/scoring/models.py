@@ -57,9 +57,9 @@ def load_model(
         raise ValueError(
             f"{where}: a model that scores must be whole, but has no {', '.join(missing)}"
         )
-    model = model.eval().to(device)
+    model = model.eval()
     own = own_tensors(model, checkpoint, shared)
-    if kind.is_causal:
+    if kind.is_causal and shared:
         _check_all_merged(where, model, own)
     if 2 * sum(t.numel() for t in own.values()) < sum(t.numel() for t in shared.values()):
         raise ValueError(
@@ -67,7 +67,7 @@ def load_model(
         )
     for tensor_name, tensor in own.items():
         tensor.data = shared[tensor_name]
-    return model
+    return model.to(device)  # now, so that a GPU never holds the trunk twice
 
 
 def _check_all_merged(where: str, model: Any, own: Mapping[str, Tensor]) -> None:

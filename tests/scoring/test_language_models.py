@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
 from cabs_search.merging.recipe import BASE, Recipe, make_method, make_recipe
 from cabs_search.scoring import likelihoods
+from cabs_search.scoring.calibrate import calibrated
 from cabs_search.scoring.likelihoods import log_likelihoods
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.serving import export as exporting
@@ -107,8 +109,8 @@ def naive_choices(model: Any, tokenizer: Any) -> list[list[list[float]]]:
     found = []
     for row in ROWS:
         start = str(row["start"])
-        apart = not start or start.endswith(" ")
-        ends = [end if apart or end.startswith(" ") else f" {end}" for end in row["ends"]]
+        ends = [f" {end}".replace("  ", " ") for end in row["ends"]]
+        ends = [end[1:] if start.endswith(" ") else end for end in ends]
         found.append([naive(model, tokenizer, start, end, 40) for end in ends])
     return found
 
@@ -238,6 +240,31 @@ def test_an_output_layer_that_a_file_holds_beside_its_embeddings_is_merged_once(
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for name, tensor in bench.models[BASE].state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("family", "settings"), [("Llama", SIZE), ("GPT2", GPT2)])
+def test_linear_layers_are_calibrated_but_not_the_output_layer(
+    tmp_path: Path, family: str, settings: dict[str, Any]
+) -> None:
+    opened = make_family(tmp_path, family, settings, tied=family == "GPT2", dtype="float32")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / BASE)
+    items = {"choices": items_of(tasks()["choices"], config, ROWS[:2])}
+    method = make_method("wanda", ("a", "b"), density=0.5)
+    found = calibrated(opened, items, [method.mask], tmp_path / "cache", "cpu")  # type: ignore[list-item]
+    for statistics in found.calibrations.values():
+        known = {name for name in opened.alignment.shared if statistics.knows(name)}
+        matrices = {n for n, shape in opened.alignment.shapes.items() if len(shape) == 2}
+        assert known == {n for n in matrices if ".0." in n or ".1." in n}
+        assert known
+
+
+def test_configs_of_both_forms_agree(tmp_path: Path) -> None:
+    make_family(tmp_path, "Llama", SIZE, tied=False, dtype="float32")
+    path = tmp_path / "b" / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("rope_parameters") == {"rope_theta": 10000.0, "rope_type": "default"}
+    path.write_text(json.dumps(config | {"rope_theta": 10000.0, "rope_scaling": None}))
+    Family.open(tmp_path / BASE, {name: tmp_path / name for name in ("a", "b")})
 
 
 def cut_output_layer(folder: Path) -> None:
