@@ -82,7 +82,7 @@ def _shared(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> tuple[str, .
 
 
 def unmerged(checkpoint: Checkpoint, shared: Collection[str]) -> tuple[str, ...]:
-    """Return floating-point tensors that are neither shared nor without a meaning of their own."""
+    """Return floating-point tensors that are neither shared, nor constants, nor repeated."""
     rest = set(checkpoint.names) - set(shared) - checkpoint.constants - checkpoint.repeated
     return tuple(tensor for tensor in sorted(rest) if checkpoint.read(tensor).is_floating_point())
 
@@ -111,19 +111,23 @@ def check_all_merged(
         ValueError: a tensor of the base is not in every expert, or an expert has others.
 
     """
-    if left := unmerged(base, alignment.shapes):
-        lacking = [name for name, e in experts.items() if left[0] not in set(e.names) - e.repeated]
-        where = f"experts.{lacking[0]}" if lacking else "base"
-        raise ValueError(f"{where}: {_left_out(left[0])}, which the base has")
+    for tensor in unmerged(base, alignment.shapes):
+        for name, expert in experts.items():
+            if tensor not in expert.names or tensor in expert.repeated:
+                raise ValueError(f"experts.{name}: {_lacks('this expert', tensor)}")
+        raise ValueError(f"base: every tensor must be one of its trunk, but not {tensor}")
     for name, own in alignment.heads.items():
         if own and name not in with_heads:
-            raise ValueError(f"experts.{name}: {_left_out(own[0])}, which the base has not")
+            raise ValueError(f"experts.{name}: {_lacks('the base', own[0])}")
 
 
-def _left_out(tensor: str) -> str:
+def _lacks(owner: str, tensor: str) -> str:
     is_output = OUTPUT_LAYER.search(tensor)
     hint = ", an output layer that is not tied to the word embeddings" if is_output else ""
-    return f"every tensor of a language model must be merged, but not {tensor}{hint}"
+    return (
+        "every tensor of a language model must be in base and experts alike, but"
+        f" {owner} has no {tensor}{hint}"
+    )
 
 
 def trunk_prefix(checkpoint: Checkpoint) -> str:

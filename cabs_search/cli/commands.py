@@ -205,7 +205,8 @@ def _print_export(options: argparse.Namespace, recipe: Any, to: Path) -> None:
         _print_json({"path": str(to), "recipe": recipe.as_dict(), "heads": heads})
     else:
         paths = ", ".join(f"{to}/heads/{head}" for head in heads)
-        print(f"{recipe}\nwritten to {to}{paths and f'; with a head: {paths}'}")
+        with_heads = f"; with a head: {paths}" if heads else ""
+        print(f"{recipe}\nwritten to {to}{with_heads}")
 
 
 def _ui(options: argparse.Namespace) -> None:

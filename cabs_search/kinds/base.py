@@ -163,8 +163,8 @@ class Kind(ABC):
         names = [metric.name for metric in self.metrics]
         if name in LESS_IS_BETTER:
             raise ValueError(
-                "more must be better, as a search maximizes it, but got"
-                f" {name}; {self} has {names[0]}"
+                f"more must be better, as a search maximizes it, but got {name}; {self} has"
+                f" {names[0]}"
             )
         if name in names:
             return

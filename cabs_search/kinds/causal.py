@@ -30,22 +30,29 @@ class Causal(Kind):
     is_causal: ClassVar[bool] = True
 
     def check_head(self, where: str, model: str, config: Any) -> None:
-        """Raise ValueError unless the config is a causal language model's, or names no class."""
+        """See ``Kind``; GPT-2's class has another end."""
         classes = config.architectures or []
-        ends = (self.head, "LMHeadModel", "Model")
-        if not all(name.endswith(ends) for name in classes):
+        if classes and not any(name.endswith((self.head, "LMHeadModel")) for name in classes):
             raise ValueError(
                 f"{where}.kind: {self} needs a model {self.head}, but {model} is"
                 f" {', '.join(classes)}"
             )
 
 
-def prefix_token(tokenizer: Any) -> int:
-    """Return the token that stands before a text without a context: BOS, or EOS without one."""
+def prefix_token(where: str, tokenizer: Any) -> int:
+    """Return the token that stands before a text without a context: BOS, or EOS without one.
+
+    Raises:
+        ValueError: the tokenizer has neither.
+
+    """
     first = tokenizer.bos_token_id
     first = tokenizer.eos_token_id if first is None else first
     if first is None:
-        raise ValueError("a tokenizer without BOS and EOS tokens needs a context before each text")
+        raise ValueError(
+            f"{where}.text: a text without a context needs a BOS or EOS token before it, but the"
+            " tokenizer has none"
+        )
     return int(first)
 
 
@@ -57,7 +64,9 @@ def tokens_of(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
     return encoded
 
 
-def tokens_of_pairs(tokenizer: Any, context: str, ends: Sequence[str]) -> list[tuple[Tokens, int]]:
+def tokens_of_pairs(
+    where: str, tokenizer: Any, context: str, ends: Sequence[str]
+) -> list[tuple[Tokens, int]]:
     """Tokenize a context with each of several continuations.
 
     Spaces at the end of the context become a part of the continuation. A continuation has the
@@ -70,7 +79,7 @@ def tokens_of_pairs(tokenizer: Any, context: str, ends: Sequence[str]) -> list[t
     bare = context.rstrip()
     ends = [context[len(bare) :] + end for end in ends]
     if not bare:
-        first, pairs = prefix_token(tokenizer), []
+        first, pairs = prefix_token(where, tokenizer), []
         for tokens in tokenizer(ends, add_special_tokens=False)["input_ids"]:
             own = tokens[1:] if tokens[:1] == [first] else tokens
             pairs.append(([first, *own], len(own)))
@@ -129,10 +138,10 @@ def can_pack(config: Any, max_length: int) -> bool:
 
 def sums_by_part(output: Tensor, items: Sequence[Item]) -> list[Tensor]:
     """Return log-likelihoods of each item's parts, [parts], from those of all targets."""
-    counts = [targets_of(item).counts for item in items]
-    parts = iter(output.split([count for of_item in counts for count in of_item]))
     import torch
 
+    counts = [targets_of(item).counts for item in items]
+    parts = iter(output.split([count for of_item in counts for count in of_item]))
     return [torch.stack([next(parts).sum() for _ in of_item]) for of_item in counts]
 
 

@@ -36,8 +36,8 @@ class ChoicesByLikelihood(Causal, MultipleChoice):
     """Choices that continue a context; the likeliest is taken, by the metric's measure of length.
 
     A space is put between a context and a choice, and between a pair of texts, unless there is one.
-    An item's score is 1 if the choice is right, else 0. Its loss is minus the log
-    of the right choice's share of all choices' likelihoods.
+    An item's score is 1 if the choice is right, else 0. Its loss is minus the log of the right
+    choice's share of all choices' likelihoods.
     """
 
     name: ClassVar[str] = "choices-by-likelihood"
@@ -69,7 +69,7 @@ class ChoicesByLikelihood(Causal, MultipleChoice):
             context += _join(context, text)
         sequences, counts = [], []
         for tokens, count in tokens_of_pairs(
-            tokenizer, context, [_join(context, choice) for choice in choices]
+            where, tokenizer, context, [_join(context, choice) for choice in choices]
         ):
             if not 0 < count <= task.max_length:
                 raise ValueError(

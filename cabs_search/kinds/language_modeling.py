@@ -57,7 +57,7 @@ class LanguageModeling(Causal):
         (tokens,) = tokens_of(tokenizer, texts)
         if not tokens:
             raise ValueError(f"{where}.text: every text must have a token, but one is {texts[0]!r}")
-        tokens = [prefix_token(tokenizer), *tokens]
+        tokens = [prefix_token(where, tokenizer), *tokens]
         starts = range(0, len(tokens) - 1, task.max_length)
         windows = [tokens[start : start + task.max_length + 1] for start in starts]
         return Item(label=label, **to_score(windows, [len(window) - 1 for window in windows]))

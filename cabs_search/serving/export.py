@@ -220,7 +220,7 @@ def compact_bytes(family: Family, heads: Iterable[str], dtype: torch.dtype) -> i
 
     ``heads`` are the heads' models, an expert or the base for each head.
     """
-    checkpoints = [family.checkpoint(name) for name in dict.fromkeys(heads)]
+    checkpoints = [family.checkpoint(name) for name in heads]
     trunks = {tuple(c.model_name(name) for name in family.alignment.shared) for c in checkpoints}
     own = sum(
         math.prod(c.shape(name))

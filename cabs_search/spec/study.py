@@ -166,8 +166,8 @@ class Spec:
                 f"space.order: all is for {MOST_EXPERTS_IN_ALL_ORDERS} experts at the most, but"
                 f" there are {len(self.experts)}; list the orders to search"
             )
-        for name in self.tasks:
-            if self.expert_of(name) not in (*self.experts, BASE):
+        for name, task in self.tasks.items():
+            if not task.kind.is_causal and self.expert_of(name) not in self.experts:
                 raise ValueError(
                     f"tasks.{name}: a task must name its expert ({', '.join(self.experts)}), but"
                     f" got {self.expert_of(name)}"

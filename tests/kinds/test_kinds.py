@@ -460,6 +460,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
         {"kind": "language-modeling", "expert": "mood"},
         "tasks.mood.expert: language-modeling is scored with the output layer that is merged",
     ),
+    ({"expert": "base"}, "tasks.mood: a task must name its expert (mood, animal, pair), but got"),
     (
         {"kind": "language-modeling", "label": "mood"},
         "tasks.mood.label: language-modeling reads no label, but got mood",

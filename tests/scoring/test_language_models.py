@@ -301,10 +301,10 @@ def change_config(**changes: Any) -> Any:
     [
         (
             cut_output_layer,
-            "experts.b: .* but not lm_head.weight, an output layer that is not tied",
+            "experts.b: .* but the base has no lm_head.weight, an output layer that",
         ),
-        (add_a_tensor, "experts.b: .* but not model.layers.0.self_attn.extra.weight, which the"),
-        (take_a_tensor, "experts.b: .* but not model.layers.1.mlp.up_proj.weight, which the base"),
+        (add_a_tensor, "experts.b: .* but the base has no model.layers.0.self_attn.extra"),
+        (take_a_tensor, "experts.b: .* but this expert has no model.layers.1.mlp.up_proj.weight"),
         (
             change_config(rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
             "experts.b: .* rope_parameters.rope_theta is 500000.0 against 10000.0",
