@@ -6,7 +6,9 @@ STAMP := $(VENV)/.installed
 MERGEKIT := .venv-mergekit
 MERGEKIT_PIP := $(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup quickstart test test-browser test-all check bench bench-large bench-gpu bench-search bench-docs calibration docs clean .venv-mergekit
+LM_EVAL := .venv-lm-eval
+
+.PHONY: setup quickstart test test-browser test-all check bench bench-large bench-gpu bench-search bench-docs calibration docs clean .venv-mergekit .venv-lm-eval
 
 setup: $(STAMP)
 
@@ -32,6 +34,17 @@ $(MERGEKIT)/.installed: constraints.txt
 quickstart: setup
 	$(BIN)/cabs-search quickstart
 
+# lm-evaluation-harness, for the test that holds our log-likelihoods against its: the same versions of torch and transformers.
+$(LM_EVAL): $(LM_EVAL)/.installed
+
+$(LM_EVAL)/.installed: constraints.txt
+	@rm -f $@
+	test -x $(LM_EVAL)/bin/python || $(PYTHON) -m venv $(LM_EVAL)
+	@echo 'installing lm-eval into $(LM_EVAL)'
+	@$(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  accelerate lm-eval==0.4.13 peft torch transformers 2>$(LM_EVAL)/pip.log || (cat $(LM_EVAL)/pip.log; exit 1)
+	@touch $@
+
 # Two processes; the tests of a file in one of them, as they share fixtures; long files come early by their names.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu and not browser'
@@ -42,6 +55,7 @@ test-browser: setup
 
 test-all: setup check
 	@$(MAKE) $(MERGEKIT) || echo 'mergekit cannot be installed: its tests are skipped, and say why'
+	@$(MAKE) $(LM_EVAL) || echo 'lm-eval cannot be installed: its test is skipped, and says why'
 	$(BIN)/python -m pytest
 
 check: setup
@@ -78,4 +92,4 @@ docs: setup
 	$(BIN)/python docs/draw_architecture.py
 
 clean:
-	rm -rf $(VENV) $(MERGEKIT) build dist results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(MERGEKIT) $(LM_EVAL) build dist results .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -189,6 +189,16 @@ class Adapter:
         key = self._whole.get(name)
         return self._base.shape(name) if key is None else self._file.shape(key)
 
+    @property
+    def constants(self) -> frozenset[str]:
+        """As of ``Checkpoint``."""
+        return self._base.constants
+
+    @property
+    def repeated(self) -> frozenset[str]:
+        """As of ``Checkpoint``; what is tied in the base is tuned as one."""
+        return self._base.repeated
+
     def is_float(self, name: str) -> bool:
         """Tell whether a tensor is floating-point, without computing it."""
         key = self._whole.get(name)

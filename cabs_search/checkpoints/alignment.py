@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cabs_search.checkpoints.adapter import Expert
-from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.checkpoints.checkpoint import OUTPUT_LAYER, Checkpoint
 
 TRUNK_FIELDS = (
     "model_type",
@@ -17,6 +18,7 @@ TRUNK_FIELDS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("n_embd", "n_layer", "n_head"),  # GPT-2
     *("dim", "n_layers", "n_heads"),  # DistilBERT
+    *("num_key_value_heads", "head_dim"),
 )
 """Fields of ``config.json`` that must be equal in a base and its experts."""
 
@@ -42,8 +44,8 @@ def align(base: Checkpoint, experts: Mapping[str, Expert]) -> Alignment:
     """Find the shared tensors and the heads.
 
     Raises:
-        ValueError: an expert is of another architecture than the base, or a tensor of its trunk
-            has another shape.
+        ValueError: an expert is of another architecture than the base, a tensor of its trunk has
+            another shape, or all are language models and not all of their tensors are shared.
 
     """
     for name, expert in experts.items():
@@ -59,8 +61,11 @@ def align(base: Checkpoint, experts: Mapping[str, Expert]) -> Alignment:
             f" {len(base.names)} tensors are in every expert:"
             f" {', '.join(f'{n}={e.folder}' for n, e in experts.items())}"
         )
-    heads = {name: _head(expert, shapes) for name, expert in experts.items()}
-    return Alignment(shared=shared, heads=heads, shapes=shapes)
+    heads = {name: unmerged(expert, shapes) for name, expert in experts.items()}
+    alignment = Alignment(shared=shared, heads=heads, shapes=shapes)
+    if all(_is_language_model(checkpoint) for checkpoint in (base, *experts.values())):
+        check_all_merged(base, experts, alignment, ())
+    return alignment
 
 
 def _shared(base: Checkpoint, experts: Mapping[str, Expert]) -> tuple[str, ...]:
@@ -68,16 +73,61 @@ def _shared(base: Checkpoint, experts: Mapping[str, Expert]) -> tuple[str, ...]:
     prefix = trunk_prefix(base)
     in_all = set(base.names).intersection(*(expert.names for expert in experts.values()))
     checkpoints = (base, *experts.values())
+    apart = frozenset[str]().union(*(c.constants | c.repeated for c in checkpoints))
     return tuple(
         tensor
-        for tensor in sorted(in_all)
+        for tensor in sorted(in_all - apart)
         if tensor.startswith(prefix) and all(c.is_float(tensor) for c in checkpoints)
     )
 
 
-def _head(expert: Expert, shared: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    rest = (tensor for tensor in expert.names if tensor not in shared)
-    return tuple(tensor for tensor in rest if expert.is_float(tensor))
+def unmerged(checkpoint: Expert, shared: Collection[str]) -> tuple[str, ...]:
+    """Return floating-point tensors that are neither shared, nor constants, nor repeated."""
+    rest = set(checkpoint.names) - set(shared) - checkpoint.constants - checkpoint.repeated
+    return tuple(tensor for tensor in sorted(rest) if checkpoint.is_float(tensor))
+
+
+def _is_language_model(checkpoint: Expert) -> bool:
+    """Tell whether the config names a causal language model, whose output layer is no head."""
+    classes = checkpoint.config.get("architectures") or []
+    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in classes)
+
+
+def check_all_merged(
+    base: Checkpoint,
+    experts: Mapping[str, Expert],
+    alignment: Alignment,
+    with_heads: Collection[str],
+) -> None:
+    """Check that no tensor of a causal language model is left out of the merge.
+
+    Args:
+        base: the base.
+        experts: by name.
+        alignment: of these.
+        with_heads: experts whose head is used, which may have tensors of their own.
+
+    Raises:
+        ValueError: a tensor of the base is not in every expert, or an expert has others.
+
+    """
+    for tensor in unmerged(base, alignment.shapes):
+        for name, expert in experts.items():
+            if tensor not in expert.names or tensor in expert.repeated:
+                raise ValueError(f"experts.{name}: {_lacks('this expert', tensor)}")
+        raise ValueError(f"base: every tensor must be one of its trunk, but not {tensor}")
+    for name, own in alignment.heads.items():
+        if own and name not in with_heads:
+            raise ValueError(f"experts.{name}: {_lacks('the base', own[0])}")
+
+
+def _lacks(owner: str, tensor: str) -> str:
+    is_output = OUTPUT_LAYER.search(tensor)
+    hint = ", an output layer that is not tied to the word embeddings" if is_output else ""
+    return (
+        "every tensor of a language model must be in base and experts alike, but"
+        f" {owner} has no {tensor}{hint}"
+    )
 
 
 def trunk_prefix(checkpoint: Checkpoint) -> str:
@@ -100,13 +150,27 @@ def trunk_prefix(checkpoint: Checkpoint) -> str:
 
 
 def _check_config(base: Checkpoint, name: str, expert: Expert) -> None:
-    for field in TRUNK_FIELDS:
-        ours, theirs = base.config.get(field), expert.config.get(field)
-        if ours is not None and theirs is not None and ours != theirs:
+    for where, config in (("base", base.config), (f"experts.{name}", expert.config)):
+        if config.get("quantization_config"):
+            raise ValueError(f"{where}: weights must not be quantized, but config.json says so")
+    ours, theirs = (_described(checkpoint.config) for checkpoint in (base, expert))
+    for field in ours.keys() & theirs.keys():
+        if ours[field] != theirs[field]:
             raise ValueError(
                 f"experts.{name}: an expert must have the base's architecture, but {field} is"
-                f" {theirs!r} against {ours!r} in {base.folder}"
+                f" {theirs[field]!r} against {ours[field]!r} in {base.folder}"
             )
+
+
+def _described(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config says of its trunk, also of rotary embeddings in the older form."""
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if not any(isinstance(value, dict) for value in rope.values()):  # else by type of layer
+        rope.setdefault("rope_theta", config.get("rope_theta"))
+        rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
+    fields = {field: config.get(field) for field in TRUNK_FIELDS}
+    fields |= {f"rope_parameters.{field}": value for field, value in rope.items()}
+    return {field: value for field, value in fields.items() if value is not None}
 
 
 def _check_shapes(base: Checkpoint, name: str, expert: Expert, shared: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -29,6 +30,9 @@ from cabs_search.common.formats import first_line
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Files of a model's weights, the first that is there counts; whole, or sharded with an index."""
+CONSTANTS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$|(^|\.)position_ids$")
+"""Names of masks, angles and positions, which no training changes."""
+OUTPUT_LAYER = re.compile(r"(^|\.)lm_head\.weight$")
 
 
 class Checkpoint:
@@ -130,6 +134,26 @@ class Checkpoint:
     def is_float(self, name: str) -> bool:
         """Tell whether a tensor is floating-point."""
         return self.read(name).is_floating_point()
+
+    @cached_property
+    def constants(self) -> frozenset[str]:
+        """Tensors that models compute themselves and some files hold all the same."""
+        return frozenset(name for name in self._in_file if CONSTANTS.search(name))
+
+    @cached_property
+    def repeated(self) -> frozenset[str]:
+        """Output layers that repeat the word embeddings: one tensor, in the file twice.
+
+        ``tie_word_embeddings`` cannot tell: many files leave it out, and defaults differ.
+        """
+        outputs = [name for name in self._in_file if OUTPUT_LAYER.search(name)]
+        return frozenset(name for name in outputs if self._has_equal(name))
+
+    def _has_equal(self, name: str) -> bool:
+        """Tell whether another tensor has the same shape and values."""
+        shape = self.shape(name)
+        others = [other for other in self.names if other != name and self.shape(other) == shape]
+        return any(torch.equal(self.read(name), self.read(other)) for other in others)
 
     @cached_property
     def fingerprint(self) -> str:

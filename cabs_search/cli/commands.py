@@ -200,12 +200,13 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _print_export(options: argparse.Namespace, recipe: Any, to: Path) -> None:
-    heads = sorted(path.name for path in (to / "heads").iterdir())
+    heads = sorted(path.name for path in to.glob("heads/*"))
     if options.json:
         _print_json({"path": str(to), "recipe": recipe.as_dict(), "heads": heads})
     else:
         paths = ", ".join(f"{to}/heads/{head}" for head in heads)
-        print(f"{recipe}\nwritten to {to}; with a head: {paths}")
+        with_heads = f"; with a head: {paths}" if heads else ""
+        print(f"{recipe}\nwritten to {to}{with_heads}")
 
 
 def _ui(options: argparse.Namespace) -> None:

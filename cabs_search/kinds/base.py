@@ -31,6 +31,22 @@ Texts: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Tokens whose log-likelihoods a language model is asked for, one value of each field a token.
+
+    Those of an item's parts, such as its choices, stand one after another.
+    """
+
+    sequences: tuple[int, ...]
+    """Number of the sequence, of the item's."""
+    places: tuple[int, ...]
+    """Position in the sequence that predicts the token: the one before it."""
+    tokens: tuple[int, ...]
+    counts: tuple[int, ...]
+    """Number of tokens of each part."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Item:
     """One row, tokenized."""
 
@@ -40,11 +56,20 @@ class Item:
     """Value that a prediction is compared with, as JSON holds it."""
     marks: Any = None
     """Meaning of single tokens, for kinds whose predictions are read from tokens."""
+    targets: Targets | None = None
+    """Tokens to predict, for kinds of causal language models."""
 
     @property
     def longest(self) -> int:
         """Number of tokens of the longest sequence."""
         return max(len(sequence["input_ids"]) for sequence in self.sequences)
+
+    @property
+    def positions(self) -> int:
+        """Number of positions that the model must have."""
+        if "position_ids" in self.sequences[0]:
+            return 1 + max(max(sequence["position_ids"]) for sequence in self.sequences)
+        return self.longest
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +118,7 @@ class Kind(ABC):
 
     A subclass says what it is in class attributes and overrides what differs. ``where`` is the
     place in the spec that errors begin with, such as ``tasks.mood``; ``config`` is the
-    configuration of the expert whose head scores the task.
+    configuration of the model whose head scores the task: an expert, or the base.
     """
 
     name: ClassVar[str]
@@ -108,6 +133,13 @@ class Kind(ABC):
     """True if metrics of other names may be computed by ``evaluate``."""
     takes_choices: ClassVar[bool] = False
     """True if tasks have a field ``choices``."""
+    is_causal: ClassVar[bool] = False
+    """True if the model is a causal language model: its output layer is merged with the trunk, no
+    expert has a head, and its output is the log-likelihood of each of the items' ``targets``,
+    [targets].
+    """
+    reads_label: ClassVar[bool] = True
+    """True if rows have a column of labels."""
     has_log_losses: ClassVar[bool] = True
     """True if a loss is minus the log of the right answer's probability."""
     default_max_length: ClassVar[int] = 128
@@ -128,9 +160,12 @@ class Kind(ABC):
 
     def check_metric(self, name: str) -> None:
         """Raise ValueError if no metric of this name fits."""
-        if name in LESS_IS_BETTER:
-            raise ValueError(f"more must be better, as a search maximizes it, but got {name}")
         names = [metric.name for metric in self.metrics]
+        if name in LESS_IS_BETTER:
+            raise ValueError(
+                f"more must be better, as a search maximizes it, but got {name}; {self} has"
+                f" {names[0]}"
+            )
         if name in names:
             return
         if not self.takes_other_metrics:
@@ -175,7 +210,7 @@ class Kind(ABC):
 
         Args:
             texts: what ``texts`` returns.
-            value: what the column holds.
+            value: what the column holds; None if rows have no label.
 
         Raises:
             ValueError: it is no label of this kind.
@@ -188,12 +223,12 @@ class Kind(ABC):
 
     # the model
 
-    def check_head(self, where: str, expert: str, config: Any) -> None:
-        """Raise ValueError if an expert's config describes another head."""
+    def check_head(self, where: str, model: str, config: Any) -> None:
+        """Raise ValueError if the config of ``model``, such as ``experts.a``, has another head."""
         classes = config.architectures or []
         if classes and not any(name.endswith(self.head) for name in classes):
             raise ValueError(
-                f"{where}.kind: {self} needs a model {self.head}, but experts.{expert} is"
+                f"{where}.kind: {self} needs a model {self.head}, but {model} is"
                 f" {', '.join(classes)}"
             )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from cabs_search.kinds.base import Kind
+from cabs_search.kinds.choices_by_likelihood import CHOICES_BY_LIKELIHOOD
 from cabs_search.kinds.classification import CLASSIFICATION
+from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
 from cabs_search.kinds.multiple_choice import MULTIPLE_CHOICE
 from cabs_search.kinds.question_answering import QUESTION_ANSWERING
 from cabs_search.kinds.regression import REGRESSION
@@ -15,4 +17,6 @@ KINDS: tuple[Kind, ...] = (
     MULTIPLE_CHOICE,
     QUESTION_ANSWERING,
     TOKEN_CLASSIFICATION,
+    CHOICES_BY_LIKELIHOOD,
+    LANGUAGE_MODELING,
 )

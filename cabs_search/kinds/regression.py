@@ -28,12 +28,12 @@ class Regression(Kind):
     predicts: ClassVar[type[Any]] = float
     has_log_losses: ClassVar[bool] = False
 
-    def check_head(self, where: str, expert: str, config: Any) -> None:
+    def check_head(self, where: str, model: str, config: Any) -> None:
         """Raise ValueError unless the head is one for sequences with one output."""
-        super().check_head(where, expert, config)
+        super().check_head(where, model, config)
         if config.num_labels != 1:
             raise ValueError(
-                f"{where}.kind: {self} needs a head of one output, but experts.{expert} has"
+                f"{where}.kind: {self} needs a head of one output, but {model} has"
                 f" {config.num_labels}"
             )
 

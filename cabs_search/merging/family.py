@@ -17,6 +17,7 @@ from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.merging.calibration import Calibration
 from cabs_search.merging.masks.prune import prune
 from cabs_search.merging.masks.rule import MaskRule
+from cabs_search.merging.recipe import BASE
 from cabs_search.merging.sparse import Kept
 from cabs_search.merging.task_vector import TaskVector
 
@@ -47,6 +48,10 @@ class Family:
             except ValueError as error:
                 raise ValueError(f"experts.{name}: {error}") from error
         return cls(base=opened, experts=tuned, alignment=align(opened, tuned))
+
+    def checkpoint(self, name: str) -> Expert:
+        """Return an expert, or the base by ``BASE``."""
+        return self.base if name == BASE else self.experts[name]
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

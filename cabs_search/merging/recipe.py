@@ -28,6 +28,8 @@ Groups = tuple[tuple[str, str], ...]
 """Groups of tensors with λ of their own: (name, pattern); a tensor is in the first group that
 fits.
 """
+BASE = "base"
+"""Name that the base has beside the experts' names."""
 SUM = Sum()
 MOST_SHOWN = 12
 """Most λ that a recipe's text names one by one; of more it has each expert's least and largest."""

@@ -9,7 +9,8 @@ from cabs_search.metrics.base import Metric, Values
 
 LESS_IS_BETTER = (
     *("mse", "mae", "mape", "mase", "smape"),
-    *("wer", "cer", "ter", "perplexity", "brier_score"),
+    *("wer", "cer", "ter", "brier_score"),
+    *("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"),
 )
 """Metrics that are refused: a search maximizes."""
 

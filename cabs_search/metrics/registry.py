@@ -6,6 +6,7 @@ The first of a list is the default of its kinds. Other names are computed by ``e
 from __future__ import annotations
 
 from cabs_search.metrics.base import Metric
+from cabs_search.metrics.choices import ACC, ACC_BYTES, ACC_NORM
 from cabs_search.metrics.classes import (
     ACCURACY,
     EXACT_MATCH,
@@ -15,6 +16,7 @@ from cabs_search.metrics.classes import (
 )
 from cabs_search.metrics.correlations import PEARSONR, SPEARMANR
 from cabs_search.metrics.squad import ANSWER_EXACT_MATCH, ANSWER_F1
+from cabs_search.metrics.texts import BYTE_PROBABILITY
 
 OF_CLASSES = (
     ACCURACY,
@@ -25,4 +27,13 @@ OF_CLASSES = (
 OF_NUMBERS = (PEARSONR, SPEARMANR)
 OF_ANSWERS = (ANSWER_F1, ANSWER_EXACT_MATCH)
 OF_WORDS = tuple(OverWords(name=metric.name, metric=metric) for metric in OF_CLASSES)
-METRICS: tuple[Metric, ...] = (*OF_CLASSES, *OF_NUMBERS, *OF_ANSWERS, *OF_WORDS)
+OF_CHOICES = (ACC, ACC_NORM, ACC_BYTES)
+OF_TEXTS = (BYTE_PROBABILITY,)
+METRICS: tuple[Metric, ...] = (
+    *OF_CLASSES,
+    *OF_NUMBERS,
+    *OF_ANSWERS,
+    *OF_WORDS,
+    *OF_CHOICES,
+    *OF_TEXTS,
+)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from cabs_search.merging.recipe import Recipe
+from cabs_search.merging.recipe import BASE, Recipe
 from cabs_search.record.entries import Scored
 from cabs_search.results.panel import Contrast, Panel
 
@@ -96,7 +96,7 @@ def reference_entries(
 
     Args:
         recipes: base and experts as recipes, by label.
-        experts: the expert whose head scores a task, by task.
+        experts: the model whose head scores a task, by task; of the base's all experts are tried.
         confirmed: outcomes on the confirm split, by recipe's key.
 
     """
@@ -105,16 +105,26 @@ def reference_entries(
         Entry(label=label, role="base" if label == "base" else "expert", scored=outcomes)
         for label, outcomes in scored.items()
     ]
-    owners = {task: f"expert {expert}" for task, expert in experts.items()}
+    owners = {
+        task: _best_expert(task, scored) if expert == BASE else f"expert {expert}"
+        for task, expert in experts.items()
+    }
     if all(owner in scored for owner in owners.values()):
         ideal = replace(
             scored[next(iter(owners.values()))],
             tasks={task: scored[owner].tasks[task] for task, owner in owners.items()},
             scores={task: scored[owner].scores[task] for task, owner in owners.items()},
         )
-        text = "each task by its own expert (no model)"
+        which = "the expert that is best on it" if BASE in experts.values() else "its own expert"
+        text = f"each task by {which} (no model)"
         entries.append(Entry(label="ideal", role="ideal", scored=ideal, text=text, is_model=False))
     return entries
+
+
+def _best_expert(task: str, scored: Mapping[str, Scored]) -> str:
+    """Return the label of the expert with the highest score of a task; empty if there is none."""
+    labels = [label for label in scored if label != BASE]
+    return max(labels, key=lambda label: scored[label].scores[task], default="")
 
 
 def make_rows(

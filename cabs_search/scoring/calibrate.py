@@ -23,9 +23,10 @@ from cabs_search.merging.calibration import Calibration, write_calibration
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED, MASKS
-from cabs_search.merging.recipe import split_name
+from cabs_search.merging.recipe import BASE, split_name
 from cabs_search.scoring.batches import batches, collate
-from cabs_search.scoring.models import load_model, pick_device
+from cabs_search.scoring.likelihoods import trunk_inputs
+from cabs_search.scoring.models import load_model, own_tensors, pick_device
 from cabs_search.spec.task import heads
 from cabs_search.tasks.items import Items
 
@@ -55,10 +56,8 @@ def calibrated(
     if not needing:
         return family
     whole = any(mask.calibration == "gram" for mask in needing)
-    experts = heads({task: i.task for task, i in items.items()})
-    # The first task of an expert counts, so it is set last.
-    first = {experts[task]: _first(items[task]) for task in reversed(list(items))}
-    first = {expert: first[expert] for expert in family.experts if expert in first}
+    own = tasks_of_experts(heads({task: i.task for task, i in items.items()}), family.experts)
+    first = {expert: _first(items[task]) for expert, task in own.items()}
     folder = cache / f"calibration-v{FORMAT}"
     paths = {expert: folder / _name(family, expert, first[expert], whole=whole) for expert in first}
     missing = [e for e, path in paths.items() if not (path.exists() and checksum_holds(path))]
@@ -119,7 +118,10 @@ def statistics(
         for batch in batches(items.lengths, items.counts):
             inputs = {k: v.to(on) for k, v in collate(items, batch).items()}
             grams.begin(inputs["attention_mask"])
-            model(**inputs)
+            if items.task.kind.is_causal:
+                model.base_model(**trunk_inputs(inputs, model.dtype), use_cache=False)
+            else:
+                model(**inputs)
             if bar is not None:
                 bar.update(len(batch))
     sums = {name: total.float() for name, total in grams.sums.items()}
@@ -160,12 +162,10 @@ class _Grams:
 
 def _linear_layers(model: Any, family: Family, expert: str) -> dict[str, Any]:
     """Return linear layers whose weight is a shared tensor, by the tensor's shared name."""
-    checkpoint = family.experts[expert]
-    modules = {
-        f"{path}.weight": module for path, module in model.named_modules() if _is_linear(module)
-    }
-    names = {checkpoint.model_name(name): name for name in family.alignment.shared}
-    return {names[in_model]: module for in_model, module in modules.items() if in_model in names}
+    own = own_tensors(model, family.experts[expert], family.alignment.shared)
+    names = {id(tensor): name for name, tensor in own.items()}
+    linear = (module for module in model.modules() if _is_linear(module))
+    return {names[id(m.weight)]: m for m in linear if id(m.weight) in names}
 
 
 def _is_linear(module: Any) -> bool:
@@ -179,6 +179,27 @@ def _is_transposed(module: Any) -> bool:
     return isinstance(module, Conv1D)
 
 
+def tasks_of_experts(heads: Mapping[str, str], experts: Iterable[str]) -> dict[str, str]:
+    """Return the task of each expert that calibration items are taken from, if it has one.
+
+    That is the first one that is scored with its head; of language models, which have no heads,
+    the task of the expert's name, else the first one.
+
+    Args:
+        heads: by task the model whose head scores it, an expert or the base.
+        experts: names.
+
+    """
+    found = {}
+    for expert in experts:
+        own = [task for task, model in heads.items() if model == expert]
+        any_model = [task for task, model in heads.items() if model == BASE]
+        own += [task for task in any_model if task == expert] + any_model
+        if own:
+            found[expert] = own[0]
+    return found
+
+
 def check_calibration(
     methods: Iterable[str], experts: Iterable[str], expert_of: Mapping[str, str]
 ) -> None:
@@ -187,11 +208,11 @@ def check_calibration(
     Args:
         methods: names of methods.
         experts: names.
-        expert_of: expert of each task, by the task's name.
+        expert_of: model whose head scores a task, an expert or the base, by the task's name.
 
     """
     needing = calibrated_methods(methods)
-    idle = set(experts) - set(expert_of.values())
+    idle = set(experts) - tasks_of_experts(expert_of, experts).keys()
     if idle and needing:
         raise ValueError(
             f"space.method: {needing[0]} takes calibration items from a task of each expert, but"

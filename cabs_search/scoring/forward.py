@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from cabs_search.kinds.base import Outcome
 from cabs_search.scoring.batches import batch_tokens, batches, collate
+from cabs_search.scoring.likelihoods import log_likelihoods
+from cabs_search.scoring.modules import replaced
 from cabs_search.tasks.items import Ints, Items
 
 FIRST_TOKEN_ONLY = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -104,19 +106,29 @@ def model_outputs(
     scored: Sequence[Scored], batch: Ints, device: torch.device, temperatures: Sequence[float] = ()
 ) -> list[Any]:
     """Return the output of each model on a batch; ``batch``: places in ``rows``."""
-    _, items, rows = scored[0]
-    inputs = {k: v.to(device) for k, v in collate(items, rows[batch]).items()}
-    outputs = {id(model): model(**inputs) for model in _models(scored)}
-    found = [outputs[id(model)] for model, _, _ in scored]
+    model, items, rows = scored[0]
+    if items.task.kind.is_causal:
+        found = [log_likelihoods(model, items, rows[batch], device)] * len(scored)
+    else:
+        found = _outputs_of_heads(scored, batch, device)
     if not temperatures:
         return found
     return [at_temperature(output, t) for output, t in zip(found, temperatures, strict=True)]
 
 
+def _outputs_of_heads(scored: Sequence[Scored], batch: Ints, device: torch.device) -> list[Any]:
+    _, items, rows = scored[0]
+    inputs = {k: v.to(device) for k, v in collate(items, rows[batch]).items()}
+    outputs = {id(model): model(**inputs) for model in _models(scored)}
+    return [outputs[id(model)] for model, _, _ in scored]
+
+
 def at_temperature(output: Any, temperature: float) -> Any:
-    """Return a model's output with its logits divided by a temperature."""
+    """Return a model's output with its logits, or log-likelihoods, divided by a temperature."""
     if temperature == 1:
         return output
+    if isinstance(output, Tensor):
+        return output / temperature
     fields = [field for field in LOGITS if field in output]
     return type(output)(**{field: output[field] / temperature for field in fields})
 
@@ -156,7 +168,7 @@ def one_pass(models: Sequence[Any]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(first.base_model.register_forward_hook(repeat.keep).remove)
         for model in others:
-            stack.enter_context(_replaced(model, model.base_model_prefix, repeat))
+            stack.enter_context(replaced(model, model.base_model_prefix, repeat))
         yield
 
 
@@ -172,16 +184,6 @@ class _RepeatOutput(nn.Module):
     def forward(self, *_: Any, **__: Any) -> Any:
         """Return the kept output."""
         return self.output
-
-
-@contextmanager
-def _replaced(parent: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
-    original = getattr(parent, name)
-    setattr(parent, name, module)
-    try:
-        yield
-    finally:
-        setattr(parent, name, original)
 
 
 @contextmanager
@@ -206,7 +208,7 @@ def first_token_only(model: Any, head: str) -> Iterator[None]:
             lambda _, inputs: tuple(tensor[:, :1] for tensor in inputs)
         )
         stack.callback(hook.remove)
-        stack.enter_context(_replaced(last, "self", _FirstTokenAttention(last.self)))
+        stack.enter_context(replaced(last, "self", _FirstTokenAttention(last.self)))
         yield
 
 
@@ -261,6 +263,7 @@ def same_sequences(one: tuple[Items, Ints], other: tuple[Items, Ints]) -> bool:
         and len(rows) == len(others)
         and all(
             ours.rows[i].sequences == theirs.rows[j].sequences
+            and ours.rows[i].targets == theirs.rows[j].targets
             for i, j in zip(rows, others, strict=True)
         )
     )

@@ -74,7 +74,7 @@ class Workbench:
         keep_memory()
         self.family, self._cache = family, cache
         self.device = torch.device(pick_device(device))
-        self._experts = heads(tasks)
+        self._heads = heads(tasks)
         self._calibrations = dict(calibrations or {})
         self._vectors = lru_cache(METHODS_OPEN)(self._open_vectors)
         model_dtype: torch.dtype = getattr(torch, dtype)
@@ -83,7 +83,7 @@ class Workbench:
             for name, shape in family.alignment.shapes.items()
         }
         self.resident = Resident(family.base, shared)
-        kinds = {self._experts[name]: task.kind for name, task in tasks.items()}
+        kinds = {self._heads[name]: task.kind for name, task in tasks.items()}
         self.models = {
             expert: load_model(family, expert, kind, shared, model_dtype, self.device)
             for expert, kind in kinds.items()
@@ -172,7 +172,9 @@ class Workbench:
         for group, scored in self._passes(items, rows):
             gradients = LambdaGradients(self.resident, experts, shared, len(group))
             own = [
-                own_tensors(self.models[self._experts[t]], experts[self._experts[t]], shared)
+                own_tensors(
+                    self.models[self._heads[t]], self.family.checkpoint(self._heads[t]), shared
+                )
                 for t in group
             ]
             at = [(temperatures or {}).get(task, 1.0) for task in group]
@@ -194,7 +196,7 @@ class Workbench:
             else:
                 groups.append([task])
         return [
-            (group, [(self.models[self._experts[t]], items[t], rows[t]) for t in group])
+            (group, [(self.models[self._heads[t]], items[t], rows[t]) for t in group])
             for group in groups
         ]
 
@@ -202,7 +204,7 @@ class Workbench:
         self, one: str, other: str, items: Mapping[str, Items], rows: Mapping[str, Ints]
     ) -> bool:
         """Tell whether two tasks have the same trunk and the same sequences."""
-        trunks = {self._trunks[self._experts[task]] for task in (one, other)}
+        trunks = {self._trunks[self._heads[task]] for task in (one, other)}
         return len(trunks) == 1 and same_sequences(
             (items[one], rows[one]), (items[other], rows[other])
         )

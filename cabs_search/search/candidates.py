@@ -15,7 +15,15 @@ import numpy as np
 
 from cabs_search.merging.masks.rules import SETTINGS, settings
 from cabs_search.merging.masks.settings import collapsed, value_for
-from cabs_search.merging.recipe import LambdaKey, Method, Recipe, make_method, make_recipe, rule_of
+from cabs_search.merging.recipe import (
+    BASE,
+    LambdaKey,
+    Method,
+    Recipe,
+    make_method,
+    make_recipe,
+    rule_of,
+)
 from cabs_search.record.entries import Scored
 from cabs_search.spec.space import Baseline, Space
 from cabs_search.spec.study import Spec
@@ -157,7 +165,7 @@ def reference_recipes(experts: Iterable[str]) -> dict[str, Recipe]:
     names = tuple(experts)
     zero = dict.fromkeys(names, 0.0)
     whole = make_method("task-arithmetic", names)
-    recipes = {"base": make_recipe(whole, zero)}
+    recipes = {BASE: make_recipe(whole, zero)}
     return recipes | {f"expert {e}": make_recipe(whole, zero | {e: 1.0}) for e in names}
 
 

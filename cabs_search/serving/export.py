@@ -1,6 +1,7 @@
 """A recipe as a folder that transformers loads.
 
-PATH/                  the merged trunk: ``AutoModel.from_pretrained(PATH)``
+PATH/                  the merged trunk: ``AutoModel.from_pretrained(PATH)``; of a causal language
+                       model all of it: ``AutoModelForCausalLM``; shards of 5 GB if it is larger
 PATH/recipe.json       the recipe
 PATH/README.md         a model card
 PATH/heads/TASK/       trunk and head, for the ``AutoModelFor...`` of the task's kind; the trunk's
@@ -8,11 +9,12 @@ PATH/heads/TASK/       trunk and head, for the ``AutoModelFor...`` of the task's
 
 Compact, for stores that know no links, the trunk is written once, in PATH/trunks/, and the heads'
 indices name it there (once more if an expert calls its tensors by other names); PATH itself is then
-no model.
+no model, unless a task is scored without a head.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -30,7 +32,7 @@ from cabs_search.checkpoints.writer import CheckpointWriter
 from cabs_search.merging.cache import StoredVector
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
-from cabs_search.merging.recipe import MOST_SHOWN, Recipe
+from cabs_search.merging.recipe import BASE, MOST_SHOWN, Recipe
 from cabs_search.tasks.tokenizer import pad_token_id
 
 SIDE_FILES = (
@@ -42,7 +44,10 @@ SIDE_FILES = (
     "*.model",
 )
 TRUNK, HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-ROOT = "model.safetensors"
+ROOT, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+MODEL_FILES = ("generation_config.json", "chat_template*")
+"""Files of a language model that a merge takes over from the base, beside its tokenizer."""
 
 
 def export(
@@ -63,8 +68,8 @@ def export(
         family: the base and its experts.
         recipe: the recipe to merge by.
         to: a folder that does not exist, or is empty; it gets its name only when it is complete.
-        heads: the expert whose head to use, by the name of the folder under ``heads/``; None: every
-            expert's own.
+        heads: the expert whose head to use, by the name of the folder under ``heads/``, or
+            ``BASE``, which needs no folder; None: the own one of every expert that has one.
         facts: lines for the model card, such as scores.
         dtype: of the merged weights; None: the base's own.
         vectors: the method's vectors by expert, in pruning order; None: pruned and combined here.
@@ -86,7 +91,8 @@ def export(
     work = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         _write_trunk(family, work, merged_tensors(family, recipe, dtype, vectors), dtype, progress)
-        chosen = heads if heads is not None else {name: name for name in family.experts}
+        own = {name: name for name, head in family.alignment.heads.items() if head}
+        chosen = own if heads is None else {n: e for n, e in heads.items() if e != BASE}
         trunks: dict[tuple[str, ...], Path] = {}
         for name, expert in chosen.items():
             _write_head(
@@ -98,8 +104,9 @@ def export(
                 trunks,
                 compact=compact,
             )
-        if compact:
-            (work / ROOT).unlink()
+        if compact and chosen and BASE not in (heads or {}).values():
+            for file in work.glob("model*"):
+                file.unlink()
         (work / "recipe.json").write_text(
             json.dumps(recipe.as_dict(), indent=2, ensure_ascii=False) + "\n"
         )
@@ -122,18 +129,45 @@ def _write_trunk(
     progress: Callable[[int], Any] | None,
 ) -> None:
     base = family.base
-    own = [name for name in base.names if name not in family.alignment.shapes]
-    with CheckpointWriter(to / ROOT, base.names, {"format": "pt"}) as writer:
-        for name, tensor in merged:
-            writer.add(base.model_name(name), tensor)
-            if progress:
-                progress(tensor.numel())
-        for name in own:
-            tensor = base.read(name)
-            writer.add(
-                base.model_name(name), tensor.to(dtype) if tensor.is_floating_point() else tensor
-            )
+    names = [name for name in base.names if name not in base.repeated]
+    own = [name for name in names if name not in family.alignment.shapes]
+    order = [*family.alignment.shared, *own]
+    tensors = itertools.chain(merged, ((name, base.read(name)) for name in own))
+    files = {}
+    shards = _shards(base, order, dtype)
+    for number, shard in enumerate(shards, 1):
+        several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = several if len(shards) > 1 else ROOT
+        with CheckpointWriter(to / file, shard, {"format": "pt"}) as writer:
+            for name, tensor in itertools.islice(tensors, len(shard)):
+                files[base.model_name(name)] = file
+                is_float = tensor.is_floating_point()
+                writer.add(base.model_name(name), tensor.to(dtype) if is_float else tensor)
+                if progress and name in family.alignment.shapes:
+                    progress(tensor.numel())
+    if len(shards) > 1:
+        _write_index(to, files)
     _copy_side_files(base, to, dtype)
+
+
+def _shards(base: Checkpoint, names: Iterable[str], dtype: torch.dtype) -> list[list[str]]:
+    """Divide tensors, in order, into files of at most SHARD_BYTES, one tensor at the least."""
+    shards, left = list[list[str]](), 0
+    for name in names:
+        size = math.prod(base.shape(name)) * dtype.itemsize
+        if size > left or not shards:
+            shards.append([])
+            left = SHARD_BYTES
+        shards[-1].append(name)
+        left -= size
+    return shards
+
+
+def _write_index(to: Path, files: Mapping[str, str]) -> None:
+    """Write the index of a checkpoint of several files; ``files``: by tensor."""
+    size = sum((to / file).stat().st_size for file in set(files.values()))
+    index = {"metadata": {"total_size": size}, "weight_map": files}
+    (to / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _write_head(
@@ -166,7 +200,7 @@ def _write_head(
     own = {
         name: checkpoint.model_name(name)
         for name in checkpoint.names
-        if name not in family.alignment.shapes
+        if name not in family.alignment.shapes and name not in checkpoint.repeated
     }
     with CheckpointWriter(to / HEAD, own.values(), {"format": "pt"}) as writer:
         for name, in_model in own.items():
@@ -177,11 +211,7 @@ def _write_head(
                 # Buffers, such as position ids, come from the base.
                 is_shared = name in family.base.names
                 writer.add(in_model, family.base.read(name) if is_shared else tensor)
-    index = {
-        "metadata": {"total_size": sum((to / file).stat().st_size for file in (trunk, HEAD))},
-        "weight_map": dict.fromkeys(names, trunk) | dict.fromkeys(own.values(), HEAD),
-    }
-    (to / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    _write_index(to, dict.fromkeys(names, trunk) | dict.fromkeys(own.values(), HEAD))
     _copy_side_files(checkpoint, to, dtype, fallback=family.base)
     _set_pad_token(to)
 
@@ -189,9 +219,9 @@ def _write_head(
 def compact_bytes(family: Family, heads: Iterable[str], dtype: torch.dtype) -> int:
     """Return the size of a compact export without configs and tokenizers.
 
-    ``heads`` are the heads' experts, one for each head.
+    ``heads`` are the heads' models, an expert or the base for each head.
     """
-    checkpoints = [family.experts[expert] for expert in heads]
+    checkpoints = [family.checkpoint(name) for name in heads]
     trunks = {tuple(c.model_name(name) for name in family.alignment.shared) for c in checkpoints}
     own = sum(
         math.prod(c.shape(name))
@@ -212,13 +242,15 @@ def _link(source: Path, to: Path) -> None:
 def _copy_side_files(
     checkpoint: Expert, to: Path, dtype: torch.dtype, fallback: Checkpoint | None = None
 ) -> None:
-    """Write the config, with the dtype to load the model in, and copy the tokenizer.
+    """Write the config, with the dtype to load the model in; copy the tokenizer and MODEL_FILES.
 
     If the checkpoint has no tokenizer, the fallback's is copied.
     """
     config = {k: v for k, v in checkpoint.config.items() if k != "torch_dtype"}
     config["dtype"] = str(dtype).removeprefix("torch.")
     (to / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for file in (file for pattern in MODEL_FILES for file in checkpoint.folder.glob(pattern)):
+        shutil.copy(file, to / file.name)
     for source in (checkpoint, fallback):
         if source is None:
             continue
@@ -275,15 +307,10 @@ def _card(family: Family, recipe: Recipe, heads: Iterable[str], facts: Iterable[
         f" {_lambdas(recipe, name)}"
         for name, e in family.experts.items()
     ]
-    lines += [
-        "",
-        *facts,
-        "",
-        "Heads:",
-        "",
-        *(f"- `heads/{name}`" for name in heads),
-        "",
-        "Made by cabs-search.",
-        "",
-    ]
+    lines += ["", *facts, "", *_listed_heads(heads), "Made by cabs-search.", ""]
     return "\n".join(lines)
+
+
+def _listed_heads(heads: Iterable[str]) -> list[str]:
+    lines = [f"- `heads/{name}`" for name in heads]
+    return ["Heads:", "", *lines, ""] if lines else []

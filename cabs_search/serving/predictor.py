@@ -86,10 +86,16 @@ class Served:
     def _load(self, name: str) -> tuple[Any, Any, Any]:
         import transformers
 
-        folder, kind = self._folder / "heads" / name, self.tasks[name].kind
+        kind, folder = self.tasks[name].kind, self._folder / "heads" / name
+        if kind.is_causal:  # one model for all such tasks
+            folder = self._folder
+            first = next(other for other, task in self.tasks.items() if task.kind.is_causal)
+            if name != first:
+                return self.loaded(first)
         auto: Any = getattr(transformers, f"AutoModel{kind.head}")
         model = auto.from_pretrained(folder, dtype="auto").eval().to(self._device)
-        files = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+        index = folder / "model.safetensors.index.json"
+        files = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
         for tensor_name, tensor in model.state_dict(keep_vars=True).items():
             file = files.get(tensor_name, "")
             if file.startswith(".."):  # a trunk's, which all heads share

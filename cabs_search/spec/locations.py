@@ -21,6 +21,7 @@ FILES = (
     "vocab*",
     "merges.txt",
     "*.model",
+    *("generation_config.json", "chat_template*"),
 )
 """Files to download from the hub."""
 OLD_FILES = ("pytorch_model*", "adapter_model.bin")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
+from cabs_search.merging.recipe import BASE
 from cabs_search.spec.fields import STRICT, Count, Name
 from cabs_search.spec.refine import Refine
 from cabs_search.spec.space import Baseline, MethodName, Space
@@ -20,8 +21,6 @@ MOST_EXPERTS_IN_ALL_ORDERS = 6
 DEFAULT_TRIALS = 50
 """Candidates of a search without any other budget."""
 AUTO, SURFACE = "auto", "surface"
-BASE = "base"
-"""Name that the base has beside the experts' names."""
 
 
 class Limits(NamedTuple):
@@ -167,8 +166,8 @@ class Spec:
                 f"space.order: all is for {MOST_EXPERTS_IN_ALL_ORDERS} experts at the most, but"
                 f" there are {len(self.experts)}; list the orders to search"
             )
-        for name in self.tasks:
-            if self.expert_of(name) not in self.experts:
+        for name, task in self.tasks.items():
+            if not task.kind.is_causal and self.expert_of(name) not in self.experts:
                 raise ValueError(
                     f"tasks.{name}: a task must name its expert ({', '.join(self.experts)}), but"
                     f" got {self.expert_of(name)}"
@@ -177,6 +176,8 @@ class Spec:
     def _check_kinds(self) -> None:
         for name in self.tasks:
             expert = self.expert_of(name)
+            if expert == BASE:  # an output layer that serves all kinds that use it
+                continue
             mates = [other for other in self.tasks if self.expert_of(other) == expert]
             kinds = {self.tasks[other].kind.name: other for other in mates}
             if len(kinds) > 1:
@@ -223,12 +224,12 @@ class Spec:
         return (*self.space.method, *self.baselines)
 
     def expert_of(self, task: str) -> str:
-        """Return the expert whose head scores a task."""
-        return self.tasks[task].expert or task
+        """Return the model whose head scores a task: an expert, or the base."""
+        return self.heads[task]
 
     @property
     def heads(self) -> dict[str, str]:
-        """Expert whose head scores each task, by the task's name."""
+        """Model whose head scores each task, an expert or the base, by the task's name."""
         return heads(self.tasks)
 
     def as_dict(self) -> dict[str, Any]:

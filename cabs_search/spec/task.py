@@ -20,8 +20,11 @@ from pydantic_core import PydanticKnownError
 
 from cabs_search.kinds.base import Kind
 from cabs_search.kinds.registry import KINDS
+from cabs_search.merging.recipe import BASE
 from cabs_search.metrics.base import Metric
 from cabs_search.spec.fields import STRICT, Name
+
+DEFAULT_LABEL = "label"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -91,6 +94,21 @@ def _check_choices(
     return value
 
 
+def _check_label(value: str, info: ValidationInfo) -> str:
+    if value != DEFAULT_LABEL and not _kind(info).reads_label:
+        raise ValueError(f"{_kind(info)} reads no label, but got {value}")
+    return value
+
+
+def _check_expert(value: str | None, info: ValidationInfo) -> str | None:
+    if value is not None and _kind(info).is_causal:
+        raise ValueError(
+            f"{_kind(info)} is scored with the output layer that is merged, and takes no expert,"
+            f" but got {value}"
+        )
+    return value
+
+
 def _default_metric(value: Any, info: ValidationInfo) -> Any:
     return _kind(info).metrics[0].name if value is None else value
 
@@ -135,15 +153,17 @@ class Task:
         default=None, validate_default=True, kw_only=True
     )
     """Column of lists of choices, or one column for each choice."""
-    label: str = "label"
+    label: Annotated[str, AfterValidator(_check_label)] = DEFAULT_LABEL
     group: str | None = None
     """Column; rows that share its value are never in both splits. None: rows with equal text."""
     split: str | None = None
     """The data's own split to read."""
     search: Split = Split()
     confirm: Split = Split()
-    expert: Name | None = None
-    """Expert whose head scores the task; None: the expert of the task's name."""
+    expert: Annotated[Name | None, AfterValidator(_check_expert)] = None
+    """Expert whose head scores the task; None: the expert of the task's name, or for kinds of
+    causal language models the merged model's own output layer.
+    """
     metric: Annotated[str, BeforeValidator(_default_metric), AfterValidator(_check_metric)] = Field(
         default=None, validate_default=True, kw_only=True
     )
@@ -181,5 +201,7 @@ class Task:
 
 
 def heads(tasks: Mapping[str, Task]) -> dict[str, str]:
-    """Return the expert whose head scores each task, by the task's name."""
-    return {name: task.expert or name for name, task in tasks.items()}
+    """Return the model whose head scores each task, an expert or the base, by the task's name."""
+    return {
+        name: BASE if task.kind.is_causal else task.expert or name for name, task in tasks.items()
+    }

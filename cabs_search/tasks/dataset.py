@@ -40,14 +40,15 @@ def read_rows(where: str, task: Task, split: str | None, config: Any) -> list[Ro
         where: start of errors, such as ``tasks.mood``.
         task: the task.
         split: the data's own split; None: all rows.
-        config: configuration of the expert whose head scores the task.
+        config: configuration of the model whose head scores the task.
 
     Raises:
         ValueError: a column is missing, or holds something else than the kind reads.
 
     """
     data = read_dataset(where, task, split)
-    columns = [*task.kind.inputs(task), ("label", task.label)]
+    columns = task.kind.inputs(task)
+    columns += [("label", task.label)] if task.kind.reads_label else []
     columns += [("group", task.group)] if task.group else []
     for field, column in columns:
         if column not in data.column_names:
@@ -57,7 +58,8 @@ def read_rows(where: str, task: Task, split: str | None, config: Any) -> list[Ro
     rows: dict[str, Row] = {}
     for values in data.select_columns(list(dict.fromkeys(column for _, column in columns))):
         texts = task.kind.texts(where, task, values)
-        row = Row(texts, task.kind.label(where, task, config, texts, values[task.label]))
+        label = values[task.label] if task.kind.reads_label else None
+        row = Row(texts, task.kind.label(where, task, config, texts, label))
         group = values[task.group] if task.group else None
         group = digest(row.text if group is None else str(group))
         rows.setdefault(row.key, replace(row, group=group))

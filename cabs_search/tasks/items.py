@@ -41,7 +41,9 @@ class Items:
     @property
     def digest(self) -> str:
         """Hash of the items as the model sees them, and of their labels and order."""
-        seen = [(row.sequences, row.label) for row in self.rows]
+        seen: list[tuple[Any, ...]] = [(row.sequences, row.label) for row in self.rows]
+        if self.rows[0].targets:
+            seen = [(*one, row.targets) for one, row in zip(seen, self.rows, strict=True)]
         return digest(repr((self.keys, seen, sorted(self.pad.items()))))
 
     @cached_property
@@ -53,6 +55,11 @@ class Items:
     def lengths(self) -> Ints:
         """Number of tokens of each item's longest sequence, [items]."""
         return np.array([row.longest for row in self.rows], dtype=np.int64)
+
+    @property
+    def positions(self) -> int:
+        """Number of positions that the model must have."""
+        return max(row.positions for row in self.rows)
 
     @cached_property
     def counts(self) -> Ints:

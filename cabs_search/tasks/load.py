@@ -16,6 +16,7 @@ from cabs_search.checkpoints.adapter import Adapter, is_adapter
 from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.common.formats import digest, first_line
 from cabs_search.kinds.base import Kind, class_names
+from cabs_search.merging.recipe import BASE
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Split, Task
 from cabs_search.tasks.dataset import Row, read_rows
@@ -38,8 +39,10 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
 
     """
     task, expert, where = spec.tasks[name], spec.expert_of(name), f"tasks.{name}"
-    config, tokenizer = _open_expert(expert, Path(spec.experts[expert]), spec.base, task.kind)
-    task.kind.check_head(where, expert, config)
+    model = expert if expert == BASE else f"experts.{expert}"
+    folder = Path(spec.experts.get(expert, spec.base))
+    config, tokenizer = _open_model(model, folder, spec.base, task.kind)
+    task.kind.check_head(where, model, config)
     check_metric(where, task, class_names(config))
     has_twin = any(
         other is not task and other.inputs == task.inputs for other in spec.tasks.values()
@@ -54,7 +57,7 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
         chosen = sorted(rows, key=place)[: wanted.items]
         _check_rows(where, split, chosen, wanted.items)
         items[split] = tokenize(where, tokenizer, config, task, chosen)
-        longest, limit = int(items[split].lengths.max()), positions(config)
+        longest, limit = items[split].positions, positions(config)
         if longest > limit:
             raise ValueError(
                 f"{where}.max_length: at most {limit}, the model's positions, but got"
@@ -86,8 +89,8 @@ def check_metric(where: str, task: Task, classes: Sequence[str]) -> None:
         ) from error
 
 
-def _open_expert(expert: str, folder: Path, base: str, kind: Kind) -> tuple[Any, Any]:
-    """Return an expert's config and tokenizer, the base's tokenizer if it has none."""
+def _open_model(model: str, folder: Path, base: str, kind: Kind) -> tuple[Any, Any]:
+    """Return a model's config and tokenizer, the base's tokenizer if it has none."""
     from transformers import AutoConfig, AutoTokenizer
 
     try:
@@ -100,7 +103,7 @@ def _open_expert(expert: str, folder: Path, base: str, kind: Kind) -> tuple[Any,
         )
     except Exception as error:
         raise ValueError(
-            f"experts.{expert}: {folder}: config or tokenizer cannot be read: {first_line(error)}"
+            f"{model}: {folder}: config or tokenizer cannot be read: {first_line(error)}"
         ) from error
     return config, tokenizer
 

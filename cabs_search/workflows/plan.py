@@ -21,7 +21,7 @@ from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.keep_all import KeepAll
 from cabs_search.merging.masks.rules import CALIBRATED, density_of
-from cabs_search.merging.recipe import SUM, Method
+from cabs_search.merging.recipe import BASE, SUM, Method
 from cabs_search.merging.resident import VECTOR_BYTES
 from cabs_search.scoring.batches import batch_tokens, batches, blocks
 from cabs_search.scoring.calibrate import check_calibration
@@ -286,7 +286,8 @@ def _check_models(spec: Spec, missing: Mapping[str, str]) -> Family | None:
                 Checkpoint(folder)
         return None
     family = Family.open(spec.base, experts)
-    check_heads({task: name for task, name in spec.heads.items() if name in experts}, family)
+    at_hand = {BASE, *experts}
+    check_heads({task: name for task, name in spec.heads.items() if name in at_hand}, family)
     is_whole = len(experts) == len(spec.experts)
     check_groups(spec.space.groups, family.alignment.shared, is_whole=is_whole)
     return family
@@ -304,11 +305,12 @@ def _check_items(
     items: dict[SplitName, dict[str, Items]] = {split: {} for split in SPLITS}
     unreachable = [f"{field}: {reason}" for field, reason in missing.items()]
     for task, expert in spec.heads.items():
-        if f"experts.{expert}" in missing:
-            unreachable.append(f"tasks.{task}: cannot be checked without experts.{expert}")
+        model = expert if expert == BASE else f"experts.{expert}"
+        if model in missing:
+            unreachable.append(f"tasks.{task}: cannot be checked without {model}")
             continue
-        folder = Path(spec.experts[expert])
-        if "base" in missing and (is_adapter(folder) or not has_tokenizer(folder)):
+        folder = Path(spec.base if expert == BASE else spec.experts[expert])
+        if BASE in missing and (is_adapter(folder) or not has_tokenizer(folder)):
             unreachable.append(f"tasks.{task}: cannot be checked without the base")
             continue
         try:

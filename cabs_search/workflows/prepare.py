@@ -13,7 +13,7 @@ from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
-from cabs_search.merging.recipe import Groups, Method, group_of
+from cabs_search.merging.recipe import BASE, Groups, Method, group_of
 from cabs_search.record.comparison_file import check_folder
 from cabs_search.scoring.batches import blocks
 from cabs_search.scoring.calibrate import calibrated, check_calibration
@@ -25,7 +25,7 @@ from cabs_search.search.refine.check import check_refine
 from cabs_search.search.samplers.registry import check_sampler
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
-from cabs_search.spec.study import BASE, Spec
+from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import Items, SplitName
 from cabs_search.tasks.load import load_study_items
 from cabs_search.tracking.background import Say

@@ -14,7 +14,6 @@ import torch
 import transformers
 from mlflow import MlflowClient
 
-from cabs_search.kinds.regression import REGRESSION
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
 from cabs_search.scoring.forward import evaluate
 from cabs_search.spec.load import load
@@ -38,6 +37,7 @@ FAMILIES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "sst2": ("classification", {}),
         "mnli": ("classification", {"pair": True, "labels": 3}),
     },
+    "llama": {"copa": ("choices-by-likelihood", {}), "wikitext": ("language-modeling", {})},
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "ner": {"metric": "f1", "metric_arguments": {"average": "macro"}},
@@ -73,7 +73,10 @@ def make_values(root: Path, architecture: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", params=["roberta", pytest.param("gpt2", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "llama")]
+
+
+@pytest.fixture(scope="module", params=["roberta", *SLOW])
 def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished study."""
     root = tmp_path_factory.mktemp(request.param)
@@ -114,11 +117,12 @@ def test_every_kind_is_searched_and_exported(
     recorded = outcomes.scored("confirm")[recipe.key]
     for name, task in spec.tasks.items():
         auto = getattr(transformers, f"AutoModel{task.kind.head}")
-        model = auto.from_pretrained(folder / "heads" / name).eval()
+        own = folder if task.kind.is_causal else folder / "heads" / name
+        model = auto.from_pretrained(own).eval()
         with one_thread():
             found = evaluate(model, items[name], np.arange(24), torch.device("cpu"))
         said = recorded.tasks[name]
-        if task.kind == REGRESSION:
+        if task.kind.predicts is float:
             assert found.predictions == pytest.approx(said.predictions, abs=1e-4)
         else:
             assert found.predictions.tolist() == said.predictions.tolist()
@@ -133,7 +137,7 @@ def test_the_logged_model_says_what_is_on_record(study: Path) -> None:
     experiment = client.get_experiment_by_name(spec.name)
     (model,) = client.search_logged_models([experiment.experiment_id])
     for name, (found, recorded) in served(study, model.model_id).items():
-        if spec.tasks[name].kind == REGRESSION:
+        if spec.tasks[name].kind.predicts is float:
             assert found[0] == pytest.approx(recorded[0], abs=1e-4)
             assert found[1] == pytest.approx(recorded[1], abs=1e-4)
         else:

@@ -16,13 +16,15 @@ from cabs_search.kinds.token_classification import Words
 from cabs_search.metrics.squad import ANSWER_EXACT_MATCH, ANSWER_F1
 from cabs_search.scoring.batches import collate
 from cabs_search.scoring.forward import evaluate
+from cabs_search.scoring.likelihoods import log_likelihoods
 from cabs_search.spec.load import parse
 from cabs_search.spec.task import Task
 from cabs_search.tasks.items import Items
 from cabs_search.tasks.load import check_metric, load_items
 from tests.conftest import pico_values
 from tests.support.standins import (
-    KINDS,
+    CAUSAL_KINDS,
+    HEAD_KINDS,
     MAX_LENGTH,
     as_items,
     auto_class,
@@ -72,8 +74,9 @@ def items_of(trained: Any, architecture: str, kind: str, **changes: Any) -> tupl
 
 
 PAIRS = [
-    (a, k) for a in ("roberta", "gpt2") for k in KINDS if (a, k) != ("gpt2", "multiple-choice")
+    (a, k) for a in ("roberta", "gpt2") for k in HEAD_KINDS if (a, k) != ("gpt2", "multiple-choice")
 ]
+PAIRS += [("llama", kind) for kind in CAUSAL_KINDS]
 PAIRS += [
     ("bert", "classification"),
     ("deberta-v2", "question-answering"),
@@ -89,7 +92,7 @@ def test_a_batch_gives_what_one_by_one_gives(trained: Any, architecture: str, ki
     alone = [evaluate(model, items, np.array([i]), CPU) for i in range(ROWS)]
     assert together.losses == pytest.approx(np.concatenate([o.losses for o in alone]), abs=1e-4)
     assert together.scores == pytest.approx(np.concatenate([o.scores for o in alone]), abs=1e-4)
-    if kind == "regression":
+    if items.task.kind.predicts is float:
         assert together.predictions == pytest.approx(
             np.concatenate([o.predictions for o in alone]), abs=1e-4
         )
@@ -100,12 +103,17 @@ def test_a_batch_gives_what_one_by_one_gives(trained: Any, architecture: str, ki
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*HEAD_KINDS, *CAUSAL_KINDS])
 def test_losses_are_those_of_outcomes_and_can_be_differentiated(trained: Any, kind: str) -> None:
-    model, items = items_of(trained, "roberta", kind)
-    output = model(**collate(items, np.arange(ROWS)))
-    logits = next(iter(output.values()))
-    half = type(output)({name: value.bfloat16() for name, value in output.items()})
+    if kind in CAUSAL_KINDS:
+        model, items = items_of(trained, "llama", kind)
+        output = logits = log_likelihoods(model, items, np.arange(ROWS), CPU)
+        half = output.bfloat16()
+    else:
+        model, items = items_of(trained, "roberta", kind)
+        output = model(**collate(items, np.arange(ROWS)))
+        logits = next(iter(output.values()))
+        half = type(output)({name: value.bfloat16() for name, value in output.items()})
     for given in (output, half):
         losses = items.task.kind.losses(items.task, given, items.rows)
         reported = items.task.kind.outcome(items.task, given, items.rows).losses
@@ -116,7 +124,7 @@ def test_losses_are_those_of_outcomes_and_can_be_differentiated(trained: Any, ki
         assert gradient.any()
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "question-answering"])
+@pytest.mark.parametrize("kind", [k for k in HEAD_KINDS if k != "question-answering"])
 def test_losses_and_predictions_are_the_librarys_own(trained: Any, kind: str) -> None:
     """Compare row by row, without padding, with the loss that transformers computes."""
     model, config, tokenizer = trained("roberta", kind)
@@ -417,7 +425,8 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"choices": "text"},
-        "tasks.mood.choices: choices go with multiple-choice, but got text with classification",
+        "tasks.mood.choices: choices go with multiple-choice or choices-by-likelihood, but got text"
+        " with classification",
     ),
     (
         {"kind": "multiple-choice", "choices": ["a"]},
@@ -441,6 +450,24 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (
         {"kind": "question-answering", "text": ["a", "b"], "metric": "accuracy"},
         "tasks.mood.metric: question-answering must have exact_match or f1, but got accuracy",
+    ),
+    (
+        {"kind": "language-modeling", "metric": "bits_per_byte"},
+        "tasks.mood.metric: more must be better, as a search maximizes it, but got bits_per_byte;"
+        " language-modeling has byte_probability",
+    ),
+    (
+        {"kind": "language-modeling", "expert": "mood"},
+        "tasks.mood.expert: language-modeling is scored with the output layer that is merged",
+    ),
+    ({"expert": "base"}, "tasks.mood: a task must name its expert (mood, animal, pair), but got"),
+    (
+        {"kind": "language-modeling", "label": "mood"},
+        "tasks.mood.label: language-modeling reads no label, but got mood",
+    ),
+    (
+        {"kind": "language-modeling", "text": ["a", "b"]},
+        "tasks.mood.text: language-modeling must have one column of texts, but got ['a', 'b']",
     ),
     (
         {"stride": 12},
@@ -473,8 +500,9 @@ def test_fields_that_do_not_go_together_meet_one_line(
 
 
 def test_defaults_go_with_the_kind_and_survive_writing() -> None:
-    found = {kind: task_of(kind).metric for kind in KINDS}
-    assert list(found.values()) == ["accuracy", "pearsonr", "accuracy", "f1", "accuracy"]
+    found = [task_of(kind).metric for kind in (*HEAD_KINDS, *CAUSAL_KINDS)]
+    assert found[:5] == ["accuracy", "pearsonr", "accuracy", "f1", "accuracy"]
+    assert found[5:] == ["acc", "byte_probability"]
     bare = Task(kind="question-answering", dataset={"csv": "x"}, text=["q", "c"])  # type: ignore[arg-type]
     assert (bare.max_length, bare.stride) == (384, 128)
     plain = Task(dataset={"csv": "x"}, text="t", metric=None, max_length=None)  # type: ignore[arg-type]
@@ -575,7 +603,7 @@ def test_rows_that_a_kind_cannot_read_meet_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_a_head_of_another_kind_is_refused(
     pico: Path, tmp_path: Path, kind: str, suffix: str

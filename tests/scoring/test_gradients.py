@@ -16,6 +16,7 @@ from cabs_search.merging.recipe import make_method, make_recipe
 from cabs_search.scoring import gradients
 from cabs_search.scoring.batches import collate
 from cabs_search.scoring.forward import TEMPERATURES, at_temperature
+from cabs_search.scoring.likelihoods import log_likelihoods
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.tasks.load import load_items
 from tests.scoring.test_architectures import open_bench
@@ -30,6 +31,8 @@ CASES = [
     ("bert", "question-answering", "dare", 4.0, 1e-6),
     ("gpt2", "token-classification", "ties-dare", 2.0, 1e-6),
     ("deberta-v2", "classification", "magnitude", 1.0, 1e-6),
+    ("gpt2", "choices-by-likelihood", "cabs", 2.0, 1e-6),  # its output layer is tied
+    ("gpt2", "language-modeling", "ties-dare", 1.0, 1e-6),
     ("modernbert", "regression", "cabs", 1.0, 1e-5),  # it turns queries and keys in float32
 ]
 """Architecture, kind, method, temperature, and how close the differences are."""
@@ -56,7 +59,7 @@ def open_family(folder: Path, architecture: str, kind: str, method: str) -> tupl
     )
     chosen = make_method(method, ("a", "b"), nm=(3, 8), density=0.3)
     bench.materialize(make_recipe(chosen, {"a": 0.7, "b": 0.4}))
-    config = bench.models["a"].config
+    config = next(iter(bench.models.values())).config
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         base, **task.kind.tokenizer_arguments(config)
     )
@@ -65,9 +68,12 @@ def open_family(folder: Path, architecture: str, kind: str, method: str) -> tupl
 
 def total_loss(bench: Workbench, items: Any, temperature: float) -> float:
     """Sum the losses of all items in float64: one padded batch, every token in every layer."""
-    kind, model = items.task.kind, bench.models["a"]
+    kind, model = items.task.kind, next(iter(bench.models.values()))
     with torch.no_grad():
-        output = model(**collate(items, np.arange(len(items))))
+        if kind.is_causal:
+            output = log_likelihoods(model, items, np.arange(len(items)), bench.device)
+        else:
+            output = model(**collate(items, np.arange(len(items))))
         at = at_temperature(output, temperature)
         return float(kind.losses(items.task, at, items.rows).sum())
 
@@ -120,7 +126,7 @@ def test_gradients_are_those_of_central_differences(
     assert np.count_nonzero(np.abs(expected) > 1e-4 * scale) > expected.size / 4
     assert outcomes["a"].losses == pytest.approx(before.losses, rel=1e-6)
     assert outcomes["a"].scores == pytest.approx(before.scores)
-    if kind != "regression":
+    if items.task.kind.has_log_losses:
         sums = bench.losses_by_temperature(given, rows)["a"]
         known = TEMPERATURES.index(temperature)
         assert sums[known] == pytest.approx(outcomes["a"].losses.sum(), rel=1e-5)

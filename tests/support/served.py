@@ -56,12 +56,12 @@ def rows_of(spec: Any, name: str, record: Path) -> list[dict[str, Any]]:
 
     task, config, rows = (
         spec.tasks[name],
-        AutoConfig.from_pretrained(spec.experts[spec.expert_of(name)]),
+        AutoConfig.from_pretrained(spec.experts.get(spec.expert_of(name), spec.base)),
         {},
     )
     for row in read_dataset(name, task, task.confirm.split or task.split):
         texts = task.kind.texts(name, task, row)
-        key = Row(texts, task.kind.label(name, task, config, texts, row[task.label])).key
+        key = Row(texts, task.kind.label(name, task, config, texts, row.get(task.label))).key
         rows[key] = {column: row[column] for column in task.input_columns}
     asked = "SELECT item FROM items WHERE split = 'confirm' AND task = ? ORDER BY position"
     with closing(sqlite3.connect(record)) as db:

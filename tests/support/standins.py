@@ -23,12 +23,14 @@ from cabs_search.kinds import registry
 from cabs_search.kinds.question_answering import Passage
 from cabs_search.kinds.token_classification import Words
 from cabs_search.scoring.batches import collate
+from cabs_search.scoring.likelihoods import log_likelihoods
 from cabs_search.spec.task import DataSource, Task
 from cabs_search.tasks.items import Items
 from cabs_search.tasks.tokenizer import pad_token_id
 
-ARCHITECTURES = ("bert", "roberta", "deberta-v2", "modernbert", "gpt2")
-KINDS = tuple(kind.name for kind in registry.KINDS)
+ARCHITECTURES = ("bert", "roberta", "deberta-v2", "modernbert", "gpt2", "llama")
+HEAD_KINDS = tuple(kind.name for kind in registry.KINDS if not kind.is_causal)
+CAUSAL_KINDS = tuple(kind.name for kind in registry.KINDS if kind.is_causal)
 MOODS = (
     ("good", "fine", "happy"),
     ("bad", "poor", "gloomy"),
@@ -53,9 +55,10 @@ MAX_LENGTH = 48
 def make_base(folder: Path, architecture: str) -> Path:
     """Save a base of random weights and its tokenizer; ``architecture`` is of ARCHITECTURES."""
     torch.manual_seed(0)
-    tokenizer = _make_tokenizer(architecture)
+    tokenizer = make_tokenizer(architecture)
     config = _make_config(architecture, tokenizer)
-    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    auto = transformers.AutoModelForCausalLM if architecture == "llama" else transformers.AutoModel
+    auto.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -159,6 +162,11 @@ def fields_of(kind: str, *, pair: bool = False) -> dict[str, Any]:
         case "question-answering":
             fields = {"text": ["question", "context"], "label": "answers"}
             return {"kind": kind, **fields, "max_length": MAX_LENGTH, "stride": 12}
+        case "choices-by-likelihood":
+            fields = {"text": "start", "choices": "ends", "label": "right"}
+            return {"kind": kind, **fields, "max_length": MAX_LENGTH}
+        case "language-modeling":
+            return {"kind": kind, "text": "text", "max_length": 12}
         case "token-classification":
             return {"kind": kind, "text": "tokens", "label": "ner_tags", "max_length": MAX_LENGTH}
 
@@ -181,7 +189,7 @@ def as_items(rows: list[dict[str, Any]], task: Task, config: Any, tokenizer: Any
     found = []
     for row in rows:
         texts = task.kind.texts("rows", task, row)
-        label = task.kind.label("rows", task, config, texts, row[task.label])
+        label = task.kind.label("rows", task, config, texts, row.get(task.label))
         found.append(task.kind.encode("rows", task, tokenizer, config, texts, label))
     pad = dict.fromkeys(found[0].sequences[0], 0) | {"input_ids": pad_token_id(config, tokenizer)}
     return Items(task, tuple(map(str, range(len(rows)))), tuple(found), pad)
@@ -220,6 +228,13 @@ def _row(draw: random.Random, kind: str, labels: int, pair: bool) -> dict[str, A
             return _question(draw)
         case "token-classification":
             return _sentence(draw)
+        case "choices-by-likelihood":
+            right, count = draw.randrange(3), draw.randint(3, 4)
+            ends = [_text(draw, MOODS[i != right], most=4) for i in range(count)]
+            return {"start": _text(draw), "ends": ends, "right": right}
+        case "language-modeling":
+            start, words = draw.randrange(len(FILLERS)), FILLERS + FILLERS
+            return {"text": " ".join(words[start : start + draw.randint(3, 9)])}
 
 
 def _text(draw: random.Random, among: tuple[str, ...] = (), most: int = 8) -> str:
@@ -263,7 +278,7 @@ def _sentence(draw: random.Random) -> dict[str, Any]:
 
 
 def _train(model: Any, items: Items, seed: int) -> None:
-    """Train with AdamW on the library's own loss until it is small; it must go down."""
+    """Train with AdamW until it is small; it must go down."""
     model.config.pad_token_id = items.pad["input_ids"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     draw, losses = np.random.default_rng(seed), []
@@ -271,7 +286,7 @@ def _train(model: Any, items: Items, seed: int) -> None:
     while len(losses) < MOST_STEPS and (
         len(losses) < 20 or np.mean(losses[-10:]) > ENOUGH * np.mean(losses[:5])
     ):
-        loss = model(**_inputs(items, draw.choice(len(items), BATCH, replace=False))).loss
+        loss = _loss(model, items, draw.choice(len(items), BATCH, replace=False))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -282,6 +297,14 @@ def _train(model: Any, items: Items, seed: int) -> None:
     assert last < 0.6 * first, (
         f"training must lower the loss, but it went from {first:.3f} to {last:.3f}"
     )
+
+
+def _loss(model: Any, items: Items, rows: Any) -> torch.Tensor:
+    """Return the library's loss; of kinds by likelihood the kind's own."""
+    if not items.task.kind.is_causal:
+        return model(**_inputs(items, rows)).loss
+    output = log_likelihoods(model, items, rows, model.device)
+    return items.task.kind.losses(items.task, output, [items.rows[i] for i in rows]).mean()
 
 
 def _inputs(items: Items, rows: Any) -> dict[str, torch.Tensor]:
@@ -309,9 +332,9 @@ def _inputs(items: Items, rows: Any) -> dict[str, torch.Tensor]:
             return batch | {"labels": labels}
 
 
-def _make_tokenizer(architecture: str) -> Any:
+def make_tokenizer(architecture: str) -> Any:
     """Return a fast tokenizer over WORDS: whole words, or RoBERTa's or GPT-2's byte-level BPE."""
-    if architecture == "gpt2":
+    if architecture in ("gpt2", "llama"):
         vocabulary, merges = _bytes_and_merges(("<|endoftext|>", "<|pad|>"))
         return transformers.GPT2Tokenizer(vocab=vocabulary, merges=merges, pad_token="<|pad|>")
     if architecture == "roberta":
@@ -389,6 +412,11 @@ def _make_config(architecture: str, tokenizer: Any) -> Any:
             off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
             common.pop("max_position_embeddings")
             return transformers.GPT2Config(**shape, **off, **common, **marks)
+        case "llama":
+            marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+            return transformers.LlamaConfig(
+                **size, **common, **marks, num_key_value_heads=1, tie_word_embeddings=True
+            )
     raise ValueError(
         f"architecture must be one of {', '.join(ARCHITECTURES)}, but got {architecture}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cabs_search.merging.recipe import Recipe
+from cabs_search.merging.recipe import BASE, Recipe
 from cabs_search.record.entries import Scored
 from cabs_search.search.candidates import reference_recipes
 from cabs_search.search.objectives.base import Objective
@@ -17,12 +17,15 @@ from cabs_search.stats.aggregate import WeightedSum
 class Relative(Objective):
     """A weighted mean, once the experts are scored on the search items."""
 
-    experts: Mapping[str, Recipe]
-    """Expert of each task, as a recipe."""
+    experts: Mapping[str, tuple[Recipe, ...]]
+    """Experts of each task as recipes, of which the best counts."""
 
     def given(self, references: Mapping[str, Scored]) -> Objective:
         """See ``Objective``."""
-        own = {t: references[recipe.key].scores[t] for t, recipe in self.experts.items()}
+        own = {
+            task: max(references[recipe.key].scores[task] for recipe in recipes)
+            for task, recipes in self.experts.items()
+        }
         for task, metric in own.items():
             if not metric > 0:
                 raise ValueError(
@@ -43,6 +46,10 @@ class Relative(Objective):
 def relative(spec: Spec) -> Objective:
     """Make the objective."""
     recipes = reference_recipes(spec.experts)
-    experts = {task: recipes[f"expert {expert}"] for task, expert in spec.heads.items()}
-    unique = {recipe.key: recipe for recipe in experts.values()}
+    del recipes[BASE]
+    experts = {
+        task: tuple(recipes.values()) if expert == BASE else (recipes[f"expert {expert}"],)
+        for task, expert in spec.heads.items()
+    }
+    unique = {recipe.key: recipe for own in experts.values() for recipe in own}
     return Relative(aggregate=None, experts=experts, references=tuple(unique.values()))

@@ -1,0 +1,164 @@
+"""Base class of kinds that are scored by log-likelihoods of a causal language model's tokens.
+
+A row becomes sequences of tokens of which the last ones are to be predicted. Tokenization is that
+of lm-evaluation-harness 0.4, so that log-likelihoods are the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cabs_search.kinds.base import Item, Kind, Targets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TAKES_ANY_MASK = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
+    *("gpt2", "phi", "phi3", "smollm3", "olmo2", "granite"),
+)
+"""Model types whose attention follows any mask: sequences with one beginning can be packed."""
+Tokens = list[int]
+
+
+class Causal(Kind):
+    """A kind whose model is a causal language model, merged as a whole."""
+
+    head: ClassVar[str] = "ForCausalLM"
+    takes_other_metrics: ClassVar[bool] = False
+    is_causal: ClassVar[bool] = True
+
+    def check_head(self, where: str, model: str, config: Any) -> None:
+        """See ``Kind``; GPT-2's class has another end."""
+        classes = config.architectures or []
+        if classes and not any(name.endswith((self.head, "LMHeadModel")) for name in classes):
+            raise ValueError(
+                f"{where}.kind: {self} needs a model {self.head}, but {model} is"
+                f" {', '.join(classes)}"
+            )
+
+
+def prefix_token(where: str, tokenizer: Any) -> int:
+    """Return the token that stands before a text without a context: BOS, or EOS without one.
+
+    Raises:
+        ValueError: the tokenizer has neither.
+
+    """
+    first = tokenizer.bos_token_id
+    first = tokenizer.eos_token_id if first is None else first
+    if first is None:
+        raise ValueError(
+            f"{where}.text: a text without a context needs a BOS or EOS token before it, but the"
+            " tokenizer has none"
+        )
+    return int(first)
+
+
+def tokens_of(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
+    """Tokenize texts with the tokenizer's own special tokens; no text gets a second BOS."""
+    bos = tokenizer.bos_token
+    has_bos = bool(bos) and texts[0].startswith(bos)
+    encoded: list[Tokens] = tokenizer(list(texts), add_special_tokens=not has_bos)["input_ids"]
+    return encoded
+
+
+def tokens_of_pairs(
+    where: str, tokenizer: Any, context: str, ends: Sequence[str]
+) -> list[tuple[Tokens, int]]:
+    """Tokenize a context with each of several continuations.
+
+    Spaces at the end of the context become a part of the continuation. A continuation has the
+    tokens of both texts together that come after as many as the context has by itself.
+
+    Returns:
+        The tokens of both for each continuation, and how many are the continuation's.
+
+    """
+    bare = context.rstrip()
+    ends = [context[len(bare) :] + end for end in ends]
+    if not bare:
+        first, pairs = prefix_token(where, tokenizer), []
+        for tokens in tokenizer(ends, add_special_tokens=False)["input_ids"]:
+            own = tokens[1:] if tokens[:1] == [first] else tokens
+            pairs.append(([first, *own], len(own)))
+        return pairs
+    before, *wholes = tokens_of(tokenizer, [bare, *(bare + end for end in ends)])
+    return [(before + whole[len(before) :], len(whole) - len(before)) for whole in wholes]
+
+
+def to_score(sequences: Sequence[Tokens], counts: Sequence[int]) -> dict[str, Any]:
+    """Return the fields ``sequences`` and ``targets`` of an item.
+
+    Args:
+        sequences: tokens of each part of the item, such as a choice with its context.
+        counts: number of tokens at the end of each sequence that are to be predicted.
+
+    """
+    # No token follows the last one, so the model need not read it.
+    targets = [
+        (number, place - 1, tokens[place])
+        for number, (tokens, count) in enumerate(zip(sequences, counts, strict=True))
+        for place in range(len(tokens) - count, len(tokens))
+    ]
+    return {
+        "sequences": tuple({"input_ids": tokens[:-1]} for tokens in sequences),
+        "targets": _targets(targets, counts),
+    }
+
+
+def to_score_packed(sequences: Sequence[Tokens], counts: Sequence[int]) -> dict[str, Any]:
+    """Return what ``to_score`` does, with all parts in one sequence after their common beginning.
+
+    Of the sequence's fields, ``branch`` is 0 in the common beginning, and then the number of the
+    part from 1: a token sees the beginning and its own branch up to itself.
+    """
+    inputs = [tokens[:-1] for tokens in sequences]
+    shared = _length_of_common_beginning(inputs)
+    packed, positions = inputs[0][:shared], list(range(shared))
+    branch, targets = [0] * shared, []
+    for number, (tokens, count) in enumerate(zip(sequences, counts, strict=True), 1):
+        skipped = len(packed) - shared
+        packed = packed + tokens[shared:-1]
+        positions += range(shared, len(tokens) - 1)
+        branch += [number] * (len(tokens) - 1 - shared)
+        for place in range(len(tokens) - count - 1, len(tokens) - 1):
+            in_row = place if place < shared else place + skipped
+            targets.append((0, in_row, tokens[place + 1]))
+    sequence = {"input_ids": packed, "position_ids": positions, "branch": branch}
+    return {"sequences": (sequence,), "targets": _targets(targets, counts)}
+
+
+def can_pack(config: Any, max_length: int) -> bool:
+    """Tell whether a model can read packed sequences, and attends over all of ``max_length``."""
+    window = getattr(config, "sliding_window", None)
+    return config.model_type in TAKES_ANY_MASK and (window is None or max_length <= window)
+
+
+def sums_by_part(output: Tensor, items: Sequence[Item]) -> list[Tensor]:
+    """Return log-likelihoods of each item's parts, [parts], from those of all targets."""
+    import torch
+
+    counts = [targets_of(item).counts for item in items]
+    parts = iter(output.split([count for of_item in counts for count in of_item]))
+    return [torch.stack([next(parts).sum() for _ in of_item]) for of_item in counts]
+
+
+def targets_of(item: Item) -> Targets:
+    """Return the targets, which every item of these kinds has."""
+    assert item.targets is not None
+    return item.targets
+
+
+def _length_of_common_beginning(sequences: Sequence[Tokens]) -> int:
+    first, last = min(sequences), max(sequences)  # all others are between
+    for place, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
+            return place
+    return min(len(first), len(last))
+
+
+def _targets(found: Sequence[tuple[int, int, int]], counts: Sequence[int]) -> Targets:
+    sequences, places, tokens = zip(*found, strict=True)
+    return Targets(sequences=sequences, places=places, tokens=tokens, counts=tuple(counts))

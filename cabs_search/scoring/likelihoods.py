@@ -1,0 +1,119 @@
+"""Log-likelihoods of tokens by a causal language model.
+
+The trunk reads every token, the output layer only those positions that predict a target: its
+outputs would be the largest tensor by far, vocabulary × tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cabs_search.kinds.base import widened
+from cabs_search.kinds.causal import targets_of
+from cabs_search.scoring.batches import batch_tokens, collate
+from cabs_search.scoring.modules import replaced
+from cabs_search.tasks.items import Ints, Items
+
+MOST_LOGITS = 1 << 24
+"""Logits that are computed at once, 64 MB in float32."""
+
+
+def log_likelihoods(model: Any, items: Items, rows: Ints, device: torch.device) -> Tensor:
+    """Return the log-likelihood of each target of some items, [targets], float32.
+
+    Args:
+        model: a causal language model.
+        items: items that have targets.
+        rows: the items to score.
+        device: the model's.
+
+    """
+    batch = {field: tensor.to(device) for field, tensor in collate(items, rows).items()}
+    sequences, places, tokens = _targets(items, rows, device)
+    # An item of many windows is more than a batch by itself.
+    most = max(1, batch_tokens(device) // batch["input_ids"].shape[1])
+    if len(batch["input_ids"]) <= most or torch.is_grad_enabled():
+        most = len(batch["input_ids"])
+    read = []
+    for start in range(0, len(batch["input_ids"]), most):
+        part = {field: tensor[start : start + most] for field, tensor in batch.items()}
+        hidden = model.base_model(**trunk_inputs(part, model.dtype), use_cache=False)[0]
+        inside = (sequences >= start) & (sequences < start + most)
+        read.append(hidden[sequences[inside] - start, places[inside]])
+    return _of_tokens(model, torch.cat(read), tokens)
+
+
+def trunk_inputs(batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return what a causal trunk is called with.
+
+    Args:
+        batch: as from ``collate``, padded on the right. No token sees what comes after it, so that
+            padding needs no mask. Packed sequences, with a field ``branch``, need one.
+        dtype: the model's.
+
+    """
+    inputs = {"input_ids": batch["input_ids"]}
+    if "branch" in batch:
+        mask = _branch_mask(batch["branch"], dtype)
+        inputs |= {"position_ids": batch["position_ids"], "attention_mask": mask}
+    return inputs
+
+
+def _branch_mask(branch: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to attention's logits, [sequences, 1, tokens, tokens].
+
+    A token sees the tokens up to itself that are in the common beginning or in its own branch.
+    Padding counts as beginning: it comes last and is seen by padding alone.
+    """
+    from_, to = branch[:, :, None], branch[:, None, :]
+    sees = ((to == 0) | (to == from_)).tril()
+    mask = torch.zeros(sees.shape, dtype=dtype, device=branch.device)
+    return mask.masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
+
+
+def _targets(items: Items, rows: Ints, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each target's sequence in the batch, the place that predicts it, and its token."""
+    found = [targets_of(items.rows[i]) for i in rows]
+    firsts = np.concatenate([[0], items.counts[rows].cumsum()])
+    sequences = [np.array(t.sequences) + first for t, first in zip(found, firsts, strict=False)]
+    fields = (
+        np.concatenate(sequences),
+        np.concatenate([t.places for t in found]),
+        np.concatenate([t.tokens for t in found]),
+    )
+    first, second, third = (torch.from_numpy(field).to(device) for field in fields)
+    return first, second, third
+
+
+def _of_tokens(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Return log-likelihoods of tokens, [targets], from the trunk's output, [targets, hidden].
+
+    The model's own ``forward`` makes logits of it, as some scale or cap them.
+    """
+    at_once, found = max(1, MOST_LOGITS // model.config.vocab_size), []
+    given = _Given()
+    with replaced(model, model.base_model_prefix, given):
+        for part, of_part in zip(hidden.split(at_once), tokens.split(at_once), strict=True):
+            given.hidden = part[None]
+            logits = widened(model(input_ids=of_part[None]).logits[0])
+            chosen = logits.gather(1, of_part[:, None])[:, 0]
+            found.append(chosen - logits.logsumexp(1))
+    return torch.cat(found)
+
+
+class _Given(nn.Module):
+    """A trunk whose output is given, whatever its inputs."""
+
+    hidden: Tensor
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Return the given output."""
+        from transformers.modeling_outputs import (
+            BaseModelOutputWithPastAndCrossAttentions as Output,
+        )
+
+        return Output(last_hidden_state=self.hidden)
