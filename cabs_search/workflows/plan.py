@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,7 @@ from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.keep_all import KeepAll
-from cabs_search.merging.masks.rules import CALIBRATED, density_of
-from cabs_search.merging.recipe import BASE, SUM, Method
-from cabs_search.merging.resident import VECTOR_BYTES
+from cabs_search.merging.recipe import BASE, Method
 from cabs_search.scoring.batches import batch_tokens, batches, blocks
 from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
@@ -40,13 +37,12 @@ from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS, Items, SplitName
 from cabs_search.tasks.load import has_tokenizer, load_items
 from cabs_search.workflows.prepare import check_groups
+from cabs_search.workflows.sizes import Entry, entries_of, worker_bytes
 
 MOST_METHODS = 5000
 """Methods of a space to count vectors of."""
 TYPICAL = {"surface": "26 % of that in the quickstart", "race": "87 % of that in simulations"}
 """Shares that are known of the items that pruners leave of a number of candidates, by name."""
-LIBRARY_BYTES = 700 << 20
-"""Memory of torch, transformers and Ray in each worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,48 +193,25 @@ def plan(path: str | Path) -> Plan:
     check_objective(spec)
     check_pruner(spec.search, spec.tasks)
     candidates = Candidates.of(spec)
-    asked_for = candidates.baseline_recipes
-    methods = {
-        *itertools.islice(candidates.methods(), MOST_METHODS),
-        *(recipe.method for recipe in asked_for),
-    }
     space = size(candidates)
-    most = min(spec.search.budget.candidates or sys.maxsize, space + len(asked_for))
-    references = len(reference_recipes(spec.experts))
-    rows = references + len(spec.baselines) + min(spec.search.confirm, most)
-    if spec.search.refine:
-        rows += len(levels_of(spec.search.refine, spec.space.groups))
+    baselines = candidates.baseline_recipes
+    most = min(spec.search.budget.candidates or sys.maxsize, space + len(baselines))
+    rows = _most_rows(spec, most)
     family = _check_models(spec, missing)
     items, unreachable = _check_items(spec, missing)
+    methods = {
+        *itertools.islice(candidates.methods(), MOST_METHODS),
+        *(recipe.method for recipe in baselines),
+    }
     # A combine rule reads the vectors that its mask rule leaves: these are stored as well.
     steps = methods | {Method(mask=method.mask) for method in methods}
-    vectors, needs = len(steps) * len(spec.experts), None
     trials = most if spec.search.budget.candidates else None
+    vectors, needs = len(steps) * len(spec.experts), None
     if family is not None and not unreachable:
-        searched, confirmed = (sum(map(len, items[split].values())) for split in SPLITS)
-        bench = Workbench(
-            family, spec.tasks, VectorCache(cache_folder()), device=spec.device, dtype=spec.dtype
-        )
-        speed = _items_per_second(bench, items["search"], spec.workers)
-        count = len(blocks(items["search"], spec.search.block))
-        check_refine(spec, family.alignment.shared, count)
-        refine_items = most_items(spec, searched, count)
-        entries = _entries(family, steps)
+        entries = entries_of(family, steps)
         vectors = len(entries)
-        items_of_search = _search_items(spec, most, searched, speed * spec.workers)
-        trials = -(-items_of_search // searched)
-        items_of_search += searched * len(outsiders(objective_of(spec), candidates))
-        needs = Needs(
-            search_items=items_of_search,
-            refine_items=refine_items,
-            confirm_items=rows * confirmed,
-            vectors_cached=sum(isinstance(at, Path) and at.exists() for at in entries),
-            cache_bytes=sum(entries.values()),
-            worker_bytes=_worker_bytes(spec.device, spec.dtype, family, methods),
-            items_per_second=speed,
-            search_seconds=(items_of_search + refine_items) / speed / spec.workers,
-            confirm_seconds=rows * confirmed / speed / spec.workers,
-        )
+        memory = worker_bytes(spec.device, spec.dtype, family, methods)
+        trials, needs = _needs(spec, family, items, entries, memory, most, rows)
     as_used = {"sampler": spec.search.sampler_used, "pruner": spec.search.pruner_used}
     plain = spec.as_dict()
     return Plan(
@@ -250,6 +223,61 @@ def plan(path: str | Path) -> Plan:
         heads=family.alignment.heads if family else {},
         needs=needs,
         unreachable=tuple(unreachable),
+    )
+
+
+def _most_rows(spec: Spec, candidates: int) -> int:
+    """Return the number of rows of the leaderboard, at most; ``candidates``: at most."""
+    references = len(reference_recipes(spec.experts))
+    rows = references + len(spec.baselines) + min(spec.search.confirm, candidates)
+    levels = levels_of(spec.search.refine, spec.space.groups) if spec.search.refine else ()
+    return rows + len(levels)
+
+
+def _needs(
+    spec: Spec,
+    family: Family,
+    items: Mapping[SplitName, dict[str, Items]],
+    entries: Mapping[Entry, int],
+    memory: int,
+    most: int,
+    rows: int,
+) -> tuple[int, Needs]:
+    """Estimate what needs every model and all data; score a few items for it.
+
+    Args:
+        spec: the spec.
+        family: its models.
+        items: by split and task.
+        entries: vectors with their bytes in the cache.
+        memory: of a worker, in bytes.
+        most: candidates of the search, at most.
+        rows: rows of the leaderboard, at most.
+
+    Returns:
+        The candidates to score, and the estimates.
+
+    """
+    searched, confirmed = (sum(map(len, items[split].values())) for split in SPLITS)
+    cache = VectorCache(cache_folder())
+    bench = Workbench(family, spec.tasks, cache, device=spec.device, dtype=spec.dtype)
+    speed = _items_per_second(bench, items["search"], spec.workers)
+    count = len(blocks(items["search"], spec.search.block))
+    check_refine(spec, family.alignment.shared, count)
+    refine_items = most_items(spec, searched, count)
+    search_items = _search_items(spec, most, searched, speed * spec.workers)
+    candidates = -(-search_items // searched)
+    search_items += searched * len(outsiders(objective_of(spec), Candidates.of(spec)))
+    return candidates, Needs(
+        search_items=search_items,
+        refine_items=refine_items,
+        confirm_items=rows * confirmed,
+        vectors_cached=sum(isinstance(at, Path) and at.exists() for at in entries),
+        cache_bytes=sum(entries.values()),
+        worker_bytes=memory,
+        items_per_second=speed,
+        search_seconds=(search_items + refine_items) / speed / spec.workers,
+        confirm_seconds=rows * confirmed / speed / spec.workers,
     )
 
 
@@ -319,51 +347,6 @@ def _check_items(
         except UnreachableError as error:
             unreachable.append(str(error))
     return items, unreachable
-
-
-def _entries(family: Family, methods: Iterable[Method]) -> dict[Path | tuple[Method, str], int]:
-    """Return the estimated bytes of each vector in the cache.
-
-    A vector goes by its path, or by method and expert if the path depends on a calibration pass.
-    """
-    cache = VectorCache(cache_folder())
-    entries: dict[Path | tuple[Method, str], int] = {}
-    for method in methods:
-        paths = {} if isinstance(method.mask, CALIBRATED) else cache.paths(family, method)
-        for expert in family.experts:
-            entries[paths.get(expert, (method, expert))] = _disk_bytes(family, method, expert)
-    return entries
-
-
-def _is_dense(method: Method) -> bool:
-    return isinstance(method.mask, KeepAll) and method.combine == SUM
-
-
-def _disk_bytes(family: Family, method: Method, expert: str) -> int:
-    """Estimate a vector's size on disk: float32 values, and positions unless all are kept."""
-    weights = family.alignment.weights
-    kept = weights * density_of(method.mask, expert)
-    if _is_dense(method):
-        return 4 * weights
-    # Positions take a byte for each kept weight, or a bit for each weight if that is less.
-    return int(min((4 + 1) * kept, 4 * kept + weights / 8))
-
-
-def _worker_bytes(device: str, dtype: str, family: Family, methods: Iterable[Method]) -> int:
-    """Estimate a worker's memory; on a GPU also the base, a candidate's vectors and spare ones."""
-    item: torch.dtype = getattr(torch, dtype)
-    model = family.alignment.weights * item.itemsize + LIBRARY_BYTES
-    if pick_device(device) == "cpu":
-        return model
-    base = sum(family.base.read(tensor).nbytes for tensor in family.alignment.shared)
-    sizes = [sum(_gpu_bytes(family, method, e) for e in family.experts) for method in methods]
-    return model + base + max(sizes) + min(VECTOR_BYTES, sum(sizes) - max(sizes))
-
-
-def _gpu_bytes(family: Family, method: Method, expert: str) -> int:
-    """Estimate a vector's size on a GPU: float32 values, and int32 positions."""
-    kept = family.alignment.weights * density_of(method.mask, expert)
-    return int(kept * (4 if _is_dense(method) else 4 + 4))
 
 
 def _items_per_second(bench: Workbench, items: Mapping[str, Items], workers: int) -> float:

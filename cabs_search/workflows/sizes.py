@@ -1,0 +1,65 @@
+"""Estimates of what vectors take on disk and a worker in memory, before any is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.family import Family
+from cabs_search.merging.masks.keep_all import KeepAll
+from cabs_search.merging.masks.rules import CALIBRATED, density_of
+from cabs_search.merging.recipe import SUM, Method
+from cabs_search.merging.resident import VECTOR_BYTES
+from cabs_search.scoring.models import pick_device
+from cabs_search.spec.locations import cache_folder
+
+LIBRARY_BYTES = 700 << 20
+"""Memory of torch, transformers and Ray in each worker."""
+Entry: TypeAlias = Path | tuple[Method, str]
+"""Path of a vector in the cache, or method and expert if the path depends on a calibration pass."""
+
+
+def entries_of(family: Family, methods: Iterable[Method]) -> dict[Entry, int]:
+    """Return the estimated bytes of each vector in the cache."""
+    cache = VectorCache(cache_folder())
+    entries: dict[Entry, int] = {}
+    for method in methods:
+        paths = {} if isinstance(method.mask, CALIBRATED) else cache.paths(family, method)
+        for expert in family.experts:
+            entries[paths.get(expert, (method, expert))] = _disk_bytes(family, method, expert)
+    return entries
+
+
+def _is_dense(method: Method) -> bool:
+    return isinstance(method.mask, KeepAll) and method.combine == SUM
+
+
+def _disk_bytes(family: Family, method: Method, expert: str) -> int:
+    """Estimate a vector's size on disk: float32 values, and positions unless all are kept."""
+    weights = family.alignment.weights
+    kept = weights * density_of(method.mask, expert)
+    if _is_dense(method):
+        return 4 * weights
+    # Positions take a byte for each kept weight, or a bit for each weight if that is less.
+    return int(min((4 + 1) * kept, 4 * kept + weights / 8))
+
+
+def worker_bytes(device: str, dtype: str, family: Family, methods: Iterable[Method]) -> int:
+    """Estimate a worker's memory; on a GPU also the base, a candidate's vectors and spare ones."""
+    item: torch.dtype = getattr(torch, dtype)
+    model = family.alignment.weights * item.itemsize + LIBRARY_BYTES
+    if pick_device(device) == "cpu":
+        return model
+    base = sum(family.base.read(tensor).nbytes for tensor in family.alignment.shared)
+    sizes = [sum(_gpu_bytes(family, method, e) for e in family.experts) for method in methods]
+    return model + base + max(sizes) + min(VECTOR_BYTES, sum(sizes) - max(sizes))
+
+
+def _gpu_bytes(family: Family, method: Method, expert: str) -> int:
+    """Estimate a vector's size on a GPU: float32 values, and int32 positions."""
+    kept = family.alignment.weights * density_of(method.mask, expert)
+    return int(kept * (4 if _is_dense(method) else 4 + 4))
