@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,79 +126,15 @@ def _report(options: argparse.Namespace) -> None:
         _print_page(folder)
 
 
-def _merge(options: argparse.Namespace) -> None:
-    import torch
-    from tqdm import tqdm
-
-    from cabs_search.merging.family import Family
-    from cabs_search.merging.masks.rules import SETTINGS
-    from cabs_search.merging.recipe import make_method, make_recipe
-    from cabs_search.serving.export import export
-    from cabs_search.spec.fields import NAME_PATTERN
-    from cabs_search.spec.locations import locate
-
-    experts = _mapping("--expert", options.expert)
-    for name in experts:
-        if not re.fullmatch(NAME_PATTERN, name):
-            raise ValueError(
-                f"--expert: a name must be letters, digits, _ and -, a letter first, but got {name}"
-            )
-    unknown = [name for name, _ in options.lambdas if name not in experts]
-    if unknown:
-        raise ValueError(
-            f"--lambda: an expert must be named ({', '.join(experts)}), but got {unknown[0]}"
-        )
-    lambdas = dict.fromkeys(experts, 1.0) | {
-        k: _number(v) for k, v in _mapping("--lambda", options.lambdas).items()
-    }
-    settings = {name: getattr(options, name) for name in SETTINGS}
-    method = make_method(
-        options.method, tuple(experts), overlap_merge=options.overlap_merge, **settings
-    )
-    if method.mask.calibration != "none":
-        raise ValueError(
-            f"--method: {options.method} needs calibration items, which only a study has; use run"
-            " or compare"
-        )
-    _check_settings(options, settings)
-    recipe = make_recipe(method, lambdas)
-    family = Family.open(
-        locate(options.base), {name: locate(path) for name, path in experts.items()}
-    )
-    dtype = getattr(torch, options.dtype) if options.dtype else None
-    with tqdm(
-        total=family.alignment.weights,
-        unit="weight",
-        unit_scale=True,
-        desc="merge",
-        file=sys.stderr,
-    ) as bar:
-        to = export(family, recipe, options.to, dtype=dtype, progress=bar.update)
-    _print_export(options, recipe, to)
-
-
-def _check_settings(options: argparse.Namespace, given: Mapping[str, str | None]) -> None:
-    """Raise ValueError if an option is given that the method does not use."""
-    from cabs_search.merging.masks.rules import settings
-    from cabs_search.merging.recipe import rule_of
-
-    own = set(settings(rule_of(options.method)))
-    used = own | ({"overlap-merge"} if "overlap" in own else set())
-    names = {name for name, value in given.items() if value is not None}
-    names |= {"overlap-merge"} if options.overlap_merge != "sum" else set()
-    if unused := sorted(names - used):
-        known = ", ".join(f"--{name}" for name in sorted(used)) or "no settings"
-        raise ValueError(f"--{unused[0]}: {options.method} does not use it; it has {known}")
-
-
 def _export(options: argparse.Namespace) -> None:
     from cabs_search.workflows.export import export_trial
 
     recipe, to = export_trial(options.folder, options.trial, options.to)
-    _print_export(options, recipe, to)
+    print_export(options, recipe, to)
 
 
-def _print_export(options: argparse.Namespace, recipe: Any, to: Path) -> None:
+def print_export(options: argparse.Namespace, recipe: Any, to: Path) -> None:
+    """Say where a merged model was written."""
     heads = sorted(path.name for path in to.glob("heads/*"))
     if options.json:
         _print_json({"path": str(to), "recipe": recipe.as_dict(), "heads": heads})
@@ -306,21 +241,6 @@ def _print_server_links(folder: Path, uri: str) -> None:
     if links:
         print()
         _print_links(links)
-
-
-def _mapping(option: str, pairs: list[tuple[str, str]]) -> dict[str, str]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{option}: {name} is given twice")
-    return dict(pairs)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"--lambda: a number is needed, but got {text}") from None
 
 
 def _print_json(value: Any) -> None:

@@ -15,7 +15,6 @@ from cabs_search.cli.commands import (
     PROGRAM,
     _compare,
     _export,
-    _merge,
     _plan,
     _quickstart,
     _report,
@@ -23,6 +22,7 @@ from cabs_search.cli.commands import (
     _ui,
     _vectors,
 )
+from cabs_search.cli.merge import merge
 
 SPEC = "a YAML file, or the name of one in search_spaces/"
 """Help on SPEC."""
@@ -108,7 +108,7 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
     )
     made.add_argument("folder", type=Path, metavar="DIR")
 
-    made = command("merge", _merge, "merge experts by one recipe, without a search")
+    made = command("merge", merge, "merge experts by one recipe, without a search")
     _add_merge(made, with_settings=with_settings)
 
     made = command(
@@ -159,11 +159,12 @@ def _add_merge(made: argparse.ArgumentParser, *, with_settings: bool) -> None:
     made.add_argument("--base", required=True, metavar="B", help="a folder or a hub id")
     made.add_argument("--expert", required=True, action="append", type=_pair, metavar="NAME=PATH")
     made.add_argument(
-        "--method", default="cabs", metavar="M", help="cabs (default), task-arithmetic, ties, ..."
+        "--recipe", type=Path, metavar="FILE", help="an export's recipe.json: method, settings, λ"
     )
+    made.add_argument("--method", metavar="M", help="cabs (default), task-arithmetic, ties, ...")
     for setting in _mask_settings() if with_settings else ():
         made.add_argument(f"--{setting.name}", metavar=setting.metavar, help=setting.help)
-    made.add_argument("--overlap-merge", default="sum", metavar="sum|ties")
+    made.add_argument("--overlap-merge", metavar="sum|ties")
     made.add_argument(
         "--lambda",
         dest="lambdas",

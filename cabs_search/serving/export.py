@@ -32,7 +32,8 @@ from cabs_search.checkpoints.writer import CheckpointWriter
 from cabs_search.merging.cache import StoredVector
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
-from cabs_search.merging.recipe import BASE, MOST_SHOWN, Recipe
+from cabs_search.merging.recipe import BASE, Recipe
+from cabs_search.serving.card import model_card
 from cabs_search.tasks.tokenizer import pad_token_id
 
 SIDE_FILES = (
@@ -111,7 +112,7 @@ def export(
             json.dumps(recipe.as_dict(), indent=2, ensure_ascii=False) + "\n"
         )
         (work / "README.md").write_text(
-            _card(family, recipe, list(chosen), facts), encoding="utf-8"
+            model_card(family, recipe, list(chosen), facts, dtype), encoding="utf-8"
         )
         if path.exists():
             path.rmdir()
@@ -270,47 +271,3 @@ def _set_pad_token(folder: Path) -> None:
         values = json.loads((folder / "config.json").read_text())
         values["pad_token_id"] = pad_token_id(config, AutoTokenizer.from_pretrained(folder))
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-
-
-def _lambdas(recipe: Recipe, expert: str) -> str:
-    """Write λ of one expert in words; of many the range, as recipe.json has them all."""
-    own = [(key.group, value) for key, value in recipe.lambdas if key.expert == expert]
-    if len(own) > MOST_SHOWN:
-        values = [value for _, value in own]
-        return f"{len(own)} λ from {min(values):.3g} to {max(values):.3g}, see recipe.json"
-    return ", ".join(f"λ of {group} = {v:g}" if group else f"λ = {v:g}" for group, v in own)
-
-
-def _shown(folder: Path) -> str:
-    """Return a checkpoint's name for people: its hub id if it came from the hub."""
-    in_hub_cache = [part for part in folder.parts if part.startswith("models--")]
-    if not in_hub_cache:
-        return folder.name
-    return in_hub_cache[-1].removeprefix("models--").replace("--", "/")
-
-
-def _card(family: Family, recipe: Recipe, heads: Iterable[str], facts: Iterable[str]) -> str:
-    lines = [
-        "---",
-        "library_name: transformers",
-        "tags: [merge, cabs]",
-        "---",
-        "",
-        "# Merged model",
-        "",
-        f"`{recipe}`",
-        "",
-    ]
-    lines += [f"- base: `{_shown(family.base.folder)}` (content {family.base.fingerprint})"]
-    lines += [
-        f"- expert {name}: `{_shown(e.folder)}` (content {family.fingerprints[name]}),"
-        f" {_lambdas(recipe, name)}"
-        for name, e in family.experts.items()
-    ]
-    lines += ["", *facts, "", *_listed_heads(heads), "Made by cabs-search.", ""]
-    return "\n".join(lines)
-
-
-def _listed_heads(heads: Iterable[str]) -> list[str]:
-    lines = [f"- `heads/{name}`" for name in heads]
-    return ["Heads:", "", *lines, ""] if lines else []

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from cabs_search.cli.commands import _print_server_links
 from cabs_search.cli.main import main
 from cabs_search.cli.parser import parser
+from cabs_search.merging.recipe import make_method, make_recipe
 from tests.conftest import EXPERTS, make_base, make_expert, pico_values, write_spec
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +78,12 @@ def merge_with(*more: object) -> Callable[[Path, Path], list[object]]:
         return ["merge", "--base", pico / "base", *experts, *more, "--to", tmp / "out"]
 
     return arguments
+
+
+def recipe_of(tmp: Path, *experts: str) -> Path:
+    recipe = make_recipe(make_method("cabs", experts), dict.fromkeys(experts, 1.0))
+    (tmp / "recipe.json").write_text(json.dumps(recipe.as_dict()))
+    return tmp / "recipe.json"
 
 
 def other_shape(pico: Path, tmp: Path) -> list[object]:
@@ -219,6 +226,18 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "no study to export": (lambda _p, t: ["export", t, "--to", t / "out"], "holds no study"),
     "no runs": (lambda _p, t: ["ui", t], "holds no mlflow.db"),
     "merge n > m": (merge_with("--nm", "9:8"), "n <= m must hold, but got 9:8"),
+    "merge no recipe": (
+        merge_with("--recipe", "gone.json"),
+        "--recipe gone.json: holds no recipe: [Errno 2] No such file",
+    ),
+    "merge recipe of others": (
+        lambda p, t: merge_with("--recipe", recipe_of(t, "mood", "other"))(p, t),
+        "must be given (mood, other), but got mood, animal, pair",
+    ),
+    "merge recipe and setting": (
+        lambda p, t: merge_with("--recipe", recipe_of(t, *EXPERTS), "--nm", "2:8")(p, t),
+        "--recipe: it has every setting, so --nm must not be given",
+    ),
     "merge nm": (merge_with("--nm", "half"), "such as 64:256, but got half"),
     "merge nm without n:m": (
         merge_with("--method", "task-arithmetic", "--nm", "2:8"),

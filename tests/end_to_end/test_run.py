@@ -264,7 +264,15 @@ def test_an_export_scores_exactly_what_the_leaderboard_said(
     assert len(trunks) == 1, "the trunk is on disk once for all heads"
     AutoModel.from_pretrained(tmp_path / "best")
     assert json.loads((tmp_path / "best" / "recipe.json").read_text()) == row.recipe
-    assert f"{row.score:.4f}" in (tmp_path / "best" / "README.md").read_text()
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert f"{row.score:.4f}" in card
+    command = card.split("```")[1].replace("\\\n", " ").split()[1:]
+    places = {"recipe.json": tmp_path / "best" / "recipe.json", "base": spec.base}
+    places |= {f"{e}={e}": f"{e}={at}" for e, at in spec.experts.items()}
+    places |= {"PATH": tmp_path / "again"}
+    call(*(places.get(word, word) for word in command), cache=shared_cache)
+    same = [(tmp_path / made / "model.safetensors").read_bytes() for made in ("best", "again")]
+    assert same[0] == same[1]
 
 
 def test_a_report_needs_neither_experts_nor_data(study: Path, tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""Model card of a merge: what it was made of, how, what it scored, and how to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import yaml
+
+from cabs_search.merging.family import Family
+from cabs_search.merging.recipe import MOST_SHOWN, Recipe
+
+
+def model_card(
+    family: Family, recipe: Recipe, heads: Iterable[str], facts: Iterable[str], dtype: torch.dtype
+) -> str:
+    """Return the card in Markdown, with the fields that the hub reads.
+
+    Args:
+        family: the base and its experts.
+        recipe: the recipe.
+        heads: folders under ``heads/``.
+        facts: lines on the model's scores.
+        dtype: of the weights.
+
+    """
+    base, experts = family.base, family.experts
+    lines = [
+        *("---", _hub_fields(family), "---", ""),
+        *("# Merged model", "", f"`{recipe}`", ""),
+        f"- base: `{_name(base.folder)}` (content {base.fingerprint})",
+    ]
+    lines += [
+        f"- expert {name}: `{_name(expert.folder)}` (content {family.fingerprints[name]}),"
+        f" {_lambdas(recipe, name)}"
+        for name, expert in experts.items()
+    ]
+    lines += ["", *facts, "", *_listed_heads(heads)]
+    lines += _command(family, dtype) if recipe.method.mask.calibration == "none" else []
+    return "\n".join([*lines, "Made by cabs-search.", ""])
+
+
+def _hub_fields(family: Family) -> str:
+    """Return the card's first lines; models that are on no hub cannot be named there."""
+    folders = [family.base.folder, *(expert.folder for expert in family.experts.values())]
+    ids = [name for name in map(_hub_id, folders) if name]
+    fields = {"library_name": "transformers", "tags": ["merge", "cabs"]}
+    if ids:
+        fields |= {"base_model": ids, "base_model_relation": "merge"}
+    return yaml.safe_dump(fields, sort_keys=False).rstrip()
+
+
+def _command(family: Family, dtype: torch.dtype) -> list[str]:
+    """Return the lines that say how to make the model again."""
+    parts = ["cabs-search merge --recipe recipe.json", f"--base {_name(family.base.folder)}"]
+    parts += [f"--expert {name}={_name(e.folder)}" for name, e in family.experts.items()]
+    parts += [f"--dtype {str(dtype).removeprefix('torch.')}", "--to PATH"]
+    return ["The same tensors again:", "", "```", " \\\n  ".join(parts), "```", ""]
+
+
+def _lambdas(recipe: Recipe, expert: str) -> str:
+    """Write λ of one expert in words; of many the range, as recipe.json has them all."""
+    own = [(key.group, value) for key, value in recipe.lambdas if key.expert == expert]
+    if len(own) > MOST_SHOWN:
+        values = [value for _, value in own]
+        return f"{len(own)} λ from {min(values):.3g} to {max(values):.3g}, see recipe.json"
+    return ", ".join(f"λ of {group} = {v:g}" if group else f"λ = {v:g}" for group, v in own)
+
+
+def _hub_id(folder: Path) -> str | None:
+    """Return the hub id of a checkpoint that came from the hub."""
+    in_hub_cache = [part for part in folder.parts if part.startswith("models--")]
+    return in_hub_cache[-1].removeprefix("models--").replace("--", "/") if in_hub_cache else None
+
+
+def _name(folder: Path) -> str:
+    """Return a checkpoint's name for people: its hub id, or its folder's name."""
+    return _hub_id(folder) or folder.name
+
+
+def _listed_heads(heads: Iterable[str]) -> list[str]:
+    lines = [f"- `heads/{name}`" for name in heads]
+    return ["Heads:", "", *lines, ""] if lines else []
