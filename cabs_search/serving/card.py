@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from shlex import quote
 
 import torch
 import yaml
@@ -53,8 +54,9 @@ def _hub_fields(family: Family) -> str:
 
 def _command(family: Family, dtype: torch.dtype) -> list[str]:
     """Return the lines that say how to make the model again."""
-    parts = ["cabs-search merge --recipe recipe.json", f"--base {_name(family.base.folder)}"]
-    parts += [f"--expert {name}={_name(e.folder)}" for name, e in family.experts.items()]
+    base = quote(_name(family.base.folder))
+    parts = ["cabs-search merge --recipe recipe.json", f"--base {base}"]
+    parts += [f"--expert {name}={quote(_name(e.folder))}" for name, e in family.experts.items()]
     parts += [f"--dtype {str(dtype).removeprefix('torch.')}", "--to PATH"]
     return ["The same tensors again:", "", "```", " \\\n  ".join(parts), "```", ""]
 
