@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cabs_search.checkpoints.adapter_settings import FILE, AdapterSettings
 from cabs_search.checkpoints.checkpoint import WEIGHTS, Checkpoint, read_json, renamed
-from cabs_search.checkpoints.low_rank import EMBEDDING, LAYER, LowRank, sort_names
+from cabs_search.checkpoints.low_rank import BIAS, EMBEDDING, LAYER, MAGNITUDE, LowRank, sort_names
 from cabs_search.common.formats import digest
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -68,27 +68,27 @@ class Adapter:
             ValueError: the two were tuned to be different, which a tied model cannot hold.
 
         """
-        has_output = f"{OUTPUT}.weight" in self._base.names
-        is_tied = self._base.config.get("tie_word_embeddings", not has_output)
         tuned = {*modules, *(name.removesuffix(".weight") for name in whole)}
         tied = [m for m in sorted(tuned) if m == OUTPUT or re.search(EMBEDDINGS, m)]
-        if not tied or not is_tied or not self._settings.is_language_model:
+        if not tied or not self._base.is_tied or not self._settings.is_language_model:
             return
         stored = [self._stored(module, modules, whole) for module in tied]
         is_one = len(tied) == 2 and OUTPUT in tied and len(stored[0]) == len(stored[1])
-        if not is_one or not all(map(torch.equal, *stored)):
+        # DoRA scales rows of the one and columns of the other; only an output layer has a bias
+        has_more = any({MAGNITUDE, BIAS} & modules.get(module, {}).keys() for module in tied)
+        if not is_one or has_more or not all(map(torch.equal, *stored)):
             raise ValueError(
                 f"{self.folder}: the base's output layer is tied to its embeddings, but the adapter"
                 f" tunes them apart ({', '.join(tied)}), which a tied model cannot hold"
             )
-        if not has_output:
+        if f"{OUTPUT}.weight" not in self._base.names:
             modules.pop(OUTPUT, None)
             whole.pop(f"{OUTPUT}.weight", None)
 
     def _stored(
         self, module: str, modules: Mapping[str, Mapping[str, str]], whole: Mapping[str, str]
     ) -> list[Tensor]:
-        """Return what the file has of a module, its parts as of a layer with the same weight."""
+        """Return what the file has of a module; parts of embeddings are transposed, to compare."""
         parts = modules.get(module, {})
         stored = [self._file.read(parts[part]) for part in LAYER if part in parts]
         stored += [self._file.read(parts[part]).T for part in EMBEDDING[::-1] if part in parts]
@@ -191,12 +191,12 @@ class Adapter:
 
     @property
     def constants(self) -> frozenset[str]:
-        """As of ``Checkpoint``."""
+        """See ``Checkpoint``."""
         return self._base.constants
 
     @property
     def repeated(self) -> frozenset[str]:
-        """As of ``Checkpoint``; what is tied in the base is tuned as one."""
+        """See ``Checkpoint``; what is tied in the base is tuned as one, or refused."""
         return self._base.repeated
 
     def is_float(self, name: str) -> bool:

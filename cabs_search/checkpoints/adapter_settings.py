@@ -16,12 +16,21 @@ HEADS = {
     "SEQ_CLS": "ForSequenceClassification",
     "TOKEN_CLS": "ForTokenClassification",
     "QUESTION_ANS": "ForQuestionAnswering",
+    "MULTIPLE_CHOICE": "ForMultipleChoice",
 }
-"""End of a model's class, by PEFT's ``task_type``, of models with a head."""
+"""End of a model's class, by PEFT's ``task_type``, of models with a head; the last one has none in
+PEFT, and is known by its class alone.
+"""
 INITIALIZATIONS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
 """Values of ``init_lora_weights`` that leave the base's weights as they are. Others (PiSSA, OLoRA,
 CorDA, LoftQ, LoRA-GA) take a part out of them before tuning: the update is not against this base.
 """
+TYPES = {
+    **dict.fromkeys(("use_rslora", "use_dora", "fan_in_fan_out"), (bool, "true or false")),
+    "modules_to_save": (list, "a list"),
+    "auto_mapping": (dict, "a mapping"),
+}
+"""Types of fields that are read, and how errors name them."""
 REFUSED = {
     "layer_replication": "repeats layers that the base has once",
     "alora_invocation_tokens": "adapts some tokens of a text only, which is no change of weights",
@@ -125,7 +134,7 @@ def _check(path: Path, values: Mapping[str, Any]) -> None:
             f" ({', '.join(INITIALIZATIONS)}), but got {start!r}"
         )
     patterns = {f: values.get(f) or {} for f in ("rank_pattern", "alpha_pattern")}
-    numbers = {f: values.get(f) for f in ("r", "lora_alpha")}
+    numbers: dict[str, Any] = {f: values.get(f) for f in ("r", "lora_alpha")}
     for field, found in patterns.items():
         if not isinstance(found, Mapping):
             raise ValueError(f"{path}: {field}: must hold numbers by pattern, but got {found!r}")
@@ -138,5 +147,12 @@ def _check(path: Path, values: Mapping[str, Any]) -> None:
                     f"{path}: {field}: {key!r} is no regular expression: {error}"
                 ) from error
     for field, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not 0 < value < math.inf:
             raise ValueError(f"{path}: {field}: must be a number above 0, but got {value!r}")
+        if not field.startswith(("lora_alpha", "alpha_pattern")) and value != int(value):
+            raise ValueError(f"{path}: {field}: must be a whole number, but got {value!r}")
+    for field, (wanted, name) in TYPES.items():
+        value = values.get(field)
+        if value is not None and not isinstance(value, wanted):
+            raise ValueError(f"{path}: {field}: must be {name}, but got {value!r}")

@@ -18,7 +18,8 @@ TRUNK_FIELDS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
     *("n_embd", "n_layer", "n_head"),  # GPT-2
     *("dim", "n_layers", "n_heads"),  # DistilBERT
-    *("num_key_value_heads", "head_dim"),
+    *("num_key_value_heads", "head_dim", "rms_norm_eps"),
+    *("hidden_act", "activation_function", "scale_attn_by_inverse_layer_idx"),
 )
 """Fields of ``config.json`` that must be equal in a base and its experts."""
 
@@ -162,8 +163,23 @@ def _check_config(base: Checkpoint, name: str, expert: Expert) -> None:
             )
 
 
+def _with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a config with its defaults; as it is if transformers does not know it."""
+    from transformers import AutoConfig
+
+    try:
+        whole: dict[str, Any] = AutoConfig.for_model(**config).to_dict()
+    except Exception:  # its type is unknown or missing, or a field is no longer valid
+        return config
+    return whole
+
+
 def _described(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a config says of its trunk, also of rotary embeddings in the older form."""
+    """Return what a config says of its trunk, also of rotary embeddings in the older form.
+
+    What it leaves out is the default of its type of model.
+    """
+    config = _with_defaults(config)
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if not any(isinstance(value, dict) for value in rope.values()):  # else by type of layer
         rope.setdefault("rope_theta", config.get("rope_theta"))

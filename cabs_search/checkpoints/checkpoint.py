@@ -144,10 +144,20 @@ class Checkpoint:
     def repeated(self) -> frozenset[str]:
         """Output layers that repeat the word embeddings: one tensor, in the file twice.
 
-        ``tie_word_embeddings`` cannot tell: many files leave it out, and defaults differ.
+        Where ``tie_word_embeddings`` is left out, as many files have it, the values tell.
         """
+        if self.config.get("tie_word_embeddings") is False:
+            return frozenset()
         outputs = [name for name in self._in_file if OUTPUT_LAYER.search(name)]
         return frozenset(name for name in outputs if self._has_equal(name))
+
+    @property
+    def is_tied(self) -> bool:
+        """True if the output layer of a language model is its word embeddings."""
+        said = self.config.get("tie_word_embeddings")
+        if said is not None:
+            return bool(said)
+        return bool(self.repeated) or not any(map(OUTPUT_LAYER.search, self._in_file))
 
     def _has_equal(self, name: str) -> bool:
         """Tell whether another tensor has the same shape and values."""

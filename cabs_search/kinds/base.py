@@ -310,12 +310,15 @@ def text_columns(task: TaskFields) -> tuple[str, ...]:
 
 def check_texts(where: str, task: TaskFields, texts: Sequence[Any]) -> Texts:
     """Return the texts; raise ValueError if one is no string."""
-    if not all(isinstance(text, str) for text in texts):
-        field = "text or choices" if task.choices else "text"
-        raise ValueError(
-            f"{where}.{field}: every text must be a string, but column"
-            f" {' or '.join(text_columns(task))} has others"
-        )
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            columns = text_columns(task)
+            is_choice = place >= len(columns)
+            field = "choices" if is_choice else "text"
+            source = f"{task.choices!r}" if is_choice else columns[place]
+            raise ValueError(
+                f"{where}.{field}: every text must be a string, but column {source} has {text!r}"
+            )
     return tuple(texts)
 
 

@@ -20,6 +20,8 @@ TAKES_ANY_MASK = (
 )
 """Model types whose attention follows any mask: sequences with one beginning can be packed."""
 Tokens = list[int]
+LONGEST_PACKED = 3
+"""Most times that a packed sequence is as long as the longest one in it."""
 
 
 class Causal(Kind):
@@ -149,6 +151,17 @@ def targets_of(item: Item) -> Targets:
     """Return the targets, which every item of these kinds has."""
     assert item.targets is not None
     return item.targets
+
+
+def is_short_packed(sequences: Sequence[Tokens]) -> bool:
+    """Tell whether packed sequences are not much longer than one, so that it pays to pack them.
+
+    Attention costs the square of the length. Contexts that were cut at different places have no
+    common beginning.
+    """
+    shared = _length_of_common_beginning(sequences)
+    packed = shared + sum(len(tokens) - shared for tokens in sequences)
+    return packed <= LONGEST_PACKED * max(map(len, sequences))
 
 
 def _length_of_common_beginning(sequences: Sequence[Tokens]) -> int:

@@ -18,6 +18,7 @@ from cabs_search.kinds.base import (
 from cabs_search.kinds.causal import (
     Causal,
     can_pack,
+    is_short_packed,
     sums_by_part,
     to_score,
     to_score_packed,
@@ -54,9 +55,19 @@ class ChoicesByLikelihood(Causal, MultipleChoice):
     def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> int:
         """Return the index of the right choice from its text, index, index as text or letter."""
         choices = texts[len(text_columns(task)) :]
-        if isinstance(value, str) and value in choices:
-            return choices.index(value)
-        return super().label(where, task, config, texts, value)
+        if not isinstance(value, str) or value not in choices:
+            return super().label(where, task, config, texts, value)
+        index = choices.index(value)
+        try:
+            place = super().label(where, task, config, texts, value)
+        except ValueError:  # as most texts, it is no place
+            return index
+        if place != index:
+            raise ValueError(
+                f"{where}.label: {value!r} is the text of choice {index} and the place of choice"
+                f" {place}; column {task.label} must have places as numbers"
+            )
+        return index
 
     def encode(
         self, where: str, task: TaskFields, tokenizer: Any, config: Any, texts: Texts, label: int
@@ -78,7 +89,8 @@ class ChoicesByLikelihood(Causal, MultipleChoice):
                 )
             sequences.append(tokens[-(task.max_length + 1) :])
             counts.append(count)
-        score = to_score_packed if can_pack(config, task.max_length) else to_score
+        is_packed = can_pack(config, task.max_length) and is_short_packed(sequences)
+        score = to_score_packed if is_packed else to_score
         sizes = tuple(map(task.measure.size, choices))
         return Item(label=label, marks=sizes, **score(sequences, counts))
 
@@ -105,7 +117,8 @@ class ChoicesByLikelihood(Causal, MultipleChoice):
 
 def _join(before: str, text: str) -> str:
     """Return the text with a space before it, unless there is one."""
-    return text if before.endswith(" ") or text[0].isspace() else f" {text}"
+    is_apart = before.endswith(" ") or not text or text[0].isspace()
+    return text if is_apart else f" {text}"
 
 
 def _padded(sums: Sequence[Tensor]) -> Tensor:

@@ -55,7 +55,7 @@ class LanguageModeling(Causal):
     ) -> Item:
         """Tokenize the text in windows that do not overlap, each after one token of context."""
         (tokens,) = tokens_of(tokenizer, texts)
-        if not tokens:
+        if not (tokens and texts[0]):
             raise ValueError(f"{where}.text: every text must have a token, but one is {texts[0]!r}")
         tokens = [prefix_token(where, tokenizer), *tokens]
         starts = range(0, len(tokens) - 1, task.max_length)

@@ -115,10 +115,18 @@ def reference_entries(
             tasks={task: scored[owner].tasks[task] for task, owner in owners.items()},
             scores={task: scored[owner].scores[task] for task, owner in owners.items()},
         )
-        which = "the expert that is best on it" if BASE in experts.values() else "its own expert"
-        text = f"each task by {which} (no model)"
+        text = f"each task by {_whose(experts)} (no model)"
         entries.append(Entry(label="ideal", role="ideal", scored=ideal, text=text, is_model=False))
     return entries
+
+
+def _whose(experts: Mapping[str, str]) -> str:
+    """Say which experts *ideal* takes; ``experts`` as of ``reference_entries``."""
+    if BASE not in experts.values():
+        return "its own expert"
+    if set(experts.values()) == {BASE}:
+        return "the expert that is best on it"
+    return "its own expert, or the one that is best on it"
 
 
 def _best_expert(task: str, scored: Mapping[str, Scored]) -> str:

@@ -62,6 +62,8 @@ def load_model(
             f"{where}: a model that scores must be whole, but has no {', '.join(missing)}"
         )
     model = model.eval()
+    if kind.is_causal:
+        _check_causal(where, model)
     own = own_tensors(model, checkpoint, shared)
     if kind.is_causal and shared:
         _check_all_merged(where, model, own)
@@ -72,6 +74,18 @@ def load_model(
     for tensor_name, tensor in own.items():
         tensor.data = shared[tensor_name]
     return model.to(device)  # now, so that a GPU never holds the trunk twice
+
+
+@torch.inference_mode()
+def _check_causal(where: str, model: Any) -> None:
+    """Raise ValueError if a token changes what the trunk makes of the one before."""
+    tokens = torch.tensor([[0, 1], [0, 2]])
+    first, second = model.base_model(input_ids=tokens, use_cache=False)[0][:, 0]
+    if not torch.allclose(first, second, atol=1e-3, equal_nan=True):
+        raise ValueError(
+            f"{where}: a language model must read each token without those after it, but"
+            f" {type(model).__name__} reads all; is is_decoder true in its config.json?"
+        )
 
 
 def _check_all_merged(where: str, model: Any, own: Mapping[str, Tensor]) -> None:

@@ -142,13 +142,20 @@ def _write_trunk(
         with CheckpointWriter(to / file, shard, {"format": "pt"}) as writer:
             for name, tensor in itertools.islice(tensors, len(shard)):
                 files[base.model_name(name)] = file
-                is_float = tensor.is_floating_point()
-                writer.add(base.model_name(name), tensor.to(dtype) if is_float else tensor)
+                writer.add(base.model_name(name), _converted(name, tensor, dtype))
                 if progress and name in family.alignment.shapes:
                     progress(tensor.numel())
     if len(shards) > 1:
         _write_index(to, files)
     _copy_side_files(base, to, dtype)
+
+
+def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in a dtype if it is floating-point; ValueError if a weight is not finite."""
+    converted = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    if not torch.isfinite(converted).all():
+        raise ValueError(f"every weight must be finite, but in {dtype} one of {name} is not")
+    return converted
 
 
 def _shards(base: Checkpoint, names: Iterable[str], dtype: torch.dtype) -> list[list[str]]:

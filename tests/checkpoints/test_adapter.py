@@ -247,6 +247,11 @@ def test_tied_embeddings_are_tuned_as_one(tmp_path: Path, settings: dict[str, An
         {"target_modules": ["lm_head"]},
         {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
         {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+        {
+            "target_modules": ["embed_tokens", "q_proj"],
+            "use_dora": True,
+            "ensure_weight_tying": True,
+        },
     ],
 )
 def test_tied_embeddings_that_came_apart_are_refused(
@@ -254,6 +259,31 @@ def test_tied_embeddings_that_came_apart_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="output layer is tied to its embeddings, but"):
         tied(tmp_path, **settings)
+
+
+def test_values_tell_what_is_tied_if_the_config_does_not(tmp_path: Path) -> None:
+    """A file may hold the embeddings twice, tied or not; the config may leave it out."""
+    model = make_model("Llama", "ForCausalLM", tie_word_embeddings=True).eval()
+    adapt(model, tmp_path / "a", task_type="CAUSAL_LM", target_modules=["embed_tokens"])
+    model = make_model("Llama", "ForCausalLM", tie_word_embeddings=True).eval()
+    model.save_pretrained(tmp_path / "base")
+    file, config = tmp_path / "base" / "model.safetensors", tmp_path / "base" / "config.json"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, file, {"format": "pt"})
+    values = json.loads(config.read_text())
+    for said, is_tied in ((None, True), (True, True), (False, False)):
+        config.write_text(json.dumps(values | {"tie_word_embeddings": said}))
+        base = Checkpoint(tmp_path / "base")
+        assert base.is_tied == is_tied
+        assert base.repeated == ({"lm_head.weight"} if is_tied else frozenset())
+        if is_tied:
+            with pytest.raises(ValueError, match="output layer is tied to its embeddings, but"):
+                Adapter(tmp_path / "a", base=base)
+        else:
+            expert = Adapter(tmp_path / "a", base=base)
+            assert expert.update("lm_head.weight") is None
+            assert expert.update("model.embed_tokens.weight") is not None
 
 
 QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
@@ -268,6 +298,10 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensors], Any], str]] = {
         lambda v, _: v.update(alora_invocation_tokens=[3]),
         "alora_invocation_tokens: such an adapter adapts some tokens",
     ),
+    "alpha": (lambda v, _: v.update(lora_alpha=1e999), "lora_alpha: must be a number above 0"),
+    "rank": (lambda v, _: v.update(r=4.5), "r: must be a whole number, but got 4.5"),
+    "flag": (lambda v, _: v.update(use_rslora="no"), "use_rslora: must be true or false, but"),
+    "modules": (lambda v, _: v.update(modules_to_save="x"), "modules_to_save: must be a list, but"),
     "QA-LoRA": (lambda v, _: v.update(use_qalora=True), "use_qalora: such an adapter"),
     "parameters": (
         lambda v, _: v.update(target_parameters=["experts.gate"]),

@@ -547,7 +547,12 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
     (
         "multiple-choice",
         {"article": "a", "question": "b", "options": ["c", 1], "answer": 0},
-        "t.text or choices: every",
+        "t.choices: every text must be a string, but column 'options' has 1",
+    ),
+    (
+        "choices-by-likelihood",
+        {"start": "a", "ends": ["1", "0"], "right": "0"},
+        "t.label: '0' is the text of choice 1 and the place of choice 0",
     ),
     (
         "question-answering",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
@@ -20,6 +22,7 @@ from cabs_search.merging.recipe import BASE, Recipe, make_method, make_recipe
 from cabs_search.scoring import likelihoods
 from cabs_search.scoring.calibrate import calibrated
 from cabs_search.scoring.likelihoods import log_likelihoods
+from cabs_search.scoring.models import load_model
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.serving import export as exporting
 from cabs_search.serving.export import export
@@ -296,6 +299,19 @@ def change_config(**changes: Any) -> Any:
     return change
 
 
+def leave_out(field: str) -> Any:
+    """Leave the default of a field out of the base's config, and have another in the expert's."""
+
+    def change(folder: Path) -> None:
+        path = folder.parent / BASE / "config.json"
+        values = json.loads(path.read_text())
+        del values[field]
+        path.write_text(json.dumps(values))
+        change_config(**{field: {"rope_type": "default", "rope_theta": 5e5}})(folder)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -309,6 +325,8 @@ def change_config(**changes: Any) -> Any:
             change_config(rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
             "experts.b: .* rope_parameters.rope_theta is 500000.0 against 10000.0",
         ),
+        (leave_out("rope_parameters"), "theta is 500000.0 against 10000.0"),
+        (change_config(hidden_act="gelu"), "experts.b: .* hidden_act is 'gelu' against 'silu'"),
         (change_config(num_key_value_heads=1), "experts.b: .* num_key_value_heads is 1 against 2"),
         (change_config(vocab_size=500), "experts.b: .* vocab_size is 500 against"),
         (
@@ -323,3 +341,32 @@ def test_what_cannot_be_merged_whole_is_refused(tmp_path: Path, change: Any, mes
     with pytest.raises(ValueError, match=message) as caught:
         Family.open(tmp_path / BASE, {name: tmp_path / name for name in ("a", "b")})
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_reads_later_tokens_is_refused(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    for is_decoder in (True, False):
+        config.is_decoder = is_decoder
+        model = transformers.BertLMHeadModel(config)
+        for name in (BASE, "a"):
+            model.save_pretrained(tmp_path / name)
+        opened = Family.open(tmp_path / BASE, {"a": tmp_path / "a"})
+        load = partial(
+            load_model, opened, BASE, LANGUAGE_MODELING, {}, torch.float32, torch.device("cpu")
+        )
+        if is_decoder:
+            load()
+        else:
+            with pytest.raises(ValueError, match="base: a language model must read each token"):
+                load()
+
+
+def test_an_export_that_a_dtype_cannot_hold_writes_nothing(tmp_path: Path) -> None:
+    make_family(tmp_path, "Llama", SIZE, tied=True, dtype="float32")
+    opened = Family.open(tmp_path / BASE, {name: tmp_path / name for name in ("a", "b")})
+    recipe = make_recipe(make_method("task-arithmetic", ("a", "b")), {"a": 1e6, "b": 1.0})
+    with pytest.raises(ValueError, match="every weight must be finite, but in torch.float16"):
+        export(opened, recipe, tmp_path / "out", dtype=torch.float16)
+    assert not (tmp_path / "out").exists()
