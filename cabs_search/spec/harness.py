@@ -152,7 +152,7 @@ def _entry(where: str, source: DataSource) -> tuple[Path, dict[str, Any]]:
 
     path = _find_file(name, source.include)
     if path is None:
-        raise ValueError(f"{field}: {_why_not(name)}")
+        raise ValueError(f"{field}: {_why_not(name, source.include)}")
     config = load_yaml(path, resolve_func=False)
     if "class" in config:
         raise ValueError(f"{field}: a task must be a YAML file, but {name} is a Python class")
@@ -187,11 +187,11 @@ def _find_file(name: str, include: str | None) -> Path | None:
     return None
 
 
-def _why_not(name: str) -> str:
+def _why_not(name: str, include: str | None) -> str:
     """Say what a name is that is no task's."""
     from lm_eval.tasks import TaskManager
 
-    entry = TaskManager().task_index.get(name)
+    entry = TaskManager(include_path=include).task_index.get(name)
     if entry is None:
         return f"lm-evaluation-harness {VERSION} has no task {name}"
     members = sorted(entry.tags) if entry.cfg is None else entry.cfg["task"]

@@ -156,31 +156,26 @@ def _with_data(task: Task, where: str, folder: Path) -> Task:
 
 
 def _described(task: Task, given: Mapping[str, Any], where: str) -> Task:
-    """Return a task of lm-evaluation-harness with kind and metric as it is there.
+    """Return a task of lm-evaluation-harness with the kind and metric that it has there.
 
     Args:
         task: the task, with absolute paths.
-        given: its fields in the spec.
+        given: its fields in the spec; if they have both, the harness is not asked.
         where: start of errors.
 
     Raises:
         UnreachableError: lm-evaluation-harness is not installed.
-        ValueError: it has no such task, or another kind or metric is given.
+        ValueError: it has no such task.
 
     """
-    from cabs_search.spec.harness import describe
+    fields = {key: value for key, value in given.items() if value is not None}
+    fields["dataset"] = task.dataset
+    if not {"kind", "metric"} <= fields.keys():
+        from cabs_search.spec.harness import describe
 
-    found = describe(where, task.dataset)
-    name = task.dataset.harness
-    if given.get("kind") not in (None, found.kind.name):
-        raise ValueError(f"{where}.kind: {name} is {found.kind}, but got {given['kind']}")
-    if given.get("metric") not in (None, *found.metrics):
-        raise ValueError(
-            f"{where}.metric: {name} must have {' or '.join(found.metrics)}, but got"
-            f" {given['metric']}"
-        )
-    own = {"kind": found.kind, "dataset": task.dataset, "metric": found.metrics[0]}
-    fields = own | {key: value for key, value in given.items() if key not in ("kind", "dataset")}
+        found = describe(where, task.dataset)
+        if fields.get("kind") in (None, found.kind.name):  # another is refused with its items
+            fields = {"kind": found.kind.name, "metric": found.metrics[0]} | fields
     try:
         return TypeAdapter(Task).validate_python(fields)
     except ValidationError as error:

@@ -20,7 +20,7 @@ from cabs_search.kinds.base import Texts
 from cabs_search.kinds.greedy_continuation import GREEDY_CONTINUATION
 from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
 from cabs_search.kinds.right_choices import RIGHT_CHOICES
-from cabs_search.spec.harness import SIZED_BY_BYTES, open_task
+from cabs_search.spec.harness import SIZED_BY_BYTES, describe, open_task
 from cabs_search.spec.task import Task
 from cabs_search.tasks.dataset import Row
 
@@ -46,10 +46,17 @@ def read_documents(
 
     Raises:
         UnreachableError: the hub does not give the data.
-        ValueError: there is no such split, or documents that cannot be scored here, or the test
-            split would be searched on.
+        ValueError: the task has another kind, or no such metric or split, or documents that cannot
+            be scored here, or the test split would be searched on.
 
     """
+    found = describe(where, task.dataset)
+    if task.kind != found.kind:
+        raise ValueError(f"{where}.kind: must be {found.kind}, but got {task.kind}")
+    if task.metric not in found.metrics:
+        raise ValueError(
+            f"{where}.metric: must be {' or '.join(found.metrics)}, but got {task.metric}"
+        )
     opened = open_task(where, task.dataset)
     config = opened.config
     own, test = config.test_split or config.validation_split, config.test_split

@@ -100,6 +100,21 @@ def process_results_mc2(doc, results):
     right = np.arange(len(shares)) != doc["right"]
     return {"acc": shares[right].sum() / shares.sum()}
 """
+DESCRIBE = """
+import json, sys
+from cabs_search.spec.harness import describe
+from cabs_search.spec.task import DataSource
+
+def described(name):
+    try:
+        found = describe("t", DataSource(harness=name))
+        return [str(found.kind), *found.metrics]
+    except ValueError as error:
+        return str(error)
+
+with open(sys.argv[1], "w") as file:
+    json.dump({name: described(name) for name in sys.stdin.read().split()}, file)
+"""
 CHAT = """{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no') }}\
 {% endif %}{{ message.role }}: {{ message.content }}
 {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
@@ -117,7 +132,9 @@ def by_harness(folder: Path, model: Path, rows: dict[str, Any]) -> dict[str, Any
     return by_script(folder, HARNESS, model, folder, str(MAX_LENGTH))
 
 
-def by_script(folder: Path, script: Path, *arguments: str | Path) -> dict[str, Any]:
+def by_script(
+    folder: Path, script: Path, *arguments: str | Path, names: str = ""
+) -> dict[str, Any]:
     """Run a script by a Python that has lm-eval, and return the JSON that it writes, or skip."""
     python = sys.executable
     if find_spec("lm_eval") is None:
@@ -127,6 +144,7 @@ def by_script(folder: Path, script: Path, *arguments: str | Path) -> dict[str, A
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
     done = subprocess.run(
         [python, script, *arguments, folder / "found.json"],
+        input=names,
         env=os.environ | offline | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -199,6 +217,28 @@ def test_tasks_by_name_are_scored_as_by_the_harness(tmp_path: Path, architecture
             error = 1e-12 if is_counted else 1e-5
             assert ours["metric"] == pytest.approx(theirs["metric"], rel=error)
     assert 0 < found["ours"]["ends"]["metric"] < 1, "some continuations are greedy, not all"
+
+
+def test_the_harnesss_own_names_are_known(tmp_path: Path) -> None:
+    script = tmp_path / "describe.py"
+    script.write_text(DESCRIBE)
+    names = (
+        "arc_challenge hellaswag truthfulqa_mc2 winogrande lambada_openai wikitext gsm8k ai2_arc"
+    )
+    found = by_script(tmp_path, script, names=names)
+    assert found == {
+        "arc_challenge": ["choices-by-likelihood", "acc_norm", "acc"],
+        "hellaswag": ["choices-by-likelihood", "acc_norm", "acc"],
+        "truthfulqa_mc2": ["right-choices", "acc"],
+        "winogrande": ["choices-by-likelihood", "acc"],
+        "lambada_openai": ["greedy-continuation", "acc"],
+        "wikitext": ["language-modeling", "byte_probability"],
+        "gsm8k": "t.dataset.harness: a task must be scored by log-likelihoods (multiple_choice,"
+        " loglikelihood, loglikelihood_rolling), but gsm8k is generate_until",
+        "ai2_arc": "t.dataset.harness: a single task is needed, but ai2_arc is a tag, of"
+        " arc_challenge, arc_easy",
+    }
+    assert by_script(tmp_path, script, names=" ".join(expected)) == expected
 
 
 def spec_of_local_tasks(folder: Path, architecture: str) -> Path:

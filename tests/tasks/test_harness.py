@@ -117,14 +117,14 @@ def test_a_task_says_itself_what_it_is(spec: dict[str, Any]) -> None:
     again = parse(parse(spec).as_dict(), locations=False).tasks["quiz"]
     assert again == task, "what was found out stands in the study's folder"
     for changes, message in (
-        ({"kind": "language-modeling"}, "tasks.quiz.kind: quiz is choices-by-likelihood, but got"),
-        ({"metric": "acc_bytes"}, "tasks.quiz.metric: quiz must have acc_norm or acc, but got"),
+        ({"kind": "right-choices"}, "tasks.quiz.kind: must be choices-by-likelihood, but got"),
+        ({"metric": "acc_bytes"}, "tasks.quiz.metric: must be acc_norm or acc, but got acc_bytes"),
         ({"text": "start"}, "tasks.quiz.text: a task of lm-evaluation-harness says it itself"),
         ({"kind": "regression"}, "tasks.quiz.kind: regression is no kind of a task of"),
         ({"dataset": {"csv": "x", "num_fewshot": 2}}, "tasks.quiz.dataset: num_fewshot goes with"),
     ):
         with pytest.raises(ValueError, match=message):
-            parse(spec | {"tasks": {"quiz": spec["tasks"]["quiz"] | changes}})
+            load_items(parse(spec | {"tasks": {"quiz": spec["tasks"]["quiz"] | changes}}), "quiz")
 
 
 @pytest.mark.parametrize(
