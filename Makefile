@@ -34,7 +34,8 @@ $(MERGEKIT)/.installed: constraints.txt
 quickstart: setup
 	$(BIN)/cabs-search quickstart
 
-# lm-evaluation-harness, for the test that holds our log-likelihoods against its: the same versions of torch and transformers.
+# lm-evaluation-harness, for the tests that hold our log-likelihoods against its: the same versions of torch and transformers,
+# and what our own reading of its tasks imports.
 $(LM_EVAL): $(LM_EVAL)/.installed
 
 $(LM_EVAL)/.installed: constraints.txt
@@ -42,7 +43,7 @@ $(LM_EVAL)/.installed: constraints.txt
 	test -x $(LM_EVAL)/bin/python || $(PYTHON) -m venv $(LM_EVAL)
 	@echo 'installing lm-eval into $(LM_EVAL)'
 	@$(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  accelerate lm-eval==0.4.13 peft torch transformers 2>$(LM_EVAL)/pip.log || (cat $(LM_EVAL)/pip.log; exit 1)
+	  accelerate lm-eval==0.4.13 peft platformdirs pydantic torch transformers 2>$(LM_EVAL)/pip.log || (cat $(LM_EVAL)/pip.log; exit 1)
 	@touch $@
 
 # Two processes; the tests of a file in one of them, as they share fixtures; long files come early by their names.
@@ -55,7 +56,7 @@ test-browser: setup
 
 test-all: setup check
 	@$(MAKE) $(MERGEKIT) || echo 'mergekit cannot be installed: its tests are skipped, and say why'
-	@$(MAKE) $(LM_EVAL) || echo 'lm-eval cannot be installed: its test is skipped, and says why'
+	@$(MAKE) $(LM_EVAL) || echo 'lm-eval cannot be installed: its tests are skipped, and say why'
 	$(BIN)/python -m pytest
 
 check: setup

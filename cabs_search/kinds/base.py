@@ -138,10 +138,14 @@ class Kind(ABC):
     expert has a head, and its output is the log-likelihood of each of the items' ``targets``,
     [targets].
     """
+    reads_greedy: ClassVar[bool] = False
+    """True if the output must also tell of each target whether it is the likeliest token."""
     reads_label: ClassVar[bool] = True
     """True if rows have a column of labels."""
     has_log_losses: ClassVar[bool] = True
     """True if a loss is minus the log of the right answer's probability."""
+    harness_text: ClassVar[str | tuple[str, str]] = ""
+    """The field ``text`` of a task of lm-evaluation-harness: columns that a prediction needs."""
     default_max_length: ClassVar[int] = 128
     default_stride: ClassVar[int | None] = None
     """None: tasks have no field ``stride``."""

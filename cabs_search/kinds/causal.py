@@ -6,10 +6,12 @@ of lm-evaluation-harness 0.4, so that log-likelihoods are the same numbers.
 
 from __future__ import annotations
 
+import itertools
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cabs_search.kinds.base import Item, Kind, Targets
+from cabs_search.kinds.base import Item, Kind, Targets, TaskFields, Texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +24,8 @@ TAKES_ANY_MASK = (
 Tokens = list[int]
 LONGEST_PACKED = 3
 """Most times that a packed sequence is as long as the longest one in it."""
+Request = tuple[str, str]
+"""A context, and a continuation to predict after it."""
 
 
 class Causal(Kind):
@@ -39,6 +43,68 @@ class Causal(Kind):
                 f"{where}.kind: {self} needs a model {self.head}, but {model} is"
                 f" {', '.join(classes)}"
             )
+
+
+class Continuing(Causal):
+    """A kind that predicts continuations of contexts."""
+
+    default_max_length: ClassVar[int] = 2048
+
+    @abstractmethod
+    def requests(self, task: TaskFields, texts: Texts) -> list[Request]:
+        """Return a row's contexts, each with a continuation."""
+
+    def marks(self, task: TaskFields, texts: Texts, label: Any) -> Any:
+        """Return what an item knows of its continuations beside their tokens."""
+        return None
+
+    def encode(
+        self, where: str, task: TaskFields, tokenizer: Any, config: Any, texts: Texts, label: Any
+    ) -> Item:
+        """Tokenize each continuation with its context."""
+        requests = self.requests(task, texts)
+        return self.encode_requests(where, task, tokenizer, config, texts, label, requests)
+
+    def encode_requests(
+        self,
+        where: str,
+        task: TaskFields,
+        tokenizer: Any,
+        config: Any,
+        texts: Texts,
+        label: Any,
+        requests: Sequence[Request],
+    ) -> Item:
+        """Tokenize given requests in place of ``requests``; contexts are cut from the left."""
+        sequences, counts = [], []
+        for context, group in itertools.groupby(requests, key=lambda request: request[0]):
+            ends = [end for _, end in group]
+            for tokens, count in tokens_of_pairs(where, tokenizer, context, ends):
+                if not 0 < count <= task.max_length:
+                    raise ValueError(
+                        f"{where}.max_length: a continuation must have 1 to {task.max_length}"
+                        f" tokens, but got {count} after {context[-40:]!r}"
+                    )
+                sequences.append(tokens[-(task.max_length + 1) :])
+                counts.append(count)
+        is_packed = can_pack(config, task.max_length) and is_short_packed(sequences)
+        score = to_score_packed if is_packed else to_score
+        marks = self.marks(task, texts, label)
+        return Item(label=self.item_label(label), marks=marks, **score(sequences, counts))
+
+    def item_label(self, label: Any) -> Any:
+        """Return the value that a prediction is compared with, of what ``label`` returns."""
+        return label
+
+    def shape_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the batch as it is."""
+        return batch
+
+
+def joined(before: str, text: str) -> str:
+    """Return the text with a space before it, unless there is one."""
+    is_apart = before.endswith(" ") or not text or text[0].isspace()
+    return text if is_apart else f" {text}"
 
 
 def prefix_token(where: str, tokenizer: Any) -> int:
@@ -139,9 +205,16 @@ def can_pack(config: Any, max_length: int) -> bool:
 
 
 def sums_by_part(output: Tensor, items: Sequence[Item]) -> list[Tensor]:
-    """Return log-likelihoods of each item's parts, [parts], from those of all targets."""
+    """Return log-likelihoods of each item's parts, [parts], from those of all targets.
+
+    Args:
+        output: [targets], or [targets, 2] with a second column that is not read.
+        items: the targets' items.
+
+    """
     import torch
 
+    output = output if output.ndim == 1 else output[:, 0]
     counts = [targets_of(item).counts for item in items]
     parts = iter(output.split([count for of_item in counts for count in of_item]))
     return [torch.stack([next(parts).sum() for _ in of_item]) for of_item in counts]

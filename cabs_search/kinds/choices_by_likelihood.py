@@ -15,15 +15,7 @@ from cabs_search.kinds.base import (
     to_host,
     widened,
 )
-from cabs_search.kinds.causal import (
-    Causal,
-    can_pack,
-    is_short_packed,
-    sums_by_part,
-    to_score,
-    to_score_packed,
-    tokens_of_pairs,
-)
+from cabs_search.kinds.causal import Continuing, Request, joined, sums_by_part
 from cabs_search.kinds.multiple_choice import MultipleChoice
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.choices import ChoiceAccuracy
@@ -33,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ChoicesByLikelihood(Causal, MultipleChoice):
+class ChoicesByLikelihood(Continuing, MultipleChoice):
     """Choices that continue a context; the likeliest is taken, by the metric's measure of length.
 
     A space is put between a context and a choice, and between a pair of texts, unless there is one.
@@ -43,7 +35,7 @@ class ChoicesByLikelihood(Causal, MultipleChoice):
 
     name: ClassVar[str] = "choices-by-likelihood"
     metrics: ClassVar[tuple[Metric, ...]] = OF_CHOICES
-    default_max_length: ClassVar[int] = 2048
+    harness_text: ClassVar[str] = "context"
 
     def texts(self, where: str, task: TaskFields, row: Mapping[str, Any]) -> Texts:
         """Return the context, of a pair both texts, and the choices."""
@@ -52,7 +44,7 @@ class ChoicesByLikelihood(Causal, MultipleChoice):
             raise ValueError(f"{where}.choices: every choice must have a character, but one is ''")
         return texts
 
-    def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> int:
+    def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> Any:
         """Return the index of the right choice from its text, index, index as text or letter."""
         choices = texts[len(text_columns(task)) :]
         if not isinstance(value, str) or value not in choices:
@@ -69,34 +61,18 @@ class ChoicesByLikelihood(Causal, MultipleChoice):
             )
         return index
 
-    def encode(
-        self, where: str, task: TaskFields, tokenizer: Any, config: Any, texts: Texts, label: int
-    ) -> Item:
-        """Tokenize each choice with the context, of which the first tokens are cut if need be."""
-        assert isinstance(task.measure, ChoiceAccuracy)
+    def requests(self, task: TaskFields, texts: Texts) -> list[Request]:
+        """Return the context with each choice."""
         given = len(text_columns(task))
-        context, *choices = texts[0], *texts[given:]
+        context = texts[0]
         for text in texts[1:given]:
-            context += _join(context, text)
-        sequences, counts = [], []
-        for tokens, count in tokens_of_pairs(
-            where, tokenizer, context, [_join(context, choice) for choice in choices]
-        ):
-            if not 0 < count <= task.max_length:
-                raise ValueError(
-                    f"{where}.max_length: a choice must have 1 to {task.max_length} tokens, but got"
-                    f" {count} after {context[-40:]!r}"
-                )
-            sequences.append(tokens[-(task.max_length + 1) :])
-            counts.append(count)
-        is_packed = can_pack(config, task.max_length) and is_short_packed(sequences)
-        score = to_score_packed if is_packed else to_score
-        sizes = tuple(map(task.measure.size, choices))
-        return Item(label=label, marks=sizes, **score(sequences, counts))
+            context += joined(context, text)
+        return [(context, joined(context, choice)) for choice in texts[given:]]
 
-    def shape_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the batch as it is."""
-        return batch
+    def marks(self, task: TaskFields, texts: Texts, label: Any) -> Any:
+        """Return the size of each choice."""
+        assert isinstance(task.measure, ChoiceAccuracy)
+        return tuple(map(task.measure.size, texts[len(text_columns(task)) :]))
 
     def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
         """Return the cross-entropy of each item's choices."""
@@ -113,12 +89,6 @@ class ChoicesByLikelihood(Causal, MultipleChoice):
         return Outcome(
             scores.astype("float32"), class_losses(_padded(sums), items).numpy(), predictions
         )
-
-
-def _join(before: str, text: str) -> str:
-    """Return the text with a space before it, unless there is one."""
-    is_apart = before.endswith(" ") or not text or text[0].isspace()
-    return text if is_apart else f" {text}"
 
 
 def _padded(sums: Sequence[Tensor]) -> Tensor:

@@ -35,6 +35,7 @@ class LanguageModeling(Causal):
     reads_label: ClassVar[bool] = False
     has_log_losses: ClassVar[bool] = False
     """False: a mean over tokens, each of which has a distribution of its own."""
+    harness_text: ClassVar[str] = "text"
     default_max_length: ClassVar[int] = 1024
 
     def check_text(self, text: str | tuple[str, str]) -> None:

@@ -59,7 +59,7 @@ class MultipleChoice(Kind):
         context = [row[column] for column in text_columns(task)]
         return check_texts(where, task, [*context, *_choices(where, task, row)])
 
-    def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> int:
+    def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> Any:
         """Return the index of the right choice from its index, its index as text or its letter."""
         count, index = len(texts) - len(text_columns(task)), value
         if isinstance(value, str) and value.isdecimal():
@@ -99,7 +99,7 @@ class MultipleChoice(Kind):
         """Score logits of shape [1, sequences]."""
         return score_classes(_by_item(to_host(output.logits), items), items)
 
-    def samples(self, classes: Sequence[str]) -> tuple[Sequence[int], Sequence[int]]:
+    def samples(self, classes: Sequence[str]) -> tuple[Sequence[Any], Sequence[Any]]:
         """Return three choices, all predicted right."""
         return (0, 1, 2), (0, 1, 2)
 

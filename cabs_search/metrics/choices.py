@@ -1,9 +1,11 @@
-"""Metrics of choices by log-likelihood, by the names of lm-evaluation-harness."""
+"""Metrics of choices and continuations by log-likelihood, named as in lm-evaluation-harness."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
+from cabs_search.metrics.base import Metric, Values
 from cabs_search.metrics.classes import Accuracy
 
 
@@ -39,6 +41,19 @@ class ByByte(ChoiceAccuracy):
         return len(choice.encode())
 
 
+class RightShare(Metric):
+    """Mean share of the right choices in the likelihoods of all; predictions are the shares."""
+
+    is_mean: ClassVar[bool] = True
+
+    def compute(self, predictions: Values, labels: Values) -> float:
+        """Return the mean."""
+        return float(predictions.mean())
+
+
 ACC = ByWhole(name="acc")
 ACC_NORM = ByCharacter(name="acc_norm")
 ACC_BYTES = ByByte(name="acc_bytes")
+ACC_OF_SHARES = RightShare(name="acc")
+ACC_OF_CONTINUATIONS = Accuracy(name="acc")
+"""Share of continuations of which every token is the likeliest."""

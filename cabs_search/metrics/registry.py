@@ -6,7 +6,13 @@ The first of a list is the default of its kinds. Other names are computed by ``e
 from __future__ import annotations
 
 from cabs_search.metrics.base import Metric
-from cabs_search.metrics.choices import ACC, ACC_BYTES, ACC_NORM
+from cabs_search.metrics.choices import (
+    ACC,
+    ACC_BYTES,
+    ACC_NORM,
+    ACC_OF_CONTINUATIONS,
+    ACC_OF_SHARES,
+)
 from cabs_search.metrics.classes import (
     ACCURACY,
     EXACT_MATCH,
@@ -28,6 +34,8 @@ OF_NUMBERS = (PEARSONR, SPEARMANR)
 OF_ANSWERS = (ANSWER_F1, ANSWER_EXACT_MATCH)
 OF_WORDS = tuple(OverWords(name=metric.name, metric=metric) for metric in OF_CLASSES)
 OF_CHOICES = (ACC, ACC_NORM, ACC_BYTES)
+OF_SHARES = (ACC_OF_SHARES,)
+OF_CONTINUATIONS = (ACC_OF_CONTINUATIONS,)
 OF_TEXTS = (BYTE_PROBABILITY,)
 METRICS: tuple[Metric, ...] = (
     *OF_CLASSES,
@@ -35,5 +43,7 @@ METRICS: tuple[Metric, ...] = (
     *OF_ANSWERS,
     *OF_WORDS,
     *OF_CHOICES,
+    *OF_SHARES,
+    *OF_CONTINUATIONS,
     *OF_TEXTS,
 )

@@ -108,7 +108,9 @@ def model_outputs(
     """Return the output of each model on a batch; ``batch``: places in ``rows``."""
     model, items, rows = scored[0]
     if items.task.kind.is_causal:
-        found = [log_likelihoods(model, items, rows[batch], device)] * len(scored)
+        greedy = any(own.task.kind.reads_greedy for _, own, _ in scored)
+        output = log_likelihoods(model, items, rows[batch], device, greedy=greedy)
+        found = [output] * len(scored)
     else:
         found = _outputs_of_heads(scored, batch, device)
     if not temperatures:

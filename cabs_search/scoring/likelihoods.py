@@ -22,7 +22,9 @@ MOST_LOGITS = 1 << 24
 """Logits that are computed at once, 64 MB in float32."""
 
 
-def log_likelihoods(model: Any, items: Items, rows: Ints, device: torch.device) -> Tensor:
+def log_likelihoods(
+    model: Any, items: Items, rows: Ints, device: torch.device, *, greedy: bool = False
+) -> Tensor:
     """Return the log-likelihood of each target of some items, [targets], float32.
 
     Args:
@@ -30,6 +32,8 @@ def log_likelihoods(model: Any, items: Items, rows: Ints, device: torch.device) 
         items: items that have targets.
         rows: the items to score.
         device: the model's.
+        greedy: whether to return [targets, 2], of which the second column is 1 if the target is
+            the likeliest token, else 0.
 
     """
     batch = {field: tensor.to(device) for field, tensor in collate(items, rows).items()}
@@ -44,7 +48,7 @@ def log_likelihoods(model: Any, items: Items, rows: Ints, device: torch.device) 
         hidden = model.base_model(**trunk_inputs(part, model.dtype), use_cache=False)[0]
         inside = (sequences >= start) & (sequences < start + most)
         read.append(hidden[sequences[inside] - start, places[inside]])
-    return _of_tokens(model, torch.cat(read), tokens)
+    return _of_tokens(model, torch.cat(read), tokens, greedy)
 
 
 def trunk_inputs(batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -89,8 +93,8 @@ def _targets(items: Items, rows: Ints, device: torch.device) -> tuple[Tensor, Te
     return first, second, third
 
 
-def _of_tokens(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """Return log-likelihoods of tokens, [targets], from the trunk's output, [targets, hidden].
+def _of_tokens(model: Any, hidden: Tensor, tokens: Tensor, greedy: bool) -> Tensor:
+    """Return what ``log_likelihoods`` does from the trunk's output, [targets, hidden].
 
     The model's own ``forward`` makes logits of it, as some scale or cap them.
     """
@@ -101,7 +105,10 @@ def _of_tokens(model: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
             given.hidden = part[None]
             logits = widened(model(input_ids=of_part[None]).logits[0])
             chosen = logits.gather(1, of_part[:, None])[:, 0]
-            found.append(chosen - logits.logsumexp(1))
+            columns = [chosen - logits.logsumexp(1)]
+            if greedy:
+                columns.append((logits.argmax(1) == of_part).to(logits.dtype))
+            found.append(torch.stack(columns, 1) if greedy else columns[0])
     return torch.cat(found)
 
 

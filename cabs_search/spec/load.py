@@ -48,9 +48,9 @@ def load_reachable(path: str | Path) -> tuple[Spec, dict[str, str]]:
 
     """
     file = find_spec_file(path)
-    spec = parse(_read(file, path), str(path), locations=False)
-    unreachable: dict[str, str] = {}
-    return _located(spec, str(path), file.parent, unreachable), unreachable
+    values, unreachable = _read(file, path), dict[str, str]()
+    spec = parse(values, str(path), locations=False)
+    return _located(spec, values, str(path), file.parent, unreachable), unreachable
 
 
 def parse(
@@ -76,7 +76,7 @@ def parse(
         spec = TypeAdapter(Spec).validate_python(dict(values))
     except ValidationError as error:
         raise ValueError(f"{source}: {_one_line(error)}") from None
-    return _located(spec, source, relative_to or Path()) if locations else spec
+    return _located(spec, values, source, relative_to or Path()) if locations else spec
 
 
 def find_spec_file(path: str | Path) -> Path:
@@ -98,9 +98,22 @@ def _read(file: Path, path: str | Path) -> Any:
 
 
 def _located(
-    spec: Spec, source: str, folder: Path, unreachable: dict[str, str] | None = None
+    spec: Spec,
+    values: Mapping[str, Any],
+    source: str,
+    folder: Path,
+    unreachable: dict[str, str] | None = None,
 ) -> Spec:
-    """Make locations absolute; note in ``unreachable``, if given, what the hub does not give."""
+    """Make locations absolute, and let tasks of lm-evaluation-harness say what they are.
+
+    Args:
+        spec: the spec.
+        values: the content of its YAML file.
+        source: the name of the file in errors.
+        folder: start of relative locations.
+        unreachable: receives what cannot be reached now, by field; None: that is an error.
+
+    """
 
     def at(field: str, text: str) -> str:
         try:
@@ -111,23 +124,62 @@ def _located(
             unreachable[field] = str(error)
             return text
 
+    def with_data(name: str, task: Task) -> Task:
+        where = f"{source}: tasks.{name}"
+        task = _with_data(task, where, folder)
+        try:
+            return _described(task, values["tasks"][name], where) if task.dataset.harness else task
+        except UnreachableError:
+            if unreachable is None:
+                raise
+            return task  # its items cannot be read either, which says why
+
     return replace(
         spec,
         base=at("base", spec.base),
         experts={name: at(f"experts.{name}", text) for name, text in spec.experts.items()},
-        tasks={name: _with_data(task, source, name, folder) for name, task in spec.tasks.items()},
+        tasks={name: with_data(name, task) for name, task in spec.tasks.items()},
     )
 
 
-def _with_data(task: Task, source: str, name: str, folder: Path) -> Task:
-    """Make the path of a task's data file absolute."""
-    for kind in ("csv", "json", "parquet"):
+def _with_data(task: Task, where: str, folder: Path) -> Task:
+    """Make the path of a task's data file, or of its folder of YAML files, absolute."""
+    for kind in ("csv", "json", "parquet", "include"):
         if text := getattr(task.dataset, kind):
             path = (folder / Path(text).expanduser()).resolve()
-            if not path.is_file():
-                raise ValueError(f"{source}: tasks.{name}.dataset.{kind}: {text}: no such file")
-            return replace(task, dataset=replace(task.dataset, **{kind: str(path)}))
+            if not (path.is_dir() if kind == "include" else path.is_file()):
+                what = "folder" if kind == "include" else "file"
+                raise ValueError(f"{where}.dataset.{kind}: {text}: no such {what}")
+            located: dict[str, Any] = {kind: str(path)}
+            return replace(task, dataset=replace(task.dataset, **located))
     return task
+
+
+def _described(task: Task, given: Mapping[str, Any], where: str) -> Task:
+    """Return a task of lm-evaluation-harness with the kind and metric that it has there.
+
+    Args:
+        task: the task, with absolute paths.
+        given: its fields in the spec; if they have both, the harness is not asked.
+        where: start of errors.
+
+    Raises:
+        UnreachableError: lm-evaluation-harness is not installed.
+        ValueError: it has no such task.
+
+    """
+    fields = {key: value for key, value in given.items() if value is not None}
+    fields["dataset"] = task.dataset
+    if not {"kind", "metric"} <= fields.keys():
+        from cabs_search.spec.harness import describe
+
+        found = describe(where, task.dataset)
+        if fields.get("kind") in (None, found.kind.name):  # another is refused with its items
+            fields = {"kind": found.kind.name, "metric": found.metrics[0]} | fields
+    try:
+        return TypeAdapter(Task).validate_python(fields)
+    except ValidationError as error:
+        raise ValueError(f"{where}.{_one_line(error)}") from None
 
 
 def _one_line(error: ValidationError) -> str:

@@ -29,7 +29,7 @@ OLD_FILES = ("pytorch_model*", "adapter_model.bin")
 
 
 class UnreachableError(ValueError):
-    """Something on the hub that the hub does not give now."""
+    """Something that is not at hand now: of the hub, or of a package that is not installed."""
 
 
 def cache_folder() -> Path:

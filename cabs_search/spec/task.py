@@ -19,17 +19,21 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticKnownError
 
 from cabs_search.kinds.base import Kind
+from cabs_search.kinds.choices_by_likelihood import CHOICES_BY_LIKELIHOOD
 from cabs_search.kinds.registry import KINDS
 from cabs_search.merging.recipe import BASE
 from cabs_search.metrics.base import Metric
 from cabs_search.spec.fields import STRICT, Name
 
 DEFAULT_LABEL = "label"
+SOURCES = ("hub", "csv", "json", "parquet", "callable", "harness")
+HARNESS_CHOICES = "choices"
+"""Column of choices that a prediction needs, of a task of lm-evaluation-harness."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataSource:
-    """Source of rows: exactly one of hub, csv, json, parquet and callable."""
+    """Source of rows: exactly one of hub, csv, json, parquet, callable and harness."""
 
     hub: str | None = None
     """Hub id of a data set; ``config`` chooses one of several."""
@@ -40,17 +44,29 @@ class DataSource:
     parquet: str | None = None
     callable: str | None = None
     """``package.module:function`` that returns a ``datasets.Dataset``; gets ``split=``, if any."""
+    harness: str | None = None
+    """Name of a task of lm-evaluation-harness; the fields below go with it."""
+    include: str | None = None
+    """Folder of YAML files of such tasks; None: those that the harness has."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Examples before each document; None: as many as the task says, or none."""
+    chat_template: bool = False
+    """Whether prompts are rendered by the tokenizer's chat template, each example as a turn."""
+    allow_test: bool = False
+    """Whether the search may score documents of the task's own test split."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        given = [k for k in ("hub", "csv", "json", "parquet", "callable") if getattr(self, k)]
+        given = [source for source in SOURCES if getattr(self, source)]
         if len(given) != 1:
             raise ValueError(
-                "just one of hub, csv, json, parquet, callable must be given, but got"
-                f" {given or 'none'}"
+                f"just one of {', '.join(SOURCES)} must be given, but got {given or 'none'}"
             )
         if self.config and not self.hub:
             raise ValueError("config goes with hub")
+        for field in ("include", "num_fewshot", "chat_template", "allow_test"):
+            if getattr(self, field) and not self.harness:
+                raise ValueError(f"{field} goes with harness")
         return self
 
 
@@ -64,9 +80,20 @@ class Split:
     """Most rows; None: all."""
 
 
-def _kind_named(value: Any) -> Kind:
+def _is_of_harness(info: ValidationInfo) -> bool:
+    """Tell whether the task whose field is checked is one of lm-evaluation-harness."""
+    data: DataSource | None = info.data.get("dataset")
+    return data is not None and data.harness is not None
+
+
+def _kind_named(value: Any, info: ValidationInfo) -> Kind:
+    is_of_harness = _is_of_harness(info)
+    if value is None:
+        return CHOICES_BY_LIKELIHOOD if is_of_harness else KINDS[0]
     for kind in KINDS:
         if value in (kind, kind.name):
+            if is_of_harness and not kind.is_causal:
+                raise ValueError(f"{kind} is no kind of a task of lm-evaluation-harness")
             return kind
     *names, last = (repr(kind.name) for kind in KINDS)
     raise PydanticKnownError("literal_error", {"expected": f"{', '.join(names)} or {last}"})
@@ -78,9 +105,28 @@ def _kind(info: ValidationInfo) -> Kind:
     return kind
 
 
+def _check_as_harness(value: Any, default: Any, info: ValidationInfo) -> None:
+    if _is_of_harness(info) and value != default:
+        raise ValueError(f"a task of lm-evaluation-harness says it itself, but got {value}")
+
+
+def _default_text(value: Any, info: ValidationInfo) -> Any:
+    if value is not None:
+        return value
+    if _is_of_harness(info):
+        return _kind(info).harness_text
+    raise PydanticKnownError("missing")
+
+
 def _check_text(value: str | tuple[str, str], info: ValidationInfo) -> str | tuple[str, str]:
+    _check_as_harness(value, _kind(info).harness_text, info)
     _kind(info).check_text(value)
     return value
+
+
+def _default_choices(value: Any, info: ValidationInfo) -> Any:
+    is_default = value is None and _is_of_harness(info) and _kind(info).takes_choices
+    return HARNESS_CHOICES if is_default else value
 
 
 def _check_choices(
@@ -90,11 +136,13 @@ def _check_choices(
     if value is not None and not kind.takes_choices:
         takers = " or ".join(kind.name for kind in KINDS if kind.takes_choices)
         raise ValueError(f"choices go with {takers}, but got {value} with {kind}")
+    _check_as_harness(value, HARNESS_CHOICES if kind.takes_choices else None, info)
     kind.check_choices(value)
     return value
 
 
 def _check_label(value: str, info: ValidationInfo) -> str:
+    _check_as_harness(value, DEFAULT_LABEL, info)
     if value != DEFAULT_LABEL and not _kind(info).reads_label:
         raise ValueError(f"{_kind(info)} reads no label, but got {value}")
     return value
@@ -142,16 +190,20 @@ def _check_stride(value: int | None, info: ValidationInfo) -> int | None:
 class Task:
     """Items that a merged model is scored on, and how."""
 
+    dataset: DataSource
     kind: Annotated[Kind, PlainValidator(_kind_named), PlainSerializer(str, return_type=str)] = (
-        KINDS[0]
+        Field(default=None, validate_default=True, kw_only=True)
     )
     """The file of a kind says what its rows, its heads and its scores are."""
-    dataset: DataSource
-    text: Annotated[str | tuple[str, str], AfterValidator(_check_text)]
+    text: Annotated[
+        str | tuple[str, str], BeforeValidator(_default_text), AfterValidator(_check_text)
+    ] = Field(default=None, validate_default=True, kw_only=True)
     """Column of the text, or the two columns of a pair; see the kind."""
-    choices: Annotated[str | tuple[str, ...] | None, AfterValidator(_check_choices)] = Field(
-        default=None, validate_default=True, kw_only=True
-    )
+    choices: Annotated[
+        str | tuple[str, ...] | None,
+        BeforeValidator(_default_choices),
+        AfterValidator(_check_choices),
+    ] = Field(default=None, validate_default=True, kw_only=True)
     """Column of lists of choices, or one column for each choice."""
     label: Annotated[str, AfterValidator(_check_label)] = DEFAULT_LABEL
     group: str | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cabs_search.common.formats import digest, first_line
+from cabs_search.kinds.causal import Request
 from cabs_search.spec.locations import UnreachableError
 from cabs_search.spec.task import Task
 
@@ -21,6 +23,8 @@ class Row:
     texts: tuple[str, ...]
     label: Any
     group: str = ""
+    requests: tuple[Request, ...] = ()
+    """Contexts and continuations to score in place of those that the kind makes of the texts."""
 
     @property
     def text(self) -> str:
@@ -29,8 +33,9 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Name of the row: a hash of its texts and label."""
-        return digest("\x1f".join((*self.texts, str(self.label))))
+        """Name of the row: a hash of its texts, label and requests."""
+        asked = itertools.chain.from_iterable(self.requests)
+        return digest("\x1f".join((*self.texts, str(self.label), *asked)))
 
 
 def read_rows(where: str, task: Task, split: str | None, config: Any) -> list[Row]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from cabs_search.common.formats import digest
 from cabs_search.kinds.base import Item
+from cabs_search.kinds.causal import Continuing
 from cabs_search.metrics.base import Values
 from cabs_search.spec.task import Task
 from cabs_search.tasks.dataset import Row
@@ -88,9 +89,15 @@ class Items:
 
 def tokenize(where: str, tokenizer: Any, config: Any, task: Task, rows: Sequence[Row]) -> Items:
     """Tokenize rows, of which there must be one at least."""
-    items = tuple(
-        task.kind.encode(where, task, tokenizer, config, row.texts, row.label) for row in rows
-    )
+
+    def encode(row: Row) -> Item:
+        common = (where, task, tokenizer, config, row.texts, row.label)
+        if row.requests:
+            assert isinstance(task.kind, Continuing)
+            return task.kind.encode_requests(*common, row.requests)
+        return task.kind.encode(*common)
+
+    items = tuple(map(encode, rows))
     pad = dict.fromkeys(items[0].sequences[0], 0)
     return Items(
         task=task,

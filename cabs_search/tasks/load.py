@@ -20,6 +20,7 @@ from cabs_search.merging.recipe import BASE
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Split, Task
 from cabs_search.tasks.dataset import Row, read_rows
+from cabs_search.tasks.harness import read_documents
 from cabs_search.tasks.items import SPLITS, Items, SplitName, tokenize
 from cabs_search.tasks.splits import divide, without_leaks
 from cabs_search.tasks.tokenizer import positions
@@ -52,7 +53,7 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
         return digest(f"{spec.seed} {row.texts if has_twin else row.key}"), row.key
 
     items: dict[SplitName, Items] = {}
-    for split, rows in _split_rows(where, task, config, spec.seed).items():
+    for split, rows in _split_rows(where, task, config, tokenizer, spec.seed).items():
         wanted: Split = getattr(task, split)
         chosen = sorted(rows, key=place)[: wanted.items]
         _check_rows(where, split, chosen, wanted.items)
@@ -116,13 +117,21 @@ def adapted_config(adapter: Adapter) -> Any:
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
-def _split_rows(where: str, task: Task, config: Any, seed: int) -> dict[SplitName, list[Row]]:
+def _split_rows(
+    where: str, task: Task, config: Any, tokenizer: Any, seed: int
+) -> dict[SplitName, list[Row]]:
     """Return a task's rows by split; no group and no text is in both."""
-    names = {split: getattr(task, split).split or task.split for split in SPLITS}
-    if names["search"] == names["confirm"]:
-        parts = divide(read_rows(where, task, names["search"], config), task, seed)
+    names: dict[str, str | None] = {
+        split: getattr(task, split).split or task.split for split in SPLITS
+    }
+    if task.dataset.harness:
+        rows = read_documents(where, task, names, tokenizer)
     else:
-        parts = {split: read_rows(where, task, name, config) for split, name in names.items()}
+        rows = {name: read_rows(where, task, name, config) for name in names.values()}
+    if names["search"] == names["confirm"]:
+        parts = divide(rows[names["search"]], task, seed)
+    else:
+        parts = {split: rows[names[split]] for split in SPLITS}
     return without_leaks(where, parts)
 
 

@@ -76,8 +76,9 @@ def _source(data: DataSource, split: str | None) -> tuple[str, dict[str, Any]]:
     """Return a kind of source that MLflow knows, and the fields of that kind."""
     if data.hub:
         return "hugging_face", {"path": data.hub, "config_name": data.config, "split": split}
-    if data.callable:
-        return "code", {"tags": {"mlflow.source.name": data.callable}}
+    if data.callable or data.harness:
+        name = data.callable or f"lm-evaluation-harness: {data.harness}"
+        return "code", {"tags": {"mlflow.source.name": name}}
     return "local", {"uri": data.csv or data.json or data.parquet}
 
 

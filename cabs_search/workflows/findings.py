@@ -109,6 +109,10 @@ def _model(prepared: Prepared, board: Leaderboard, best: Scored) -> Model:
 
     def example() -> dict[str, Any]:
         name, task = next(iter(spec.tasks.items()))
+        if task.dataset.harness:  # its documents are not rows of these columns
+            listed = [c for c in task.input_columns if task.kind.reads_lists(task, c)]
+            texts: dict[str, Any] = dict.fromkeys(task.input_columns, "The sky is")
+            return texts | {column: ["blue", "green"] for column in listed}
         row = read_dataset(f"tasks.{name}", task, task.search.split or task.split)[0]
         return {column: row[column] for column in task.input_columns}
 

@@ -37,7 +37,11 @@ FAMILIES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "sst2": ("classification", {}),
         "mnli": ("classification", {"pair": True, "labels": 3}),
     },
-    "llama": {"copa": ("choices-by-likelihood", {}), "wikitext": ("language-modeling", {})},
+    "llama": {
+        "copa": ("choices-by-likelihood", {}),
+        "wikitext": ("language-modeling", {}),
+        "lambada": ("greedy-continuation", {}),
+    },
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "ner": {"metric": "f1", "metric_arguments": {"average": "macro"}},

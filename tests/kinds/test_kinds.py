@@ -107,7 +107,8 @@ def test_a_batch_gives_what_one_by_one_gives(trained: Any, architecture: str, ki
 def test_losses_are_those_of_outcomes_and_can_be_differentiated(trained: Any, kind: str) -> None:
     if kind in CAUSAL_KINDS:
         model, items = items_of(trained, "llama", kind)
-        output = logits = log_likelihoods(model, items, np.arange(ROWS), CPU)
+        greedy = items.task.kind.reads_greedy
+        output = logits = log_likelihoods(model, items, np.arange(ROWS), CPU, greedy=greedy)
         half = output.bfloat16()
     else:
         model, items = items_of(trained, "roberta", kind)
@@ -425,8 +426,8 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"choices": "text"},
-        "tasks.mood.choices: choices go with multiple-choice or choices-by-likelihood, but got text"
-        " with classification",
+        "tasks.mood.choices: choices go with multiple-choice or choices-by-likelihood or"
+        " right-choices, but got text with classification",
     ),
     (
         {"kind": "multiple-choice", "choices": ["a"]},
@@ -502,7 +503,7 @@ def test_fields_that_do_not_go_together_meet_one_line(
 def test_defaults_go_with_the_kind_and_survive_writing() -> None:
     found = [task_of(kind).metric for kind in (*HEAD_KINDS, *CAUSAL_KINDS)]
     assert found[:5] == ["accuracy", "pearsonr", "accuracy", "f1", "accuracy"]
-    assert found[5:] == ["acc", "byte_probability"]
+    assert found[5:] == ["acc", "acc", "acc", "byte_probability"]
     bare = Task(kind="question-answering", dataset={"csv": "x"}, text=["q", "c"])  # type: ignore[arg-type]
     assert (bare.max_length, bare.stride) == (384, 128)
     plain = Task(dataset={"csv": "x"}, text="t", metric=None, max_length=None)  # type: ignore[arg-type]

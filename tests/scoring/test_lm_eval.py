@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from cabs_search.scoring.forward import evaluate
 from cabs_search.scoring.likelihoods import log_likelihoods
 from tests.support.standins import as_items, make_base, rows_of, task_of
 
-LM_EVAL = Path(__file__).parents[2] / ".venv-lm-eval"
-HARNESS = Path(__file__).parents[1] / "support" / "harness.py"
+ROOT = Path(__file__).parents[2]
+LM_EVAL = ROOT / ".venv-lm-eval"
+HARNESS, HARNESS_TASKS = (ROOT / "tests" / "support" / f"harness{end}.py" for end in ("", "_tasks"))
 MAX_LENGTH = 20
 CPU = torch.device("cpu")
 COMMON = {"dataset_path": "json", "test_split": "test", "metadata": {"version": 1}}
@@ -45,24 +48,108 @@ EXTRA = [
     {"start": "the cat sits in the house\n", "ends": ["sehr schön", "good"], "right": 0},
     {"start": "the bird " * 20 + "and", "ends": ["runs", "sleeps near the dog", "in"], "right": 2},
 ]
+FUNCTION = "!function utils.process_results_mc2"
+QUIZ = {
+    "output_type": "multiple_choice",
+    "fewshot_split": "train",
+    "num_fewshot": 2,
+    "description": "Answer these questions.\n\n",
+    "doc_to_text": "Q: {{start}}\nA:",
+    "doc_to_choice": "ends",
+    "doc_to_target": "right",
+    "metric_list": [{"metric": name} for name in ("acc", "acc_norm", "acc_bytes")],
+}
+LOCAL_TASKS: dict[str, dict[str, Any]] = {
+    "quiz": QUIZ,
+    "first": QUIZ | {"fewshot_config": {"sampler": "first_n"}, "fewshot_split": "test"},
+    "inputs": {
+        "output_type": "multiple_choice",
+        "training_split": "train",
+        "num_fewshot": 1,
+        "doc_to_text": "{{right}}",
+        "doc_to_choice": "{{ends | map('replace', 'the', 'a') | list}}",
+        "doc_to_target": "{{start}}",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    },
+    "truths": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{start}}",
+        "doc_to_choice": "ends",
+        "doc_to_target": 0,
+        "process_results": FUNCTION,
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    },
+    "ends": {
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{start}}",
+        "doc_to_target": "{{next}}",
+        "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
+    },
+    "pages": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{start}} {{ends[0]}}",
+        "metric_list": [{"metric": "byte_perplexity"}],
+    },
+}
+MC2 = """
+import numpy as np
+
+def process_results_mc2(doc, results):
+    shares = np.exp([log for log, _ in results])
+    right = np.arange(len(shares)) != doc["right"]
+    return {"acc": shares[right].sum() / shares.sum()}
+"""
+DESCRIBE = """
+import json, sys
+from cabs_search.spec.harness import describe
+from cabs_search.spec.task import DataSource
+
+def described(name):
+    try:
+        found = describe("t", DataSource(harness=name))
+        return [str(found.kind), *found.metrics]
+    except ValueError as error:
+        return str(error)
+
+with open(sys.argv[1], "w") as file:
+    json.dump({name: described(name) for name in sys.stdin.read().split()}, file)
+"""
+CHAT = """{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no') }}\
+{% endif %}{{ message.role }}: {{ message.content }}
+{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
 
 pytestmark = pytest.mark.slow
 
 
 def by_harness(folder: Path, model: Path, rows: dict[str, Any]) -> dict[str, Any]:
-    """Return the harness's results, or skip with the reason why it is not there."""
-    if not (LM_EVAL / ".installed").exists():
-        pytest.skip("lm-eval is not installed: make .venv-lm-eval does it, or tells why not")
+    """Return the harness's results."""
     for name, fields in (("choices", CHOICES), ("texts", TEXTS)):
         data = folder / f"{name}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
         task = {"task": name, "dataset_kwargs": {"data_files": {"test": str(data)}}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(task | COMMON | fields))
-    command = [LM_EVAL / "bin" / "python", HARNESS, model, folder, str(MAX_LENGTH)]
-    command.append(folder / "found.json")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
+    return by_script(folder, HARNESS, model, folder, str(MAX_LENGTH))
+
+
+def by_script(
+    folder: Path, script: Path, *arguments: str | Path, names: str = ""
+) -> dict[str, Any]:
+    """Run a script by a Python that has lm-eval, and return the JSON that it writes, or skip."""
+    python = sys.executable
+    if find_spec("lm_eval") is None:
+        python = str(LM_EVAL / "bin" / "python")
+        if not (LM_EVAL / ".installed").exists():
+            pytest.skip("lm-eval is not installed: make .venv-lm-eval does it, or tells why not")
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=500, check=False
+        [python, script, *arguments, folder / "found.json"],
+        input=names,
+        env=os.environ | offline | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads((folder / "found.json").read_text())
@@ -108,3 +195,100 @@ def test_every_log_likelihood_and_metric_is_the_harnesss(tmp_path: Path, has_bos
     metrics = found["metrics"]["texts"]
     assert 1 / byte == pytest.approx(metrics["byte_perplexity,none"], rel=1e-6)
     assert -np.log2(byte) == pytest.approx(metrics["bits_per_byte,none"], rel=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_tasks_by_name_are_scored_as_by_the_harness(tmp_path: Path, architecture: str) -> None:
+    spec = spec_of_local_tasks(tmp_path, architecture)
+    found = by_script(tmp_path, HARNESS_TASKS, spec)
+    for name, ours in found["ours"].items():
+        theirs = found["theirs"][name]
+        is_whole = name != "first"
+        left_out = set(theirs["documents"]) - set(ours["documents"])
+        assert not set(ours["documents"]) - set(theirs["documents"])
+        assert len(left_out) == (0 if is_whole else 3), "few-shot examples, of themselves one more"
+        for key, document in ours["documents"].items():
+            assert document["logs"] == pytest.approx(theirs["documents"][key]["logs"], abs=1e-4)
+            if name != "pages":
+                score = theirs["documents"][key]["score"]
+                assert document["score"] == pytest.approx(score, abs=1e-5)
+        if is_whole:
+            is_counted = name not in ("truths", "pages")
+            error = 1e-12 if is_counted else 1e-5
+            assert ours["metric"] == pytest.approx(theirs["metric"], rel=error)
+    assert 0 < found["ours"]["ends"]["metric"] < 1, "some continuations are greedy, not all"
+
+
+def test_the_harnesss_own_names_are_known(tmp_path: Path) -> None:
+    script = tmp_path / "describe.py"
+    script.write_text(DESCRIBE)
+    names = (
+        "arc_challenge hellaswag truthfulqa_mc2 winogrande lambada_openai wikitext gsm8k ai2_arc"
+    )
+    found = by_script(tmp_path, script, names=names)
+    assert found == {
+        "arc_challenge": ["choices-by-likelihood", "acc_norm", "acc"],
+        "hellaswag": ["choices-by-likelihood", "acc_norm", "acc"],
+        "truthfulqa_mc2": ["right-choices", "acc"],
+        "winogrande": ["choices-by-likelihood", "acc"],
+        "lambada_openai": ["greedy-continuation", "acc"],
+        "wikitext": ["language-modeling", "byte_probability"],
+        "gsm8k": "t.dataset.harness: a task must be scored by log-likelihoods (multiple_choice,"
+        " loglikelihood, loglikelihood_rolling), but gsm8k is generate_until",
+        "ai2_arc": "t.dataset.harness: a single task is needed, but ai2_arc is a tag, of"
+        " arc_challenge, arc_easy",
+    }
+    assert by_script(tmp_path, script, names=" ".join(expected)) == expected
+
+
+def spec_of_local_tasks(folder: Path, architecture: str) -> Path:
+    """Write two models, rows, YAML files of the harness, and a spec that names their tasks."""
+    base = make_base(folder / "base", architecture)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = CHAT
+    config = transformers.AutoConfig.from_pretrained(base)
+    config.max_position_embeddings = 256
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for name in ("base", "one", "two"):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.002)
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    (tasks / "utils.py").write_text(MC2)
+    data = {split: str(tasks / f"{split}.jsonl") for split in ("train", "test")}
+    for seed, path in enumerate(data.values()):
+        rows = rows_of("choices-by-likelihood", seed, 24)
+        rows = [row | {"next": next_of(model, tokenizer, row["start"])} for row in rows]
+        Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = COMMON | {"dataset_kwargs": {"data_files": data}}
+    for name, fields in LOCAL_TASKS.items():
+        text = yaml.safe_dump(common | fields | {"task": name})
+        (tasks / f"{name}.yaml").write_text(text.replace(f"'{FUNCTION}'", FUNCTION))
+    sources: dict[str, dict[str, Any]] = {name: {"harness": name} for name in LOCAL_TASKS}
+    for name in ("quiz", "ends"):
+        sources[f"{name}-chat"] = {"harness": name, "chat_template": True}
+    sources["quiz-none"] = {"harness": "quiz", "num_fewshot": 0}
+    own = {"include": "tasks", "allow_test": True}
+    tasks_of = {name: {"dataset": own | one, "max_length": 100} for name, one in sources.items()}
+    values = {
+        "name": "local",
+        "base": "base",
+        "experts": {"one": "one", "two": "two"},
+        "tasks": tasks_of,
+    }
+    spec = folder / "spec.yaml"
+    spec.write_text(yaml.safe_dump(values))
+    return spec
+
+
+def next_of(model: Any, tokenizer: Any, text: str) -> str:
+    """Return the likeliest next token as text, if a tokenizer finds it there again."""
+    tokens = tokenizer(text)["input_ids"]
+    with torch.inference_mode():
+        best = int(model(torch.tensor([tokens])).logits[0, -1].argmax())
+    found = tokenizer.decode([best])
+    return found if tokenizer(text + found)["input_ids"] == [*tokens, best] else " the"

@@ -17,16 +17,9 @@ from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
 from tests.support.bench import Bench
-from tests.support.standins import (
-    CAUSAL_KINDS,
-    fields_of,
-    make_base,
-    make_expert,
-    one_thread,
-    write_data,
-)
+from tests.support.standins import fields_of, make_base, make_expert, one_thread, write_data
 
-TASKS = dict(zip(("choose", "read"), CAUSAL_KINDS, strict=True))
+TASKS = {"choose": "choices-by-likelihood", "read": "language-modeling"}
 
 
 class Scored(Bench):

@@ -165,6 +165,11 @@ def fields_of(kind: str, *, pair: bool = False) -> dict[str, Any]:
         case "choices-by-likelihood":
             fields = {"text": "start", "choices": "ends", "label": "right"}
             return {"kind": kind, **fields, "max_length": MAX_LENGTH}
+        case "right-choices":
+            fields = {"text": "start", "choices": "ends", "label": "right"}
+            return {"kind": kind, **fields, "max_length": MAX_LENGTH}
+        case "greedy-continuation":
+            return {"kind": kind, "text": ["start", "next"], "max_length": MAX_LENGTH}
         case "language-modeling":
             return {"kind": kind, "text": "text", "max_length": 12}
         case "token-classification":
@@ -232,6 +237,13 @@ def _row(draw: random.Random, kind: str, labels: int, pair: bool) -> dict[str, A
             right, count = draw.randrange(3), draw.randint(3, 4)
             ends = [_text(draw, MOODS[i != right], most=4) for i in range(count)]
             return {"start": _text(draw), "ends": ends, "right": right}
+        case "right-choices":
+            flags = [1, 0, *draw.choices((0, 1), k=draw.randint(1, 2))]
+            ends = [_text(draw, MOODS[not flag], most=4) for flag in flags]
+            return {"start": _text(draw), "ends": ends, "right": flags}
+        case "greedy-continuation":
+            mood = draw.randrange(2)
+            return {"start": _text(draw, MOODS[mood], most=5), "next": PLACES[mood]}
         case "language-modeling":
             start, words = draw.randrange(len(FILLERS)), FILLERS + FILLERS
             return {"text": " ".join(words[start : start + draw.randint(3, 9)])}

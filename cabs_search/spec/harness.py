@@ -1,0 +1,202 @@
+"""Tasks of lm-evaluation-harness: found by name, described, and opened with their data.
+
+This is the only module that imports lm_eval, which the extra ``llm`` installs.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cabs_search.common.formats import first_line
+from cabs_search.kinds.causal import Causal
+from cabs_search.kinds.choices_by_likelihood import CHOICES_BY_LIKELIHOOD
+from cabs_search.kinds.greedy_continuation import GREEDY_CONTINUATION
+from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
+from cabs_search.kinds.right_choices import RIGHT_CHOICES
+from cabs_search.spec.locations import UnreachableError
+from cabs_search.spec.task import DataSource
+
+VERSION = "0.4.13"
+"""The only version whose tasks are read: its interface is not stable."""
+KINDS: Mapping[str, Causal] = {
+    "multiple_choice": CHOICES_BY_LIKELIHOOD,
+    "loglikelihood": GREEDY_CONTINUATION,
+    "loglikelihood_rolling": LANGUAGE_MODELING,
+}
+"""Kind of task by the harness's ``output_type``."""
+PREFERRED = ("acc_norm", "acc", "acc_bytes")
+"""Metrics of choices and continuations that are computed here, the default first."""
+SIZED_BY_BYTES = ("byte_perplexity", "bits_per_byte")
+"""Metrics of rolling log-likelihoods that ``byte_probability`` says in another way."""
+LOCAL_BUILDERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "xml")
+"""Values of ``dataset_path`` that need no hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """A task of the harness as a spec names it."""
+
+    kind: Causal
+    metrics: tuple[str, ...]
+    """The task's own metrics that are computed here, the default first."""
+
+
+def describe(where: str, source: DataSource) -> Described:
+    """Read a task's YAML, without its data.
+
+    Args:
+        where: start of errors, such as ``tasks.arc``.
+        source: names the task.
+
+    Raises:
+        UnreachableError: lm-evaluation-harness is not installed.
+        ValueError: it has no such task, or one whose scores cannot be computed here.
+
+    """
+    name = source.harness
+    _, config = _entry(where, source)
+    output, field = config.get("output_type", "generate_until"), f"{where}.dataset.harness"
+    if output not in KINDS:
+        raise ValueError(
+            f"{field}: a task must be scored by log-likelihoods ({', '.join(KINDS)}), but {name}"
+            f" is {output}"
+        )
+    refused = [key for key in ("doc_to_image", "doc_to_audio", "filter_list") if config.get(key)]
+    if refused:
+        raise ValueError(f"{field}: a task must have no {refused[0]}, but {name} has one")
+    if source.num_fewshot and config.get("num_fewshot") == 0:
+        raise ValueError(
+            f"{where}.dataset.num_fewshot: must be 0, which {name} is fixed to, but got"
+            f" {source.num_fewshot}"
+        )
+    kind, process = KINDS[output], config.get("process_results")
+    if str(process).endswith("process_results_mc2") and output == "multiple_choice":
+        kind = RIGHT_CHOICES
+    elif process and kind is not LANGUAGE_MODELING:
+        raise ValueError(
+            f"{field}: {name} scores by a function of its own ({Path(str(process)).name}), which"
+            " is not reproduced here"
+        )
+    metrics, own = _metrics(config, output)
+    if not metrics:
+        raise ValueError(
+            f"{field}: a task must have a metric that is computed here"
+            f" ({', '.join(PREFERRED)}, byte_perplexity), but {name} has {', '.join(own) or 'none'}"
+        )
+    return Described(kind=kind, metrics=metrics)
+
+
+def open_task(where: str, source: DataSource) -> Any:
+    """Return the harness's own object of a task that ``describe`` takes, with its data.
+
+    Raises:
+        UnreachableError: the hub does not give the data.
+        ValueError: the data cannot be read.
+
+    """
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+    file, config = _entry(where, source)
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        (task,) = TaskManager(include_defaults=False).load(str(file))["tasks"].values()
+    except (Exception, SystemExit) as error:
+        text = f"{where}.dataset: cannot be read: {first_line(error.__cause__ or error)}"
+        path = str(config.get("dataset_path"))
+        is_local = path in LOCAL_BUILDERS or Path(path).exists() or isinstance(error, ImportError)
+        raise (ValueError if is_local else UnreachableError)(text) from error
+    if source.num_fewshot is not None or task.config.num_fewshot is None:
+        task.set_config("num_fewshot", source.num_fewshot or 0)
+    return task
+
+
+def _metrics(config: Mapping[str, Any], output: str) -> tuple[tuple[str, ...], list[str]]:
+    """Return a task's metrics that are computed here, and the names of all that it has."""
+    entries = config.get("metric_list")
+    if entries is None:
+        from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
+
+        entries = [{"metric": name} for name in DEFAULT_METRIC_REGISTRY[output]]
+    own = [str(entry.get("metric")) for entry in entries]
+    if output == "loglikelihood_rolling":
+        return ("byte_probability",) * any(name in SIZED_BY_BYTES for name in own), own
+    plain = {
+        entry["metric"]
+        for entry in entries
+        if entry.get("aggregation", "mean") == "mean" and entry.get("higher_is_better", True)
+    }
+    fitting = PREFERRED if output == "multiple_choice" else ("acc",)
+    return tuple(name for name in fitting if name in plain), own
+
+
+def _entry(where: str, source: DataSource) -> tuple[Path, dict[str, Any]]:
+    """Return the YAML file of a single task, and what it says.
+
+    Raises:
+        UnreachableError, ValueError: as of ``describe``.
+
+    """
+    field, name = f"{where}.dataset.harness", str(source.harness)
+    _check_installed(field)
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    path = _find_file(name, source.include)
+    if path is None:
+        raise ValueError(f"{field}: {_why_not(name, source.include)}")
+    config = load_yaml(path, resolve_func=False)
+    if "class" in config:
+        raise ValueError(f"{field}: a task must be a YAML file, but {name} is a Python class")
+    return path, config
+
+
+def _check_installed(field: str) -> None:
+    try:
+        found = version("lm-eval")
+    except PackageNotFoundError:
+        found = "none"
+    if found != VERSION:
+        raise UnreachableError(
+            f"{field}: lm-evaluation-harness {VERSION} must be installed (pip install"
+            f" 'cabs-search[llm]'), but got {found}"
+        )
+
+
+@cache
+def _find_file(name: str, include: str | None) -> Path | None:
+    """Return the YAML file of a task: in a folder if there, else the harness's own.
+
+    The harness itself parses its 14,000 files, which takes up to a minute and more.
+    """
+    import lm_eval.tasks
+
+    line = re.compile(rf"""^["']?task["']?: *["']?{re.escape(name)}["']? *(#.*)?$""", re.MULTILINE)
+    for folder in (include, Path(lm_eval.tasks.__file__).parent):
+        for file in sorted(Path(folder).rglob("*.yaml")) if folder else ():
+            if line.search(file.read_text(encoding="utf-8")):
+                return file
+    return None
+
+
+def _why_not(name: str, include: str | None) -> str:
+    """Say what a name is that is no task's."""
+    from lm_eval.tasks import TaskManager
+
+    entry = TaskManager(include_path=include).task_index.get(name)
+    if entry is None:
+        return f"lm-evaluation-harness {VERSION} has no task {name}"
+    members = sorted(entry.tags) if entry.cfg is None else entry.cfg["task"]
+    names = [one if isinstance(one, str) else one.get("task") for one in members]
+    return (
+        f"a single task is needed, but {name} is a {entry.kind.name.lower()}, of"
+        f" {', '.join(map(str, names))}"
+    )

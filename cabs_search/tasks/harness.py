@@ -1,0 +1,254 @@
+"""Documents of a task of lm-evaluation-harness, rendered into rows by its own code.
+
+Prompts with their few-shot examples are built once, in the order of the documents and with the
+harness's own seed, as its ``evaluate`` builds them; only then are documents chosen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cabs_search.common.formats import digest, first_line
+from cabs_search.kinds.base import Texts
+from cabs_search.kinds.greedy_continuation import GREEDY_CONTINUATION
+from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
+from cabs_search.kinds.right_choices import RIGHT_CHOICES
+from cabs_search.spec.harness import SIZED_BY_BYTES, describe, open_task
+from cabs_search.spec.task import Task
+from cabs_search.tasks.dataset import Row
+
+FEWSHOT_SEED = 1234
+"""Seed of few-shot examples in the harness."""
+Document = Mapping[str, Any]
+
+
+def read_documents(
+    where: str, task: Task, names: Mapping[str, str | None], tokenizer: Any
+) -> dict[str | None, list[Row]]:
+    """Render a task's documents; equal ones count once, few-shot examples not at all.
+
+    Args:
+        where: start of errors, such as ``tasks.arc``.
+        task: a task of the harness.
+        names: the data's own split that ``search`` and ``confirm`` read; None: the one that the
+            harness evaluates on.
+        tokenizer: has the chat template.
+
+    Returns:
+        Rows by name of the split.
+
+    Raises:
+        UnreachableError: the hub does not give the data.
+        ValueError: the task has another kind, or no such metric or split, or documents that cannot
+            be scored here, or the test split would be searched on.
+
+    """
+    found = describe(where, task.dataset)
+    if task.kind != found.kind:
+        raise ValueError(f"{where}.kind: must be {found.kind}, but got {task.kind}")
+    if task.metric not in found.metrics:
+        raise ValueError(
+            f"{where}.metric: must be {' or '.join(found.metrics)}, but got {task.metric}"
+        )
+    opened = open_task(where, task.dataset)
+    config = opened.config
+    own, test = config.test_split or config.validation_split, config.test_split
+    splits = [name for name in opened.dataset if name != test]
+    if (names["search"] or own) == test and not task.dataset.allow_test:
+        raise ValueError(
+            f"{where}.search.split: must be another than {test}, the test split of"
+            f" {task.dataset.harness} ({', '.join(splits) or 'it has no other'}), unless"
+            " dataset.allow_test is true"
+        )
+    drawn = _note_examples(opened)
+    rows: dict[str | None, dict[str, Row]] = {}
+    for name in dict.fromkeys(names.values()):
+        if name not in (None, *opened.dataset):
+            raise ValueError(
+                f"{where}.split: must be one of {', '.join(opened.dataset)}, but got {name}"
+            )
+        opened.set_config("test_split", test if name in (None, own) else name)
+        try:
+            rows[name] = _rows(where, task, opened, tokenizer)
+        except (AssertionError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"{where}.dataset: requests cannot be built: {first_line(error)}"
+            ) from error
+    return {name: _without_examples(where, found, drawn) for name, found in rows.items()}
+
+
+def _rows(where: str, task: Task, opened: Any, tokenizer: Any) -> dict[str, Row]:
+    """Return the rows of the split that the harness evaluates on, by hash of the document."""
+    opened.set_fewshot_seed(FEWSHOT_SEED)
+    chat = {}
+    if task.dataset.chat_template:
+        chat = {
+            "apply_chat_template": True,
+            "fewshot_as_multiturn": True,
+            "chat_template": _chat_template(where, tokenizer),
+        }
+    opened.build_all_requests(limit=None, rank=0, world_size=1, **chat)
+    rows: dict[str, Row] = {}
+    keys = set()
+    for _, instances in itertools.groupby(opened.instances, key=lambda one: one.doc_id):
+        requests = list(instances)
+        document = requests[0].doc
+        row = row_of(where, task, opened, document, [one.arguments for one in requests])
+        if row.key not in keys:
+            keys.add(row.key)
+            rows[_hash(document)] = row
+    return rows
+
+
+def row_of(
+    where: str, task: Task, opened: Any, document: Document, arguments: list[tuple[Any, ...]]
+) -> Row:
+    """Return a document as a row, whose own texts have no few-shot examples.
+
+    Args:
+        where: start of errors.
+        task: the task.
+        opened: the harness's own object of it.
+        document: the document.
+        arguments: those of its requests: contexts and continuations, or a text.
+
+    Raises:
+        ValueError: the document cannot be scored here.
+
+    """
+    if task.group and task.group not in document:
+        raise ValueError(f"{where}.group: no column {task.group}; a document has {list(document)}")
+    if task.kind == LANGUAGE_MODELING:
+        texts: Texts = (arguments[0][0],)
+        row = Row(texts, _bytes(where, opened, document))
+    elif task.kind == GREEDY_CONTINUATION:
+        texts = (opened.doc_to_text(document), arguments[0][1])
+        row = Row(texts, 1, requests=(arguments[0],))
+    else:
+        choices = opened.doc_to_choice(document)
+        # With several inputs, as in Winogrande, the choices are in the contexts.
+        first, second = opened.doc_to_text(document), opened.doc_to_target(document)
+        question, right = (second, first) if opened.multiple_input else (first, second)
+        requests = tuple(arguments[: len(choices)])  # more are for metrics that are not computed
+        if task.kind == RIGHT_CHOICES:
+            label: Any = _flags(where, opened, document, len(choices))
+        else:
+            label = _place(where, choices, right)
+        texts = (question, *choices)
+        row = Row(texts, label, requests=requests)
+    if not all(isinstance(text, str) for text in (*row.texts, *sum(row.requests, ()))):
+        raise ValueError(f"{where}.dataset: every text must be a string, but one has {row.texts}")
+    group = digest(row.text if task.group is None else str(document[task.group]))
+    return Row(row.texts, row.label, group, row.requests)
+
+
+def _place(where: str, choices: list[str], right: Any) -> int:
+    """Return the right choice's place from its place or its text, as the harness takes it."""
+    place = choices.index(right) if isinstance(right, str) and right in choices else right
+    is_number = isinstance(place, (int, float)) and place == int(place)
+    if not is_number or not 0 <= place < len(choices):
+        raise ValueError(
+            f"{where}.dataset: one choice of {len(choices)} must be right, but a document has"
+            f" {right!r}"
+        )
+    return int(place)
+
+
+def _flags(where: str, opened: Any, document: Document, count: int) -> tuple[int, ...]:
+    """Ask the harness which choices are right: 1, else 0.
+
+    Each choice in turn gets all of the likelihood. Then the choices get some each: the score must
+    be the right ones' share.
+    """
+
+    def score(logs: Iterable[float]) -> float:
+        return float(opened.process_results(document, [(log, False) for log in logs])["acc"])
+
+    places = range(count)
+    flags = tuple(round(score(-1e9 * (other != one) for other in places)) for one in places)
+    shares = np.exp(-np.arange(count, dtype=float))
+    share = float(shares @ np.array(flags) / shares.sum())
+    if 1 not in flags or not math.isclose(score(-float(i) for i in places), share, rel_tol=1e-9):
+        raise ValueError(
+            f"{where}.dataset: the score must be the share of the right choices, but it is not in"
+            f" {_shown(document)}"
+        )
+    return flags
+
+
+def _bytes(where: str, opened: Any, document: Document) -> float:
+    """Ask the harness how many bytes the likelihood of a document is divided by."""
+    found = opened.process_results(document, (-1.0,))
+    log, size = next((found[name] for name in SIZED_BY_BYTES if name in found), (0.0, 0))
+    if log != -1.0 or size <= 0:
+        raise ValueError(f"{where}.dataset: no bytes can be counted in {_shown(document)}")
+    return float(size)
+
+
+def _shown(document: Document) -> str:
+    return repr(dict(document))[:80]
+
+
+def _hash(document: Document) -> str:
+    return digest(json.dumps(document, sort_keys=True, default=str))
+
+
+def _note_examples(opened: Any) -> set[str]:
+    """Return a set that receives the hash of every document that serves as an example."""
+    drawn: set[str] = set()
+    sampler = getattr(opened, "sampler", None)
+    if sampler is not None:
+        sample = sampler.sample
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            found = sample(*args, **kwargs)
+            drawn.update(map(_hash, found))
+            return found
+
+        sampler.sample = noted
+    return drawn
+
+
+def _without_examples(where: str, rows: Mapping[str, Row], drawn: set[str]) -> list[Row]:
+    """Leave out documents that are few-shot examples of others, with a warning."""
+    kept = [row for key, row in rows.items() if key not in drawn]
+    if left_out := len(rows) - len(kept):
+        warnings.warn(
+            f"{where}: {left_out} of {len(rows)} documents are left out: they are few-shot examples"
+            " of others",
+            stacklevel=4,
+        )
+    return kept
+
+
+def _chat_template(where: str, tokenizer: Any) -> Callable[..., str]:
+    """Return a function that renders a chat as the harness does.
+
+    Raises:
+        ValueError: the tokenizer has no template.
+
+    """
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        raise ValueError(f"{where}.dataset.chat_template: the base's tokenizer has none")
+
+    def render(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        ends = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, **ends))
+        except TemplateError:  # many templates know no system message
+            others = [message for message in messages if message["role"] != "system"]
+            return str(tokenizer.apply_chat_template(others, tokenize=False, **ends))
+
+    return render

@@ -1,0 +1,109 @@
+"""Tasks of lm-evaluation-harness, scored by us and by the harness; run by a Python that has it.
+
+Usage: harness_tasks.py SPEC OUT. A candidate is merged, scored by a resident model and exported;
+the harness evaluates the export. OUT gets, by task and document, the log-likelihoods and scores of
+both, and their metrics over all documents.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lm_eval import simple_evaluate  # type: ignore[import-not-found]
+from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found]
+from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
+
+from cabs_search.kinds.causal import sums_by_part
+from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.family import Family
+from cabs_search.merging.recipe import BASE, make_method, make_recipe
+from cabs_search.scoring.likelihoods import log_likelihoods
+from cabs_search.scoring.workbench import Workbench
+from cabs_search.serving.export import export
+from cabs_search.spec.harness import open_task
+from cabs_search.spec.load import load
+from cabs_search.spec.study import Spec
+from cabs_search.tasks.harness import row_of
+from cabs_search.tasks.items import SPLITS, Items
+from cabs_search.tasks.load import load_study_items
+
+METRICS = {"loglikelihood_rolling": "byte_perplexity"}
+"""Metric of the harness that stands for ours, by type of output."""
+
+
+def main(path: str, out: str) -> None:
+    folder, spec = Path(out).parent, load(path)
+    warnings.filterwarnings("ignore", message=".*few-shot examples of others")
+    items = load_study_items(spec)
+    family = Family.open(spec.base, spec.experts)
+    recipe = make_recipe(
+        make_method("task-arithmetic", tuple(spec.experts)), dict.fromkeys(spec.experts, 0.6)
+    )
+    bench = Workbench(family, spec.tasks, VectorCache(folder / "cache"), device="cpu")
+    bench.materialize(recipe)
+    found = {"ours": {name: ours(bench, name, items) for name in spec.tasks}, "theirs": {}}
+    export(family, recipe, folder / "merged", heads=spec.heads)
+    for name in spec.tasks:
+        found["theirs"][name] = theirs(folder / "merged", spec, name)
+    Path(out).write_text(json.dumps(found))
+
+
+def ours(bench: Workbench, name: str, items: Mapping[Any, Mapping[str, Items]]) -> dict[str, Any]:
+    """Return log-likelihoods and scores by key of the document, and the metric over all."""
+    documents, predictions, labels = {}, [], []
+    for split in SPLITS:
+        of_task = items[split][name]
+        every = np.arange(len(of_task))
+        outcome = bench.score({name: of_task}, {name: every})[name]
+        predictions.append(outcome.predictions)
+        labels.append(of_task.labels)
+        model = bench.models[BASE]
+        with torch.inference_mode():
+            sums = sums_by_part(log_likelihoods(model, of_task, every, bench.device), of_task.rows)
+        for key, own, score in zip(of_task.keys, sums, outcome.scores, strict=True):
+            documents[key] = {"logs": own.tolist(), "score": float(score)}
+    measure = of_task.task.measure
+    metric = measure.compute(np.concatenate(predictions), np.concatenate(labels))
+    return {"documents": documents, "metric": metric}
+
+
+def theirs(model: Path, spec: Spec, name: str) -> dict[str, Any]:
+    """Return what ``ours`` does, by the harness's own evaluation."""
+    task = spec.tasks[name]
+    source = task.dataset
+    harness = HFLM(
+        pretrained=str(model),
+        device="cpu",
+        dtype="float32",
+        batch_size=3,
+        max_length=task.max_length,
+    )
+    found = simple_evaluate(
+        model=harness,
+        tasks=[source.harness],
+        task_manager=TaskManager(include_path=source.include, include_defaults=False),
+        num_fewshot=source.num_fewshot,
+        apply_chat_template=source.chat_template,
+        bootstrap_iters=0,
+    )
+    opened, documents = open_task(name, source), {}
+    metric = METRICS.get(opened.OUTPUT_TYPE, task.metric)
+    for sample in found["samples"][source.harness]:
+        arguments = [tuple(one) for one in sample["arguments"]]
+        row = row_of(name, task, opened, sample["doc"], arguments)
+        answers = [answer[0] for answer in sample["resps"]]
+        logs = [a[0] if isinstance(a, (tuple, list)) else a for a in answers]
+        documents[row.key] = {"logs": list(map(float, logs)), "score": sample[metric]}
+    result = found["results"][source.harness][f"{metric},none"]
+    return {"documents": documents, "metric": 1 / result if metric in METRICS.values() else result}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
