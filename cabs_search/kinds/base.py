@@ -139,7 +139,7 @@ class Kind(ABC):
     [targets].
     """
     reads_greedy: ClassVar[bool] = False
-    """True if the output must also tell of each target whether it is the likeliest token."""
+    """True if the output must also tell whether a target is the likeliest token, [targets, 2]."""
     reads_label: ClassVar[bool] = True
     """True if rows have a column of labels."""
     has_log_losses: ClassVar[bool] = True

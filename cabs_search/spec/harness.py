@@ -84,7 +84,7 @@ def describe(where: str, source: DataSource) -> Described:
             f"{field}: {name} scores by a function of its own ({Path(str(process)).name}), which"
             " is not reproduced here"
         )
-    metrics, own = _metrics(config, output)
+    metrics, own = _metrics(config, kind)
     if not metrics:
         raise ValueError(
             f"{field}: a task must have a metric that is computed here"
@@ -120,23 +120,22 @@ def open_task(where: str, source: DataSource) -> Any:
     return task
 
 
-def _metrics(config: Mapping[str, Any], output: str) -> tuple[tuple[str, ...], list[str]]:
+def _metrics(config: Mapping[str, Any], kind: Causal) -> tuple[tuple[str, ...], list[str]]:
     """Return a task's metrics that are computed here, and the names of all that it has."""
     entries = config.get("metric_list")
     if entries is None:
         from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
 
-        entries = [{"metric": name} for name in DEFAULT_METRIC_REGISTRY[output]]
+        entries = [{"metric": name} for name in DEFAULT_METRIC_REGISTRY[config["output_type"]]]
     own = [str(entry.get("metric")) for entry in entries]
-    if output == "loglikelihood_rolling":
+    if kind is LANGUAGE_MODELING:
         return ("byte_probability",) * any(name in SIZED_BY_BYTES for name in own), own
     plain = {
         entry["metric"]
         for entry in entries
         if entry.get("aggregation", "mean") == "mean" and entry.get("higher_is_better", True)
-    }
-    fitting = PREFERRED if output == "multiple_choice" else ("acc",)
-    return tuple(name for name in fitting if name in plain), own
+    } & {metric.name for metric in kind.metrics}
+    return tuple(name for name in PREFERRED if name in plain), own
 
 
 def _entry(where: str, source: DataSource) -> tuple[Path, dict[str, Any]]:
@@ -182,7 +181,7 @@ def _find_file(name: str, include: str | None) -> Path | None:
     line = re.compile(rf"""^["']?task["']?: *["']?{re.escape(name)}["']? *(#.*)?$""", re.MULTILINE)
     for folder in (include, Path(lm_eval.tasks.__file__).parent):
         for file in sorted(Path(folder).rglob("*.yaml")) if folder else ():
-            if line.search(file.read_text(encoding="utf-8")):
+            if line.search(file.read_text(encoding="utf-8", errors="replace")):
                 return file
     return None
 

@@ -23,6 +23,7 @@ from cabs_search.kinds.right_choices import RIGHT_CHOICES
 from cabs_search.spec.harness import SIZED_BY_BYTES, describe, open_task
 from cabs_search.spec.task import Task
 from cabs_search.tasks.dataset import Row
+from cabs_search.tasks.items import SplitName
 
 FEWSHOT_SEED = 1234
 """Seed of few-shot examples in the harness."""
@@ -30,26 +31,54 @@ Document = Mapping[str, Any]
 
 
 def read_documents(
-    where: str, task: Task, names: Mapping[str, str | None], tokenizer: Any
+    where: str, task: Task, names: Mapping[SplitName, str | None], tokenizer: Any
 ) -> dict[str | None, list[Row]]:
     """Render a task's documents; equal ones count once, few-shot examples not at all.
 
     Args:
         where: start of errors, such as ``tasks.arc``.
         task: a task of the harness.
-        names: the data's own split that ``search`` and ``confirm`` read; None: the one that the
-            harness evaluates on.
+        names: the data's own split that each phase reads; None: the one that the harness evaluates
+            on.
         tokenizer: has the chat template.
 
     Returns:
-        Rows by name of the split.
+        Rows by name of the split; one list for two names of one split.
 
     Raises:
-        UnreachableError: the hub does not give the data.
+        UnreachableError: lm-evaluation-harness is not installed, or the hub does not give the data.
         ValueError: the task has another kind, or no such metric or split, or documents that cannot
             be scored here, or the test split would be searched on.
 
     """
+    _check_fits(where, task)
+    opened = open_task(where, task.dataset)
+    config = opened.config
+    own, test = config.test_split or config.validation_split, config.test_split
+    splits = {name: name or own for name in names.values()}
+    if splits[names["search"]] == test and not task.dataset.allow_test:
+        others = ", ".join(name for name in opened.dataset if name != test)
+        raise ValueError(
+            f"{where}.search.split: must be another than {test}, the test split of"
+            f" {task.dataset.harness} ({others or 'it has no other'}), unless dataset.allow_test is"
+            " true"
+        )
+    drawn = _note_examples(opened)
+    rows: dict[str, dict[str, Row]] = {}
+    for split in dict.fromkeys(splits.values()):
+        if split not in opened.dataset:
+            raise ValueError(
+                f"{where}.split: must be one of {', '.join(opened.dataset)}, but got {split}"
+            )
+        # Few-shots are drawn in another way from the test split; its own must stay what it is.
+        opened.set_config("test_split", test if split == own else split)
+        rows[split] = _rows(where, task, opened, tokenizer)
+    kept = {split: _without_examples(where, found, drawn) for split, found in rows.items()}
+    return {name: kept[split] for name, split in splits.items()}
+
+
+def _check_fits(where: str, task: Task) -> None:
+    """Raise ValueError unless the task has the kind and a metric of the harness's."""
     found = describe(where, task.dataset)
     if task.kind != found.kind:
         raise ValueError(f"{where}.kind: must be {found.kind}, but got {task.kind}")
@@ -57,31 +86,6 @@ def read_documents(
         raise ValueError(
             f"{where}.metric: must be {' or '.join(found.metrics)}, but got {task.metric}"
         )
-    opened = open_task(where, task.dataset)
-    config = opened.config
-    own, test = config.test_split or config.validation_split, config.test_split
-    splits = [name for name in opened.dataset if name != test]
-    if (names["search"] or own) == test and not task.dataset.allow_test:
-        raise ValueError(
-            f"{where}.search.split: must be another than {test}, the test split of"
-            f" {task.dataset.harness} ({', '.join(splits) or 'it has no other'}), unless"
-            " dataset.allow_test is true"
-        )
-    drawn = _note_examples(opened)
-    rows: dict[str | None, dict[str, Row]] = {}
-    for name in dict.fromkeys(names.values()):
-        if name not in (None, *opened.dataset):
-            raise ValueError(
-                f"{where}.split: must be one of {', '.join(opened.dataset)}, but got {name}"
-            )
-        opened.set_config("test_split", test if name in (None, own) else name)
-        try:
-            rows[name] = _rows(where, task, opened, tokenizer)
-        except (AssertionError, LookupError, TypeError) as error:
-            raise ValueError(
-                f"{where}.dataset: requests cannot be built: {first_line(error)}"
-            ) from error
-    return {name: _without_examples(where, found, drawn) for name, found in rows.items()}
 
 
 def _rows(where: str, task: Task, opened: Any, tokenizer: Any) -> dict[str, Row]:
@@ -94,7 +98,12 @@ def _rows(where: str, task: Task, opened: Any, tokenizer: Any) -> dict[str, Row]
             "fewshot_as_multiturn": True,
             "chat_template": _chat_template(where, tokenizer),
         }
-    opened.build_all_requests(limit=None, rank=0, world_size=1, **chat)
+    try:
+        opened.build_all_requests(limit=None, rank=0, world_size=1, **chat)
+    except Exception as error:
+        raise ValueError(
+            f"{where}.dataset: requests cannot be built: {first_line(error)}"
+        ) from error
     rows: dict[str, Row] = {}
     keys = set()
     for _, instances in itertools.groupby(opened.instances, key=lambda one: one.doc_id):
@@ -103,7 +112,7 @@ def _rows(where: str, task: Task, opened: Any, tokenizer: Any) -> dict[str, Row]
         row = row_of(where, task, opened, document, [one.arguments for one in requests])
         if row.key not in keys:
             keys.add(row.key)
-            rows[_hash(document)] = row
+            rows.setdefault(_hash(document), row)
     return rows
 
 

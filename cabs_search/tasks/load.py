@@ -121,17 +121,16 @@ def _split_rows(
     where: str, task: Task, config: Any, tokenizer: Any, seed: int
 ) -> dict[SplitName, list[Row]]:
     """Return a task's rows by split; no group and no text is in both."""
-    names: dict[str, str | None] = {
+    names: dict[SplitName, str | None] = {
         split: getattr(task, split).split or task.split for split in SPLITS
     }
     if task.dataset.harness:
         rows = read_documents(where, task, names, tokenizer)
     else:
         rows = {name: read_rows(where, task, name, config) for name in names.values()}
-    if names["search"] == names["confirm"]:
-        parts = divide(rows[names["search"]], task, seed)
-    else:
-        parts = {split: rows[names[split]] for split in SPLITS}
+    parts = {split: rows[names[split]] for split in SPLITS}
+    if parts["search"] is parts["confirm"]:
+        parts = divide(parts["search"], task, seed)
     return without_leaks(where, parts)
 
 

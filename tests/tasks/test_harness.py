@@ -20,7 +20,7 @@ from cabs_search.spec.load import load_reachable, parse
 from cabs_search.spec.task import DataSource, Task
 from cabs_search.tasks import harness
 from cabs_search.tasks.harness import row_of
-from cabs_search.tasks.items import tokenize
+from cabs_search.tasks.items import SPLITS, tokenize
 from cabs_search.tasks.load import load_items
 from tests.support.standins import make_base, make_tokenizer, rows_of, task_of
 
@@ -254,6 +254,13 @@ def test_splits_are_apart_and_examples_are_in_neither(spec: dict[str, Any], open
     ):
         items = load_items(parse(spec), "quiz")
     assert (len(items["search"]), len(items["confirm"])) == (8, 40)
+    spec["tasks"]["quiz"] |= {"dataset": dataset, "search": {"items": 25}}
+    with pytest.warns(UserWarning, match="1 of 41 documents are left out: they are few-shot"):
+        items = load_items(parse(spec), "quiz")
+    assert [len(items[split]) for split in SPLITS] == [25, 15], "test is its own split by name"
     spec["tasks"]["quiz"]["search"] = {"split": "dev"}
     with pytest.raises(ValueError, match="must be one of test, train, validation, but got dev"):
         load_items(parse(spec), "quiz")
+    del opened.dataset["train"][1:]
+    with pytest.raises(ValueError, match="tasks.quiz.dataset: requests cannot be built: Sample"):
+        load_items(parse(spec | {"tasks": {"quiz": {"dataset": dataset}}}), "quiz")
