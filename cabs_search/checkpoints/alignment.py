@@ -22,6 +22,8 @@ TRUNK_FIELDS = (
     *("hidden_act", "activation_function", "scale_attn_by_inverse_layer_idx"),
 )
 """Fields of ``config.json`` that must be equal in a base and its experts."""
+ROPE_THETA = 10_000.0
+"""Base of rotary embeddings where a config names none: the default of almost all types."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,26 +165,11 @@ def _check_config(base: Checkpoint, name: str, expert: Expert) -> None:
             )
 
 
-def _with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a config with its defaults; as it is if transformers does not know it."""
-    from transformers import AutoConfig
-
-    try:
-        whole: dict[str, Any] = AutoConfig.for_model(**config).to_dict()
-    except Exception:  # its type is unknown or missing, or a field is no longer valid
-        return config
-    return whole
-
-
 def _described(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a config says of its trunk, also of rotary embeddings in the older form.
-
-    What it leaves out is the default of its type of model.
-    """
-    config = _with_defaults(config)
+    """Return what a config says of its trunk, also of rotary embeddings in the older form."""
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if not any(isinstance(value, dict) for value in rope.values()):  # else by type of layer
-        rope.setdefault("rope_theta", config.get("rope_theta"))
+        rope.setdefault("rope_theta", config.get("rope_theta") or ROPE_THETA)
         rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
     fields = {field: config.get(field) for field in TRUNK_FIELDS}
     fields |= {f"rope_parameters.{field}": value for field, value in rope.items()}
