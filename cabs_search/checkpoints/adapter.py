@@ -269,7 +269,14 @@ def open_expert(folder: str | Path, base: Checkpoint) -> Expert:
         ValueError: it cannot be read, or is an adapter that does not fit to the base.
 
     """
-    return Adapter(folder, base=base) if is_adapter(folder) else Checkpoint(folder, base=base)
+    if is_adapter(folder):
+        return Adapter(folder, base=base)
+    try:
+        return Checkpoint(folder, base=base)
+    except ValueError as error:
+        if any((Path(folder) / file).is_file() for file in FILES):
+            raise ValueError(f"{folder}: holds the weights of an adapter, but no {FILE}") from error
+        raise
 
 
 def is_adapter(folder: str | Path) -> bool:

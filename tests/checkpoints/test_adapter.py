@@ -387,6 +387,10 @@ def test_a_folder_without_weights_is_refused(adapted: Path, tmp_path: Path) -> N
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"experts.x: .*holds neither adapter_model.safetensors"):
         Family.open(adapted / "base", {"x": folder})
+    folder = copied(adapted, tmp_path / "other")
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(ValueError, match=r"experts.x: .*but no adapter_config.json"):
+        Family.open(adapted / "base", {"x": folder})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
