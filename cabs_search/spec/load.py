@@ -188,7 +188,9 @@ def _one_line(error: ValidationError) -> str:
     # Each branch of a union has errors: a validator's own message says most.
     said = [e for e in errors if e["type"] == "value_error"]
     other = [e for e in errors if e["type"] != "literal_error"]
-    first = [*said, *other, *errors][0]
+    # Rules of a task's other fields depend on its kind.
+    of_kind = [e for e in errors if e["loc"][-1:] == ("kind",)]
+    first = [*of_kind, *said, *other, *errors][0]
     where = ""
     for part in first["loc"]:
         if isinstance(part, int):

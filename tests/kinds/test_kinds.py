@@ -420,6 +420,7 @@ def test_other_metrics_of_words_are_given_their_names(monkeypatch: pytest.Monkey
 
 BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "magic"}, "tasks.mood.kind: Input should be 'classification', 'regression'"),
+    ({"kind": "magic", "choices": "ends"}, "tasks.mood.kind: Input should be 'classification'"),
     (
         {"kind": "multiple-choice"},
         "tasks.mood.choices: multiple-choice must have a column of lists, or a list of",
