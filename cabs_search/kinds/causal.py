@@ -87,10 +87,13 @@ class Continuing(Causal):
                     )
                 sequences.append(tokens[-(task.max_length + 1) :])
                 counts.append(count)
-        is_packed = can_pack(config, task.max_length) and is_short_packed(sequences)
-        score = to_score_packed if is_packed else to_score
+        packs = can_pack(config, task.max_length)
+        if packs and is_short_packed(sequences):
+            scored = to_score_packed(sequences, counts)
+        else:
+            scored = to_score(sequences, counts, beside_packed=packs)
         marks = self.marks(task, texts, label)
-        return Item(label=self.item_label(label), marks=marks, **score(sequences, counts))
+        return Item(label=self.item_label(label), marks=marks, **scored)
 
     def item_label(self, label: Any) -> Any:
         """Return the value that a prediction is compared with, of what ``label`` returns."""
@@ -156,12 +159,15 @@ def tokens_of_pairs(
     return [(before + whole[len(before) :], len(whole) - len(before)) for whole in wholes]
 
 
-def to_score(sequences: Sequence[Tokens], counts: Sequence[int]) -> dict[str, Any]:
+def to_score(
+    sequences: Sequence[Tokens], counts: Sequence[int], *, beside_packed: bool = False
+) -> dict[str, Any]:
     """Return the fields ``sequences`` and ``targets`` of an item.
 
     Args:
         sequences: tokens of each part of the item, such as a choice with its context.
         counts: number of tokens at the end of each sequence that are to be predicted.
+        beside_packed: whether other items are packed, whose fields these need as well.
 
     """
     # No token follows the last one, so the model need not read it.
@@ -171,7 +177,7 @@ def to_score(sequences: Sequence[Tokens], counts: Sequence[int]) -> dict[str, An
         for place in range(len(tokens) - count, len(tokens))
     ]
     return {
-        "sequences": tuple({"input_ids": tokens[:-1]} for tokens in sequences),
+        "sequences": tuple(_whole(tokens[:-1], beside_packed) for tokens in sequences),
         "targets": _targets(targets, counts),
     }
 
@@ -196,6 +202,14 @@ def to_score_packed(sequences: Sequence[Tokens], counts: Sequence[int]) -> dict[
             targets.append((0, in_row, tokens[place + 1]))
     sequence = {"input_ids": packed, "position_ids": positions, "branch": branch}
     return {"sequences": (sequence,), "targets": _targets(targets, counts)}
+
+
+def _whole(tokens: Tokens, beside_packed: bool) -> dict[str, Tokens]:
+    """Return the fields of a sequence that is all one beginning."""
+    if not beside_packed:
+        return {"input_ids": tokens}
+    places = list(range(len(tokens)))
+    return {"input_ids": tokens, "position_ids": places, "branch": [0] * len(tokens)}
 
 
 def can_pack(config: Any, max_length: int) -> bool:

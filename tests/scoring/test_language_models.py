@@ -61,6 +61,11 @@ ROWS = [
     {"start": "the cat sits ", "ends": ["good", "bad and odd house on", "near"], "right": 1},
     {"start": "often", "ends": [" dog", "dogs"], "right": " dog"},
     {"start": "", "ends": ["the house", "a bird", "then", "in"], "right": "D"},
+    {
+        "start": "the",  # too little in common to pack
+        "ends": ["bird sleeps", "house runs in", "dog sits on", "good cat", "odd dog and cat"],
+        "right": 4,
+    },
     {"start": "the bird " * 40, "ends": ["sleeps", "runs in the house"], "right": 0},
 ]
 TEXTS = [{"text": "the cat and the bird"}, {"text": "a house over the cat near a dog"}]
@@ -157,12 +162,12 @@ def test_a_language_model_goes_the_whole_way(
     expected = naive_choices(loaded, tokenizer)
     flat = [value for row in expected for choice in row for value in choice]
     with torch.inference_mode():
-        found = log_likelihoods(model, items["choices"], np.arange(4), CPU)
+        found = log_likelihoods(model, items["choices"], np.arange(len(ROWS)), CPU)
     close = 1e-5 if dtype == "float32" else 0.1
     assert found.tolist() == pytest.approx(flat, abs=close)
-    outcomes = bench.score(items, {"choices": np.arange(4), "texts": np.arange(2)})
+    outcomes = bench.score(items, {"choices": np.arange(len(ROWS)), "texts": np.arange(2)})
     sums = [torch.tensor([sum(choice) for choice in row]) for row in expected]
-    right = [1, 0, 3, 0]
+    right = [1, 0, 3, 4, 0]
     losses = [-float(s.log_softmax(-1)[r]) for s, r in zip(sums, right, strict=True)]
     assert outcomes["choices"].losses == pytest.approx(losses, abs=10 * close)
     totals = naive_texts(loaded, tokenizer)
