@@ -63,7 +63,10 @@ ROWS = [
     {"start": "", "ends": ["the house", "a bird", "then", "in"], "right": "D"},
     {
         "start": "the",  # too little in common to pack
-        "ends": ["bird sleeps", "house runs in", "dog sits on", "good cat", "odd dog and cat"],
+        "ends": [
+            *("bird sleeps", "house runs in", "dog sits on", "good cat", "odd dog and cat"),
+            *("near house on", "over it sits", "cat and bird", "in the house"),
+        ],
         "right": 4,
     },
     {"start": "the bird " * 40, "ends": ["sleeps", "runs in the house"], "right": 0},
