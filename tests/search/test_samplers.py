@@ -100,7 +100,9 @@ def resume(
 
 
 @pytest.mark.parametrize("changes", [PLAIN, CONDITIONAL], ids=["plain", "conditional"])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW if name == "gp" else ()) for name in SAMPLERS]
+)
 def test_proposals_are_of_the_space_and_follow_from_the_seed(
     pico: Path, tmp_path: Path, name: str, changes: dict[str, Any]
 ) -> None:
