@@ -72,15 +72,19 @@ def draw(kept: Mapping[str, Any], budgets: Sequence[int]) -> None:
 
     figure = Figure(figsize=(1 + 5 * len(kept), 4.5), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(kept)))
+    # a player has one colour in all panels, also where others are missing
+    names = list(dict.fromkeys(name for found in kept.values() for name in found["curves"]))
     for ax, (space, found) in zip(axes, kept.items(), strict=True):
         for name, curve in found["curves"].items():
             if curve:
                 means = np.mean(curve, axis=0)
                 width = 3 if name == OURS else 1.2
-                ax.plot(budgets[: len(means)], 100 * means, "o-", ms=3, lw=width, label=name)
+                style = {"color": f"C{names.index(name)}", "lw": width, "ms": 3, "label": name}
+                ax.plot(budgets[: len(means)], 100 * means, "o-", **style)
         ax.set(xscale="log", xlabel="full evaluations spent", title=space)
         ax.set(ylabel="score of what is recommended, on fresh items, %")
         ax.set_xticks(budgets, map(str, budgets))
         ax.grid(alpha=0.3)
-    ax.legend(fontsize=8)
+    lines = {line.get_label(): line for ax in axes for line in ax.get_lines()}
+    figure.legend(lines.values(), lines.keys(), fontsize=8, loc="outside right center")
     figure.savefig(PICTURE, dpi=110)

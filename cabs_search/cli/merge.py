@@ -115,12 +115,11 @@ def _check_settings(
 
 def _mapping(option: str, pairs: list[tuple[str, str]]) -> dict[str, str]:
     """Return NAME=VALUE options as a mapping; raise ValueError if a name is given twice."""
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{option}: {twice} is given twice")
-    return mapping
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{option}: {name} is given twice")
+    return dict(pairs)
 
 
 def _number(text: str) -> float:

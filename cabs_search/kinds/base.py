@@ -388,6 +388,14 @@ def score_classes(logits: Tensor, items: Sequence[Item]) -> Outcome:
     return Outcome((predictions == labels).float().numpy(), losses.numpy(), predictions.numpy())
 
 
+def padded(rows: Sequence[Tensor]) -> Tensor:
+    """Return one row of logits for each item as [items, most choices], -inf where it has fewer."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    return pad_sequence(list(rows), batch_first=True, padding_value=-torch.inf)
+
+
 def split_tokens(logits: Tensor, items: Sequence[Item]) -> Iterator[list[Tensor]]:
     """Yield each item's sequences, [tokens, ...], without padding."""
     rows = iter(logits)

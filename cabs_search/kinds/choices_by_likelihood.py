@@ -11,6 +11,7 @@ from cabs_search.kinds.base import (
     TaskFields,
     Texts,
     class_losses,
+    padded,
     text_columns,
     to_host,
     widened,
@@ -76,7 +77,7 @@ class ChoicesByLikelihood(Continuing, MultipleChoice):
 
     def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
         """Return the cross-entropy of each item's choices."""
-        return class_losses(_padded(sums_by_part(widened(output), items)), items)
+        return class_losses(padded(sums_by_part(widened(output), items)), items)
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score log-likelihoods, [targets]."""
@@ -87,16 +88,8 @@ class ChoicesByLikelihood(Continuing, MultipleChoice):
         predictions = self.values(best)
         scores = predictions == self.values([item.label for item in items])
         return Outcome(
-            scores.astype("float32"), class_losses(_padded(sums), items).numpy(), predictions
+            scores.astype("float32"), class_losses(padded(sums), items).numpy(), predictions
         )
-
-
-def _padded(sums: Sequence[Tensor]) -> Tensor:
-    """Return log-likelihoods as [items, most choices], -inf where an item has fewer."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    return pad_sequence(list(sums), batch_first=True, padding_value=-torch.inf)
 
 
 CHOICES_BY_LIKELIHOOD = ChoicesByLikelihood()

@@ -13,6 +13,7 @@ from cabs_search.kinds.base import (
     Texts,
     check_texts,
     class_losses,
+    padded,
     score_classes,
     sequences_of,
     text_columns,
@@ -105,12 +106,8 @@ class MultipleChoice(Kind):
 
 
 def _by_item(logits: Tensor, items: Sequence[Item]) -> Tensor:
-    """Return logits as [items, most choices], -inf where an item has fewer."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    choices = logits[0].split([len(item.sequences) for item in items])
-    return pad_sequence(list(choices), batch_first=True, padding_value=-torch.inf)
+    """Return logits of all sequences, [1, sequences], by item."""
+    return padded(logits[0].split([len(item.sequences) for item in items]))
 
 
 def _choices(where: str, task: TaskFields, row: Mapping[str, Any]) -> list[Any]:

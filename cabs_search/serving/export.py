@@ -212,13 +212,10 @@ def _write_head(
     }
     with CheckpointWriter(to / HEAD, own.values(), {"format": "pt"}) as writer:
         for name, in_model in own.items():
-            tensor = checkpoint.read(name)
-            if tensor.is_floating_point():
-                writer.add(in_model, tensor.to(dtype))
-            else:
-                # Buffers, such as position ids, come from the base.
-                is_shared = name in family.base.names
-                writer.add(in_model, family.base.read(name) if is_shared else tensor)
+            # Buffers, such as position ids, come from the base.
+            is_shared = name in family.base.names and not checkpoint.is_float(name)
+            tensor = (family.base if is_shared else checkpoint).read(name)
+            writer.add(in_model, _converted(name, tensor, dtype))
     _write_index(to, dict.fromkeys(names, trunk) | dict.fromkeys(own.values(), HEAD))
     _copy_side_files(checkpoint, to, dtype, fallback=family.base)
     _set_pad_token(to)

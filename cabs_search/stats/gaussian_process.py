@@ -85,7 +85,7 @@ class GaussianProcess:
     factor: Floats
     """Lower Cholesky factor of the covariance of y."""
     solution: Floats
-    """That covariance's inverse times y."""
+    """Product of that covariance's inverse and y."""
     left_out: Floats
     """Error of each point's prediction from the others, in standard deviations, [points]."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from cabs_search.spec.load import parse
 from cabs_search.workflows.prepare import prepare
 from tests.conftest import EXPERTS, pico_values
 
-SLOW = pytest.mark.slow
 BUDGETS = {"surface": 16, "tpe": 40, "gp": 16, "cma-es": 60, "awa": 60}
 """Candidates within which a sampler that learns finds the peak of ``hill``."""
 PLAIN = {"nm": ["2:8"], "order": [EXPERTS], "lambda": {"low": 0.0, "high": 2.0, "step": 0.01}}
@@ -99,10 +98,13 @@ def resume(
     return proposer
 
 
+def slow_gp(names: Iterable[str]) -> list[Any]:
+    """Mark Optuna's Gaussian process, which takes a minute."""
+    return [pytest.param(name, marks=pytest.mark.slow if name == "gp" else ()) for name in names]
+
+
 @pytest.mark.parametrize("changes", [PLAIN, CONDITIONAL], ids=["plain", "conditional"])
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=SLOW if name == "gp" else ()) for name in SAMPLERS]
-)
+@pytest.mark.parametrize("name", slow_gp(SAMPLERS))
 def test_proposals_are_of_the_space_and_follow_from_the_seed(
     pico: Path, tmp_path: Path, name: str, changes: dict[str, Any]
 ) -> None:
@@ -120,9 +122,7 @@ def test_proposals_are_of_the_space_and_follow_from_the_seed(
     assert len({p.recipe.key for p in proposals}) > 9
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=SLOW if name == "gp" else ()) for name in BUDGETS]
-)
+@pytest.mark.parametrize("name", slow_gp(BUDGETS))
 def test_samplers_that_learn_beat_chance_and_keep_what_they_learned(
     pico: Path, tmp_path: Path, name: str
 ) -> None:
