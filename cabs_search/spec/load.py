@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cabs_search.common.files import shipped_folder
-from cabs_search.spec.locations import UnreachableError, locate
+from cabs_search.spec.locations import UnreachableError, local_folder, locate
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
 
@@ -144,12 +144,17 @@ def _located(
 
 def _with_data(task: Task, where: str, folder: Path) -> Task:
     """Make the path of a task's data file, or of its folder of YAML files, absolute."""
-    for kind in ("csv", "json", "parquet", "include"):
+    if task.dataset.include:
+        try:
+            found = local_folder(task.dataset.include, folder)
+        except ValueError as error:
+            raise ValueError(f"{where}.dataset.include: {error}") from None
+        return replace(task, dataset=replace(task.dataset, include=str(found)))
+    for kind in ("csv", "json", "parquet"):
         if text := getattr(task.dataset, kind):
             path = (folder / Path(text).expanduser()).resolve()
-            if not (path.is_dir() if kind == "include" else path.is_file()):
-                what = "folder" if kind == "include" else "file"
-                raise ValueError(f"{where}.dataset.{kind}: {text}: no such {what}")
+            if not path.is_file():
+                raise ValueError(f"{where}.dataset.{kind}: {text}: no such file")
             located: dict[str, Any] = {kind: str(path)}
             return replace(task, dataset=replace(task.dataset, **located))
     return task
@@ -210,8 +215,9 @@ class _Loader(yaml.SafeLoader):
     """YAML in which 3:32 is text (not 212, in base 60) and a repeated key is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        self.flatten_mapping(node)
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        # Keys of a merge (<<) may be given again: that is what it is for.
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=deep) for key in own]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.YAMLError(

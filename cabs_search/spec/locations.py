@@ -52,6 +52,18 @@ def locate(text: str, relative_to: Path | None = None) -> Path:
     """
     if not text:
         raise ValueError("a folder or a hub id is needed, but got nothing")
+    path = (relative_to or Path()) / Path(text).expanduser()
+    is_hub_id = not path.exists() and not text.startswith((".", "~")) and re.fullmatch(HUB_ID, text)
+    return _download(text) if is_hub_id else local_folder(text, relative_to)
+
+
+def local_folder(text: str, relative_to: Path | None = None) -> Path:
+    """Return the folder that a location names, as ``locate`` does, but never of the hub.
+
+    Raises:
+        ValueError: there is no such folder.
+
+    """
     kind, _, rest = text.partition(":")
     if kind == "cache":
         return _existing(cache_folder() / rest, text)
@@ -61,15 +73,16 @@ def locate(text: str, relative_to: Path | None = None) -> Path:
         if package is None or not package.submodule_search_locations:
             raise ValueError(f"{text}: package {name} is not installed")
         return _existing(Path(package.submodule_search_locations[0]) / inside, text)
-    path = (relative_to or Path()) / Path(text).expanduser()
-    is_hub_id = not path.exists() and not text.startswith((".", "~")) and re.fullmatch(HUB_ID, text)
-    return _download(text) if is_hub_id else _existing(path, text)
+    return _existing((relative_to or Path()) / Path(text).expanduser(), text)
 
 
 def _existing(path: Path, text: str) -> Path:
     if not path.is_dir():
         where = f" ({path})" if str(path) != text else ""
-        hint = "; `cabs-search quickstart` makes it" if text.startswith("cache:quickstart/") else ""
+        hint = ""
+        if text.startswith("cache:quickstart"):
+            option = " --language-model" if "language-model" in text else ""
+            hint = f"; `cabs-search quickstart{option}` makes it"
         raise ValueError(f"{text}: no such folder{where}{hint}")
     return path.resolve()
 

@@ -1,0 +1,1 @@
+"""The language-model quickstart: a small chat model, and adapters tuned on puzzles."""
