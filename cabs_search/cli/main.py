@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from cabs_search.cli.commands import PROGRAM
 from cabs_search.cli.parser import parser
+from cabs_search.common.signals import Terminated
 
 FIELDS = re.compile(r"(space|tasks|experts|baselines|search|base|device|dtype|seed)\b[^ ]*:")
 """Beginning of an error that names a field of the spec."""
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         # Python would complain of the closed pipe once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Terminated:
+        return _fail(RuntimeError("terminated; the same command goes on where it stopped"), 143)
     except KeyboardInterrupt:
         return _fail(RuntimeError("interrupted; the same command goes on where it stopped"), 130)
     except Exception as error:

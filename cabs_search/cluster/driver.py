@@ -30,6 +30,7 @@ from cabs_search.cluster.dispatcher import Dispatcher
 from cabs_search.cluster.progress import Progress
 from cabs_search.cluster.tune import Recorder, StopWhenFinished, WorkerSearcher
 from cabs_search.cluster.worker import Context, Worker
+from cabs_search.common.signals import terminated_as_interrupted
 from cabs_search.scoring.models import pick_device
 from cabs_search.search.jobs import JobSource
 from cabs_search.tasks.items import Items, SplitName
@@ -66,7 +67,7 @@ def search(
 
     Raises:
         RuntimeError: the search cannot go on.
-        KeyboardInterrupt: it was interrupted.
+        KeyboardInterrupt: it was interrupted; by SIGTERM: ``Terminated``.
 
     """
     for name, value in TUNE_SETTINGS.items():
@@ -76,24 +77,25 @@ def search(
     was_joined = ray.is_initialized()
     if not was_joined:
         start_ray(max(study.spec.workers, os.cpu_count() or 1), address)
+    context = Context(
+        spec=study.spec,
+        items=items,
+        blocks=study.blocks,
+        cache=cache,
+        threads=1,
+        calibrations=calibrations or {},
+    )
     try:
-        with study.connected(), Progress(study) as progress:
-            context = Context(
-                spec=study.spec,
-                items=items,
-                blocks=study.blocks,
-                cache=cache,
-                threads=1,
-                calibrations=calibrations or {},
-            )
+        # Ray, once started, ends the process on SIGTERM; Tune ends its loop on SIGINT.
+        with terminated_as_interrupted(), study.connected(), Progress(study) as progress:
             _run(study, context, progress)
+            if not study.is_finished and not study.failure:
+                raise KeyboardInterrupt
     finally:
         if not was_joined:
             stop_ray()
     if study.failure:
         raise RuntimeError(study.failure)
-    if not study.is_finished:
-        raise KeyboardInterrupt
 
 
 def _run(study: JobSource, context: Context, progress: Progress) -> None:

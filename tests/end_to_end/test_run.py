@@ -469,7 +469,8 @@ def test_a_driver_that_is_killed_or_interrupted_goes_on(
     long_spec: Path, shared_cache: Path, tmp_path: Path
 ) -> None:
     folder, draw = tmp_path / "out", random.Random()
-    for end in (signal.SIGKILL, signal.SIGINT):
+    ends = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
+    for end, status in ends.items():
         run = Running(long_spec, folder, shared_cache)
         run.wait_for_blocks(run.blocks() + draw.randint(1, 60))
         time.sleep(draw.random())
@@ -478,9 +479,10 @@ def test_a_driver_that_is_killed_or_interrupted_goes_on(
         run.process.send_signal(end)
         code = run.wait()
         wait_until_gone(family)
-        if end == signal.SIGINT:
-            assert code == 130, run.text()
-            assert "interrupted; the same command goes on where it stopped" in run.text()
+        assert code == status, run.text()
+        if status > 0:
+            said = "terminated" if end == signal.SIGTERM else "interrupted"
+            assert f"{said}; the same command goes on where it stopped" in run.text()
             assert "Traceback" not in run.text()
     last = Running(long_spec, folder, shared_cache)
     assert last.wait() == 0, last.text()
