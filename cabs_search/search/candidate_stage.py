@@ -271,7 +271,12 @@ class CandidateStage:
         self.is_refining = bool(recipes)
         self._due.whole |= {recipe.key for recipe in recipes}
         done = self.ended.scored.keys() | self.ended.failed
-        self._proposer.queue_only([recipe for recipe in recipes if recipe.key not in done])
+        self.queue_only([recipe for recipe in recipes if recipe.key not in done])
+
+    def queue_only(self, recipes: Sequence[Recipe]) -> None:
+        """Drop what else waits: it was interrupted, and the budget, now lower, is spent."""
+        for trial_id in self._proposer.queue_only(recipes):
+            self._database.discard(trial_id)
 
     # ending candidates
 

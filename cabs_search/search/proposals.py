@@ -112,10 +112,11 @@ class Proposer:
         """Number of recipes to propose before the sampler's."""
         return len(self._queue)
 
-    def queue_only(self, recipes: Sequence[Recipe]) -> None:
-        """Propose these recipes and nothing else of the queue."""
+    def queue_only(self, recipes: Sequence[Recipe]) -> list[int]:
+        """Propose these recipes and nothing else of the queue; return ids of the others' trials."""
         known = {recipe.key: trial_id for recipe, trial_id in self._queue}
-        self._queue = deque((recipe, known.get(recipe.key)) for recipe in recipes)
+        self._queue = deque((recipe, known.pop(recipe.key, None)) for recipe in recipes)
+        return [trial_id for trial_id in known.values() if trial_id is not None]
 
     def _expected(self, recipe: Recipe, number: int) -> Expected | None:
         predicted = self._items_sampler.predicted.pop(number, None) if self._items_sampler else None

@@ -277,6 +277,7 @@ class Study:
             searching.budget.stop_clock()
         has_rows = len(confirming) > 0 or confirming.has_candidates
         if is_searched and self._refining.is_over and not has_rows:
+            searching.queue_only([])
             scored = searching.ended.scored
             refined = [scored.get(recipe.key) for recipe in self._refining.refined]
             confirming.choose(searching.searched, searching.recommend(), refined)

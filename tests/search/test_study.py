@@ -428,6 +428,22 @@ def test_an_error_of_the_database_shows_no_password(pico: Path, items: Any, tmp_
     assert "hunter2" not in str(raised.value)
 
 
+def test_a_lowered_budget_leaves_no_trial_running(pico: Path, items: Any, tmp_path: Path) -> None:
+    """Two candidates were being scored when the driver was killed; then there is no room."""
+    spec = parse(pico_values(pico, block=4))
+    bench = Bench(spec, tmp_path, items)
+    bench.run(31)
+    assert sum(t.state.name == "RUNNING" for t in bench.trials()) == 2
+    done = bench.study.done
+    lowered = Bench(replace(spec, search=replace(spec.search, trials=done)), tmp_path, items)
+    lowered.run()
+    assert lowered.study.done == done
+    assert all(t.state.is_finished() for t in lowered.trials())
+    raised = Bench(spec, tmp_path, items)
+    raised.run()
+    assert raised.study.done == spec.search.trials
+
+
 @pytest.mark.parametrize("kill_after", [(), (5, 9)])
 def test_a_budget_of_items_is_spent_over_all_runs(
     pico: Path, items: Any, tmp_path: Path, kill_after: tuple[int, ...]
