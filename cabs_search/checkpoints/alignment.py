@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,7 @@ def align(base: Checkpoint, experts: Mapping[str, Expert]) -> Alignment:
     shared = _shared(base, experts)
     for name, expert in experts.items():
         _check_shapes(base, name, expert, shared)
+        _check_whole(base, name, expert, shared)
     weights = sum(math.prod(base.shape(tensor)) for tensor in base.names)
     shapes = {tensor: base.shape(tensor) for tensor in shared}
     if not shared or 2 * sum(map(math.prod, shapes.values())) < weights:
@@ -174,6 +175,28 @@ def _described(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field: config.get(field) for field in TRUNK_FIELDS}
     fields |= {f"rope_parameters.{field}": value for field, value in rope.items()}
     return {field: value for field, value in fields.items() if value is not None}
+
+
+def _check_whole(base: Checkpoint, name: str, expert: Expert, shared: Sequence[str]) -> None:
+    """Check that an expert lacks no tensor of a module that it has; a whole one (a pooler) it may.
+
+    Raises:
+        ValueError: it lacks one, which loading would fill with random weights.
+
+    """
+
+    def module(tensor: str) -> str:
+        return tensor.removeprefix(prefix).split(".", 1)[0]
+
+    prefix = trunk_prefix(base)
+    modules = {module(tensor) for tensor in shared}
+    lacking = set(base.names) - set(expert.names) - base.constants - base.repeated
+    for tensor in sorted(lacking):
+        if tensor.startswith(prefix) and module(tensor) in modules:
+            raise ValueError(
+                f"experts.{name}: an expert must have every tensor of the base's trunk, but"
+                f" {expert.folder} has no {tensor}"
+            )
 
 
 def _check_shapes(base: Checkpoint, name: str, expert: Expert, shared: tuple[str, ...]) -> None:

@@ -62,9 +62,15 @@ class Checkpoint:
         self._files: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
         for path in self._weight_files(files):
-            self._files.update(dict.fromkeys(self._reader(path).keys(), path))
+            for name in self._reader(path).keys():  # noqa: SIM118 (a reader is no mapping)
+                if name in self._files:
+                    raise ValueError(f"{path}: holds {name}, which {self._files[name]} has, too")
+                self._files[name] = path
         raw = {_modern(name): name for name in self._files}
         self._in_file = raw if base is None else renamed(raw, base)
+        if len(self._in_file) < len(self._files):
+            twice = set(self._files) - set(self._in_file.values())
+            raise ValueError(f"{self.folder}: holds {min(twice)} twice, by another name as well")
 
     def _weight_files(self, files: tuple[str, str]) -> list[Path]:
         for single in files:
@@ -75,7 +81,13 @@ class Checkpoint:
                 file_of = read_json(index).get("weight_map")
                 if not file_of or not isinstance(file_of, dict):
                     raise ValueError(f"{index}: names no files")
-                return sorted({self.folder / str(file) for file in file_of.values()})
+                shards = sorted(set(map(str, file_of.values())))
+                outside = [shard for shard in shards if Path(shard).name != shard]
+                if outside:
+                    raise ValueError(
+                        f"{index}: must name files of its own folder, but got {outside[0]}"
+                    )
+                return [self.folder / shard for shard in shards]
         raise ValueError(f"{self.folder}: holds neither {' nor '.join(files)}, whole or sharded")
 
     def _reader(self, path: Path) -> Any:

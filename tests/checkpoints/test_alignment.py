@@ -138,3 +138,18 @@ def test_the_trunk_is_told_from_a_head_by_names(
     config = getattr(transformers, f"{family}Config")(**settings, **marks, sep_token_id=2)
     getattr(transformers, f"{family}{model}")(config).save_pretrained(tmp_path)
     assert trunk_prefix(Checkpoint(tmp_path)) == prefix
+
+
+def test_an_expert_may_lack_a_module_but_no_part_of_one(pico: Path, tmp_path: Path) -> None:
+    base = Checkpoint(pico / "base")
+    tensors = load_file(pico / "mood" / "model.safetensors")
+    headless = {name: t for name, t in tensors.items() if "pooler" not in name}
+    for folder, kept in (("whole", headless), ("lacking", dict(headless))):
+        if folder == "lacking":
+            del kept["bert.encoder.layer.1.output.dense.bias"]
+        (tmp_path / folder).mkdir()
+        save_file(kept, tmp_path / folder / "model.safetensors")
+    found = align(base, {"mood": Checkpoint(tmp_path / "whole", base=base)})
+    assert not any(name.startswith("pooler") for name in found.shared)
+    with pytest.raises(ValueError, match=r"experts\.mood: .* has no encoder\.layer\.1\.output"):
+        align(base, {"mood": Checkpoint(tmp_path / "lacking", base=base)})

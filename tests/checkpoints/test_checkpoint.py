@@ -99,3 +99,32 @@ def test_missing_folder_and_missing_weights(tmp_path: Path) -> None:
         Checkpoint(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds neither"):
         Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["../elsewhere.safetensors", "/tmp/elsewhere.safetensors"])
+def test_an_index_that_leaves_its_folder_is_refused(tmp_path: Path, shard: str) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "elsewhere.safetensors")
+    (tmp_path / "model").mkdir()
+    index = {"weight_map": {"w": shard}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        ValueError, match="must name files of its own folder, but got (../|/tmp/)else"
+    ):
+        Checkpoint(tmp_path / "model")
+
+
+def test_a_tensor_that_is_there_twice_is_refused(pico: Path, tmp_path: Path) -> None:
+    """In two shards, or with the base's prefix and without it."""
+    for shard in ("a", "b"):
+        save_file({"w": torch.ones(2), shard: torch.ones(2)}, tmp_path / f"{shard}.safetensors")
+    index = {"weight_map": {"w": "a.safetensors", "b": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"b\.safetensors: holds w, which .*a\.safetensors has"):
+        Checkpoint(tmp_path)
+    base = Checkpoint(pico / "base")
+    tensors = load_file(pico / "mood" / "model.safetensors")
+    tensors["pooler.dense.bias"] = tensors["bert.pooler.dense.bias"].clone()
+    (tmp_path / "twice").mkdir()
+    save_file(tensors, tmp_path / "twice" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"holds (bert\.)?pooler\.dense\.bias twice"):
+        Checkpoint(tmp_path / "twice", base=base)
