@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cabs_search.merging.masks.settings import Setting
 
 from cabs_search import __version__
+from cabs_search.cli import jobs
 from cabs_search.cli.commands import (
     PROGRAM,
     _compare,
@@ -125,6 +126,8 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
     )
     made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
 
+    _add_jobs(command)
+
     made = command("ui", _ui, "open a study's runs in MLflow's UI")
     made.add_argument("folder", type=Path, metavar="DIR")
     made.add_argument("--port", type=_port, default=5000)
@@ -137,17 +140,63 @@ def _mask_settings() -> Iterable[Setting]:
     return SETTINGS.values()
 
 
+def _add_jobs(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands for searches that run as jobs of a Ray cluster."""
+    made = command("submit", jobs.submit, "have a Ray cluster search a space, as a job")
+    made.add_argument("spec", metavar="SPEC", help=SPEC)
+    _add_cluster(made, required=True)
+    made.add_argument("--output", required=True, metavar="DIR", help="a folder of the head node")
+    made.add_argument(
+        "--over", action="append", metavar="AXIS", help="compare, as `compare` does, not `run`"
+    )
+    _add_limits(made, OF_STUDY[0])
+    made.add_argument(
+        "--shared",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="a folder that every node has at this path (repeat)",
+    )
+    made.add_argument("--follow", action="store_true", help="print the log until the job ends")
+
+    made = command("status", jobs.status, "say how far a search is")
+    made.add_argument("folder", metavar="DIR", help="its folder; with --address, of the head node")
+    _add_cluster(made, required=False)
+
+    made = command("logs", jobs.logs, "print a job's log until it ends")
+    made.add_argument("job", metavar="JOB")
+    _add_cluster(made, required=True)
+
+    made = command("stop", jobs.stop, "end a job; submitted again, its search goes on")
+    made.add_argument("job", metavar="JOB")
+    _add_cluster(made, required=True)
+
+
+def _add_cluster(command: argparse.ArgumentParser, *, required: bool) -> None:
+    command.add_argument(
+        "--address",
+        required=required,
+        metavar="URL",
+        help="the cluster's dashboard, such as http://HEAD:8265",
+    )
+
+
 def _add_search(command: argparse.ArgumentParser, trials: str, output: str) -> None:
     """Add the options of commands that search, with help on two of them."""
+    _add_limits(command, trials)
+    command.add_argument("--output", type=Path, metavar="DIR", help=output)
+    command.add_argument(
+        "--address", metavar="auto|HOST:PORT", help="join the Ray cluster that runs there"
+    )
+
+
+def _add_limits(command: argparse.ArgumentParser, trials: str) -> None:
     command.add_argument("--trials", type=_count, metavar="N", help=trials)
     command.add_argument("--items", type=_count, metavar="N", help="items to score in the search")
     command.add_argument("--seconds", type=_count, metavar="N", help="time of the search")
     command.add_argument(
         "--workers", type=_count, metavar="N", help="Ray workers (default: one per core)"
-    )
-    command.add_argument("--output", type=Path, metavar="DIR", help=output)
-    command.add_argument(
-        "--address", metavar="auto|HOST:PORT", help="join the Ray cluster that runs there"
     )
     command.add_argument(
         "--tracking-uri", metavar="URI", help="MLflow's (default: SQLite in the folder)"

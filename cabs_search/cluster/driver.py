@@ -54,6 +54,7 @@ def search(
     *,
     calibrations: Mapping[str, Path] | None = None,
     address: str | None = None,
+    note: Path | None = None,
 ) -> None:
     """Run a study's jobs until its budget is spent and the leaderboard's rows are confirmed.
 
@@ -64,6 +65,7 @@ def search(
         calibrations: files of what experts' layers saw, for mask rules that need it.
         address: of a running Ray cluster; None: the one this process has joined, else Ray is
             started for this search, on loopback only.
+        note: file for the search's news; None: none are written.
 
     Raises:
         RuntimeError: the search cannot go on.
@@ -87,7 +89,7 @@ def search(
     )
     try:
         # Ray, once started, ends the process on SIGTERM; Tune ends its loop on SIGINT.
-        with terminated_as_interrupted(), study.connected(), Progress(study) as progress:
+        with terminated_as_interrupted(), study.connected(), Progress(study, note) as progress:
             _run(study, context, progress)
             if not study.is_finished and not study.failure:
                 raise KeyboardInterrupt

@@ -1,23 +1,31 @@
-"""Progress bar of a search."""
+"""Progress of a search: a bar on stderr, and a note in the study's folder."""
 
 from __future__ import annotations
 
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 from tqdm import tqdm
 
+from cabs_search.record.progress_file import Spent, State, Status, note_status
 from cabs_search.search.budget import Share
 from cabs_search.search.jobs import JobSource
+
+NOTE_SECONDS = 2.0
+"""Time between two notes."""
 
 
 class Progress:
     """Bar on stderr: what is spent of the limit that is nearest, items, best score; then the rows
-    to confirm.
+    to confirm. Every two seconds the same is noted in a file.
     """
 
-    def __init__(self, study: JobSource) -> None:
-        self._study = study
-        share = self._share
+    def __init__(self, study: JobSource, note: Path | None = None) -> None:
+        self._study, self._note = study, note
+        self._began, self._noted = time.monotonic(), -NOTE_SECONDS
+        share = self._first_share = self._share
         self._bar = tqdm(
             total=share.limit,
             initial=share.spent,
@@ -33,7 +41,7 @@ class Progress:
         return max(self._study.shares, key=lambda share: share.spent / share.limit)
 
     def refresh(self) -> None:
-        """Show the study's present state."""
+        """Show the study's present state, and note it now and then."""
         study, best, share = self._study, self._study.best, self._share
         if self._bar.unit != share.unit:
             self._bar.unit, self._bar.initial = share.unit, share.spent
@@ -47,6 +55,31 @@ class Progress:
             ", ".join(counts) + (f", best {best.rank:.4f}" if best else ""), refresh=False
         )
         self._bar.update(0)
+        if time.monotonic() - self._noted >= NOTE_SECONDS:
+            self._write("at work")
+
+    def _write(self, state: State) -> None:
+        """Note the study's present state."""
+        if self._note is None:
+            return
+        self._noted, study, share = time.monotonic(), self._study, self._share
+        seconds, first = self._noted - self._began, self._first_share
+        gained = share.spent - first.spent if share.unit == first.unit else 0
+        left = seconds * (share.limit - share.spent) / gained if gained > 0 else None
+        status = Status(
+            name=study.spec.name,
+            state=state,
+            phase="done" if state == "finished" else study.phase,
+            candidates=study.done,
+            spent=[Spent(unit=s.unit, spent=s.spent, limit=s.limit) for s in study.shares],
+            best=study.best.rank if study.best else None,
+            items=study.scored_items,
+            items_per_second=study.scored_items / max(seconds, 1e-9),
+            seconds_left=left,
+            noted=time.time(),
+        )
+        with suppress(OSError):  # a full disk ends the search where results are recorded
+            note_status(self._note, status)
 
     def __enter__(self) -> Progress:
         return self
@@ -54,3 +87,5 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.refresh()
         self._bar.close()
+        is_whole = self._study.is_finished and not self._study.failure
+        self._write("finished" if is_whole else "stopped")

@@ -35,6 +35,8 @@ class StudyFolder:
         """The report as one page."""
         self.versions = path / "versions.json"
         """Versions of the packages that searched here."""
+        self.progress = path / "progress.json"
+        """The last news of the search."""
         self.comparison = path / "comparison.yaml"
         """Axes, failures and notes of a comparison."""
         self.lock = path / ".lock"

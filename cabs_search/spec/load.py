@@ -79,6 +79,19 @@ def parse(
     return _located(spec, values, source, relative_to or Path()) if locations else spec
 
 
+def load_plain(path: str | Path) -> dict[str, Any]:
+    """Read a spec's file as plain values, which ``parse`` checks.
+
+    Raises:
+        ValueError: it cannot be read, or is no mapping.
+
+    """
+    values = _read(find_spec_file(path), path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a spec must be a mapping, but got {type(values).__name__}")
+    return values
+
+
 def find_spec_file(path: str | Path) -> Path:
     """Return the file itself, or the one of that name that ships."""
     given = Path(path)

@@ -83,7 +83,14 @@ def compare(
         try:
             files = calibrated.files
             studies = compared.studies()
-            search(studies, items, cache_folder(), calibrations=files, address=address)
+            search(
+                studies,
+                items,
+                cache_folder(),
+                calibrations=files,
+                address=address,
+                note=StudyFolder(folder).progress,
+            )
         finally:
             for tracker in trackers.values():
                 tracker.close()

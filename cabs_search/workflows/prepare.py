@@ -202,7 +202,7 @@ def check_reachable(address: str) -> None:
     if address.startswith("ray://"):
         raise ValueError(
             f"--address {address}: a driver must run on a machine of the cluster and join it by"
-            " auto or HOST:PORT; from outside, send it there with jobs/launch.py"
+            " auto or HOST:PORT; from outside, send it there with `cabs-search submit`"
         )
     if address != "auto" and not (host and port.isdecimal() and int(port) < 1 << 16):
         raise ValueError(f"--address: auto or HOST:PORT is needed, but got {address}")

@@ -83,7 +83,14 @@ def run(
         )
         say(f"starting workers; the study is kept in {folder}")
         try:
-            search(study, items, cache_folder(), calibrations=calibrated.files, address=address)
+            search(
+                study,
+                items,
+                cache_folder(),
+                calibrations=calibrated.files,
+                address=address,
+                note=StudyFolder(folder).progress,
+            )
             scores = RecordScores.read(outcomes, spec)
             board = board_of(spec, scores)
             files = study_files(board, folder, say)

@@ -107,9 +107,7 @@ def test_an_index_that_leaves_its_folder_is_refused(tmp_path: Path, shard: str) 
     (tmp_path / "model").mkdir()
     index = {"weight_map": {"w": shard}}
     (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(
-        ValueError, match="must name files of its own folder, but got"
-    ):
+    with pytest.raises(ValueError, match="must name files of its own folder, but got"):
         Checkpoint(tmp_path / "model")
 
 

@@ -1,7 +1,8 @@
-"""Searches on a running Ray cluster: by --address, and as a Ray job by jobs/launch.py."""
+"""Searches on a running Ray cluster: by --address, and as Ray jobs."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -16,9 +17,7 @@ from pathlib import Path
 import pytest
 
 from cabs_search.results.leaderboard import read_leaderboard
-from tests.conftest import pico_values, write_spec
-
-ROOT = Path(__file__).parents[2]
+from tests.conftest import EXPERTS, pico_values, write_spec
 
 
 def free_port() -> int:
@@ -88,23 +87,56 @@ def test_a_search_joins_a_running_cluster(head: dict[str, str], pico: Path, tmp_
     assert read_leaderboard(tmp_path / "out").candidates == 4
 
 
-def launch(head: dict[str, str], spec: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "jobs" / "launch.py"), str(spec)]
-    command += ["--address", head["DASHBOARD"], "--output", str(output)]
-    return subprocess.run(
-        command, env=head, capture_output=True, text=True, timeout=300, check=False
-    )
+def call(
+    head: dict[str, str], *arguments: object, status: int = 0
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cabs_search.cli", *map(str, arguments)]
+    found = subprocess.run(
+        [*command, "--address", head["DASHBOARD"]],
+        env=head, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert found.returncode == status, (found.stdout + found.stderr)[-3000:]
+    return found
 
 
 def test_a_search_runs_as_a_job(head: dict[str, str], pico: Path, tmp_path: Path) -> None:
-    spec = write_spec(tmp_path / "pico.yaml", pico_values(pico, trials=4))
-    found = launch(head, spec, tmp_path / "out")
-    assert found.returncode == 0, (found.stdout + found.stderr)[-3000:]
-    assert "best found" in found.stdout
-    assert read_leaderboard(tmp_path / "out").candidates == 4
+    """The spec and its data travel; models lie where the cluster sees them."""
+    spec = write_spec(tmp_path / "pico.yaml", pico_values(pico, trials=40, block=4))
+    out = tmp_path / "out"
+    shared = [part for name in ("base", *EXPERTS) for part in ("--shared", pico / name)]
+    hidden = call(head, "submit", spec, "--output", out, status=2)
+    assert "base: " in hidden.stderr
+    assert "--shared" in hidden.stderr
+    job = json.loads(call(head, "submit", spec, "--output", out, *shared, "--json").stdout)["job"]
+    deadline = time.monotonic() + 200
+    while not (out / "progress.json").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    news = json.loads(call(head, "status", out, "--json").stdout)
+    assert news["name"] == "pico"
+    assert news["state"] in ("at work", "finished")
+    assert call(head, "stop", job).stdout.startswith(f"job {job}: ")
+    last = call(head, "submit", spec, "--output", out, *shared, "--follow")
+    assert "best found" in last.stdout
+    assert read_leaderboard(out).candidates == 40
+    told = call(head, "status", out).stdout
+    assert "finished" in told
+    assert "40 of 40 (100%)" in told
 
 
-def test_a_job_that_fails_says_so(head: dict[str, str], tmp_path: Path) -> None:
-    found = launch(head, Path("/no/where.yaml"), tmp_path / "out")
-    assert found.returncode == 1
-    assert "/no/where.yaml: no such file" in found.stdout
+def test_a_job_that_fails_says_so(head: dict[str, str], pico: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path / "pico.yaml", pico_values(pico) | {"base": str(pico / "nowhere")})
+    found = call(
+        head, "submit", spec, "--output", tmp_path / "out", "--shared", "/", "--follow", status=1
+    )
+    assert "no such folder" in found.stdout
+    assert "failed" in found.stderr
+    assert "no search has begun there" in call(head, "status", tmp_path / "x", status=1).stderr
+
+
+def test_where_no_cluster_answers(tmp_path: Path, pico: Path) -> None:
+    spec = write_spec(tmp_path / "pico.yaml", pico_values(pico))
+    nowhere = {**os.environ, "DASHBOARD": f"http://127.0.0.1:{free_port()}"}
+    found = call(nowhere, "submit", spec, "--output", "/x", "--shared", "/", status=1)
+    assert len(found.stderr.splitlines()) == 1
+    assert nowhere["DASHBOARD"] in found.stderr

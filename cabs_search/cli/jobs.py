@@ -1,0 +1,81 @@
+"""Commands for searches on a cluster, as jobs: submit, status, logs, stop."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from cabs_search.cli.commands import OVERRIDES, PROGRAM
+
+
+def submit(options: argparse.Namespace) -> None:
+    """Have a cluster search a space, and say how to ask for it."""
+    from cabs_search.cluster.submission import Cluster
+    from cabs_search.workflows.package import SPEC, package
+
+    command = _command(options, SPEC)
+    with TemporaryDirectory(prefix="cabs-search-") as folder:
+        package(options.spec, Path(folder), options.shared)
+        cluster = Cluster(options.address)
+        job = cluster.submit(command, Path(folder))
+    if options.json:
+        print(json.dumps({"job": job, "output": options.output}))
+    else:
+        at, output = f"--address {shlex.quote(options.address)}", shlex.quote(options.output)
+        print(f"job {job}: {shlex.join(command)}")
+        print(f"How far it is:  {PROGRAM} status {output} {at}")
+        print(f"Its log:        {PROGRAM} logs {job} {at}")
+        print(f"End it:         {PROGRAM} stop {job} {at}")
+        print("Submitted again with the same --output, it goes on where it stopped.", flush=True)
+    if options.follow and not cluster.follow(job):
+        raise RuntimeError(f"job {job} failed")
+
+
+def _command(options: argparse.Namespace, spec: str) -> list[str]:
+    """Return the command that the cluster's head node runs."""
+    command = [PROGRAM, "compare" if options.over else "run", spec]
+    command += ["--address", "auto", "--output", options.output]
+    for field in (*OVERRIDES, "tracking_uri"):
+        if (value := getattr(options, field)) is not None:
+            command += [f"--{field.replace('_', '-')}", str(value)]
+    for axis in options.over or ():
+        command += ["--over", axis]
+    return command
+
+
+def status(options: argparse.Namespace) -> None:
+    """Print how far a search is, of a folder here or on a cluster's head node."""
+    from cabs_search.record.progress_file import parse_status, read_status
+    from cabs_search.reporting.terminal.status import status_text
+
+    if options.address:
+        from cabs_search.cluster.submission import Cluster
+
+        text = Cluster(options.address).output([PROGRAM, "status", options.folder, "--json"])
+        # Ray's own lines stand before what the command prints.
+        found = parse_status(text[text.index("\n{") if "\n{" in text else 0 :])
+    else:
+        found = read_status(Path(options.folder))
+    print(found.as_json() if options.json else status_text(found))
+
+
+def logs(options: argparse.Namespace) -> None:
+    """Print a job's log until the job ends."""
+    from cabs_search.cluster.submission import Cluster
+
+    if not Cluster(options.address).follow(options.job):
+        raise RuntimeError(f"job {options.job} failed, or was stopped")
+
+
+def stop(options: argparse.Namespace) -> None:
+    """End a job."""
+    from cabs_search.cluster.submission import Cluster
+
+    state = Cluster(options.address).stop(options.job)
+    if options.json:
+        print(json.dumps({"job": options.job, "state": state}))
+    else:
+        print(f"job {options.job}: {state.lower()}; submitted again, it goes on where it stopped")

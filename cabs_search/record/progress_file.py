@@ -1,0 +1,102 @@
+"""The file of a study's folder that says how far its search is; ``cabs-search status`` reads it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from cabs_search.common.files import write_whole
+from cabs_search.common.formats import first_line
+from cabs_search.record.folder import StudyFolder
+
+State: TypeAlias = Literal["at work", "finished", "stopped"]
+SILENT_SECONDS = 60.0
+"""Time without news after which a search that is at work counts as killed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Part of a limit of the search that is spent."""
+
+    unit: str
+    spent: float
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """News of a search, as its driver last noted them."""
+
+    name: str
+    state: State
+    phase: str
+    """The stage of the work, as the progress bar names it."""
+    candidates: int
+    """Candidates that have ended."""
+    spent: Sequence[Spent]
+    """By limit: candidates, items, seconds."""
+    best: float | None
+    """Best score on the search items."""
+    items: int
+    """Items scored in this run."""
+    items_per_second: float
+    """In this run."""
+    seconds_left: float | None
+    """Time until the first limit is reached at this run's rate; None if it is not known."""
+    noted: float
+    """Time of the note, in seconds since 1970, by the driver's clock."""
+
+    @property
+    def age(self) -> float:
+        """Seconds since the note."""
+        return max(0.0, time.time() - self.noted)
+
+    @property
+    def is_silent(self) -> bool:
+        """True if the driver was at work and has noted nothing for long: it was killed."""
+        return self.state == "at work" and self.age > SILENT_SECONDS
+
+    def as_json(self) -> str:
+        """Write it with what depends on the time of asking."""
+        return json.dumps(asdict(self) | {"age": self.age, "is_silent": self.is_silent}, indent=2)
+
+
+def note_status(file: Path, status: Status) -> None:
+    """Write a note in place of the last one."""
+    write_whole(file, json.dumps(asdict(status)) + "\n")
+
+
+def read_status(folder: Path) -> Status:
+    """Read the last note of a study's or comparison's driver.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+
+    """
+    path = StudyFolder(folder).progress
+    if not path.is_file():
+        raise ValueError(f"{folder}: no search has begun there")
+    try:
+        return parse_status(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}: cannot be read: {first_line(error)}; it may be deleted"
+        ) from error
+
+
+def parse_status(text: str) -> Status:
+    """Read what ``note_status`` or ``as_json`` wrote, the latter maybe by another clock.
+
+    Raises:
+        ValueError, TypeError: it is something else.
+
+    """
+    values = json.loads(text)
+    age, _ = values.pop("age", None), values.pop("is_silent", None)
+    spent = tuple(Spent(**part) for part in values.pop("spent"))
+    found = Status(**values, spent=spent)
+    return found if age is None else replace(found, noted=time.time() - age)
