@@ -16,7 +16,9 @@ def answers(
 ) -> dict[str, list[str]]:
     """Return what each model says to each prompt, greedily; names are those of the folders."""
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     return {
         name: _say(model, tokenizer, prompts) for name, model in _models(base, adapters, merged)

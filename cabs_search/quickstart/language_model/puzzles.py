@@ -18,20 +18,23 @@ import yaml
 
 PROMPT = "Question: {question}\nAnswer:"
 CHOICES = 4
+"""Number of choices where they are numbers."""
 TRAIN_SEED, HELDOUT_SEED, EXAMPLE_SEED = 1, 1_000_001, 2_000_003
 """reasoning-gym draws a question from its number added to the seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Puzzle:
-    """A kind of question whose answer is a whole number."""
+    """A kind of question whose answer is a whole number, or one of a few words."""
 
     name: str
     generator: str
     """Its name in reasoning-gym."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    steps: tuple[int, ...]
-    """How far a wrong choice may be from the right one."""
+    steps: tuple[int, ...] = ()
+    """Of numbers: how far a wrong choice may be from the right one."""
+    choices: tuple[str, ...] = ()
+    """Of words: all of them."""
 
 
 PUZZLES = (
@@ -42,10 +45,10 @@ PUZZLES = (
         steps=(-10, -3, -2, -1, 1, 2, 3, 10),
     ),
     Puzzle(
-        name="letters",
-        generator="letter_counting",
-        settings={"min_words": 2, "max_words": 5},
-        steps=(-3, -2, -1, 1, 2, 3),
+        name="years",
+        generator="calendar_arithmetic",
+        settings={"tasks": ["is_leap_year"]},
+        choices=("Yes", "No"),
     ),
     Puzzle(
         name="legs",
@@ -126,6 +129,8 @@ def _pairs(puzzle: Puzzle, count: int, seed: int) -> list[tuple[str, str]]:
 
 def _question(puzzle: Puzzle, question: str, answer: str) -> Question:
     """Add wrong choices, drawn by the question itself; no number is below 0 if the right is not."""
+    if puzzle.choices:
+        return Question(question=question, choices=list(puzzle.choices), answer=answer)
     draw = random.Random(question)  # noqa: S311
     right = int(answer)
     near = [right + step for step in puzzle.steps if right < 0 or right + step >= 0]
