@@ -92,6 +92,8 @@ class Checkpoint:
 
     def _reader(self, path: Path) -> Any:
         if path not in self._open:
+            if not path.is_file():  # opening another thing, such as a pipe, might never return
+                raise ValueError(f"{path}: no such file")
             try:
                 if path.suffix == ".bin":
                     # Files from before torch 1.6 are not zip archives and cannot be mapped.

@@ -6,6 +6,7 @@ Errors name file, field, rule and value in one line.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from cabs_search.common.files import shipped_folder
 from cabs_search.spec.locations import UnreachableError, local_folder, locate
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
+
+MOST_BYTES = 1 << 20
+"""Size of a spec's file, at most."""
 
 
 def load(path: str | Path, *, locations: bool = True) -> Spec:
@@ -105,7 +109,11 @@ def find_spec_file(path: str | Path) -> Path:
 
 def _read(file: Path, path: str | Path) -> Any:
     try:
+        if file.stat().st_size > MOST_BYTES:
+            raise ValueError(f"{path}: a spec must have {MOST_BYTES >> 20} MiB at most")
         return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except RecursionError:
+        raise ValueError(f"{path}: cannot be read: it is nested too deeply") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
 
@@ -220,8 +228,13 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         message = "no such field"
     elif first["type"] not in ("value_error", "missing", "missing_argument"):
-        message += f", but got {first['input']!r}"
+        # Cut at any depth: written in full, a few aliases of aliases are gigabytes.
+        message += f", but got {_SHORT.repr(first['input'])}"
     return f"{where}: {message}" if where else message
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 200, 200
 
 
 class _Loader(yaml.SafeLoader):

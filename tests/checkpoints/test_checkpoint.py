@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,14 @@ def test_an_index_that_leaves_its_folder_is_refused(tmp_path: Path, shard: str) 
     (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="must name files of its own folder, but got"):
         Checkpoint(tmp_path / "model")
+
+
+def test_a_shard_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    index = {"weight_map": {"w": "pipe.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"pipe\.safetensors: no such file"):
+        Checkpoint(tmp_path)
 
 
 def test_a_tensor_that_is_there_twice_is_refused(pico: Path, tmp_path: Path) -> None:

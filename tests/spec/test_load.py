@@ -133,6 +133,13 @@ def test_bad_values_meet_one_line(
     assert "\n" not in str(caught.value)
 
 
+ALIASES = "more: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"more{i}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(9)
+)
+ALIASES += "name: *j"
+"""Aliases of aliases: written in full, the name is gigabytes."""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -142,6 +149,9 @@ def test_bad_values_meet_one_line(
         ("name: a\nname: b", "name stands twice"),
         ("name: a", "base: "),
         ("space: {more: {}}", "space.more: no such field"),
+        ("name: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("name: " + "x" * (1 << 20), "at most"),
+        (ALIASES, "name: "),
     ],
 )
 def test_a_file_that_is_no_spec(tmp_path: Path, text: str, message: str) -> None:
@@ -150,6 +160,7 @@ def test_a_file_that_is_no_spec(tmp_path: Path, text: str, message: str) -> None
         load(tmp_path / "s.yaml")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_an_unreachable_hub_id_says_so(pico: Path, monkeypatch: pytest.MonkeyPatch) -> None:
