@@ -35,6 +35,9 @@ OF_COMPARISON = (
 """Help on --trials and --output."""
 
 
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -185,7 +188,7 @@ def _add_cluster(command: argparse.ArgumentParser, *, required: bool) -> None:
 def _add_search(command: argparse.ArgumentParser, trials: str, output: str) -> None:
     """Add the options of commands that search, with help on two of them."""
     _add_limits(command, trials)
-    command.add_argument("--output", type=Path, metavar="DIR", help=output)
+    command.add_argument("--output", type=_folder, metavar="DIR", help=output)
     command.add_argument(
         "--address", metavar="auto|HOST:PORT", help="join the Ray cluster that runs there"
     )
@@ -199,7 +202,10 @@ def _add_limits(command: argparse.ArgumentParser, trials: str) -> None:
         "--workers", type=_count, metavar="N", help="Ray workers (default: one per core)"
     )
     command.add_argument(
-        "--tracking-uri", metavar="URI", help="MLflow's (default: SQLite in the folder)"
+        "--tracking-uri",
+        type=_tracking,
+        metavar="URI",
+        help="MLflow's (default: SQLite in the folder)",
     )
 
 
@@ -238,6 +244,20 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, but got {text}")
     return int(text)
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a folder is needed, but got nothing")
+    return Path(text)
+
+
+def _tracking(text: str) -> str:
+    scheme, mark, _ = text.partition("://")
+    if mark and scheme.partition("+")[0] not in TRACKING_SCHEMES:
+        schemes = ", ".join(TRACKING_SCHEMES)
+        raise argparse.ArgumentTypeError(f"one of {schemes} is needed, but got {scheme}://")
+    return text
 
 
 def _port(text: str) -> int:

@@ -301,6 +301,12 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
         wrong(lambda v: v["tasks"]["mood"].update(label="nope")),
         "x.yaml: tasks.mood.label: no column nope; the data has text, label",
     ),
+    "no output": (lambda _p, _t: ["run", "quickstart", "--output", ""], "a folder is needed"),
+    "tracking address": (
+        lambda _p, _t: ["run", "quickstart", "--tracking-uri", "foo://x"],
+        "sqlite, postgresql",
+    ),
+    "no news": (lambda _p, t: ["status", t], "no search has begun there"),
     "compare over nothing": (lambda _p, _t: ["compare", "quickstart"], "--over"),
     "picture": (
         lambda p, t: ["vectors", wrong(lambda _: None)(p, t)[1], "--picture", t / "v.gif"],
