@@ -180,6 +180,7 @@ def _add_cluster(command: argparse.ArgumentParser, *, required: bool) -> None:
     command.add_argument(
         "--address",
         required=required,
+        type=_dashboard,
         metavar="URL",
         help="the cluster's dashboard, such as http://HEAD:8265",
     )
@@ -257,6 +258,12 @@ def _tracking(text: str) -> str:
     if mark and scheme.partition("+")[0] not in TRACKING_SCHEMES:
         schemes = ", ".join(TRACKING_SCHEMES)
         raise argparse.ArgumentTypeError(f"one of {schemes} is needed, but got {scheme}://")
+    return text
+
+
+def _dashboard(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"http://HOST:PORT is needed, but got {text}")
     return text
 
 

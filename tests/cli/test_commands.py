@@ -306,6 +306,10 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
         lambda _p, _t: ["run", "quickstart", "--tracking-uri", "foo://x"],
         "sqlite, postgresql",
     ),
+    "cluster": (
+        lambda _p, _t: ["stop", "raysubmit_1", "--address", "head:8265"],
+        "http://HOST:PORT is needed, but got head:8265",
+    ),
     "no news": (lambda _p, t: ["status", t], "no search has begun there"),
     "compare over nothing": (lambda _p, _t: ["compare", "quickstart"], "--over"),
     "picture": (

@@ -29,7 +29,7 @@ FOLDER = "quickstart-language-model"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TRAINED_ON, HELDOUT = 480, 600
 """Questions of each puzzle."""
-BATCH = 16
+BATCH = 8
 RATE, WARMUP = 1e-3, 5
 """Learning rate, reached after as many steps, from which it falls to 0 by a straight line."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -18,23 +18,20 @@ import yaml
 
 PROMPT = "Question: {question}\nAnswer:"
 CHOICES = 4
-"""Number of choices where they are numbers."""
 TRAIN_SEED, HELDOUT_SEED, EXAMPLE_SEED = 1, 1_000_001, 2_000_003
 """reasoning-gym draws a question from its number added to the seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Puzzle:
-    """A kind of question whose answer is a whole number, or one of a few words."""
+    """A kind of question whose answer is a whole number."""
 
     name: str
     generator: str
     """Its name in reasoning-gym."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    steps: tuple[int, ...] = ()
-    """Of numbers: how far a wrong choice may be from the right one."""
-    choices: tuple[str, ...] = ()
-    """Of words: all of them."""
+    steps: tuple[int, ...]
+    """How far a wrong choice may be from the right one."""
 
 
 PUZZLES = (
@@ -45,17 +42,12 @@ PUZZLES = (
         steps=(-10, -3, -2, -1, 1, 2, 3, 10),
     ),
     Puzzle(
-        name="years",
-        generator="calendar_arithmetic",
-        settings={"tasks": ["is_leap_year"]},
-        choices=("Yes", "No"),
+        name="equations",
+        generator="simple_equations",
+        settings={"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 20},
+        steps=(-10, -3, -2, -1, 1, 2, 3, 10),
     ),
-    Puzzle(
-        name="legs",
-        generator="leg_counting",
-        settings={"min_animals": 1, "max_animals": 2, "max_instances": 4},
-        steps=(-6, -4, -2, -1, 1, 2, 4, 6),
-    ),
+    Puzzle(name="relations", generator="aiw", steps=(-3, -2, -1, 1, 2, 3)),
 )
 
 
@@ -123,14 +115,11 @@ def _pairs(puzzle: Puzzle, count: int, seed: int) -> list[tuple[str, str]]:
     made = reasoning_gym.create_dataset(
         puzzle.generator, size=count, seed=seed, **dict(puzzle.settings)
     )
-    # What stands before the last paragraph explains the puzzle, the same each time.
-    return [(entry["question"].strip().split("\n\n")[-1], str(entry["answer"])) for entry in made]
+    return [(entry["question"].strip(), str(entry["answer"])) for entry in made]
 
 
 def _question(puzzle: Puzzle, question: str, answer: str) -> Question:
     """Add wrong choices, drawn by the question itself; no number is below 0 if the right is not."""
-    if puzzle.choices:
-        return Question(question=question, choices=list(puzzle.choices), answer=answer)
     draw = random.Random(question)  # noqa: S311
     right = int(answer)
     near = [right + step for step in puzzle.steps if right < 0 or right + step >= 0]
