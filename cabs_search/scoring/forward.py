@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cabs_search.kinds.base import Outcome
 from cabs_search.scoring.batches import batch_tokens, batches, collate
+from cabs_search.scoring.generate import generate, written
 from cabs_search.scoring.likelihoods import log_likelihoods
 from cabs_search.scoring.modules import replaced
 from cabs_search.tasks.items import Ints, Items
@@ -57,8 +58,11 @@ def evaluate_together(
         temperatures: temperature of the losses of each of ``scored``; none: 1.
 
     """
+    model, items, rows = scored[0]
+    if items.task.kind.generates:
+        texts = generate(model, items, rows, device)
+        return [_outcome_of_texts(own, its_rows, texts) for _, own, its_rows in scored]
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
-    _, items, rows = scored[0]
     with shared_pass(scored):
         for batch in batches(items.lengths[rows], items.counts[rows], batch_tokens(device)):
             outputs = model_outputs(scored, batch, device, temperatures)
@@ -139,6 +143,11 @@ def losses_of(scored: Scored, batch: Ints, output: Any) -> Tensor:
     """Return the losses of a model's output on a batch, with their gradient."""
     _, items, rows = scored
     return items.task.kind.losses(items.task, output, [items.rows[i] for i in rows[batch]])
+
+
+def _outcome_of_texts(items: Items, rows: Ints, texts: Sequence[str]) -> Outcome:
+    chosen = [items.rows[i] for i in rows]
+    return items.task.kind.outcome(items.task, written(items, rows, texts), chosen)
 
 
 def _models(scored: Sequence[Scored]) -> list[Any]:
@@ -262,6 +271,8 @@ def same_sequences(one: tuple[Items, Ints], other: tuple[Items, Ints]) -> bool:
     (ours, rows), (theirs, others) = one, other
     return (
         ours.pad == theirs.pad
+        and (ours.task.stop, ours.task.max_new_tokens)
+        == (theirs.task.stop, theirs.task.max_new_tokens)
         and len(rows) == len(others)
         and all(
             ours.rows[i].sequences == theirs.rows[j].sequences

@@ -1,0 +1,117 @@
+"""Texts that a causal language model writes after prompts, greedily.
+
+A text ends where that of lm-evaluation-harness's HFLM with one prompt a batch ends. The prompts of
+a batch are padded on the left and the padding is masked, so that a text does not depend on the
+others of its batch, but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cabs_search.kinds.generation import Written
+from cabs_search.scoring.batches import batches
+from cabs_search.tasks.harness import score_texts
+from cabs_search.tasks.items import Ints, Items
+
+CACHED_TOKENS = 8192
+"""Most tokens of a batch that keys and values are kept of, the new ones counted."""
+GPU_CACHED_TOKENS = 4 * CACHED_TOKENS
+"""The same on a GPU: 4 GB of a 7B model's with 8 key-value heads; not measured."""
+
+
+def generate(model: Any, items: Items, rows: Ints, device: torch.device) -> list[str]:
+    """Return the texts that a model writes after some items' prompts, in the order of ``rows``.
+
+    Args:
+        model: a causal language model.
+        items: items of a kind that generates.
+        rows: the items to write after.
+        device: the model's.
+
+    """
+    new = items.task.max_new_tokens
+    assert new is not None, "a task of these kinds has it"
+    most = CACHED_TOKENS if device.type == "cpu" else GPU_CACHED_TOKENS
+    texts = [""] * len(rows)
+    # Another batch costs as many passes as it writes tokens.
+    for batch in batches(items.lengths[rows] + new, items.counts[rows], most, pass_tokens=most):
+        for place, text in zip(batch, _generate(model, items, rows[batch], device), strict=True):
+            texts[place] = text
+    return texts
+
+
+def written(scored: Items, rows: Ints, texts: Sequence[str]) -> Written:
+    """Return texts as a task's kind takes them, scored if they are by lm-evaluation-harness."""
+    if not scored.task.dataset.harness:
+        return Written(texts)
+    return Written(texts, score_texts(scored.task, [scored.rows[i].marks for i in rows], texts))
+
+
+def _generate(model: Any, items: Items, rows: Ints, device: torch.device) -> list[str]:
+    from transformers import StoppingCriteriaList
+
+    prompts = [items.rows[i].sequences[0]["input_ids"] for i in rows]
+    longest, pad = max(map(len, prompts)), items.pad["input_ids"]
+    tokens = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros_like(tokens)
+    for place, prompt in enumerate(prompts):
+        tokens[place, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[place, longest - len(prompt) :] = 1
+    strings = [*items.task.stop, *_end_mark(items.tokenizer)]
+    ends = _Ends(items.tokenizer, strings, model.generation_config.eos_token_id, tokens.shape)
+    found = model.generate(
+        input_ids=tokens.to(device),
+        attention_mask=mask.to(device),
+        do_sample=False,
+        max_new_tokens=items.task.max_new_tokens,
+        pad_token_id=pad,
+        use_cache=True,
+        stopping_criteria=StoppingCriteriaList([ends]),
+    )
+    new = found[:, longest:].tolist()
+    kept = [own[:end] for own, end in zip(new, ends.found, strict=True)]
+    texts = items.tokenizer.batch_decode(kept, skip_special_tokens=True)
+    return [cut(text, strings) for text in texts]
+
+
+def cut(text: str, strings: Sequence[str]) -> str:
+    """Return a text up to the first of some strings."""
+    for string in strings:
+        text = text.split(string)[0]
+    return text
+
+
+def _end_mark(tokenizer: Any) -> list[str]:
+    """Return the text of the tokenizer's end mark, if it has one."""
+    if tokenizer.eos_token_id is None:
+        return []
+    return [text for text in [tokenizer.decode([tokenizer.eos_token_id])] if text]
+
+
+class _Ends:
+    """Criterion of ``generate`` that ends each text of a batch by itself, and notes where."""
+
+    def __init__(
+        self, tokenizer: Any, strings: Sequence[str], eos: int | list[int] | None, shape: torch.Size
+    ) -> None:
+        self.found: list[int | None] = [None] * shape[0]
+        """Number of tokens of each text that has ended, else None."""
+        self._tokenizer, self._strings, self._start = tokenizer, strings, shape[1]
+        self._eos = {eos} if isinstance(eos, int) else set(eos or ())
+        # A token may be one byte, or the rest of the one before.
+        self._window = 1 + max((len(string.encode()) for string in strings), default=0)
+
+    def __call__(self, tokens: Tensor, _scores: Any, **_: Any) -> Tensor:
+        count = tokens.shape[1] - self._start
+        last = tokens[:, self._start :][:, -self._window :].tolist()
+        for place, text in enumerate(self._tokenizer.batch_decode(last)):
+            is_end = last[place][-1] in self._eos or any(s in text for s in self._strings)
+            if is_end and self.found[place] is None:
+                self.found[place] = count
+        ended = [end is not None for end in self.found]
+        return torch.tensor(ended, device=tokens.device)
