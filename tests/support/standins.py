@@ -101,6 +101,9 @@ def make_expert(
         base, **task.kind.tokenizer_arguments(model.config)
     )
     rows = rows_of(kind, 1000 + seed, 256, labels=labels, pair=pair)
+    if task.kind.generates:  # it learns the answer, and to end after it
+        task = task_of("greedy-continuation", text=["start", "answer"])
+        rows = [row | {"answer": f"{row['answer']}{tokenizer.eos_token}"} for row in rows]
     with one_thread():
         _train(model, as_items(rows, task, model.config, tokenizer), seed)
     model.save_pretrained(folder)
