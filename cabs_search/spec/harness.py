@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,7 @@ from cabs_search.kinds.greedy_continuation import GREEDY_CONTINUATION
 from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
 from cabs_search.kinds.right_choices import RIGHT_CHOICES
 from cabs_search.spec.harness_generation import Texts, texts_of
+from cabs_search.spec.harness_groups import members_of
 from cabs_search.spec.locations import UnreachableError
 from cabs_search.spec.task import DataSource
 
@@ -69,17 +71,69 @@ class Described:
 
 
 def describe(where: str, source: DataSource) -> Described:
-    """Read a task's YAML, without its data.
+    """Read the YAML of a task, or of each of a group or under a tag, without the data.
 
     Args:
         where: start of errors, such as ``tasks.arc``.
-        source: names the task.
+        source: names the task, group or tag.
 
     Raises:
         UnreachableError: lm-evaluation-harness is not installed.
-        ValueError: it has no such task, or one whose scores cannot be computed here.
+        ValueError: it has no such task, or one whose scores cannot be computed here; or members of
+            a group are not scored alike.
 
     """
+    names = members(where, source)
+    first, *others = (_describe(where, replace(source, harness=name)) for name in names)
+    metrics = first.metrics
+    for name, other in zip(names[1:], others, strict=True):
+        metrics = tuple(metric for metric in metrics if metric in other.metrics)
+        if (other.kind, other.texts) != (first.kind, first.texts) or not metrics:
+            raise ValueError(
+                f"{where}.dataset.harness: members of {source.harness} must be scored alike, but"
+                f" {name} is not as {names[0]} is; name them one by one"
+            )
+    return replace(first, metrics=metrics)
+
+
+def members(where: str, source: DataSource) -> tuple[str, ...]:
+    """Return the names of a group's tasks, or of those under a tag; of a task, its own.
+
+    Raises:
+        UnreachableError, ValueError: as of ``describe``.
+
+    """
+    field, name = f"{where}.dataset.harness", str(source.harness)
+    _check_installed(field)
+    if name in _files(source.include):
+        found: tuple[str, ...] = (name,)
+    else:
+        found = _members(field, name, source.include)
+    if source.average and len(found) == 1:
+        raise ValueError(f"{where}.dataset.average: goes with a group, but {name} is a task")
+    return found
+
+
+def _members(field: str, name: str, include: str | None) -> tuple[str, ...]:
+    """Search a name in the folder's index, then in the harness's, which takes half a minute."""
+    for has_own in (False, True) if include else (True,):
+        with suppress(KeyError):
+            return members_of(field, name, _index(include, has_own))
+    raise ValueError(f"{field}: lm-evaluation-harness {VERSION} has no task {name}")
+
+
+@cache
+def _index(include: str | None, has_own: bool) -> Mapping[str, Any]:
+    """Return the harness's entries by name; ``has_own``: also its own ones."""
+    from lm_eval.tasks import TaskManager
+
+    index: Mapping[str, Any] = TaskManager(
+        include_path=include, include_defaults=has_own
+    ).task_index
+    return index
+
+
+def _describe(where: str, source: DataSource) -> Described:
     name = source.harness
     _, config = _entry(where, source)
     output, field = config.get("output_type", "generate_until"), f"{where}.dataset.harness"
@@ -223,9 +277,9 @@ def _entry(where: str, source: DataSource) -> tuple[Path, dict[str, Any]]:
     _check_installed(field)
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    path = _find_file(name, source.include)
+    path = _files(source.include).get(name)
     if path is None:
-        raise ValueError(f"{field}: {_why_not(name, source.include)}")
+        raise ValueError(f"{field}: lm-evaluation-harness {VERSION} has no task {name}")
     config = load_yaml(path, resolve_func=False)
     if "class" in config:
         raise ValueError(f"{field}: a task must be a YAML file, but {name} is a Python class")
@@ -245,31 +299,17 @@ def _check_installed(field: str) -> None:
 
 
 @cache
-def _find_file(name: str, include: str | None) -> Path | None:
-    """Return the YAML file of a task: in a folder if there, else the harness's own.
+def _files(include: str | None) -> Mapping[str, Path]:
+    """Return the YAML file of each task by its name: in a folder if there, else the harness's own.
 
     The harness itself parses its 14,000 files, which takes up to a minute and more.
     """
     import lm_eval.tasks
 
-    line = re.compile(rf"""^["']?task["']?: *["']?{re.escape(name)}["']? *(#.*)?$""", re.MULTILINE)
+    line = re.compile(r"""^["']?task["']?: *["']?([^\s"'#]+)["']? *(#.*)?$""", re.MULTILINE)
+    found: dict[str, Path] = {}
     for folder in (include, Path(lm_eval.tasks.__file__).parent):
         for file in sorted(Path(folder).rglob("*.yaml")) if folder else ():
-            if line.search(file.read_text(encoding="utf-8", errors="replace")):
-                return file
-    return None
-
-
-def _why_not(name: str, include: str | None) -> str:
-    """Say what a name is that is no task's."""
-    from lm_eval.tasks import TaskManager
-
-    entry = TaskManager(include_path=include).task_index.get(name)
-    if entry is None:
-        return f"lm-evaluation-harness {VERSION} has no task {name}"
-    members = sorted(entry.tags) if entry.cfg is None else entry.cfg["task"]
-    names = [one if isinstance(one, str) else one.get("task") for one in members]
-    return (
-        f"a single task is needed, but {name} is a {entry.kind.name.lower()}, of"
-        f" {', '.join(map(str, names))}"
-    )
+            for name in line.finditer(file.read_text(encoding="utf-8", errors="replace")):
+                found.setdefault(name[1], file)
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -54,6 +54,8 @@ class DataSource:
     """Examples before each document; None: as many as the task says, or none."""
     chat_template: bool = False
     """Whether prompts are rendered by the tokenizer's chat template, each example as a turn."""
+    average: Literal["micro", "macro"] | None = None
+    """Average of a group's tasks: all documents count the same (None, micro), or all tasks."""
     filter: str | None = None
     """Name of the task's filter through which generated texts go; None: its first."""
     allow_test: bool = False
@@ -68,7 +70,7 @@ class DataSource:
             )
         if self.config and not self.hub:
             raise ValueError("config goes with hub")
-        for field in ("include", "num_fewshot", "chat_template", "filter", "allow_test"):
+        for field in ("include", "num_fewshot", "chat_template", "average", "filter", "allow_test"):
             if getattr(self, field) and not self.harness:
                 raise ValueError(f"{field} goes with harness")
         return self

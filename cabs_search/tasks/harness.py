@@ -23,7 +23,7 @@ from cabs_search.kinds.generation import GENERATION
 from cabs_search.kinds.greedy_continuation import GREEDY_CONTINUATION
 from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
 from cabs_search.kinds.right_choices import RIGHT_CHOICES
-from cabs_search.spec.harness import SIZED_BY_BYTES, describe, open_task, scorer
+from cabs_search.spec.harness import SIZED_BY_BYTES, describe, members, open_task, scorer
 from cabs_search.spec.task import Task
 from cabs_search.tasks.dataset import Row
 from cabs_search.tasks.items import SplitName
@@ -37,6 +37,8 @@ Document = Mapping[str, Any]
 class Reference:
     """What the harness scores a generated text by."""
 
+    task: str
+    """Name of the harness's task that the document belongs to."""
     document: Document
     has_several: bool
     """True if a list of right answers counts as several ones; the task's first document tells."""
@@ -45,7 +47,9 @@ class Reference:
 def read_documents(
     where: str, task: Task, names: Mapping[SplitName, str | None], tokenizer: Any
 ) -> dict[str | None, list[Row]]:
-    """Render a task's documents; equal ones count once, few-shot examples not at all.
+    """Render a task's documents, of a group those of all its tasks.
+
+    Equal ones count once, few-shot examples of others not at all.
 
     Args:
         where: start of errors, such as ``tasks.arc``.
@@ -64,6 +68,31 @@ def read_documents(
 
     """
     _check_fits(where, task)
+    tasks = {
+        name: replace(task, dataset=replace(task.dataset, harness=name))
+        for name in members(where, task.dataset)
+    }
+    read = {name: _read_one(where, one, names, tokenizer) for name, one in tasks.items()}
+    if len(read) == 1:
+        return next(iter(read.values()))
+    merged: dict[tuple[int, ...], list[Row]] = {}
+    found = {}
+    for name in names.values():
+        parts = {member: of_member[name] for member, of_member in read.items()}
+        by_key: dict[str, Row] = {}
+        for member, rows in parts.items():
+            for row in rows:
+                by_key.setdefault(row.key, replace(row, member=member))
+        # Two names of one split have one list, as of a single task.
+        same = tuple(map(id, parts.values()))
+        found[name] = merged.setdefault(same, list(by_key.values()))
+    return found
+
+
+def _read_one(
+    where: str, task: Task, names: Mapping[SplitName, str | None], tokenizer: Any
+) -> dict[str | None, list[Row]]:
+    """Do what ``read_documents`` does, for one task."""
     opened = open_task(where, task.dataset)
     config = opened.config
     own, test = config.test_split or config.validation_split, config.test_split
@@ -151,7 +180,8 @@ def row_of(
         raise ValueError(f"{where}.group: no column {task.group}; a document has {list(document)}")
     if task.kind == GENERATION:
         texts: Texts = (opened.doc_to_text(document),)
-        reference = Reference(dict(document), bool(opened.multiple_target))
+        member = str(task.dataset.harness)
+        reference = Reference(member, dict(document), bool(opened.multiple_target))
         asked = ((arguments[0][0], ""),)
         row = Row(texts, _target(opened, document), requests=asked, reference=reference)
     elif task.kind == LANGUAGE_MODELING:
@@ -218,8 +248,8 @@ def _check_scores(where: str, task: Task, row: Row) -> None:
 
 
 def _score(task: Task, reference: Reference, text: str) -> float:
-    document, name = reference.document, task.dataset.harness
-    opened = scorer(str(name), task.dataset, document)
+    document, name = reference.document, reference.task
+    opened = scorer(name, replace(task.dataset, harness=name), document)
     opened.multiple_target = reference.has_several
     # A new request for every text: the harness's own keep the first answer that they got.
     request = SimpleNamespace(resps=[text], doc=document, filtered_resps={})

@@ -63,6 +63,7 @@ QUIZ = {
 LOCAL_TASKS: dict[str, dict[str, Any]] = {
     "quiz": QUIZ,
     "first": QUIZ | {"fewshot_config": {"sampler": "first_n"}, "fewshot_split": "test"},
+    "few": QUIZ | {"test_split": "few"},
     "inputs": {
         "output_type": "multiple_choice",
         "training_split": "train",
@@ -122,6 +123,11 @@ LOCAL_TASKS: dict[str, dict[str, Any]] = {
             {"metric": "share", "aggregation": "mean", "higher_is_better": True},
         ],
     },
+}
+GROUP: dict[str, Any] = {
+    "group": "both",
+    "task": ["few", "inputs"],
+    "aggregate_metric_list": [{"metric": "acc_norm", "weight_by_size": True}],
 }
 MC2 = """
 import numpy as np
@@ -270,8 +276,12 @@ def test_the_harnesss_own_names_are_known(tmp_path: Path) -> None:
         "wikitext": ["language-modeling", "byte_probability"],
         "gsm8k": ["generation", "exact_match"],
         "ifeval": ["generation", "prompt_level_strict_acc", "prompt_level_loose_acc"],
-        "ai2_arc": "t.dataset.harness: a single task is needed, but ai2_arc is a tag, of"
-        " arc_challenge, arc_easy",
+        "ai2_arc": ["choices-by-likelihood", "acc_norm", "acc"],
+        "mmlu": ["choices-by-likelihood", "acc"],
+        "bbh": ["generation", "exact_match"],
+        "openllm": "t.dataset.harness: a group must leave its members as they are, but openllm sets"
+        " fewshot_split of some; name them one by one",
+        "humaneval": "t.dataset.harness: generated code is not run here, but humaneval runs it",
     }
     assert by_script(tmp_path, script, names=" ".join(expected)) == expected
 
@@ -294,9 +304,9 @@ def spec_of_local_tasks(folder: Path, architecture: str) -> Path:
     tasks = folder / "tasks"
     tasks.mkdir()
     (tasks / "utils.py").write_text(MC2)
-    data = {split: str(tasks / f"{split}.jsonl") for split in ("train", "test")}
-    for seed, path in enumerate(data.values()):
-        rows = rows_of("choices-by-likelihood", seed, 24)
+    data = {split: str(tasks / f"{split}.jsonl") for split in ("train", "test", "few")}
+    for seed, (split, path) in enumerate(data.items()):
+        rows = rows_of("choices-by-likelihood", seed, 9 if split == "few" else 24)
         rows = [row | {"next": next_of(model, tokenizer, row["start"])} for row in rows]
         for row in rows:
             row["wrote"] = ["?", next_of(model, tokenizer, row["start"]).strip()[:1]]
@@ -306,7 +316,10 @@ def spec_of_local_tasks(folder: Path, architecture: str) -> Path:
         text = yaml.safe_dump(common | fields | {"task": name})
         text = re.sub("'(!function .*)'", r"\1", text)
         (tasks / f"{name}.yaml").write_text(text)
-    sources: dict[str, dict[str, Any]] = {name: {"harness": name} for name in LOCAL_TASKS}
+    (tasks / "group.yaml").write_text(yaml.safe_dump(GROUP))
+    sources: dict[str, dict[str, Any]] = {
+        name: {"harness": name} for name in (*LOCAL_TASKS, GROUP["group"])
+    }
     for name in ("quiz", "ends", "follows"):
         sources[f"{name}-chat"] = {"harness": name, "chat_template": True}
     sources["words-whole"] = {"harness": "words", "filter": "whole"}

@@ -11,6 +11,7 @@ import json
 import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from cabs_search.merging.recipe import BASE, make_method, make_recipe
 from cabs_search.scoring.likelihoods import log_likelihoods
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.serving.export import export
-from cabs_search.spec.harness import open_task
+from cabs_search.spec.harness import members, open_task
 from cabs_search.spec.load import load
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.harness import row_of
@@ -93,18 +94,19 @@ def theirs(model: Path, spec: Spec, name: str) -> dict[str, Any]:
         apply_chat_template=source.chat_template,
         bootstrap_iters=0,
     )
-    opened, documents = open_task(name, source), {}
-    metric = METRICS.get(opened.OUTPUT_TYPE, task.metric)
-    pipeline = source.filter or "none"
-    for sample in found["samples"][source.harness]:
-        if sample["filter"] != pipeline:
-            continue
-        arguments = [tuple(one) for one in sample["arguments"]]
-        row = row_of(name, task, opened, sample["doc"], arguments)
-        answers = [answer[0] for answer in sample["resps"]]
-        logs = [a[0] if isinstance(a, (tuple, list)) else a for a in answers]
-        answer = answers[0] if generates else list(map(float, logs))
-        documents[row.key] = {"answer": answer, "score": sample[metric]}
+    documents, pipeline = {}, source.filter or "none"
+    for member in members(name, source):
+        opened = open_task(name, replace(source, harness=member))
+        metric = METRICS.get(opened.OUTPUT_TYPE, task.metric)
+        for sample in found["samples"][member]:
+            if sample["filter"] != pipeline:
+                continue
+            arguments = [tuple(one) for one in sample["arguments"]]
+            row = row_of(name, task, opened, sample["doc"], arguments)
+            answers = [answer[0] for answer in sample["resps"]]
+            logs = [a[0] if isinstance(a, (tuple, list)) else a for a in answers]
+            answer = answers[0] if generates else list(map(float, logs))
+            documents[row.key] = {"answer": answer, "score": sample[metric]}
     result = found["results"][source.harness][f"{metric},{pipeline}"]
     return {"documents": documents, "metric": 1 / result if metric in METRICS.values() else result}
 

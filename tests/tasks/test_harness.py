@@ -6,6 +6,7 @@ tests/scoring/test_lm_eval.py has the harness itself.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -17,10 +18,11 @@ import pytest
 import transformers
 
 from cabs_search.spec import harness as found_tasks
+from cabs_search.spec.harness_groups import members_of
 from cabs_search.spec.load import load_reachable, parse
 from cabs_search.spec.task import DataSource, Task
 from cabs_search.tasks import harness
-from cabs_search.tasks.harness import row_of, score_texts
+from cabs_search.tasks.harness import _hash, read_documents, row_of, score_texts
 from cabs_search.tasks.items import SPLITS, tokenize
 from cabs_search.tasks.load import load_items
 from tests.support.standins import make_base, make_tokenizer, rows_of, task_of
@@ -77,6 +79,12 @@ class Opened:
 
 def quiz_task(**changes: Any) -> Task:
     return Task(dataset=DataSource(harness="quiz", **changes), max_length=60)
+
+
+@pytest.fixture(autouse=True)
+def _one_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (found_tasks, harness):
+        monkeypatch.setattr(module, "members", lambda *_: ("quiz",))
 
 
 @pytest.fixture
@@ -348,3 +356,67 @@ def test_texts_are_scored_by_filter_and_metric(
     spec["tasks"]["quiz"]["dataset"] = dataset
     with pytest.raises(ValueError, match="metric: a text cannot be scored: letters must be one n"):
         load_items(parse(spec), "quiz")
+
+
+def test_members_of_groups_and_tags() -> None:
+    def entry(kind: str, cfg: Any = None, *tags: str) -> Any:
+        return SimpleNamespace(kind=SimpleNamespace(name=kind), cfg=cfg, tags=set(tags))
+
+    index = {
+        **{name: entry("TASK") for name in ("quiz", "sums", "birds")},
+        "easy": entry("TAG", None, "sums", "quiz"),
+        "all": entry("GROUP", {"group": "all", "task": ["easy", "some", "birds"], "metadata": {}}),
+        "some": entry("GROUP", {"task": [{"group": "own", "task": "birds"}, {"task": "sums"}]}),
+        "shots": entry("GROUP", {"task": [{"task": "quiz", "num_fewshot": 3}]}),
+        "whole": entry("GROUP", {"task": ["quiz"], "num_fewshot": 5}),
+    }
+    assert members_of("t", "all", index) == ("quiz", "sums", "birds")
+    for name in ("shots", "whole"):
+        with pytest.raises(ValueError, match=f"t: .*but {name} sets num_fewshot of some; name the"):
+            members_of("t", name, index)
+    with pytest.raises(KeyError):
+        members_of("t", "other", index)
+
+
+def test_tasks_of_a_group_are_averaged_by_documents_or_by_tasks(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"a": 10, "b": 40, "c": 12}
+    opened = {
+        name: Opened(test=rows_of("choices-by-likelihood", seed, size), train=[])
+        for seed, (name, size) in enumerate(sizes.items())
+    }
+    examples = rows_of("choices-by-likelihood", 9, 9)
+    for one in opened.values():
+        one.dataset["train"] = examples
+    for module in (found_tasks, harness):
+        monkeypatch.setattr(module, "members", lambda *_: tuple(sizes))
+    monkeypatch.setattr(harness, "open_task", lambda _, source: opened[source.harness])
+    dataset = {"harness": "all", "allow_test": True}
+    member = {_hash(row): name for name, one in opened.items() for row in one.dataset["test"]}
+    assert len(member) == 62
+
+    def counted(**fields: Any) -> list[list[str]]:
+        spec["tasks"]["quiz"] = {"dataset": dataset, "max_length": 60} | fields
+        task, tokenizer = parse(spec).tasks["quiz"], make_tokenizer("llama")
+        documents = read_documents("t", task, {"search": None, "confirm": None}, tokenizer)[None]
+        names = {row.key: row.member for row in documents}
+        items = load_items(parse(spec), "quiz")
+        return [[names[key] for key in items[split].keys] for split in SPLITS]
+
+    micro = counted(search={"items": 31})
+    assert [len(names) for names in micro] == [31, 31]
+    assert sorted([*micro[0], *micro[1]]) == sorted(member.values())
+    dataset["average"] = "macro"
+    assert [Counter(names) for names in counted()] == [dict.fromkeys("abc", 5)] * 2
+    search, confirm = counted(search={"items": 11}, confirm={"items": 6})
+    assert Counter(search) == dict.fromkeys("abc", 3)
+    assert Counter(confirm) == dict.fromkeys("abc", 2)
+    assert all(sorted(search[place : place + 3]) == ["a", "b", "c"] for place in (0, 3, 6))
+    for items, message in ((2, "items: at least one for each of 3"), (40, "split: .* a has not")):
+        with pytest.raises(ValueError, match=f"search.{message}|quiz.{message}"):
+            counted(search={"items": items})
+    configs = {"a": MC, "b": WRITES, "c": MC}
+    monkeypatch.setattr(found_tasks, "_entry", lambda _, one: (Path(), configs[one.harness]))
+    with pytest.raises(ValueError, match="must be scored alike, but b is not as a is; name them"):
+        parse(spec)
