@@ -130,6 +130,11 @@ def _check_fits(where: str, task: Task) -> None:
         raise ValueError(
             f"{where}.metric: must be {' or '.join(found.metrics)}, but got {task.metric}"
         )
+    if task.dataset.average == "macro" and not task.measure.is_mean:
+        raise ValueError(
+            f"{where}.dataset.average: macro needs a metric that is a mean over documents, but"
+            f" {task.metric} is none"
+        )
 
 
 def _rows(where: str, task: Task, opened: Any, tokenizer: Any) -> dict[str, Row]:

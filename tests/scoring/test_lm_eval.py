@@ -144,7 +144,8 @@ def process_results_mc2(doc, results):
 DESCRIBE = """
 import json, sys
 from cabs_search.spec.harness import describe
-from cabs_search.spec.task import DataSource
+from cabs_search.spec.task import DataSource, Task
+from cabs_search.tasks.harness import Reference, score_texts
 
 def described(name):
     try:
@@ -153,8 +154,18 @@ def described(name):
     except ValueError as error:
         return str(error)
 
+def gsm8k(filter, answer):
+    # nothing of the task's data is read
+    source = DataSource(harness="gsm8k", filter=filter)
+    task = Task(kind="generation", metric="exact_match", dataset=source)
+    reference = Reference("gsm8k", {"question": "?", "answer": answer}, False)
+    texts = ["It is 1 + 1 #### 1,002.", "So 7, or 1002"]
+    return score_texts(task, [reference] * 2, texts)
+
 with open(sys.argv[1], "w") as file:
-    json.dump({name: described(name) for name in sys.stdin.read().split()}, file)
+    found = {name: described(name) for name in sys.stdin.read().split()}
+    scores = [gsm8k("strict-match", "So #### 1002"), gsm8k("flexible-extract", "So #### 1002")]
+    json.dump([found, scores], file)
 """
 CHAT = """{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('no') }}\
 {% endif %}{{ message.role }}: {{ message.content }}
@@ -173,9 +184,7 @@ def by_harness(folder: Path, model: Path, rows: dict[str, Any]) -> dict[str, Any
     return by_script(folder, HARNESS, model, folder, str(MAX_LENGTH))
 
 
-def by_script(
-    folder: Path, script: Path, *arguments: str | Path, names: str = ""
-) -> dict[str, Any]:
+def by_script(folder: Path, script: Path, *arguments: str | Path, names: str = "") -> Any:
     """Run a script by a Python that has lm-eval, and return the JSON that it writes, or skip."""
     python = sys.executable
     if find_spec("lm_eval") is None:
@@ -193,8 +202,7 @@ def by_script(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
-    return found
+    return json.loads((folder / "found.json").read_text())
 
 
 @pytest.mark.parametrize("has_bos", [False, True])
@@ -283,7 +291,9 @@ def test_the_harnesss_own_names_are_known(tmp_path: Path) -> None:
         " fewshot_split of some; name them one by one",
         "humaneval": "t.dataset.harness: generated code is not run here, but humaneval runs it",
     }
-    assert by_script(tmp_path, script, names=" ".join(expected)) == expected
+    found, scores = by_script(tmp_path, script, names=" ".join(expected))
+    assert found == expected
+    assert scores == [[1.0, 0.0], [1.0, 1.0]], "by GSM8K's own filters"
 
 
 def spec_of_local_tasks(folder: Path, architecture: str) -> Path:
