@@ -48,6 +48,8 @@ OF_DATA = (
     *("process_docs", "dataset_kwargs"),
 )
 """Fields of a task's YAML that only its data needs."""
+TASK_LINE = re.compile(r"""^["']?task["']?: *["']?([^\s"'#]+)["']? *(#.*)?$""", re.MULTILINE)
+GROUP_LINE = re.compile(r"""^["']?group["']?:""", re.MULTILINE)
 _SCORERS: dict[tuple[str, str | None], Any] = {}
 
 
@@ -306,10 +308,10 @@ def _files(include: str | None) -> Mapping[str, Path]:
     """
     import lm_eval.tasks
 
-    line = re.compile(r"""^["']?task["']?: *["']?([^\s"'#]+)["']? *(#.*)?$""", re.MULTILINE)
     found: dict[str, Path] = {}
     for folder in (include, Path(lm_eval.tasks.__file__).parent):
         for file in sorted(Path(folder).rglob("*.yaml")) if folder else ():
-            for name in line.finditer(file.read_text(encoding="utf-8", errors="replace")):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if (name := TASK_LINE.search(text)) and not GROUP_LINE.search(text):
                 found.setdefault(name[1], file)
     return found

@@ -39,9 +39,8 @@ def _members(field: str, name: str, index: Mapping[str, Any]) -> Iterator[str]:
 def _of_group(
     field: str, name: str, config: Mapping[str, Any], index: Mapping[str, Any]
 ) -> Iterator[str]:
-    listed = config["task"]
     changed = sorted(config.keys() - set(OWN_FIELDS))
-    for member in listed if isinstance(listed, list) else [listed]:
+    for member in config["task"]:
         if isinstance(member, str):
             yield from _members(field, member, index)
         elif "group" in member and member["group"] not in index:  # defined in its place

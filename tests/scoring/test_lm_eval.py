@@ -126,7 +126,7 @@ LOCAL_TASKS: dict[str, dict[str, Any]] = {
 }
 GROUP: dict[str, Any] = {
     "group": "both",
-    "task": ["few", "inputs"],
+    "task": ["few", "a"],
     "aggregate_metric_list": [{"metric": "acc_norm", "weight_by_size": True}],
 }
 MC2 = """
@@ -326,7 +326,8 @@ def spec_of_local_tasks(folder: Path, architecture: str) -> Path:
         text = yaml.safe_dump(common | fields | {"task": name})
         text = re.sub("'(!function .*)'", r"\1", text)
         (tasks / f"{name}.yaml").write_text(text)
-    (tasks / "group.yaml").write_text(yaml.safe_dump(GROUP))
+    for group in (GROUP, {"group": "a", "task": ["inputs"]}):
+        (tasks / f"{group['group']}.yaml").write_text(yaml.safe_dump(group))
     sources: dict[str, dict[str, Any]] = {
         name: {"harness": name} for name in (*LOCAL_TASKS, GROUP["group"])
     }

@@ -366,7 +366,7 @@ def test_members_of_groups_and_tags() -> None:
         **{name: entry("TASK") for name in ("quiz", "sums", "birds")},
         "easy": entry("TAG", None, "sums", "quiz"),
         "all": entry("GROUP", {"group": "all", "task": ["easy", "some", "birds"], "metadata": {}}),
-        "some": entry("GROUP", {"task": [{"group": "own", "task": "birds"}, {"task": "sums"}]}),
+        "some": entry("GROUP", {"task": [{"group": "own", "task": ["birds"]}, {"task": "sums"}]}),
         "shots": entry("GROUP", {"task": [{"task": "quiz", "num_fewshot": 3}]}),
         "whole": entry("GROUP", {"task": ["quiz"], "num_fewshot": 5}),
     }
