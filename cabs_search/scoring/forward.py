@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cabs_search.kinds.base import Outcome
-from cabs_search.scoring.batches import batch_tokens, batches, collate
+from cabs_search.scoring.batches import batches_of, collate
 from cabs_search.scoring.generate import generate, written
 from cabs_search.scoring.likelihoods import log_likelihoods
 from cabs_search.scoring.modules import replaced
@@ -64,7 +64,7 @@ def evaluate_together(
         return [_outcome_of_texts(own, its_rows, texts) for _, own, its_rows in scored]
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
     with shared_pass(scored):
-        for batch in batches(items.lengths[rows], items.counts[rows], batch_tokens(device)):
+        for batch in batches_of(items, rows, device):
             outputs = model_outputs(scored, batch, device, temperatures)
             for one, output, outcome in zip(scored, outputs, outcomes, strict=True):
                 fill(outcome, batch, one, output)
@@ -84,7 +84,7 @@ def losses_by_temperature(
     sums = [np.zeros(len(TEMPERATURES), np.float32) for _ in scored]
     _, items, rows = scored[0]
     with shared_pass(scored):
-        for batch in batches(items.lengths[rows], items.counts[rows], batch_tokens(device)):
+        for batch in batches_of(items, rows, device):
             for one, output, own in zip(
                 scored, model_outputs(scored, batch, device), sums, strict=True
             ):

@@ -14,14 +14,9 @@ import torch
 from torch import Tensor
 
 from cabs_search.kinds.generation import Written
-from cabs_search.scoring.batches import batches
+from cabs_search.scoring.batches import batches_of
 from cabs_search.tasks.harness import score_texts
 from cabs_search.tasks.items import Ints, Items
-
-CACHED_TOKENS = 8192
-"""Most tokens of a batch that keys and values are kept of, the new ones counted."""
-GPU_CACHED_TOKENS = 4 * CACHED_TOKENS
-"""The same on a GPU: 4 GB of a 7B model's with 8 key-value heads; not measured."""
 
 
 def generate(model: Any, items: Items, rows: Ints, device: torch.device) -> list[str]:
@@ -34,12 +29,8 @@ def generate(model: Any, items: Items, rows: Ints, device: torch.device) -> list
         device: the model's.
 
     """
-    new = items.task.max_new_tokens
-    assert new is not None, "a task of these kinds has it"
-    most = CACHED_TOKENS if device.type == "cpu" else GPU_CACHED_TOKENS
     texts = [""] * len(rows)
-    # Another batch costs as many passes as it writes tokens.
-    for batch in batches(items.lengths[rows] + new, items.counts[rows], most, pass_tokens=most):
+    for batch in batches_of(items, rows, device):
         for place, text in zip(batch, _generate(model, items, rows[batch], device), strict=True):
             texts[place] = text
     return texts

@@ -10,7 +10,7 @@ import torch
 import transformers
 from pydantic import TypeAdapter
 
-from cabs_search.scoring import generate as generating
+from cabs_search.scoring import batches as batching
 from cabs_search.scoring.forward import evaluate, evaluate_together
 from cabs_search.scoring.generate import cut, generate
 from cabs_search.spec.task import Task
@@ -82,7 +82,7 @@ def test_texts_are_those_of_single_prompts(model: Any, monkeypatch: pytest.Monke
     together = generate(model, items, every, CPU)
     assert together == [naive(model, items, row, (*stop, end)) for row in every]
     assert sum(map(len, together)) < sum(map(len, texts))
-    monkeypatch.setattr(generating, "CACHED_TOKENS", 100)
+    monkeypatch.setattr(batching, "CACHED_TOKENS", 100)
     assert generate(model, items, every, CPU) == together, "in batches of two"
     assert generate(model, items, every[::-1], CPU) == together[::-1]
 
