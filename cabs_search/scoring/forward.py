@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cabs_search.kinds.base import Outcome
 from cabs_search.scoring.batches import batches_of, collate
-from cabs_search.scoring.generate import generate, written
+from cabs_search.scoring.generate import generate, outcome_of
 from cabs_search.scoring.likelihoods import log_likelihoods
 from cabs_search.scoring.modules import replaced
 from cabs_search.tasks.items import Ints, Items
@@ -61,7 +61,7 @@ def evaluate_together(
     model, items, rows = scored[0]
     if items.task.kind.generates:
         texts = generate(model, items, rows, device)
-        return [_outcome_of_texts(own, its_rows, texts) for _, own, its_rows in scored]
+        return [outcome_of(own, its_rows, texts) for _, own, its_rows in scored]
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
     with shared_pass(scored):
         for batch in batches_of(items, rows, device):
@@ -143,11 +143,6 @@ def losses_of(scored: Scored, batch: Ints, output: Any) -> Tensor:
     """Return the losses of a model's output on a batch, with their gradient."""
     _, items, rows = scored
     return items.task.kind.losses(items.task, output, [items.rows[i] for i in rows[batch]])
-
-
-def _outcome_of_texts(items: Items, rows: Ints, texts: Sequence[str]) -> Outcome:
-    chosen = [items.rows[i] for i in rows]
-    return items.task.kind.outcome(items.task, written(items, rows, texts), chosen)
 
 
 def _models(scored: Sequence[Scored]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Texts that a causal language model writes after prompts, greedily.
+"""Texts that a causal language model writes after prompts, greedily or by sampling.
 
 A text ends where that of lm-evaluation-harness's HFLM with one prompt a batch ends. The prompts of
 a batch are padded on the left and the padding is masked, so that a text does not depend on the
@@ -8,18 +8,33 @@ others of its batch, but for rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cabs_search.common.formats import digest
+from cabs_search.kinds.base import Outcome
 from cabs_search.kinds.generation import Written
 from cabs_search.scoring.batches import batches_of
 from cabs_search.tasks.harness import score_texts
 from cabs_search.tasks.items import Ints, Items
 
 
-def generate(model: Any, items: Items, rows: Ints, device: torch.device) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn, in place of the likeliest ones."""
+
+    temperature: float
+    """What logits are divided by."""
+    seed: int
+    """Of a run: with an item's key it seeds a generator of the item's own."""
+
+
+def generate(
+    model: Any, items: Items, rows: Ints, device: torch.device, sampling: Sampling | None = None
+) -> list[str]:
     """Return the texts that a model writes after some items' prompts, in the order of ``rows``.
 
     Args:
@@ -27,24 +42,30 @@ def generate(model: Any, items: Items, rows: Ints, device: torch.device) -> list
         items: items of a kind that generates.
         rows: the items to write after.
         device: the model's.
+        sampling: how tokens are drawn; None: the likeliest is taken.
 
     """
     texts = [""] * len(rows)
     for batch in batches_of(items, rows, device):
-        for place, text in zip(batch, _generate(model, items, rows[batch], device), strict=True):
+        written = _generate(model, items, rows[batch], device, sampling)
+        for place, text in zip(batch, written, strict=True):
             texts[place] = text
     return texts
 
 
-def written(scored: Items, rows: Ints, texts: Sequence[str]) -> Written:
-    """Return texts as a task's kind takes them, scored if they are by lm-evaluation-harness."""
-    if not scored.task.dataset.harness:
-        return Written(texts)
-    return Written(texts, score_texts(scored.task, [scored.rows[i].marks for i in rows], texts))
+def outcome_of(items: Items, rows: Ints, texts: Sequence[str]) -> Outcome:
+    """Score texts, by lm-evaluation-harness if the task is one of it."""
+    task, chosen = items.task, [items.rows[i] for i in rows]
+    scores = None
+    if task.dataset.harness:
+        scores = score_texts(task, [item.marks for item in chosen], texts)
+    return task.kind.outcome(task, Written(texts, scores), chosen)
 
 
-def _generate(model: Any, items: Items, rows: Ints, device: torch.device) -> list[str]:
-    from transformers import StoppingCriteriaList
+def _generate(
+    model: Any, items: Items, rows: Ints, device: torch.device, sampling: Sampling | None
+) -> list[str]:
+    from transformers import LogitsProcessorList, StoppingCriteriaList
 
     prompts = [items.rows[i].sequences[0]["input_ids"] for i in rows]
     longest, pad = max(map(len, prompts)), items.pad["input_ids"]
@@ -55,6 +76,7 @@ def _generate(model: Any, items: Items, rows: Ints, device: torch.device) -> lis
         mask[place, longest - len(prompt) :] = 1
     strings = [*items.task.stop, *_end_mark(items.tokenizer)]
     ends = _Ends(items.tokenizer, strings, model.generation_config.eos_token_id, tokens.shape)
+    noise = [_Noise([items.keys[i] for i in rows], sampling)] if sampling else []
     found = model.generate(
         input_ids=tokens.to(device),
         attention_mask=mask.to(device),
@@ -63,6 +85,7 @@ def _generate(model: Any, items: Items, rows: Ints, device: torch.device) -> lis
         pad_token_id=pad,
         use_cache=True,
         stopping_criteria=StoppingCriteriaList([ends]),
+        logits_processor=LogitsProcessorList(noise),
     )
     new = found[:, longest:].tolist()
     kept = [own[:end] for own, end in zip(new, ends.found, strict=True)]
@@ -106,3 +129,22 @@ class _Ends:
                 self.found[place] = count
         ended = [end is not None for end in self.found]
         return torch.tensor(ended, device=tokens.device)
+
+
+class _Noise:
+    """Makes the greatest logit that of a token drawn at random, by generators of each text's own.
+
+    The place of the greatest of logits / temperature + Gumbel noise is distributed as the softmax
+    of the former (Gumbel, Statistical theory of extreme values, 1954). A text's noise depends on
+    nothing but its item and seed.
+    """
+
+    def __init__(self, keys: Sequence[str], sampling: Sampling) -> None:
+        seeds = [int(digest(f"{sampling.seed} {key}")[:15], 16) for key in keys]
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._temperature = sampling.temperature
+
+    def __call__(self, _tokens: Tensor, logits: Tensor) -> Tensor:
+        size = logits.shape[1]
+        waits = [torch.empty(size).exponential_(generator=one) for one in self._generators]
+        return logits / self._temperature - torch.stack(waits).log().to(logits.device)

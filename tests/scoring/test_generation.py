@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter
 
 from cabs_search.scoring import batches as batching
 from cabs_search.scoring.forward import evaluate, evaluate_together
-from cabs_search.scoring.generate import cut, generate
+from cabs_search.scoring.generate import Sampling, cut, generate
 from cabs_search.spec.task import Task
 from cabs_search.tasks.items import Items
 from tests.support.standins import as_items, fields_of, make_tokenizer, rows_of, task_of
@@ -148,3 +149,26 @@ def test_wrong_fields_are_refused(changes: dict[str, Any], message: str) -> None
     with pytest.raises(ValueError, match=message):
         TypeAdapter(Task).validate_python(fields | changes)
     assert task_of("generation", stop="\n\n").stop == ("\n\n",), "blanks count"
+
+
+@pytest.mark.parametrize("model", ["Llama"], indirect=True)
+def test_sampled_tokens_are_as_frequent_as_their_probabilities(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, temperature, count = items_of(model, max_new_tokens=2), 0.7, 400
+    names = tuple(map(str, range(count)))
+    items = replace(one, rows=one.rows[3:4] * count, keys=names, groups=())
+    with torch.inference_mode():
+        tokens = torch.tensor([one.rows[3].sequences[0]["input_ids"]])
+        expected = (model(tokens).logits[0, -1] / temperature).softmax(-1)
+    likeliest = one.tokenizer.decode([int(expected.argmax())])
+    every, drawn = np.arange(count), Sampling(temperature=temperature, seed=1)
+    found = generate(model, items, every, CPU, drawn)
+    share = np.mean([text.startswith(likeliest) for text in found])
+    assert 0.1 < float(expected.max()) < 0.9
+    assert share == pytest.approx(float(expected.max()), abs=0.08)
+    monkeypatch.setattr(batching, "CACHED_TOKENS", 1000)
+    assert generate(model, items, every[9:29], CPU, drawn) == found[9:29], "of an item's own"
+    assert generate(model, items, every[:20], CPU, replace(drawn, seed=2)) != found[:20]
+    cold = Sampling(temperature=1e-6, seed=1)
+    assert generate(model, items, every[:1], CPU, cold) == generate(model, items, every[:1], CPU)
