@@ -161,6 +161,22 @@ def _report(options: argparse.Namespace) -> None:
         _print_page(folder)
 
 
+def _sample(options: argparse.Namespace) -> None:
+    from cabs_search.reporting.terminal.sampled import sampled_text
+    from cabs_search.workflows.sample import sample
+
+    found = sample(
+        options.folder,
+        runs=options.runs,
+        temperature=options.temperature,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if options.json:
+        _print_json(found.as_dict())
+    else:
+        print(sampled_text(found))
+
+
 def _export(options: argparse.Namespace) -> None:
     from cabs_search.workflows.export import export_trial
 

@@ -20,6 +20,7 @@ from cabs_search.cli.commands import (
     _quickstart,
     _report,
     _run,
+    _sample,
     _ui,
     _vectors,
 )
@@ -116,6 +117,15 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
         "report", _report, "print a study's leaderboard, or a comparison, and write report.html"
     )
     made.add_argument("folder", type=Path, metavar="DIR")
+
+    made = command(
+        "sample", _sample, "sample a study's finalists some times, where they generate texts"
+    )
+    made.add_argument("folder", type=Path, metavar="DIR")
+    made.add_argument("--runs", type=_count, default=10, metavar="N", help="of each (default: 10)")
+    made.add_argument(
+        "--temperature", type=float, default=0.7, metavar="T", help="above 0 (default: 0.7)"
+    )
 
     made = command("merge", merge, "merge experts by one recipe, without a search")
     _add_merge(made, with_settings=with_settings)

@@ -108,6 +108,10 @@ class TaskFields(Protocol):
         """Number of tokens that two neighbouring windows share."""
 
     @property
+    def max_new_tokens(self) -> int | None:
+        """Number of tokens that a model writes after a prompt, at most."""
+
+    @property
     def measure(self) -> Metric:
         """Metric with its arguments."""
 
@@ -149,6 +153,13 @@ class Kind(ABC):
     default_max_length: ClassVar[int] = 128
     default_stride: ClassVar[int | None] = None
     """None: tasks have no field ``stride``."""
+    default_max_new_tokens: ClassVar[int | None] = None
+    """None: tasks have no fields ``max_new_tokens`` and ``stop``."""
+
+    @property
+    def generates(self) -> bool:
+        """True if the model writes texts, whose losses have no gradient."""
+        return self.default_max_new_tokens is not None
 
     def __str__(self) -> str:
         """Return the name, as specs and messages have it."""
@@ -265,7 +276,7 @@ class Kind(ABC):
         """Return the losses that ``outcome`` reports, so that they can be differentiated.
 
         λ is refined by their gradient: a loss that is constant almost everywhere, such as 1 for a
-        wrong item, would have none. No kind has such a loss.
+        wrong item, would have none. Only kinds that generate have such a loss.
 
         Args:
             task: the task.

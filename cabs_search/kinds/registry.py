@@ -5,6 +5,7 @@ from __future__ import annotations
 from cabs_search.kinds.base import Kind
 from cabs_search.kinds.choices_by_likelihood import CHOICES_BY_LIKELIHOOD
 from cabs_search.kinds.classification import CLASSIFICATION
+from cabs_search.kinds.generation import GENERATION
 from cabs_search.kinds.greedy_continuation import GREEDY_CONTINUATION
 from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
 from cabs_search.kinds.multiple_choice import MULTIPLE_CHOICE
@@ -23,4 +24,5 @@ KINDS: tuple[Kind, ...] = (
     RIGHT_CHOICES,
     GREEDY_CONTINUATION,
     LANGUAGE_MODELING,
+    GENERATION,
 )

@@ -33,6 +33,10 @@ class Metric(ABC):
     def compute(self, predictions: Values, labels: Values) -> float:
         """Return the metric over all items; 0 where it is undefined."""
 
+    def of(self, scores: Values, predictions: Values, labels: Values) -> float:
+        """Return the metric over all items from what is on record of them, each [items]."""
+        return self.compute(predictions, labels)
+
     @property
     def is_quick(self) -> bool:
         """True if ``weighted`` works for the arguments, or the metric is a mean."""

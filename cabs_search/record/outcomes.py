@@ -356,7 +356,8 @@ class Outcomes:
             count = len(tasks[name].scores)
             if not count or (needs_all and count != len(labels[name])):
                 return None
-            scores[name] = task.measure.compute(tasks[name].predictions, labels[name][:count])
+            found = tasks[name]
+            scores[name] = task.measure.of(found.scores, found.predictions, labels[name][:count])
         return Scored(recipe, tasks, scores, sum(row[4] for row in rows))
 
     def labels(self, split: SplitName) -> dict[str, Values]:

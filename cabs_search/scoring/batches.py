@@ -17,6 +17,21 @@ GPU_BATCH_TOKENS = 16 * BATCH_TOKENS
 """Most tokens of a batch on a GPU, which must be kept busy; not measured."""
 PASS_TOKENS = 24
 """Cost of a forward pass beside its tokens, as a number of tokens that take as long."""
+CACHED_TOKENS = 8192
+"""Most tokens of a batch of texts to generate, whose keys and values are kept; new ones counted."""
+GPU_CACHED_TOKENS = 4 * CACHED_TOKENS
+"""The same on a GPU: 4 GB of a 7B model's with 8 key-value heads; not measured."""
+
+
+def batches_of(items: Items, rows: Ints, device: torch.device) -> Iterator[Ints]:
+    """Yield the places in ``rows`` of each batch that is read, or written, at once."""
+    lengths, counts, new = items.lengths[rows], items.counts[rows], items.task.max_new_tokens
+    if new is None:
+        yield from batches(lengths, counts, batch_tokens(device))
+    else:
+        most = CACHED_TOKENS if device.type == "cpu" else GPU_CACHED_TOKENS
+        # Another batch costs as many passes as it writes tokens.
+        yield from batches(lengths + new, counts, most, pass_tokens=most)
 
 
 def batches(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cabs_search.kinds.base import Outcome
-from cabs_search.scoring.batches import batch_tokens, batches, collate
+from cabs_search.scoring.batches import batches_of, collate
+from cabs_search.scoring.generate import generate, outcome_of
 from cabs_search.scoring.likelihoods import log_likelihoods
 from cabs_search.scoring.modules import replaced
 from cabs_search.tasks.items import Ints, Items
@@ -57,10 +58,13 @@ def evaluate_together(
         temperatures: temperature of the losses of each of ``scored``; none: 1.
 
     """
+    model, items, rows = scored[0]
+    if items.task.kind.generates:
+        texts = generate(model, items, rows, device)
+        return [outcome_of(own, its_rows, texts) for _, own, its_rows in scored]
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
-    _, items, rows = scored[0]
     with shared_pass(scored):
-        for batch in batches(items.lengths[rows], items.counts[rows], batch_tokens(device)):
+        for batch in batches_of(items, rows, device):
             outputs = model_outputs(scored, batch, device, temperatures)
             for one, output, outcome in zip(scored, outputs, outcomes, strict=True):
                 fill(outcome, batch, one, output)
@@ -80,7 +84,7 @@ def losses_by_temperature(
     sums = [np.zeros(len(TEMPERATURES), np.float32) for _ in scored]
     _, items, rows = scored[0]
     with shared_pass(scored):
-        for batch in batches(items.lengths[rows], items.counts[rows], batch_tokens(device)):
+        for batch in batches_of(items, rows, device):
             for one, output, own in zip(
                 scored, model_outputs(scored, batch, device), sums, strict=True
             ):
@@ -262,6 +266,8 @@ def same_sequences(one: tuple[Items, Ints], other: tuple[Items, Ints]) -> bool:
     (ours, rows), (theirs, others) = one, other
     return (
         ours.pad == theirs.pad
+        and (ours.task.stop, ours.task.max_new_tokens)
+        == (theirs.task.stop, theirs.task.max_new_tokens)
         and len(rows) == len(others)
         and all(
             ours.rows[i].sequences == theirs.rows[j].sequences

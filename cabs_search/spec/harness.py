@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,9 +18,12 @@ from typing import Any
 from cabs_search.common.formats import first_line
 from cabs_search.kinds.causal import Causal
 from cabs_search.kinds.choices_by_likelihood import CHOICES_BY_LIKELIHOOD
+from cabs_search.kinds.generation import GENERATION
 from cabs_search.kinds.greedy_continuation import GREEDY_CONTINUATION
 from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
 from cabs_search.kinds.right_choices import RIGHT_CHOICES
+from cabs_search.spec.harness_generation import Texts, texts_of
+from cabs_search.spec.harness_groups import members_of
 from cabs_search.spec.locations import UnreachableError
 from cabs_search.spec.task import DataSource
 
@@ -29,6 +33,7 @@ KINDS: Mapping[str, Causal] = {
     "multiple_choice": CHOICES_BY_LIKELIHOOD,
     "loglikelihood": GREEDY_CONTINUATION,
     "loglikelihood_rolling": LANGUAGE_MODELING,
+    "generate_until": GENERATION,
 }
 """Kind of task by the harness's ``output_type``."""
 PREFERRED = ("acc_norm", "acc", "acc_bytes")
@@ -38,6 +43,15 @@ SIZED_BY_BYTES = ("byte_perplexity", "bits_per_byte")
 LOCAL_BUILDERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "xml")
 """Values of ``dataset_path`` that need no hub."""
 
+OF_DATA = (
+    *("training_split", "validation_split", "fewshot_split", "fewshot_config", "num_fewshot"),
+    *("process_docs", "dataset_kwargs"),
+)
+"""Fields of a task's YAML that only its data needs."""
+TASK_LINE = re.compile(r"""^["']?task["']?: *["']?([^\s"'#]+)["']? *(#.*)?$""", re.MULTILINE)
+GROUP_LINE = re.compile(r"""^["']?group["']?:""", re.MULTILINE)
+_SCORERS: dict[tuple[str, str | None], Any] = {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
@@ -46,29 +60,90 @@ class Described:
     kind: Causal
     metrics: tuple[str, ...]
     """The task's own metrics that are computed here, the default first."""
+    texts: Texts | None = None
+    """How the task's texts are generated, if they are."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of a task of a spec that the harness gives a default."""
+        found: dict[str, Any] = {"kind": self.kind.name, "metric": self.metrics[0]}
+        if self.texts:
+            found |= {"stop": self.texts.stop, "max_new_tokens": self.texts.max_new_tokens}
+        return found
 
 
 def describe(where: str, source: DataSource) -> Described:
-    """Read a task's YAML, without its data.
+    """Read the YAML of a task, or of each of a group or under a tag, without the data.
 
     Args:
         where: start of errors, such as ``tasks.arc``.
-        source: names the task.
+        source: names the task, group or tag.
 
     Raises:
         UnreachableError: lm-evaluation-harness is not installed.
-        ValueError: it has no such task, or one whose scores cannot be computed here.
+        ValueError: it has no such task, or one whose scores cannot be computed here; or members of
+            a group are not scored alike.
 
     """
+    names = members(where, source)
+    first, *others = (_describe(where, replace(source, harness=name)) for name in names)
+    metrics = first.metrics
+    for name, other in zip(names[1:], others, strict=True):
+        metrics = tuple(metric for metric in metrics if metric in other.metrics)
+        if (other.kind, other.texts) != (first.kind, first.texts) or not metrics:
+            raise ValueError(
+                f"{where}.dataset.harness: members of {source.harness} must be scored alike, but"
+                f" {name} is not as {names[0]} is; name them one by one"
+            )
+    return replace(first, metrics=metrics)
+
+
+def members(where: str, source: DataSource) -> tuple[str, ...]:
+    """Return the names of a group's tasks, or of those under a tag; of a task, its own.
+
+    Raises:
+        UnreachableError, ValueError: as of ``describe``.
+
+    """
+    field, name = f"{where}.dataset.harness", str(source.harness)
+    _check_installed(field)
+    if name in _files(source.include):
+        found: tuple[str, ...] = (name,)
+    else:
+        found = _members(field, name, source.include)
+    if source.average and len(found) == 1:
+        raise ValueError(f"{where}.dataset.average: goes with a group, but {name} is a task")
+    return found
+
+
+def _members(field: str, name: str, include: str | None) -> tuple[str, ...]:
+    """Search a name in the folder's index, then in the harness's, which takes half a minute."""
+    for has_own in (False, True) if include else (True,):
+        with suppress(KeyError):
+            return members_of(field, name, _index(include, has_own))
+    raise ValueError(f"{field}: lm-evaluation-harness {VERSION} has no task {name}")
+
+
+@cache
+def _index(include: str | None, has_own: bool) -> Mapping[str, Any]:
+    """Return the harness's entries by name; ``has_own``: also its own ones."""
+    from lm_eval.tasks import TaskManager
+
+    index: Mapping[str, Any] = TaskManager(
+        include_path=include, include_defaults=has_own
+    ).task_index
+    return index
+
+
+def _describe(where: str, source: DataSource) -> Described:
     name = source.harness
     _, config = _entry(where, source)
     output, field = config.get("output_type", "generate_until"), f"{where}.dataset.harness"
     if output not in KINDS:
-        raise ValueError(
-            f"{field}: a task must be scored by log-likelihoods ({', '.join(KINDS)}), but {name}"
-            f" is {output}"
-        )
-    refused = [key for key in ("doc_to_image", "doc_to_audio", "filter_list") if config.get(key)]
+        raise ValueError(f"{field}: a task must be {' or '.join(KINDS)}, but {name} is {output}")
+    kind, process = KINDS[output], config.get("process_results")
+    keys = ("doc_to_image", "doc_to_audio", *(() if kind.generates else ("filter_list",)))
+    refused = [key for key in keys if config.get(key)]
     if refused:
         raise ValueError(f"{field}: a task must have no {refused[0]}, but {name} has one")
     if source.num_fewshot and config.get("num_fewshot") == 0:
@@ -76,10 +151,16 @@ def describe(where: str, source: DataSource) -> Described:
             f"{where}.dataset.num_fewshot: must be 0, which {name} is fixed to, but got"
             f" {source.num_fewshot}"
         )
-    kind, process = KINDS[output], config.get("process_results")
+    texts = texts_of(field, str(name), config) if kind.generates else None
+    filters = texts.filters if texts else ()
+    if source.filter is not None and source.filter not in filters:
+        raise ValueError(
+            f"{where}.dataset.filter: must be one of {', '.join(filters) or 'none'}, but got"
+            f" {source.filter}"
+        )
     if str(process).endswith("process_results_mc2") and output == "multiple_choice":
         kind = RIGHT_CHOICES
-    elif process and kind is not LANGUAGE_MODELING:
+    elif process and kind not in (LANGUAGE_MODELING, GENERATION):
         raise ValueError(
             f"{field}: {name} scores by a function of its own ({Path(str(process)).name}), which"
             " is not reproduced here"
@@ -88,9 +169,14 @@ def describe(where: str, source: DataSource) -> Described:
     if not metrics:
         raise ValueError(
             f"{field}: a task must have a metric that is computed here"
-            f" ({', '.join(PREFERRED)}, byte_perplexity), but {name} has {', '.join(own) or 'none'}"
+            f" ({_wanted(kind)}), but {name} has {', '.join(own) or 'none'}"
         )
-    return Described(kind=kind, metrics=metrics)
+    return Described(kind=kind, metrics=metrics, texts=texts)
+
+
+def _wanted(kind: Causal) -> str:
+    mean = "one number a document, of which more is better, and their mean"
+    return mean if kind.generates else f"{', '.join(PREFERRED)}, byte_perplexity"
 
 
 def open_task(where: str, source: DataSource) -> Any:
@@ -120,6 +206,39 @@ def open_task(where: str, source: DataSource) -> Any:
     return task
 
 
+def scorer(where: str, source: DataSource, document: Mapping[str, Any]) -> Any:
+    """Return the harness's object of a task, opened once a process, that scores documents.
+
+    Args:
+        where: start of errors.
+        source: names the task.
+        document: any one of the task's; its data is not read.
+
+    """
+    key = (str(source.harness), source.include)
+    if key not in _SCORERS:
+        file, _ = _entry(where, source)
+        from lm_eval.api.task import ConfigurableTask
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        config = load_yaml(file, resolve_func=True)
+        for field in ("tag", "group", *OF_DATA):
+            config.pop(field, None)
+        config |= {"custom_dataset": lambda **_: {"test": _Documents([document])}}
+        _SCORERS[key] = ConfigurableTask(config=config | {"test_split": "test"})
+    return _SCORERS[key]
+
+
+class _Documents(list[Mapping[str, Any]]):
+    """Documents that are at hand, as the harness reads a data set."""
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """Columns by name."""
+        return self[0]
+
+
 def _metrics(config: Mapping[str, Any], kind: Causal) -> tuple[tuple[str, ...], list[str]]:
     """Return a task's metrics that are computed here, and the names of all that it has."""
     entries = config.get("metric_list")
@@ -130,12 +249,23 @@ def _metrics(config: Mapping[str, Any], kind: Causal) -> tuple[tuple[str, ...], 
     own = [str(entry.get("metric")) for entry in entries]
     if kind is LANGUAGE_MODELING:
         return ("byte_probability",) * any(name in SIZED_BY_BYTES for name in own), own
-    plain = {
-        entry["metric"]
-        for entry in entries
-        if entry.get("aggregation", "mean") == "mean" and entry.get("higher_is_better", True)
-    } & {metric.name for metric in kind.metrics}
+    means = tuple(str(entry["metric"]) for entry in entries if _is_mean(entry, kind))
+    if kind.generates:
+        return means, own
+    plain = set(means) & {metric.name for metric in kind.metrics}
     return tuple(name for name in PREFERRED if name in plain), own
+
+
+def _is_mean(entry: Mapping[str, Any], kind: Causal) -> bool:
+    """Tell whether a metric is a mean over documents, of which more is better."""
+    mean, more = entry.get("aggregation"), entry.get("higher_is_better")
+    if kind.generates and None in (mean, more):
+        from lm_eval.api.registry import get_metric_aggregation, is_higher_better
+
+        name = entry["metric"]
+        mean = mean or getattr(get_metric_aggregation(name), "__name__", "")
+        more = bool(is_higher_better(name)) if more is None else more
+    return mean in (None, "mean") and more in (None, True)
 
 
 def _entry(where: str, source: DataSource) -> tuple[Path, dict[str, Any]]:
@@ -149,9 +279,9 @@ def _entry(where: str, source: DataSource) -> tuple[Path, dict[str, Any]]:
     _check_installed(field)
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    path = _find_file(name, source.include)
+    path = _files(source.include).get(name)
     if path is None:
-        raise ValueError(f"{field}: {_why_not(name, source.include)}")
+        raise ValueError(f"{field}: lm-evaluation-harness {VERSION} has no task {name}")
     config = load_yaml(path, resolve_func=False)
     if "class" in config:
         raise ValueError(f"{field}: a task must be a YAML file, but {name} is a Python class")
@@ -171,31 +301,17 @@ def _check_installed(field: str) -> None:
 
 
 @cache
-def _find_file(name: str, include: str | None) -> Path | None:
-    """Return the YAML file of a task: in a folder if there, else the harness's own.
+def _files(include: str | None) -> Mapping[str, Path]:
+    """Return the YAML file of each task by its name: in a folder if there, else the harness's own.
 
     The harness itself parses its 14,000 files, which takes up to a minute and more.
     """
     import lm_eval.tasks
 
-    line = re.compile(rf"""^["']?task["']?: *["']?{re.escape(name)}["']? *(#.*)?$""", re.MULTILINE)
+    found: dict[str, Path] = {}
     for folder in (include, Path(lm_eval.tasks.__file__).parent):
         for file in sorted(Path(folder).rglob("*.yaml")) if folder else ():
-            if line.search(file.read_text(encoding="utf-8", errors="replace")):
-                return file
-    return None
-
-
-def _why_not(name: str, include: str | None) -> str:
-    """Say what a name is that is no task's."""
-    from lm_eval.tasks import TaskManager
-
-    entry = TaskManager(include_path=include).task_index.get(name)
-    if entry is None:
-        return f"lm-evaluation-harness {VERSION} has no task {name}"
-    members = sorted(entry.tags) if entry.cfg is None else entry.cfg["task"]
-    names = [one if isinstance(one, str) else one.get("task") for one in members]
-    return (
-        f"a single task is needed, but {name} is a {entry.kind.name.lower()}, of"
-        f" {', '.join(map(str, names))}"
-    )
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if (name := TASK_LINE.search(text)) and not GROUP_LINE.search(text):
+                found.setdefault(name[1], file)
+    return found

@@ -182,11 +182,11 @@ def _with_data(task: Task, where: str, folder: Path) -> Task:
 
 
 def _described(task: Task, given: Mapping[str, Any], where: str) -> Task:
-    """Return a task of lm-evaluation-harness with the kind and metric that it has there.
+    """Return a task of lm-evaluation-harness with what it is there, such as its kind and metric.
 
     Args:
         task: the task, with absolute paths.
-        given: its fields in the spec; if they have both, the harness is not asked.
+        given: its fields in the spec; if they have all of these, the harness is not asked.
         where: start of errors.
 
     Raises:
@@ -196,12 +196,15 @@ def _described(task: Task, given: Mapping[str, Any], where: str) -> Task:
     """
     fields = {key: value for key, value in given.items() if value is not None}
     fields["dataset"] = task.dataset
-    if not {"kind", "metric"} <= fields.keys():
+    needed = {"kind", "metric"} | ({"stop", "max_new_tokens"} if task.kind.generates else set())
+    if not needed <= fields.keys():
         from cabs_search.spec.harness import describe
 
         found = describe(where, task.dataset)
         if fields.get("kind") in (None, found.kind.name):  # another is refused with its items
-            fields = {"kind": found.kind.name, "metric": found.metrics[0]} | fields
+            fields = found.fields | fields
+            if found.texts and task.dataset.filter is None:
+                fields["dataset"] = replace(task.dataset, filter=found.texts.filters[0])
     try:
         return TypeAdapter(Task).validate_python(fields)
     except ValidationError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    StringConstraints,
     ValidationInfo,
     model_validator,
 )
@@ -23,7 +24,8 @@ from cabs_search.kinds.choices_by_likelihood import CHOICES_BY_LIKELIHOOD
 from cabs_search.kinds.registry import KINDS
 from cabs_search.merging.recipe import BASE
 from cabs_search.metrics.base import Metric
-from cabs_search.spec.fields import STRICT, Name
+from cabs_search.metrics.scored import MeanScore
+from cabs_search.spec.fields import STRICT, Name, listed
 
 DEFAULT_LABEL = "label"
 SOURCES = ("hub", "csv", "json", "parquet", "callable", "harness")
@@ -52,6 +54,10 @@ class DataSource:
     """Examples before each document; None: as many as the task says, or none."""
     chat_template: bool = False
     """Whether prompts are rendered by the tokenizer's chat template, each example as a turn."""
+    average: Literal["micro", "macro"] | None = None
+    """Average of a group's tasks: all documents count the same (None, micro), or all tasks."""
+    filter: str | None = None
+    """Name of the task's filter through which generated texts go; None: its first."""
     allow_test: bool = False
     """Whether the search may score documents of the task's own test split."""
 
@@ -64,7 +70,7 @@ class DataSource:
             )
         if self.config and not self.hub:
             raise ValueError("config goes with hub")
-        for field in ("include", "num_fewshot", "chat_template", "allow_test"):
+        for field in ("include", "num_fewshot", "chat_template", "average", "filter", "allow_test"):
             if getattr(self, field) and not self.harness:
                 raise ValueError(f"{field} goes with harness")
         return self
@@ -162,7 +168,8 @@ def _default_metric(value: Any, info: ValidationInfo) -> Any:
 
 
 def _check_metric(value: str, info: ValidationInfo) -> str:
-    _kind(info).check_metric(value)
+    if not _is_of_harness(info):  # whose own metrics are not known here
+        _kind(info).check_metric(value)
     return value
 
 
@@ -182,6 +189,27 @@ def _check_stride(value: int | None, info: ValidationInfo) -> int | None:
     if value is not None and value >= (most := info.data.get("max_length", math.inf)):
         raise ValueError(
             f"stride < max_length must hold, but got (stride={value}, max_length={most})"
+        )
+    return value
+
+
+def _default_new_tokens(value: Any, info: ValidationInfo) -> Any:
+    return _kind(info).default_max_new_tokens if value is None else value
+
+
+def _check_generates(value: Any, info: ValidationInfo) -> Any:
+    kind = _kind(info)
+    if value and not kind.generates:
+        takers = " or ".join(kind.name for kind in KINDS if kind.generates)
+        raise ValueError(f"it goes with {takers}, but got {value} with {kind}")
+    return value
+
+
+def _check_new_tokens(value: int | None, info: ValidationInfo) -> int | None:
+    if value is not None and value >= (most := info.data.get("max_length", math.inf)):
+        raise ValueError(
+            "max_new_tokens < max_length must hold, but got"
+            f" (max_new_tokens={value}, max_length={most})"
         )
     return value
 
@@ -232,10 +260,25 @@ class Task:
         AfterValidator(_check_stride),
     ] = Field(default=None, validate_default=True, kw_only=True)
     """Number of tokens that neighbouring windows of a long context share; None: the kind's."""
+    stop: Annotated[
+        tuple[Annotated[str, StringConstraints(strip_whitespace=False, min_length=1)], ...],
+        BeforeValidator(listed),
+        AfterValidator(_check_generates),
+    ] = ()
+    """Texts of which the first that is written ends a generated text, and is not a part of it."""
+    max_new_tokens: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        BeforeValidator(_default_new_tokens),
+        AfterValidator(_check_generates),
+        AfterValidator(_check_new_tokens),
+    ] = Field(default=None, validate_default=True, kw_only=True)
+    """Most tokens of a generated text; None: the kind's."""
 
     @property
     def measure(self) -> Metric:
         """Metric with its arguments; ValueError if it takes none of them."""
+        if self.kind.generates and self.dataset.harness:
+            return MeanScore(name=self.metric).with_arguments(self.metric_arguments)
         return self.kind.metric(self.metric, self.metric_arguments)
 
     @property

@@ -25,6 +25,10 @@ class Row:
     group: str = ""
     requests: tuple[Request, ...] = ()
     """Contexts and continuations to score in place of those that the kind makes of the texts."""
+    member: str = ""
+    """Task of lm-evaluation-harness that the row belongs to, where several are scored as one."""
+    reference: Any = None
+    """What lm-evaluation-harness scores a generated text by; None: the label is what counts."""
 
     @property
     def text(self) -> str:

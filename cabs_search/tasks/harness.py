@@ -10,17 +10,20 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from cabs_search.common.formats import digest, first_line
 from cabs_search.kinds.base import Texts
+from cabs_search.kinds.generation import GENERATION
 from cabs_search.kinds.greedy_continuation import GREEDY_CONTINUATION
 from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
 from cabs_search.kinds.right_choices import RIGHT_CHOICES
-from cabs_search.spec.harness import SIZED_BY_BYTES, describe, open_task
+from cabs_search.spec.harness import SIZED_BY_BYTES, describe, members, open_task, scorer
 from cabs_search.spec.task import Task
 from cabs_search.tasks.dataset import Row
 from cabs_search.tasks.items import SplitName
@@ -30,10 +33,23 @@ FEWSHOT_SEED = 1234
 Document = Mapping[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What the harness scores a generated text by."""
+
+    task: str
+    """Name of the harness's task that the document belongs to."""
+    document: Document
+    has_several: bool
+    """True if a list of right answers counts as several ones; the task's first document tells."""
+
+
 def read_documents(
     where: str, task: Task, names: Mapping[SplitName, str | None], tokenizer: Any
 ) -> dict[str | None, list[Row]]:
-    """Render a task's documents; equal ones count once, few-shot examples not at all.
+    """Render a task's documents, of a group those of all its tasks.
+
+    Equal ones count once, few-shot examples of others not at all.
 
     Args:
         where: start of errors, such as ``tasks.arc``.
@@ -52,6 +68,31 @@ def read_documents(
 
     """
     _check_fits(where, task)
+    tasks = {
+        name: replace(task, dataset=replace(task.dataset, harness=name))
+        for name in members(where, task.dataset)
+    }
+    read = {name: _read_one(where, one, names, tokenizer) for name, one in tasks.items()}
+    if len(read) == 1:
+        return next(iter(read.values()))
+    merged: dict[tuple[int, ...], list[Row]] = {}
+    found = {}
+    for name in names.values():
+        parts = {member: of_member[name] for member, of_member in read.items()}
+        by_key: dict[str, Row] = {}
+        for member, rows in parts.items():
+            for row in rows:
+                by_key.setdefault(row.key, replace(row, member=member))
+        # Two names of one split have one list, as of a single task.
+        same = tuple(map(id, parts.values()))
+        found[name] = merged.setdefault(same, list(by_key.values()))
+    return found
+
+
+def _read_one(
+    where: str, task: Task, names: Mapping[SplitName, str | None], tokenizer: Any
+) -> dict[str | None, list[Row]]:
+    """Do what ``read_documents`` does, for one task."""
     opened = open_task(where, task.dataset)
     config = opened.config
     own, test = config.test_split or config.validation_split, config.test_split
@@ -73,6 +114,9 @@ def read_documents(
         # Few-shots are drawn in another way from the test split; its own must stay what it is.
         opened.set_config("test_split", test if split == own else split)
         rows[split] = _rows(where, task, opened, tokenizer)
+    if task.kind == GENERATION:
+        for of_split in rows.values():
+            _check_scores(where, task, next(iter(of_split.values())))
     kept = {split: _without_examples(where, found, drawn) for split, found in rows.items()}
     return {name: kept[split] for name, split in splits.items()}
 
@@ -85,6 +129,11 @@ def _check_fits(where: str, task: Task) -> None:
     if task.metric not in found.metrics:
         raise ValueError(
             f"{where}.metric: must be {' or '.join(found.metrics)}, but got {task.metric}"
+        )
+    if task.dataset.average == "macro" and not task.measure.is_mean:
+        raise ValueError(
+            f"{where}.dataset.average: macro needs a metric that is a mean over documents, but"
+            f" {task.metric} is none"
         )
 
 
@@ -134,8 +183,14 @@ def row_of(
     """
     if task.group and task.group not in document:
         raise ValueError(f"{where}.group: no column {task.group}; a document has {list(document)}")
-    if task.kind == LANGUAGE_MODELING:
-        texts: Texts = (arguments[0][0],)
+    if task.kind == GENERATION:
+        texts: Texts = (opened.doc_to_text(document),)
+        member = str(task.dataset.harness)
+        reference = Reference(member, dict(document), bool(opened.multiple_target))
+        asked = ((arguments[0][0], ""),)
+        row = Row(texts, _target(opened, document), requests=asked, reference=reference)
+    elif task.kind == LANGUAGE_MODELING:
+        texts = (arguments[0][0],)
         row = Row(texts, _bytes(where, opened, document))
     elif task.kind == GREEDY_CONTINUATION:
         texts = (opened.doc_to_text(document), arguments[0][1])
@@ -155,7 +210,61 @@ def row_of(
     if not all(isinstance(text, str) for text in (*row.texts, *sum(row.requests, ()))):
         raise ValueError(f"{where}.dataset: every text must be a string, but one has {row.texts}")
     group = digest(row.text if task.group is None else str(document[task.group]))
-    return Row(row.texts, row.label, group, row.requests)
+    return replace(row, group=group)
+
+
+def _target(opened: Any, document: Document) -> tuple[str, ...]:
+    """Return a document's right answers, for the record; the harness itself scores by them."""
+    target = opened.doc_to_target(document)
+    if opened.config.doc_to_choice is not None and isinstance(target, int):
+        target = opened.doc_to_choice(document)[target]
+    return tuple(map(str, target)) if isinstance(target, (list, tuple)) else (str(target),)
+
+
+def score_texts(
+    task: Task, references: Sequence[Reference | None], texts: Sequence[str]
+) -> list[float]:
+    """Return the harness's scores of generated texts, by the task's filter and metric.
+
+    The task is opened once a process, without its data.
+
+    Args:
+        task: a task of the harness that is scored by generated texts.
+        references: by which the texts are scored; a text without one gets 0.
+        texts: one for each reference.
+
+    Raises:
+        UnreachableError: lm-evaluation-harness is not installed.
+        ValueError: the score of a text is no number.
+
+    """
+    return [
+        0.0 if reference is None else _score(task, reference, text)
+        for reference, text in zip(references, texts, strict=True)
+    ]
+
+
+def _check_scores(where: str, task: Task, row: Row) -> None:
+    """Raise ValueError unless the harness can score a text."""
+    try:
+        score_texts(task, [row.reference], [""])
+    except Exception as error:
+        raise ValueError(f"{where}.metric: a text cannot be scored: {first_line(error)}") from error
+
+
+def _score(task: Task, reference: Reference, text: str) -> float:
+    document, name = reference.document, reference.task
+    opened = scorer(name, replace(task.dataset, harness=name), document)
+    opened.multiple_target = reference.has_several
+    # A new request for every text: the harness's own keep the first answer that they got.
+    request = SimpleNamespace(resps=[text], doc=document, filtered_resps={})
+    filters = {one.name: one for one in opened._filters}
+    chosen = filters[task.dataset.filter or next(iter(filters))]
+    chosen.apply([request])
+    score = opened.process_results(document, list(request.filtered_resps.values())).get(task.metric)
+    if not isinstance(score, (bool, int, float, np.number)):
+        raise ValueError(f"{task.metric} must be one number a document, but {name} gives {score!r}")
+    return float(score)
 
 
 def _place(where: str, choices: list[str], right: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cabs_search.common.formats import digest
 from cabs_search.kinds.base import Item
 from cabs_search.kinds.causal import Continuing
+from cabs_search.kinds.generation import Generation
 from cabs_search.metrics.base import Values
 from cabs_search.spec.task import Task
 from cabs_search.tasks.dataset import Row
@@ -35,6 +36,8 @@ class Items:
     """Padding of each field of a sequence."""
     groups: tuple[str, ...] = ()
     """Group of each item, such as its article; empty: each item by itself."""
+    tokenizer: Any = None
+    """Tokenizer, for kinds that generate texts."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -45,7 +48,10 @@ class Items:
         seen: list[tuple[Any, ...]] = [(row.sequences, row.label) for row in self.rows]
         if self.rows[0].targets:
             seen = [(*one, row.targets) for one, row in zip(seen, self.rows, strict=True)]
-        return digest(repr((self.keys, seen, sorted(self.pad.items()))))
+        known: tuple[Any, ...] = (self.keys, seen, sorted(self.pad.items()))
+        if self.task.kind.generates:
+            known = (*known, self.task.stop, self.task.max_new_tokens, self.task.dataset.filter)
+        return digest(repr(known))
 
     @cached_property
     def labels(self) -> Values:
@@ -60,7 +66,7 @@ class Items:
     @property
     def positions(self) -> int:
         """Number of positions that the model must have."""
-        return max(row.positions for row in self.rows)
+        return max(row.positions for row in self.rows) + (self.task.max_new_tokens or 0)
 
     @cached_property
     def counts(self) -> Ints:
@@ -93,8 +99,9 @@ def tokenize(where: str, tokenizer: Any, config: Any, task: Task, rows: Sequence
     def encode(row: Row) -> Item:
         common = (where, task, tokenizer, config, row.texts, row.label)
         if row.requests:
-            assert isinstance(task.kind, Continuing)
-            return task.kind.encode_requests(*common, row.requests)
+            assert isinstance(task.kind, (Continuing, Generation))
+            item = task.kind.encode_requests(*common, row.requests)
+            return item if row.reference is None else replace(item, marks=row.reference)
         return task.kind.encode(*common)
 
     items = tuple(map(encode, rows))
@@ -105,4 +112,5 @@ def tokenize(where: str, tokenizer: Any, config: Any, task: Task, rows: Sequence
         rows=items,
         pad=pad | {"input_ids": pad_token_id(config, tokenizer)},
         groups=tuple(row.group for row in rows),
+        tokenizer=tokenizer if task.kind.generates else None,
     )

@@ -22,7 +22,7 @@ from cabs_search.spec.task import Split, Task
 from cabs_search.tasks.dataset import Row, read_rows
 from cabs_search.tasks.harness import read_documents
 from cabs_search.tasks.items import SPLITS, Items, SplitName, tokenize
-from cabs_search.tasks.splits import divide, without_leaks
+from cabs_search.tasks.splits import choose, divide, most_rows, without_leaks
 from cabs_search.tasks.tokenizer import positions
 
 
@@ -55,8 +55,8 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
     items: dict[SplitName, Items] = {}
     for split, rows in _split_rows(where, task, config, tokenizer, spec.seed).items():
         wanted: Split = getattr(task, split)
-        chosen = sorted(rows, key=place)[: wanted.items]
-        _check_rows(where, split, chosen, wanted.items)
+        chosen = choose(sorted(rows, key=place), task, wanted.items)
+        _check_rows(where, split, chosen, most_rows(rows, task, wanted.items))
         items[split] = tokenize(where, tokenizer, config, task, chosen)
         longest, limit = items[split].positions, positions(config)
         if longest > limit:
@@ -130,8 +130,15 @@ def _split_rows(
         rows = {name: read_rows(where, task, name, config) for name in names.values()}
     parts = {split: rows[names[split]] for split in SPLITS}
     if parts["search"] is parts["confirm"]:
-        parts = divide(parts["search"], task, seed)
-    return without_leaks(where, parts)
+        parts = divide(where, parts["search"], task, seed)
+    parts = without_leaks(where, parts)
+    search, confirm = ({row.member for row in parts[split]} for split in SPLITS)
+    if task.dataset.average == "macro" and search != confirm:
+        raise ValueError(
+            f"{where}.split: every task of {task.dataset.harness} must have rows in both splits,"
+            f" but {min(search ^ confirm)} has not"
+        )
+    return parts
 
 
 def _check_rows(where: str, split: SplitName, rows: Sequence[Row], wanted: int | None) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -20,7 +21,7 @@ from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.recipe import BASE, Method
-from cabs_search.scoring.batches import batch_tokens, batches, blocks
+from cabs_search.scoring.batches import batches_of, blocks
 from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.scoring.workbench import Workbench
@@ -356,7 +357,7 @@ def _items_per_second(bench: Workbench, items: Mapping[str, Items], workers: int
     try:
         seconds = 0.0
         for task, its in items.items():
-            chosen = list(batches(its.lengths, its.counts, batch_tokens(bench.device)))
+            chosen = list(batches_of(its, np.arange(len(its)), bench.device))
             rows = chosen[len(chosen) // 2]
             bench.score({task: its}, {task: rows})
             start = time.perf_counter()

@@ -41,6 +41,7 @@ FAMILIES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "copa": ("choices-by-likelihood", {}),
         "wikitext": ("language-modeling", {}),
         "lambada": ("greedy-continuation", {}),
+        "gsm8k": ("generation", {}),
     },
 }
 CHANGES: dict[str, dict[str, Any]] = {

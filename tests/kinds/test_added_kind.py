@@ -64,7 +64,7 @@ def test_a_kind_is_itself_in_another_process(kind: Kind) -> None:
 
 
 def test_a_kinds_name_is_written_in_its_own_file_only() -> None:
-    names = re.compile("|".join(rf"(?<![\w-]){kind.name}(?![\w-])" for kind in KINDS))
+    names = re.compile("|".join(rf"(?<![\w:-]){kind.name}(?![\w-])" for kind in KINDS))
     found = []
     for file in sorted((ROOT / "cabs_search").rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))

@@ -76,7 +76,7 @@ def items_of(trained: Any, architecture: str, kind: str, **changes: Any) -> tupl
 PAIRS = [
     (a, k) for a in ("roberta", "gpt2") for k in HEAD_KINDS if (a, k) != ("gpt2", "multiple-choice")
 ]
-PAIRS += [("llama", kind) for kind in CAUSAL_KINDS]
+PAIRS += [("llama", kind) for kind in (*CAUSAL_KINDS, "generation")]
 PAIRS += [
     ("bert", "classification"),
     ("deberta-v2", "question-answering"),

@@ -15,6 +15,7 @@ from cabs_search.record.entries import Expected
 from cabs_search.record.evaluations import Notes
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search.candidates import Candidates
+from cabs_search.search.refine.check import check_refine
 from cabs_search.search.refine.groups import groups_of
 from cabs_search.search.refine.paths import Value, follow
 from cabs_search.spec.load import parse
@@ -99,6 +100,13 @@ def test_what_cannot_be_refined_is_refused(
     with pytest.raises(ValueError, match=message):
         prepare(parse(pico_values(pico, **search)), tmp_path / "out", None, lambda _: None)
     assert not (tmp_path / "out").exists()
+
+
+def test_written_texts_have_no_gradient(pico: Path) -> None:
+    values = pico_values(pico, refine=True)
+    values["tasks"]["sums"] = {"kind": "generation", "dataset": {"json": "x"}, "text": "ask"}
+    with pytest.raises(ValueError, match="must have losses with a gradient, but sums is gen"):
+        check_refine(parse(values, locations=False), (), 4)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Tasks of lm-evaluation-harness, scored by us and by the harness; run by a Python that has it.
 
 Usage: harness_tasks.py SPEC OUT. A candidate is merged, scored by a resident model and exported;
-the harness evaluates the export. OUT gets, by task and document, the log-likelihoods and scores of
-both, and their metrics over all documents.
+the harness evaluates the export. OUT gets, by task and document, the answers of both, which are
+log-likelihoods or a text, and their scores; and their metrics over all documents.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from cabs_search.merging.recipe import BASE, make_method, make_recipe
 from cabs_search.scoring.likelihoods import log_likelihoods
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.serving.export import export
-from cabs_search.spec.harness import open_task
+from cabs_search.spec.harness import members, open_task
 from cabs_search.spec.load import load
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.harness import row_of
@@ -56,33 +57,33 @@ def main(path: str, out: str) -> None:
 
 
 def ours(bench: Workbench, name: str, items: Mapping[Any, Mapping[str, Items]]) -> dict[str, Any]:
-    """Return log-likelihoods and scores by key of the document, and the metric over all."""
-    documents, predictions, labels = {}, [], []
+    """Return answers and scores by key of the document, and the metric over all."""
+    documents, found = {}, []
     for split in SPLITS:
         of_task = items[split][name]
         every = np.arange(len(of_task))
         outcome = bench.score({name: of_task}, {name: every})[name]
-        predictions.append(outcome.predictions)
-        labels.append(of_task.labels)
-        model = bench.models[BASE]
-        with torch.inference_mode():
-            sums = sums_by_part(log_likelihoods(model, of_task, every, bench.device), of_task.rows)
-        for key, own, score in zip(of_task.keys, sums, outcome.scores, strict=True):
-            documents[key] = {"logs": own.tolist(), "score": float(score)}
-    measure = of_task.task.measure
-    metric = measure.compute(np.concatenate(predictions), np.concatenate(labels))
+        found.append((outcome.scores, outcome.predictions, of_task.labels))
+        answers = list(outcome.predictions)
+        if not of_task.task.kind.generates:
+            with torch.inference_mode():
+                logs = log_likelihoods(bench.models[BASE], of_task, every, bench.device)
+            answers = [own.tolist() for own in sums_by_part(logs, of_task.rows)]
+        for key, answer, score in zip(of_task.keys, answers, outcome.scores, strict=True):
+            documents[key] = {"answer": answer, "score": float(score)}
+    metric = of_task.task.measure.of(*map(np.concatenate, zip(*found, strict=True)))
     return {"documents": documents, "metric": metric}
 
 
 def theirs(model: Path, spec: Spec, name: str) -> dict[str, Any]:
     """Return what ``ours`` does, by the harness's own evaluation."""
     task = spec.tasks[name]
-    source = task.dataset
+    source, generates = task.dataset, task.kind.generates
     harness = HFLM(
         pretrained=str(model),
         device="cpu",
         dtype="float32",
-        batch_size=3,
+        batch_size=1 if generates else 3,  # it pads prompts in a way that changes some texts
         max_length=task.max_length,
     )
     found = simple_evaluate(
@@ -93,15 +94,20 @@ def theirs(model: Path, spec: Spec, name: str) -> dict[str, Any]:
         apply_chat_template=source.chat_template,
         bootstrap_iters=0,
     )
-    opened, documents = open_task(name, source), {}
-    metric = METRICS.get(opened.OUTPUT_TYPE, task.metric)
-    for sample in found["samples"][source.harness]:
-        arguments = [tuple(one) for one in sample["arguments"]]
-        row = row_of(name, task, opened, sample["doc"], arguments)
-        answers = [answer[0] for answer in sample["resps"]]
-        logs = [a[0] if isinstance(a, (tuple, list)) else a for a in answers]
-        documents[row.key] = {"logs": list(map(float, logs)), "score": sample[metric]}
-    result = found["results"][source.harness][f"{metric},none"]
+    documents, pipeline = {}, source.filter or "none"
+    for member in members(name, source):
+        opened = open_task(name, replace(source, harness=member))
+        metric = METRICS.get(opened.OUTPUT_TYPE, task.metric)
+        for sample in found["samples"][member]:
+            if sample["filter"] != pipeline:
+                continue
+            arguments = [tuple(one) for one in sample["arguments"]]
+            row = row_of(name, task, opened, sample["doc"], arguments)
+            answers = [answer[0] for answer in sample["resps"]]
+            logs = [a[0] if isinstance(a, (tuple, list)) else a for a in answers]
+            answer = answers[0] if generates else list(map(float, logs))
+            documents[row.key] = {"answer": answer, "score": sample[metric]}
+    result = found["results"][source.harness][f"{metric},{pipeline}"]
     return {"documents": documents, "metric": 1 / result if metric in METRICS.values() else result}
 
 

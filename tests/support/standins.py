@@ -30,7 +30,7 @@ from cabs_search.tasks.tokenizer import pad_token_id
 
 ARCHITECTURES = ("bert", "roberta", "deberta-v2", "modernbert", "gpt2", "llama")
 HEAD_KINDS = tuple(kind.name for kind in registry.KINDS if not kind.is_causal)
-CAUSAL_KINDS = tuple(kind.name for kind in registry.KINDS if kind.is_causal)
+CAUSAL_KINDS = tuple(k.name for k in registry.KINDS if k.is_causal and not k.generates)
 MOODS = (
     ("good", "fine", "happy"),
     ("bad", "poor", "gloomy"),
@@ -101,6 +101,9 @@ def make_expert(
         base, **task.kind.tokenizer_arguments(model.config)
     )
     rows = rows_of(kind, 1000 + seed, 256, labels=labels, pair=pair)
+    if task.kind.generates:  # it learns the answer, and to end after it
+        task = task_of("greedy-continuation", text=["start", "answer"])
+        rows = [row | {"answer": f"{row['answer']}{tokenizer.eos_token}"} for row in rows]
     with one_thread():
         _train(model, as_items(rows, task, model.config, tokenizer), seed)
     model.save_pretrained(folder)
@@ -172,6 +175,9 @@ def fields_of(kind: str, *, pair: bool = False) -> dict[str, Any]:
             return {"kind": kind, "text": ["start", "next"], "max_length": MAX_LENGTH}
         case "language-modeling":
             return {"kind": kind, "text": "text", "max_length": 12}
+        case "generation":
+            fields = {"text": "start", "label": "answer", "max_new_tokens": 9}
+            return {"kind": kind, **fields, "max_length": MAX_LENGTH}
         case "token-classification":
             return {"kind": kind, "text": "tokens", "label": "ner_tags", "max_length": MAX_LENGTH}
 
@@ -197,7 +203,7 @@ def as_items(rows: list[dict[str, Any]], task: Task, config: Any, tokenizer: Any
         label = task.kind.label("rows", task, config, texts, row.get(task.label))
         found.append(task.kind.encode("rows", task, tokenizer, config, texts, label))
     pad = dict.fromkeys(found[0].sequences[0], 0) | {"input_ids": pad_token_id(config, tokenizer)}
-    return Items(task, tuple(map(str, range(len(rows)))), tuple(found), pad)
+    return Items(task, tuple(map(str, range(len(rows)))), tuple(found), pad, tokenizer=tokenizer)
 
 
 def _row(draw: random.Random, kind: str, labels: int, pair: bool) -> dict[str, Any]:
@@ -247,6 +253,9 @@ def _row(draw: random.Random, kind: str, labels: int, pair: bool) -> dict[str, A
         case "language-modeling":
             start, words = draw.randrange(len(FILLERS)), FILLERS + FILLERS
             return {"text": " ".join(words[start : start + draw.randint(3, 9)])}
+        case "generation":
+            mood = draw.randrange(2)
+            return {"start": _text(draw, MOODS[mood]), "answer": PLACES[mood]}
 
 
 def _text(draw: random.Random, among: tuple[str, ...] = (), most: int = 8) -> str:

@@ -6,6 +6,8 @@ tests/scoring/test_lm_eval.py has the harness itself.
 from __future__ import annotations
 
 import random
+from collections import Counter
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,16 +18,24 @@ import pytest
 import transformers
 
 from cabs_search.spec import harness as found_tasks
+from cabs_search.spec.harness_groups import members_of
 from cabs_search.spec.load import load_reachable, parse
 from cabs_search.spec.task import DataSource, Task
 from cabs_search.tasks import harness
-from cabs_search.tasks.harness import row_of
+from cabs_search.tasks.harness import _hash, read_documents, row_of, score_texts
 from cabs_search.tasks.items import SPLITS, tokenize
 from cabs_search.tasks.load import load_items
 from tests.support.standins import make_base, make_tokenizer, rows_of, task_of
 
 MC = {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}
 OWN = DataSource(harness="quiz")
+MEAN = {"metric": "letters", "aggregation": "mean", "higher_is_better": True}
+WRITES = {
+    "output_type": "generate_until",
+    "generation_kwargs": {"until": ["\n", "Q:"], "max_gen_toks": 7},
+    "metric_list": [{"metric": "each", "aggregation": "list", "higher_is_better": True}, MEAN],
+    "filter_list": [{"name": "first"}, {"name": "all"}],
+}
 
 
 class Opened:
@@ -69,6 +79,12 @@ class Opened:
 
 def quiz_task(**changes: Any) -> Task:
     return Task(dataset=DataSource(harness="quiz", **changes), max_length=60)
+
+
+@pytest.fixture(autouse=True)
+def _one_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (found_tasks, harness):
+        monkeypatch.setattr(module, "members", lambda *_: ("quiz",))
 
 
 @pytest.fixture
@@ -130,11 +146,18 @@ def test_a_task_says_itself_what_it_is(spec: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "by log-likelihoods .*, but quiz is generate_until"),
+        ({"output_type": "x"}, "must be multiple_choice or .* generate_until, but quiz is x"),
         (MC | {"process_results": "/a/utils.score"}, r"function of its own \(utils.score\)"),
         (MC | {"filter_list": [{"name": "x"}]}, "must have no filter_list, but quiz has one"),
         (MC | {"metric_list": [{"metric": "f1"}]}, "but quiz has f1"),
         (MC | {"metric_list": [{"metric": "acc", "aggregation": "median"}]}, "but quiz has acc"),
+        (WRITES | {"metric_list": [MEAN | {"aggregation": "median"}]}, "but quiz has letters"),
+        (WRITES | {"metric_list": [MEAN | {"higher_is_better": False}]}, "one number a document"),
+        (WRITES | {"repeats": 3}, "must have one text, but quiz repeats them"),
+        (WRITES | {"unsafe_code": True}, "generated code is not run here, but quiz runs it"),
+        (WRITES | {"generation_kwargs": {"do_sample": True}}, "greedily, but quiz samples them"),
+        (WRITES | {"generation_kwargs": {"temperature": 0.7}}, "greedily, but quiz samples them"),
+        (WRITES | {"generation_kwargs": {"num_beams": 2}}, "have no num_beams, but quiz sets it"),
         (MC | {"num_fewshot": 0}, "num_fewshot: must be 0, which quiz is fixed to, but got 3"),
     ],
 )
@@ -164,6 +187,7 @@ def test_tasks_that_cannot_be_scored_here_are_refused(
             },
             "language-modeling",
         ),
+        (WRITES, "generation"),
     ],
 )
 def test_the_kind_goes_by_the_requests(
@@ -264,3 +288,135 @@ def test_splits_are_apart_and_examples_are_in_neither(spec: dict[str, Any], open
     del opened.dataset["train"][1:]
     with pytest.raises(ValueError, match="tasks.quiz.dataset: requests cannot be built: Sample"):
         load_items(parse(spec | {"tasks": {"quiz": {"dataset": dataset}}}), "quiz")
+
+
+class Writes(Opened):
+    """A task whose answers are texts; its score counts letters of the document's first choice."""
+
+    multiple_target = 0
+
+    def __init__(self, **splits: list[dict[str, Any]]) -> None:
+        super().__init__(**splits)
+        self.config.doc_to_choice = None
+        self._filters = [SimpleNamespace(name="first", apply=partial(self._filter, 1))]
+        self._filters.append(SimpleNamespace(name="all", apply=partial(self._filter, None)))
+
+    @staticmethod
+    def _filter(most: int | None, requests: list[Any]) -> None:
+        (request,) = requests
+        assert not request.filtered_resps, "a request of its own"
+        request.filtered_resps["any"] = request.resps[0][:most]
+
+    def build_all_requests(self, **_: Any) -> None:
+        super().build_all_requests()
+        self.instances = self.instances[:: len(self.dataset["test"][0]["ends"])]
+
+    def doc_to_target(self, doc: dict[str, Any]) -> Any:
+        return doc["ends"][0]
+
+    def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+        found = [letter in doc["ends"][0] for letter in results[0]]
+        return {"each": found, "letters": np.mean(found) if found else 0}
+
+
+def test_texts_are_scored_by_filter_and_metric(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of("choices-by-likelihood", 1, 20)
+    for row in rows:
+        row["ends"] = row["ends"][:3]
+    opened = Writes(test=rows, train=rows_of("choices-by-likelihood", 2, 9))
+    monkeypatch.setattr(found_tasks, "_entry", lambda *_: (Path("quiz.yaml"), WRITES))
+    monkeypatch.setattr(harness, "open_task", lambda *_: opened)
+    monkeypatch.setattr(harness, "scorer", lambda *_: opened)
+    dataset = {"harness": "quiz", "allow_test": True}
+    spec["tasks"]["quiz"]["dataset"] = dataset
+    task = parse(spec).tasks["quiz"]
+    assert (str(task.kind), task.metric, task.text) == ("generation", "letters", "prompt")
+    assert (task.stop, task.max_new_tokens, task.dataset.filter) == (("\n", "Q:"), 7, "first")
+    assert parse(parse(spec).as_dict(), locations=False).tasks["quiz"] == task
+    items = load_items(parse(spec), "quiz")["search"]
+    first = items.rows[0]
+    assert items.tokenizer.decode(first.sequences[0]["input_ids"]).count("\n") == 2, "examples"
+    assert first.label == [first.marks.document["ends"][0]]
+    text = f"{first.label[0][0]}?"
+    for fields, expected in (({}, 1.0), ({"filter": "all"}, 0.5)):
+        spec["tasks"]["quiz"]["dataset"] = dataset | fields
+        of_filter = parse(spec).tasks["quiz"]
+        assert score_texts(of_filter, [first.marks, None], [text, text]) == [expected, 0.0]
+    other = load_items(parse(spec), "quiz")["search"]
+    assert (other.keys, other.digest != items.digest) == (items.keys, True)
+    spec["tasks"]["quiz"] |= {"dataset": dataset, "metric": "each"}
+    with pytest.raises(ValueError, match="quiz.metric: must be letters, but got each"):
+        load_items(parse(spec), "quiz")
+    spec["tasks"]["quiz"] |= {"dataset": dataset | {"filter": "last"}, "metric": None}
+    with pytest.raises(ValueError, match="filter: must be one of first, all, but got last"):
+        parse(spec)
+    monkeypatch.setattr(opened, "process_results", lambda *_: {"letters": [1, 0]})
+    spec["tasks"]["quiz"]["dataset"] = dataset
+    with pytest.raises(ValueError, match="metric: a text cannot be scored: letters must be one n"):
+        load_items(parse(spec), "quiz")
+
+
+def test_members_of_groups_and_tags() -> None:
+    def entry(kind: str, cfg: Any = None, *tags: str) -> Any:
+        return SimpleNamespace(kind=SimpleNamespace(name=kind), cfg=cfg, tags=set(tags))
+
+    index = {
+        **{name: entry("TASK") for name in ("quiz", "sums", "birds")},
+        "easy": entry("TAG", None, "sums", "quiz"),
+        "all": entry("GROUP", {"group": "all", "task": ["easy", "some", "birds"], "metadata": {}}),
+        "some": entry("GROUP", {"task": [{"group": "own", "task": ["birds"]}, {"task": "sums"}]}),
+        "shots": entry("GROUP", {"task": [{"task": "quiz", "num_fewshot": 3}]}),
+        "whole": entry("GROUP", {"task": ["quiz"], "num_fewshot": 5}),
+    }
+    assert members_of("t", "all", index) == ("quiz", "sums", "birds")
+    for name in ("shots", "whole"):
+        with pytest.raises(ValueError, match=f"t: .*but {name} sets num_fewshot of some; name the"):
+            members_of("t", name, index)
+    with pytest.raises(KeyError):
+        members_of("t", "other", index)
+
+
+def test_tasks_of_a_group_are_averaged_by_documents_or_by_tasks(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"a": 10, "b": 40, "c": 12}
+    opened = {
+        name: Opened(test=rows_of("choices-by-likelihood", seed, size), train=[])
+        for seed, (name, size) in enumerate(sizes.items())
+    }
+    examples = rows_of("choices-by-likelihood", 9, 9)
+    for one in opened.values():
+        one.dataset["train"] = examples
+    for module in (found_tasks, harness):
+        monkeypatch.setattr(module, "members", lambda *_: tuple(sizes))
+    monkeypatch.setattr(harness, "open_task", lambda _, source: opened[source.harness])
+    dataset = {"harness": "all", "allow_test": True}
+    member = {_hash(row): name for name, one in opened.items() for row in one.dataset["test"]}
+    assert len(member) == 62
+
+    def counted(**fields: Any) -> list[list[str]]:
+        spec["tasks"]["quiz"] = {"dataset": dataset, "max_length": 60} | fields
+        task, tokenizer = parse(spec).tasks["quiz"], make_tokenizer("llama")
+        documents = read_documents("t", task, {"search": None, "confirm": None}, tokenizer)[None]
+        names = {row.key: row.member for row in documents}
+        items = load_items(parse(spec), "quiz")
+        return [[names[key] for key in items[split].keys] for split in SPLITS]
+
+    micro = counted(search={"items": 31})
+    assert [len(names) for names in micro] == [31, 31]
+    assert sorted([*micro[0], *micro[1]]) == sorted(member.values())
+    dataset["average"] = "macro"
+    assert [Counter(names) for names in counted()] == [dict.fromkeys("abc", 5)] * 2
+    search, confirm = counted(search={"items": 11}, confirm={"items": 6})
+    assert Counter(search) == dict.fromkeys("abc", 3)
+    assert Counter(confirm) == dict.fromkeys("abc", 2)
+    assert all(sorted(search[place : place + 3]) == ["a", "b", "c"] for place in (0, 3, 6))
+    for items, message in ((2, "items: at least one for each of 3"), (40, "split: .* a has not")):
+        with pytest.raises(ValueError, match=f"search.{message}|quiz.{message}"):
+            counted(search={"items": items})
+    configs = {"a": MC, "b": WRITES, "c": MC}
+    monkeypatch.setattr(found_tasks, "_entry", lambda _, one: (Path(), configs[one.harness]))
+    with pytest.raises(ValueError, match="must be scored alike, but b is not as a is; name them"):
+        parse(spec)

@@ -29,8 +29,8 @@ def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:
         blocks: number of blocks of the search items.
 
     Raises:
-        ValueError: the levels do not fit to the tensors, there are too few blocks, or the objective
-            is no sum over tasks.
+        ValueError: the levels do not fit to the tensors, there are too few blocks, the objective
+            is no sum over tasks, or a task has no gradient.
 
     """
     settings = spec.search.refine
@@ -40,6 +40,11 @@ def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:
         raise ValueError(
             f"search.refine: needs the objective {', '.join(SUMS[:-1])} or {SUMS[-1]}, but got"
             f" {objective_name(spec)}"
+        )
+    if generating := [name for name, task in spec.tasks.items() if task.kind.generates]:
+        raise ValueError(
+            f"search.refine: every task must have losses with a gradient, but {generating[0]} is"
+            f" {spec.tasks[generating[0]].kind}"
         )
     if blocks < FOLDS:
         raise ValueError(
