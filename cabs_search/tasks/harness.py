@@ -6,11 +6,13 @@ harness's own seed, as its ``evaluate`` builds them; only then are documents cho
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -148,7 +150,8 @@ def _rows(where: str, task: Task, opened: Any, tokenizer: Any) -> dict[str, Row]
             "chat_template": _chat_template(where, tokenizer),
         }
     try:
-        opened.build_all_requests(limit=None, rank=0, world_size=1, **chat)
+        with redirect_stderr(io.StringIO()):  # it draws a bar for each task
+            opened.build_all_requests(limit=None, rank=0, world_size=1, **chat)
     except Exception as error:
         raise ValueError(
             f"{where}.dataset: requests cannot be built: {first_line(error)}"
