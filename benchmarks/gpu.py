@@ -38,8 +38,8 @@ def waited(act: Callable[[], object]) -> Callable[[], object]:
 
 
 def next_lambda(ledger: Ledger, layers: int, nms: tuple[tuple[int, int], ...]) -> None:
-    """Llama-2-7B's shapes, 2 experts, base and vectors on the device."""
-    shapes = families.llama(layers)
+    """Mistral-7B's shapes, 2 experts, base and vectors on the device."""
+    shapes = families.mistral(layers)
     room = torch.cuda.mem_get_info()[0] // 4
     source = torch.empty(min(COPIED, room) // 4, device="cuda").normal_()
     target = torch.empty_like(source)
@@ -111,7 +111,7 @@ def main() -> int:
     """0 also where there is no GPU."""
     parser = argparse.ArgumentParser(prog="make bench-gpu")
     parser.add_argument(
-        "--layers", type=int, default=32, help="of Llama-2-7B's 32; disk for 57 GB is needed"
+        "--layers", type=int, default=32, help="of Mistral-7B's 32; disk for 57 GB is needed"
     )
     parser.add_argument("--json", type=Path, default=Path("bench-gpu.json"))
     chosen = parser.parse_args()

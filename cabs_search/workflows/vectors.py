@@ -17,6 +17,7 @@ from tqdm import tqdm
 from cabs_search.common.files import whole_file
 from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import StoredVector, VectorCache
+from cabs_search.merging.chunks import keep_memory
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
@@ -108,6 +109,7 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
         ValueError: the spec's models are wrong, or there is no such method.
 
     """
+    keep_memory()
     for name in only:
         split_name(name)
     if only:
