@@ -22,6 +22,8 @@ from cabs_search.spec.task import Split
 STEP = 0.01
 """Size of the noise that makes an expert of a base."""
 SHARD_BYTES = 1 << 30
+HEAD = 128
+"""Width of an attention head of Mistral-7B."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -115,9 +117,17 @@ def flat(weights: int) -> Shapes:
     }
 
 
-def mistral(layers: int = 32) -> Shapes:
-    """Mistral-7B-v0.1's tensors: 7.24 billion weights with all 32 layers."""
-    hidden, inner, pairs, vocabulary = 4096, 14336, 1024, 32000
+def mistral(
+    layers: int = 32,
+    hidden: int = 4096,
+    inner: int = 14336,
+    pairs: int = 1024,
+    vocabulary: int = 32000,
+) -> Shapes:
+    """Mistral-7B-v0.1's tensors: 7.24 billion weights with all 32 layers.
+
+    ``pairs`` is the width of keys and of values.
+    """
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for i in range(layers):
         at = f"model.layers.{i}"
@@ -129,13 +139,22 @@ def mistral(layers: int = 32) -> Shapes:
     return found | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
-def mistral_config(layers: int = 32) -> Any:
-    """The configuration of a model of these shapes."""
+def mistral_config(shapes: Shapes) -> Any:
+    """The configuration of a model of these shapes, with heads of Mistral-7B's width."""
     import transformers
 
+    vocabulary, hidden = shapes["model.embed_tokens.weight"]
+    inner, pairs = (
+        shapes[f"model.layers.0.{name}_proj.weight"][0] for name in ("mlp.up", "self_attn.k")
+    )
     return transformers.MistralConfig(
         architectures=["MistralForCausalLM"],
-        num_hidden_layers=layers,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=sum(name.endswith("q_proj.weight") for name in shapes),
+        num_attention_heads=hidden // HEAD,
+        num_key_value_heads=pairs // HEAD,
         sliding_window=4096,
         tie_word_embeddings=False,
         dtype="bfloat16",

@@ -173,7 +173,7 @@ def measure(
         with _bar(weights, "making checkpoints") as bar:
             base, made = families.write(root / "models", shapes, experts, DTYPE, bar.update)
         for folder in (base, *made.values()):
-            families.mistral_config(layers).save_pretrained(folder)
+            families.mistral_config(shapes).save_pretrained(folder)
         names = tuple(made)
         cabs = make_method("cabs", names, nm=nm)
         steps: list[tuple[str, Callable[..., Any], Method]] = [

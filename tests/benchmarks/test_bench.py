@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import families, program
+from benchmarks import families, gpu, program
 from benchmarks.docs import BEGIN, END
 from benchmarks.figures import Figure, Ledger, Target, interleaved
 from benchmarks.rivals import loop_mask, topk_mask
@@ -106,6 +106,17 @@ def test_bytes_that_must_move(tmp_path: Path) -> None:
         < program.moved_bytes(family, pruned)
         <= values + 2 * (weights // 8 + 64) + 2 * lines
     )
+
+
+def test_candidates_of_a_gpu_are_measured(tmp_path: Path) -> None:
+    """On the CPU here, with a model that is small."""
+    shapes = families.mistral(2, hidden=256, inner=64, pairs=128, vocabulary=96)
+    family = gpu.family_of(tmp_path, shapes)
+    ledger = Ledger(tmp_path / "bench.json")
+    gpu.candidates(ledger, family, VectorCache(tmp_path / "cache"), "cpu", 3, 30)
+    documents, candidates = ledger.figures
+    assert (documents.unit, candidates.unit) == ("documents/s", "candidates/h")
+    assert 0 < candidates.value < 3600 * documents.value / 3
 
 
 def test_mistral_has_its_weights() -> None:
