@@ -37,6 +37,7 @@ from cabs_search.merging.masks.settings import parse_nm
 from cabs_search.merging.recipe import Method, make_method, make_recipe
 from cabs_search.serving.export import export
 from cabs_search.spec.locations import cache_folder
+from cabs_search.workflows.vectors import inspect
 
 DTYPE = torch.bfloat16
 SPARE = 10 << 30
@@ -74,8 +75,8 @@ def limited(memory: int, mapped: int) -> None:
 def build(
     root: Path, experts: Mapping[str, Path], method: Method, memory: int
 ) -> tuple[float, int, str]:
-    """Seconds of hashing the checkpoints and building every entry, the peak of private memory, and
-    how long the hashing took.
+    """Seconds of hashing the checkpoints and building every entry; the peak of private memory, also
+    of the command ``vectors``, which looks at all of them again; and how long parts took.
     """
     keep_memory()
     torch.set_num_threads(CORES)
@@ -83,11 +84,16 @@ def build(
     with Peak() as peak:
         start = time.perf_counter()
         family = Family.open(root / "models" / "base", experts)
-        assert family.fingerprints, family.base.fingerprint
+        program.hash_models(family)
         hashed = time.perf_counter() - start
+        cache = VectorCache(root / "out")
         with _bar(family.alignment.weights, "building entries") as bar:
-            program.ensure(VectorCache(root / "out"), family, method, bar.update)
-        return time.perf_counter() - start, peak.bytes, f"{hashed:.0f} s of it hash the checkpoints"
+            program.ensure(cache, family, method, bar.update)
+        built = time.perf_counter() - start
+        inspect(family, cache, method)
+        more = time.perf_counter() - start - built
+    note = f"{hashed:.0f} s of it hash the checkpoints; statistics of the vectors {more:.0f} s more"
+    return built, peak.bytes, note
 
 
 def merge(
