@@ -56,12 +56,13 @@ def trunk_inputs(batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
 
     Args:
         batch: as from ``collate``, padded on the right. No token sees what comes after it, so that
-            padding needs no mask. Packed sequences, with a field ``branch``, need one.
+            padding needs no mask. Packed sequences that branch, with a field ``branch``, need one,
+            which takes attention more time.
         dtype: the model's.
 
     """
     inputs = {"input_ids": batch["input_ids"]}
-    if "branch" in batch:
+    if "branch" in batch and batch["branch"].any():
         mask = _branch_mask(batch["branch"], dtype)
         inputs |= {"position_ids": batch["position_ids"], "attention_mask": mask}
     return inputs

@@ -71,6 +71,7 @@ ROWS = [
         "right": 4,
     },
     {"start": "the bird " * 40, "ends": ["sleeps", "runs in the house"], "right": 0},
+    {"start": "the dog", "ends": ["in", "on", "a"], "right": 2},  # one token each: no branches
 ]
 TEXTS = [{"text": "the cat and the bird"}, {"text": "a house over the cat near a dog"}]
 
@@ -169,9 +170,13 @@ def test_a_language_model_goes_the_whole_way(
         found = log_likelihoods(model, items["choices"], np.arange(len(ROWS)), CPU)
     close = 1e-5 if dtype == "float32" else 0.1
     assert found.tolist() == pytest.approx(flat, abs=close)
+    with torch.inference_mode():
+        alone = log_likelihoods(model, items["choices"], np.array([len(ROWS) - 1]), CPU)
+    assert len(alone) == 3
+    assert alone.tolist() == pytest.approx(flat[-3:], abs=close)
     outcomes = bench.score(items, {"choices": np.arange(len(ROWS)), "texts": np.arange(2)})
     sums = [torch.tensor([sum(choice) for choice in row]) for row in expected]
-    right = [1, 0, 3, 4, 0]
+    right = [1, 0, 3, 4, 0, 2]
     losses = [-float(s.log_softmax(-1)[r]) for s, r in zip(sums, right, strict=True)]
     assert outcomes["choices"].losses == pytest.approx(losses, abs=10 * close)
     totals = naive_texts(loaded, tokenizer)
