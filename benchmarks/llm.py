@@ -55,9 +55,11 @@ TASKS: Mapping[str, dict[str, Any]] = {
         "doc_to_text": "{{lead}}\n{% for title in titles %}{{'ABCD'[loop.index0]}}. {{title}}\n"
         "{% endfor %}Answer:",
         "doc_to_choice": list("ABCD"),
+        "fewshot_config": {"sampler": "first_n"},
     },
 }
-"""As of ARC and HellaSwag; and as of MMLU, of which the harness reads all four in one pass."""
+"""As of ARC and HellaSwag, with examples of each document's own; and as of MMLU, with the same for
+all, of which the harness reads all four choices in one pass."""
 METHOD, RIVAL, LAMBDAS = "task-arithmetic", "task_arithmetic", (0.4, 0.7)
 ROUNDS = 2
 WORDS = 24

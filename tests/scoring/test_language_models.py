@@ -73,6 +73,7 @@ ROWS = [
     {"start": "the bird " * 40, "ends": ["sleeps", "runs in the house"], "right": 0},
     {"start": "the dog", "ends": ["in", "on", "a"], "right": 2},  # one token each: no branches
 ]
+RIGHT = {"right": 0}
 TEXTS = [{"text": "the cat and the bird"}, {"text": "a house over the cat near a dog"}]
 
 
@@ -243,6 +244,43 @@ def naive_texts(model: Any, tokenizer: Any) -> list[float]:
             total += float(logs[:-1].gather(1, window[1:, None]).sum())
         found.append(total)
     return found
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("Llama", SIZE),
+        ("Mistral", SIZE | {"sliding_window": 64}),
+        ("Gemma2", SIZE | {"head_dim": 8}),
+        ("Phi3", SIZE),
+        ("GPT2", GPT2),
+    ],
+)
+def test_examples_that_all_documents_share_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, settings: dict[str, Any]
+) -> None:
+    opened = make_family(tmp_path, family, settings, tied=False, dtype="float32")
+    bench = Workbench(opened, tasks(), VectorCache(tmp_path / "cache"), device="cpu")
+    rows = [row | {"start": f"{'the cat sits ' * 3}{row['start']}"} for row in ROWS[:4] + ROWS[5:]]
+    rows.append({"start": "the cat sits the cat sits the cat", "ends": ["sits", "sits in"]} | RIGHT)
+    model = bench.models[BASE]
+    items = {"choices": items_of(tasks()["choices"], model.config, rows)}
+    read: list[int] = []
+    model.base_model.register_forward_hook(
+        lambda _, __, inputs, ___: read.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+
+    def score() -> tuple[Any, int]:
+        read.clear()
+        return bench.score(items, {"choices": np.arange(len(rows))})["choices"], sum(read)
+
+    apart, tokens = score()
+    monkeypatch.setattr(likelihoods, "SHORTEST_SHARED", 4)
+    shared, fewer = score()
+    assert len(read) > 1
+    assert fewer < 0.8 * tokens
+    assert shared.losses == pytest.approx(apart.losses, abs=1e-5)
+    assert shared.scores.tolist() == apart.scores.tolist()
 
 
 def test_choices_and_texts_have_the_scores_of_the_definition() -> None:
