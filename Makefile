@@ -75,6 +75,7 @@ check: setup
 # ONLY="masks size" measures those parts alone; ARGS goes on to the command (see --help of each).
 bench: setup
 	@$(MAKE) $(MERGEKIT) || echo 'mergekit cannot be installed: its rows say so'
+	@$(MAKE) $(LM_EVAL) || echo 'lm-eval cannot be installed: the part llm says so'
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 bench-large: setup

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,9 +94,11 @@ def _scored(
     )
 
 
-def bare(model: Any, tokens: int, length: int) -> Callable[[], object]:
+def bare(
+    model: Any, tokens: int, length: int, batches: Sequence[int] = BATCHES
+) -> Callable[[], object]:
     """An act: so many tokens in sequences of one length through the model, no padding, no mask,
-    nothing else.
+    nothing else, in the fastest of some sizes of ``batches``.
     """
     count = max(1, round(tokens / length))
     ids = torch.randint(
@@ -108,7 +110,7 @@ def bare(model: Any, tokens: int, length: int) -> Callable[[], object]:
             for part in ids.split(max(1, batch // length)):
                 model(input_ids=part)
 
-    tried = interleaved({str(b): lambda b=b: forward(b) for b in BATCHES}, rounds=2)  # type: ignore[misc]
+    tried = interleaved({str(b): lambda b=b: forward(b) for b in batches}, rounds=2)  # type: ignore[misc]
     best = int(min(tried, key=lambda b: tried[b]))
     return lambda: forward(best)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,8 @@ from cabs_search.spec.task import Split
 STEP = 0.01
 """Size of the noise that makes an expert of a base."""
 SHARD_BYTES = 1 << 30
+HEAD = 128
+"""Width of an attention head of Mistral-7B."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -53,24 +55,55 @@ def bert_base(experts: int = 3) -> tuple[Path, dict[str, Path]]:
     """
     import transformers
 
-    root = cache_folder() / "bench" / "bert-base"
     config = transformers.RobertaConfig(
         vocab_size=30522, max_position_embeddings=512, type_vocab_size=2
     )
+    return _random("bert-base", transformers.RobertaForSequenceClassification, config, experts)
+
+
+def smollm2(tokenizer: Callable[[], Any], experts: int = 2) -> tuple[Path, dict[str, Path]]:
+    """Language models of SmolLM2-135M's shape (134.5 M weights, tied) as random weights.
+
+    Args:
+        tokenizer: makes the tokenizer that is saved with the base.
+        experts: how many beside the base.
+    """
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_theta=100000.0,
+        tie_word_embeddings=True,
+    )
+    base, made = _random("smollm2-135m", transformers.LlamaForCausalLM, config, experts)
+    tokenizer().save_pretrained(base)
+    return base, made
+
+
+def _random(name: str, kind: Any, config: Any, experts: int) -> tuple[Path, dict[str, Path]]:
+    """A base of random weights and experts that moved away from it, kept for later runs."""
+    root = cache_folder() / "bench" / name
     for i in range(experts + 1):
-        name = f"expert{i}" if i else "base"
-        if (root / name).is_dir():
+        own = f"expert{i}" if i else "base"
+        if (root / own).is_dir():
             continue
         root.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        model = transformers.RobertaForSequenceClassification(config)
+        model = kind(config)
         torch.manual_seed(i)
         with torch.no_grad():
             for parameter in model.parameters() if i else ():
                 parameter.add_(torch.randn_like(parameter), alpha=STEP)
         with tempfile.TemporaryDirectory(dir=root) as work:
-            model.save_pretrained(Path(work) / name)
-            (Path(work) / name).rename(root / name)
+            model.save_pretrained(Path(work) / own)
+            (Path(work) / own).rename(root / own)
     return root / "base", {f"expert{i}": root / f"expert{i}" for i in range(1, experts + 1)}
 
 
@@ -84,18 +117,48 @@ def flat(weights: int) -> Shapes:
     }
 
 
-def llama(
-    layers: int = 32, hidden: int = 4096, inner: int = 11008, vocabulary: int = 32000
+def mistral(
+    layers: int = 32,
+    hidden: int = 4096,
+    inner: int = 14336,
+    pairs: int = 1024,
+    vocabulary: int = 32000,
 ) -> Shapes:
-    """Llama-2-7B's tensors: 6.74 billion weights with all 32 layers."""
+    """Mistral-7B-v0.1's tensors: 7.24 billion weights with all 32 layers.
+
+    ``pairs`` is the width of keys and of values.
+    """
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for i in range(layers):
         at = f"model.layers.{i}"
-        found |= {f"{at}.self_attn.{p}_proj.weight": (hidden, hidden) for p in "qkvo"}
+        found |= {f"{at}.self_attn.{p}_proj.weight": (hidden, hidden) for p in "qo"}
+        found |= {f"{at}.self_attn.{p}_proj.weight": (pairs, hidden) for p in "kv"}
         found |= {f"{at}.mlp.{p}_proj.weight": (inner, hidden) for p in ("gate", "up")}
         found[f"{at}.mlp.down_proj.weight"] = (hidden, inner)
         found |= {f"{at}.{p}_layernorm.weight": (hidden,) for p in ("input", "post_attention")}
     return found | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
+
+
+def mistral_config(shapes: Shapes) -> Any:
+    """The configuration of a model of these shapes, with heads of Mistral-7B's width."""
+    import transformers
+
+    vocabulary, hidden = shapes["model.embed_tokens.weight"]
+    inner, pairs = (
+        shapes[f"model.layers.0.{name}_proj.weight"][0] for name in ("mlp.up", "self_attn.k")
+    )
+    return transformers.MistralConfig(
+        architectures=["MistralForCausalLM"],
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=sum(name.endswith("q_proj.weight") for name in shapes),
+        num_attention_heads=hidden // HEAD,
+        num_key_value_heads=pairs // HEAD,
+        sliding_window=4096,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+    )
 
 
 def numel(shapes: Shapes) -> int:

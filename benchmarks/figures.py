@@ -30,14 +30,16 @@ from cabs_search.common.formats import table
 RATES = ("/s", "/h")
 """How the units end of which more is better."""
 PARTS = (
-    *("limits", "masks", "materialize", "evaluate", "gradients", "search", "tracking", "memory"),
-    "size",
+    *("limits", "masks", "materialize", "evaluate", "llm", "gradients", "search", "tracking"),
+    *("memory", "size"),
 )
 """Modules beside this one, each with ``measure``, in the order they run."""
 ORDER = (*PARTS, "large", "gpu")
 """Parts as tables show them."""
 CORES = os.cpu_count() or 1
-MERGEKIT = Path(__file__).parents[1] / ".venv-mergekit"
+MERGEKIT, LM_EVAL = (
+    Path(__file__).parents[1] / f".venv-{name}" for name in ("mergekit", "lm-eval")
+)
 
 
 @dataclass(frozen=True, kw_only=True)

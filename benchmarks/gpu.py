@@ -1,4 +1,6 @@
-"""λ → λ′ and items a second on a GPU: ``make bench-gpu`` (point 9); says so where there is none."""
+"""λ → λ′, documents and items a second, and candidates an hour on a GPU: ``make bench-gpu`` (point
+9); says so where there is none.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,15 @@ import torch
 from benchmarks import families, program
 from benchmarks.figures import Ledger, Target, interleaved
 from benchmarks.large import DTYPE
+from cabs_search.kinds.base import Item
+from cabs_search.kinds.causal import to_score_packed
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.merging.recipe import Method, Recipe, make_method, make_recipe
+from cabs_search.scoring.workbench import Workbench
 from cabs_search.spec.locations import cache_folder
+from cabs_search.spec.task import DataSource, Task
+from cabs_search.tasks.items import Items
 from cabs_search.tasks.load import load_items
 
 COPIED = 4 << 30
@@ -32,52 +39,115 @@ def waited(act: Callable[[], object]) -> Callable[[], object]:
 
     def done() -> None:
         act()
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
     return done
 
 
-def next_lambda(ledger: Ledger, layers: int, nms: tuple[tuple[int, int], ...]) -> None:
-    """Llama-2-7B's shapes, 2 experts, base and vectors on the device."""
-    shapes = families.llama(layers)
+def family_of(root: Path, shapes: families.Shapes) -> Family:
+    """A base and two experts of Mistral's shapes, on disk."""
+    base, experts = families.write(root / "models", shapes, 2, DTYPE)
+    for folder in (base, *experts.values()):
+        families.mistral_config(shapes).save_pretrained(folder)
+    return Family.open(base, experts)
+
+
+def next_lambda(
+    ledger: Ledger, family: Family, cache: VectorCache, nms: tuple[tuple[int, int], ...]
+) -> None:
+    """λ → λ′ of two experts, base and vectors on the device."""
     room = torch.cuda.mem_get_info()[0] // 4
     source = torch.empty(min(COPIED, room) // 4, device="cuda").normal_()
     target = torch.empty_like(source)
-    with families.scratch() as root:
-        ledger.say(f"  making {families.numel(shapes) / 1e9:.2f} G weights three times")
-        base, experts = families.write(root / "models", shapes, 2, DTYPE)
-        family = Family.open(base, experts)
-        for n, m in nms:
-            method = make_method("cabs", tuple(experts), nm=(n, m))
-            ledger.say(f"  building entries {n}:{m}")
-            vectors = program.vectors(VectorCache(root / "cache"), family, method)
-            held = program.resident(family, "cuda")
-            turns = itertools.cycle(
-                [make_recipe(method, dict.fromkeys(experts, value)) for value in (0.4, 0.7)]
-            )
-            act = waited(lambda h=held, v=vectors, t=turns: h.materialize(v, next(t)))  # type: ignore[misc]
-            times = interleaved(
-                {"ours": act, "copy": waited(lambda: target.copy_(source))}, rounds=9, warm=3
-            )
-            moved, copied = program.moved_bytes(family, vectors), 2 * source.nbytes
-            ledger.add(
-                part="gpu",
-                what=(
-                    f"λ → λ′, {families.numel(shapes) / 1e9:.2f} G weights, bfloat16, 2 experts,"
-                    f" cabs {n}:{m}"
-                ),
-                value=moved / times["ours"] / 1e9,
-                unit="GB/s",
-                limit="device copy",
-                limit_value=copied / times["copy"] / 1e9,
-                target=Target(of="over", most=1 / 0.6),
-                note=(
-                    f"{moved / 1e9:.1f} GB must move: {times['ours'] * 1e3:.2f} ms; 60 % of the"
-                    " limit is the target"
-                ),
-            )
-            del held, act
-            torch.cuda.empty_cache()
+    for nm in nms:
+        method = make_method("cabs", tuple(family.experts), nm=nm)
+        ledger.say(f"  building entries {nm[0]}:{nm[1]}")
+        vectors = program.vectors(cache, family, method)
+        held = program.resident(family, "cuda")
+        turns = itertools.cycle(_recipes(method, family))
+        act = waited(lambda h=held, v=vectors, t=turns: h.materialize(v, next(t)))  # type: ignore[misc]
+        times = interleaved(
+            {"ours": act, "copy": waited(lambda: target.copy_(source))}, rounds=9, warm=3
+        )
+        moved, copied = program.moved_bytes(family, vectors), 2 * source.nbytes
+        ledger.add(
+            part="gpu",
+            what=f"λ → λ′, {_size(family)}, cabs {nm[0]}:{nm[1]}",
+            value=moved / times["ours"] / 1e9,
+            unit="GB/s",
+            limit="device copy",
+            limit_value=copied / times["copy"] / 1e9,
+            target=Target(of="over", most=1 / 0.6),
+            note=(
+                f"{moved / 1e9:.1f} GB must move: {times['ours'] * 1e3:.2f} ms; 60 % of the"
+                " limit is the target"
+            ),
+        )
+        del held, act
+        torch.cuda.empty_cache()
+
+
+def candidates(
+    ledger: Ledger,
+    family: Family,
+    cache: VectorCache,
+    device: str,
+    documents: int = 200,
+    tokens: int = 700,
+) -> None:
+    """Candidates of a language model: λ → λ′, and multiple choice of random tokens scored.
+
+    Args:
+        ledger: receives the figures.
+        family: base and experts.
+        cache: of their vectors.
+        device: ``cuda`` or ``cpu``.
+        documents: scored for each candidate, with four choices of 20 tokens each.
+        tokens: of each document's context, about those of 25 examples of ARC.
+    """
+    own = choices(family, documents, tokens)
+    bench = Workbench(family, {"choices": own.task}, cache, device=device, dtype="bfloat16")
+    method = make_method("cabs", tuple(family.experts), nm=(64, 256))
+    turns, rows = itertools.cycle(_recipes(method, family)), {"choices": np.arange(documents)}
+    acts = {
+        "merge": waited(lambda: bench.materialize(next(turns))),
+        "score": waited(lambda: program.score(bench, {"choices": own}, rows)),
+    }
+    times = interleaved(acts, rounds=3)
+    said = f"{documents} documents of {tokens} tokens and four choices of 20, {_size(family)}"
+    values = {"part": "gpu", "note": f"λ → λ′ takes {times['merge'] * 1e3:.3g} ms"}
+    ledger.add(what=said, value=documents / times["score"], unit="documents/s", **values)
+    an_hour = 3600 / sum(times.values())
+    ledger.add(what=f"candidates of {said}", value=an_hour, unit="candidates/h", **values)
+
+
+def choices(family: Family, documents: int, tokens: int) -> Items:
+    """Multiple choice of random tokens."""
+    task = Task(
+        dataset=DataSource(json="none"),
+        kind="choices-by-likelihood",
+        text="text",
+        choices="choices",
+    )
+    draw, most = np.random.default_rng(0), family.base.config["vocab_size"]
+    found = []
+    for _ in range(documents):
+        context, ends = draw.integers(most, size=tokens), draw.integers(most, size=(4, 20))
+        sequences = [[*context.tolist(), *end.tolist()] for end in ends]
+        marks = task.kind.marks(task, ("", *"abcd"), 0)
+        found.append(Item(label=0, marks=marks, **to_score_packed(sequences, [20] * 4)))
+    pad = dict.fromkeys(found[0].sequences[0], 0)
+    return Items(task, tuple(map(str, range(documents))), tuple(found), pad)
+
+
+def _recipes(method: Method, family: Family) -> list[Recipe]:
+    return [make_recipe(method, dict.fromkeys(family.experts, value)) for value in (0.4, 0.7)]
+
+
+def _size(family: Family) -> str:
+    weights = family.alignment.weights
+    return f"{weights / 1e9:.2f} G weights of Mistral's shapes, bfloat16, 2 experts"
 
 
 def items(ledger: Ledger, dtype: Literal["float32", "bfloat16"], count: int = 600) -> None:
@@ -111,7 +181,7 @@ def main() -> int:
     """0 also where there is no GPU."""
     parser = argparse.ArgumentParser(prog="make bench-gpu")
     parser.add_argument(
-        "--layers", type=int, default=32, help="of Llama-2-7B's 32; disk for 57 GB is needed"
+        "--layers", type=int, default=32, help="of Mistral-7B's 32; disk for 64 GB is needed"
     )
     parser.add_argument("--json", type=Path, default=Path("bench-gpu.json"))
     chosen = parser.parse_args()
@@ -122,7 +192,12 @@ def main() -> int:
     ledger = Ledger(chosen.json)
     ledger.machine["gpu"] = torch.cuda.get_device_name()
     ledger.begin("gpu")
-    next_lambda(ledger, chosen.layers, ((64, 256), (3, 32)))
+    shapes = families.mistral(chosen.layers)
+    with families.scratch() as root:
+        ledger.say(f"  making {families.numel(shapes) / 1e9:.2f} G weights three times")
+        family, cache = family_of(root, shapes), VectorCache(root / "cache")
+        next_lambda(ledger, family, cache, ((64, 256), (3, 32)))
+        candidates(ledger, family, cache, "cuda")
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     for dtype in dtypes:
         try:

@@ -23,7 +23,7 @@ from cabs_search.tasks.load import load_items
 TASKS = ("topic", "headline", "tweets", "lead")
 ITEMS = 60
 """Of each task."""
-LAYER = {name: shape for name, shape in families.llama(1).items() if ".layers." in name}
+LAYER = {name: shape for name, shape in families.mistral(1).items() if ".layers." in name}
 
 
 def measure(ledger: Ledger) -> None:

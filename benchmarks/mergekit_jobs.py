@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.merge_methods import merge_state_dicts
 from mergekit.options import MergeOptions
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 EACH = ("weight", "density")
@@ -26,7 +26,7 @@ EACH = ("weight", "density")
 
 
 def run(job: dict[str, Any]) -> float:
-    """``run_merge`` and the result loaded again: what a search would do for every candidate."""
+    """``run_merge``, and the result loaded again by the class that is named."""
     given = job["parameters"]
     own = {name: value for name, value in given.items() if name in EACH}
     config = MergeConfiguration.model_validate(
@@ -43,7 +43,8 @@ def run(job: dict[str, Any]) -> float:
     )
     start = time.perf_counter()
     run_merge(config, job["out"], options)
-    AutoModelForSequenceClassification.from_pretrained(job["out"])
+    if job["loads"]:
+        getattr(transformers, job["loads"]).from_pretrained(job["out"])
     return time.perf_counter() - start
 
 

@@ -23,6 +23,11 @@ LINE = 64
 """Bytes of a cache line: memory moves in no smaller pieces."""
 
 
+def hash_models(family: Family) -> None:
+    """Hash base and experts, once each."""
+    assert family.fingerprints, family.base.fingerprint
+
+
 def ensure(
     store: VectorCache, family: Family, method: Method, progress: Callable[[int], Any] | None = None
 ) -> dict[str, Path]:

@@ -1,20 +1,21 @@
-"""What a user would run instead: masks by torch, the authors' loop and workflow, mergekit in its
-own environment.
+"""What a user would run instead: masks by torch, the authors' loop and workflow, mergekit and
+lm-evaluation-harness in environments of their own.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 
-from benchmarks.figures import MERGEKIT
+from benchmarks.figures import LM_EVAL, MERGEKIT
 from cabs_search.kinds.base import Item
 
 PADDED = 128
@@ -117,24 +118,62 @@ class Authors:
         return models, time.perf_counter() - start
 
 
-class Mergekit:
-    """mergekit in a process of its own environment, which times itself."""
+class _Outside:
+    """A script in a process of another environment, which answers JSON lines and times itself."""
 
-    def __init__(self, base: Path, experts: Mapping[str, Path], out: Path, threads: int) -> None:
+    def __init__(self, name: str, environment: Path, log: Path, threads: int) -> None:
+        """Start ``NAME_jobs.py`` beside this file; what it says beside answers goes to ``log``."""
+        script = Path(__file__).with_name(f"{name}_jobs.py")
+        command = [str(environment / "bin" / "python"), str(script), str(threads)]
+        self._name, self._log = name, log.open("w")
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+
+    def ask(self, job: Mapping[str, Any]) -> Any:
+        """The answer to a job. Raises RuntimeError if the process ends instead."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            log = Path(self._log.name).read_text().strip().splitlines()
+            raise RuntimeError([f"{self._name} ended without a word", *log][-1])
+        return json.loads(answer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+        self._log.close()
+
+
+class Mergekit(_Outside):
+    """mergekit in a process of its own environment."""
+
+    def __init__(
+        self,
+        base: Path,
+        experts: Mapping[str, Path],
+        out: Path,
+        threads: int,
+        loads: str = "AutoModelForSequenceClassification",
+    ) -> None:
+        """``loads``: the class of transformers that loads what was merged; empty: none."""
+        super().__init__("mergekit", MERGEKIT, out.parent / "mergekit.log", threads)
         self._settings = {
             "base": str(base),
             "experts": [str(e) for e in experts.values()],
             "out": str(out),
+            "loads": loads,
         }
-        command = [
-            str(MERGEKIT / "bin" / "python"),
-            str(Path(__file__).with_name("mergekit_jobs.py")),
-            str(threads),
-        ]
-        self._log = (out.parent / "mergekit.log").open("w")
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
-        )
 
     @staticmethod
     def missing() -> str:
@@ -149,22 +188,19 @@ class Mergekit:
         """Of one merge: ``run_merge`` with reload, or ``merge_state_dicts`` with everything in
         memory.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        job = self._settings | {"act": act, "method": method, "parameters": parameters}
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            log = Path(self._log.name).read_text().strip().splitlines() or [
-                "mergekit ended without a word"
-            ]
-            raise RuntimeError(log[-1])
-        return float(json.loads(answer))
+        return float(
+            self.ask(self._settings | {"act": act, "method": method, "parameters": parameters})
+        )
 
-    def __enter__(self) -> Mergekit:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
-        self._log.close()
+class LmEval(_Outside):
+    """lm-evaluation-harness in a process of its own environment."""
+
+    def __init__(self, log: Path, threads: int) -> None:
+        super().__init__("lm_eval", LM_EVAL, log, threads)
+
+    @staticmethod
+    def missing() -> str:
+        """Why it cannot be run; empty where it can."""
+        is_there = (LM_EVAL / ".installed").exists()
+        return "" if is_there else "lm-eval is not installed: make .venv-lm-eval"

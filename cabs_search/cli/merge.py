@@ -21,11 +21,13 @@ def merge(options: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
+    from cabs_search.merging.chunks import keep_memory
     from cabs_search.merging.family import Family
     from cabs_search.serving.export import export
     from cabs_search.spec.fields import NAME_PATTERN
     from cabs_search.spec.locations import locate
 
+    keep_memory()
     experts = _mapping("--expert", options.expert)
     for name in experts:
         if not re.fullmatch(NAME_PATTERN, name):

@@ -189,7 +189,7 @@ def to_score_packed(sequences: Sequence[Tokens], counts: Sequence[int]) -> dict[
     part from 1: a token sees the beginning and its own branch up to itself.
     """
     inputs = [tokens[:-1] for tokens in sequences]
-    shared = _length_of_common_beginning(inputs)
+    shared = length_of_common_beginning(inputs)
     packed, positions = inputs[0][:shared], list(range(shared))
     branch, targets = [0] * shared, []
     for number, (tokens, count) in enumerate(zip(sequences, counts, strict=True), 1):
@@ -246,12 +246,13 @@ def is_short_packed(sequences: Sequence[Tokens]) -> bool:
     Attention costs the square of the length. Contexts that were cut at different places have no
     common beginning.
     """
-    shared = _length_of_common_beginning(sequences)
+    shared = length_of_common_beginning(sequences)
     packed = shared + sum(len(tokens) - shared for tokens in sequences)
     return packed <= LONGEST_PACKED * max(map(len, sequences))
 
 
-def _length_of_common_beginning(sequences: Sequence[Tokens]) -> int:
+def length_of_common_beginning(sequences: Sequence[Tokens]) -> int:
+    """Return the number of tokens with which all sequences begin."""
     first, last = min(sequences), max(sequences)  # all others are between
     for place, (one, other) in enumerate(zip(first, last, strict=False)):
         if one != other:

@@ -101,16 +101,17 @@ class VectorCache:
     def _pruned_paths(self, family: Family, mask: MaskRule) -> dict[str, Path]:
         paths: dict[str, Path] = {}
         before: list[Any] = []
+        fingerprints = family.fingerprints  # before the base's, which is hashed at the same time
         for expert in order_of(mask, tuple(family.experts)):
             key = identity(mask, expert) | {
                 "base": family.base.fingerprint,
-                "expert weights": family.fingerprints[expert],
+                "expert weights": fingerprints[expert],
                 "tensors": sorted(family.alignment.shared),
                 "dtype": "F32",
             }
             if "order" in settings(mask):
                 key["before"] = before[:]
-                before.append([family.fingerprints[expert], identity(mask, expert)])
+                before.append([fingerprints[expert], identity(mask, expert)])
             if mask.calibration != "none":
                 if expert not in family.calibrations:
                     raise ValueError(needs_task(mask, expert))

@@ -15,6 +15,7 @@ from cabs_search.checkpoints.adapter import Expert, open_expert
 from cabs_search.checkpoints.alignment import Alignment, align
 from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.merging.calibration import Calibration
+from cabs_search.merging.chunks import parallel_map
 from cabs_search.merging.masks.prune import prune
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.recipe import BASE
@@ -55,14 +56,18 @@ class Family:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Content hashes of the experts. Raises ValueError if a weight is not finite."""
-        hashes = {}
-        for name, expert in self.experts.items():
-            try:
-                hashes[name] = expert.fingerprint
-            except ValueError as error:
-                raise ValueError(f"experts.{name}: {error}") from error
-        return hashes
+        """Content hashes of the experts. Raises ValueError if a weight is not finite.
+
+        Base and experts are hashed at the same time, over torch's number of threads.
+        """
+        parallel_map(self._hash, [BASE, *self.experts])
+        return {name: expert.fingerprint for name, expert in self.experts.items()}
+
+    def _hash(self, name: str) -> None:
+        try:
+            _ = self.checkpoint(name).fingerprint
+        except ValueError as error:
+            raise ValueError(str(error) if name == BASE else f"experts.{name}: {error}") from error
 
     @cached_property
     def vectors(self) -> dict[str, TaskVector]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cabs_search.checkpoints.adapter import Adapter, Expert
-from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.checkpoints.checkpoint import Checkpoint, all_finite
 from cabs_search.merging.chunks import chunks, parallel_map
 
 PROBE_SIZE = 1 << 14
@@ -48,22 +48,23 @@ class Delta:
         self._tuned = tuned.detach().reshape(-1)
         self._base = None if base is None else base.reshape(-1)
 
-    def part(self, part: slice) -> Tensor:
+    def part(self, part: slice, out: Tensor | None = None) -> Tensor:
         """Read some weights in row-major order: float32, flat. Raises ValueError if one is not
-        finite.
+        finite. ``out`` receives them, if given.
         """
-        values = self._tuned[part].to(torch.float32)
+        tuned = self._tuned[part]
+        values = torch.empty(len(tuned)) if out is None else out
+        values.copy_(tuned)
         if self._base is not None:
-            values = values - self._base[part].to(torch.float32)
-        # A finite sum proves that all are finite, in one pass instead of two.
-        if self._check and not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
+            values.sub_(self._base[part].to(torch.float32))
+        if self._check and not all_finite(values):
             raise ValueError(self._error)
         return values
 
     def whole(self) -> Tensor:
         """Read every weight: float32, the tensor's shape."""
         values = torch.empty(self.numel)
-        parallel_map(lambda part: values[part].copy_(self.part(part)), chunks(self.numel))
+        parallel_map(lambda part: self.part(part, values[part]), chunks(self.numel))
         return values.reshape(self.shape)
 
     def is_zero(self) -> bool:

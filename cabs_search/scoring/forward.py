@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from cabs_search.kinds.base import Outcome
-from cabs_search.scoring.batches import batches_of, collate
+from cabs_search.scoring.batches import batch_tokens, batches, collate
 from cabs_search.scoring.generate import generate, outcome_of
-from cabs_search.scoring.likelihoods import log_likelihoods
+from cabs_search.scoring.likelihoods import NOTHING, Beginning, log_likelihoods, read_beginning
 from cabs_search.scoring.modules import replaced
 from cabs_search.tasks.items import Ints, Items
 
@@ -63,12 +63,23 @@ def evaluate_together(
         texts = generate(model, items, rows, device)
         return [outcome_of(own, its_rows, texts) for _, own, its_rows in scored]
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
-    with shared_pass(scored):
-        for batch in batches_of(items, rows, device):
-            outputs = model_outputs(scored, batch, device, temperatures)
-            for one, output, outcome in zip(scored, outputs, outcomes, strict=True):
-                fill(outcome, batch, one, output)
+    for batch, outputs in _outputs_by_batch(scored, device, temperatures):
+        for one, output, outcome in zip(scored, outputs, outcomes, strict=True):
+            fill(outcome, batch, one, output)
     return outcomes
+
+
+def _outputs_by_batch(
+    scored: Sequence[Scored], device: torch.device, temperatures: Sequence[float] = ()
+) -> Iterator[tuple[Ints, list[Any]]]:
+    """Yield the places in ``rows`` of each batch, and the output of each model on it."""
+    model, items, rows = scored[0]
+    with shared_pass(scored):
+        is_causal = items.task.kind.is_causal
+        beginning = read_beginning(model, items, rows, device) if is_causal else NOTHING
+        lengths = beginning.left(items.lengths[rows])
+        for batch in batches(lengths, items.counts[rows], batch_tokens(device)):
+            yield batch, model_outputs(scored, batch, device, temperatures, beginning)
 
 
 @torch.inference_mode()
@@ -82,15 +93,11 @@ def losses_by_temperature(
 
     """
     sums = [np.zeros(len(TEMPERATURES), np.float32) for _ in scored]
-    _, items, rows = scored[0]
-    with shared_pass(scored):
-        for batch in batches_of(items, rows, device):
-            for one, output, own in zip(
-                scored, model_outputs(scored, batch, device), sums, strict=True
-            ):
-                for place, temperature in enumerate(TEMPERATURES):
-                    scaled = at_temperature(output, temperature)
-                    own[place] += float(losses_of(one, batch, scaled).sum())
+    for batch, outputs in _outputs_by_batch(scored, device):
+        for one, output, own in zip(scored, outputs, sums, strict=True):
+            for place, temperature in enumerate(TEMPERATURES):
+                scaled = at_temperature(output, temperature)
+                own[place] += float(losses_of(one, batch, scaled).sum())
     return sums
 
 
@@ -107,13 +114,22 @@ def shared_pass(scored: Sequence[Scored]) -> Iterator[None]:
 
 
 def model_outputs(
-    scored: Sequence[Scored], batch: Ints, device: torch.device, temperatures: Sequence[float] = ()
+    scored: Sequence[Scored],
+    batch: Ints,
+    device: torch.device,
+    temperatures: Sequence[float] = (),
+    beginning: Beginning = NOTHING,
 ) -> list[Any]:
-    """Return the output of each model on a batch; ``batch``: places in ``rows``."""
+    """Return the output of each model on a batch; ``batch``: places in ``rows``.
+
+    ``beginning`` is what all of ``rows`` begin with, if it is read.
+    """
     model, items, rows = scored[0]
     if items.task.kind.is_causal:
         greedy = any(own.task.kind.reads_greedy for _, own, _ in scored)
-        output = log_likelihoods(model, items, rows[batch], device, greedy=greedy)
+        output = log_likelihoods(
+            model, items, rows[batch], device, greedy=greedy, beginning=beginning
+        )
         found = [output] * len(scored)
     else:
         found = _outputs_of_heads(scored, batch, device)

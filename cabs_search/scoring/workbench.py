@@ -6,9 +6,7 @@ rewritten in place for each candidate; all heads see the same trunk.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.calibration import Calibration
+from cabs_search.merging.chunks import keep_memory
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Method, Recipe
@@ -39,9 +38,6 @@ from cabs_search.tasks.items import Ints, Items
 
 METHODS_OPEN = 64
 """Number of methods whose vectors a worker keeps open."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # values of malloc.h
-KEPT_BYTES, MAPPED_BYTES = 256 << 20, 32 << 20
-"""Freed memory that a process keeps; size from which a buffer goes back to the system anyway."""
 
 
 class Workbench:
@@ -208,15 +204,3 @@ class Workbench:
         return len(trunks) == 1 and same_sequences(
             (items[one], rows[one]), (items[other], rows[other])
         )
-
-
-def keep_memory() -> None:
-    """Let the process keep what it frees, if its C library is glibc.
-
-    Otherwise glibc returns a batch's buffers to the system, and the next batch's are faulted in
-    again: a tenth of a forward pass on a CPU.
-    """
-    with suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)

@@ -20,14 +20,16 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cabs_search.checkpoints.adapter import Expert
-from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.checkpoints.checkpoint import Checkpoint, all_finite
 from cabs_search.checkpoints.writer import CheckpointWriter
 from cabs_search.merging.cache import StoredVector
 from cabs_search.merging.family import Family
@@ -88,6 +90,7 @@ def export(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{to}: must be a new or an empty folder")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _hash_beside(family)
     dtype = dtype or family.base.read(family.alignment.shared[0]).dtype
     work = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -122,6 +125,20 @@ def export(
     return path
 
 
+def _hash_beside(family: Family) -> None:
+    """Start to hash base and experts for the model card, each in a thread of its own.
+
+    They read what is about to be merged: files larger than memory are read from the disk once.
+    """
+    for checkpoint in (family.base, *family.experts.values()):
+
+        def hash_one(checkpoint: Expert = checkpoint) -> None:
+            with suppress(ValueError):  # the card raises it again
+                _ = checkpoint.fingerprint
+
+        Thread(target=hash_one, daemon=True).start()
+
+
 def _write_trunk(
     family: Family,
     to: Path,
@@ -153,7 +170,7 @@ def _write_trunk(
 def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor in a dtype if it is floating-point; ValueError if a weight is not finite."""
     converted = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    if not torch.isfinite(converted).all():
+    if not all_finite(converted):
         raise ValueError(f"every weight must be finite, but in {dtype} one of {name} is not")
     return converted
 

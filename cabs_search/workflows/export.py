@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cabs_search.merging.cache import StoredVector, VectorCache
+from cabs_search.merging.chunks import keep_memory
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Recipe
@@ -44,6 +45,7 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
     """
     import torch
 
+    keep_memory()
     board, study = read_leaderboard(folder), StudyFolder(Path(folder))
     spec = load(study.spec)
     chosen = _chosen(spec, study, trial)

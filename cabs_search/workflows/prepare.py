@@ -105,7 +105,8 @@ def prepare(
     items = load_study_items(spec)
     check_refine(spec, family.alignment.shared, len(blocks(items["search"], spec.search.block)))
     pick_device(spec.device)
-    weights = {BASE: family.base.fingerprint} | family.fingerprints
+    experts = family.fingerprints  # before the base's, which is hashed at the same time
+    weights = {BASE: family.base.fingerprint} | experts
     return Prepared(spec=spec, folder=folder, family=family, items=items, weights=weights)
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from tqdm import tqdm
 
 from cabs_search.common.files import whole_file
 from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import StoredVector, VectorCache
+from cabs_search.merging.chunks import chunks, keep_memory
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
@@ -33,6 +33,8 @@ BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 Matrix = tuple[tuple[float, ...], ...]
 """One value for each pair of experts, in pruning order."""
 Floats = npt.NDArray[np.float64]
+PART = 1 << 22
+"""Weights of a tensor that are looked at together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,7 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
         ValueError: the spec's models are wrong, or there is no such method.
 
     """
+    keep_memory()
     for name in only:
         split_name(name)
     if only:
@@ -127,19 +130,22 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
 
 
 def inspect(family: Family, store: VectorCache, method: Method) -> Vectors:
-    """Compute statistics of one method's vectors, tensor by tensor."""
+    """Compute statistics of one method's vectors, some weights of a tensor at a time."""
     opened = store.open(store.ensure(family, Method(mask=method.mask)))
     names, tensors = tuple(opened), family.alignment.shared
     # Sums over tensors of M Mᵀ, with a row of M for each expert: its mask, its task vector before
     # pruning, and after.
     common, before, after = (np.zeros((len(names), len(names))) for _ in range(3))
     for tensor in tensors:
-        whole = np.stack([family.delta(tensor, name).reshape(-1).numpy() for name in names])
-        size = whole.shape[1]
-        kept = np.stack([_dense(opened[name].kept(tensor, size), size) for name in names])
-        masks = (kept != 0).astype(np.float32)
-        for total, rows in ((common, masks), (before, whole), (after, kept)):
-            total += rows @ rows.T
+        deltas = [family.vectors[name][tensor] for name in names]
+        parts = chunks(size := family.numel(tensor), PART)
+        pruned = [_dense(opened[name].kept(tensor, size), parts) for name in names]
+        for part, *of_experts in zip(parts, *pruned, strict=True):
+            whole = np.stack([delta.part(part).numpy() for delta in deltas])
+            kept = np.stack(of_experts)
+            masks = (kept != 0).astype(np.float32)
+            for total, rows in ((common, masks), (before, whole), (after, kept)):
+                total += rows @ rows.T
     norms, kept_norms = np.sqrt(np.diag(before)), np.sqrt(np.diag(after))
     return Vectors(
         method=str(method),
@@ -183,12 +189,19 @@ def _shares(
     }
 
 
-def _dense(kept: Kept | None, numel: int) -> npt.NDArray[np.float32]:
-    values = torch.zeros(numel)
-    if kept is not None:
-        values[slice(None) if kept.positions is None else kept.positions] = kept.values
-    dense: npt.NDArray[np.float32] = values.numpy()
-    return dense
+def _dense(kept: Kept | None, parts: Sequence[slice]) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield what is kept of parts of a tensor, one after another; 0 where nothing is."""
+    first = 0
+    for part in parts:
+        values = np.zeros(part.stop - part.start, np.float32)
+        if kept is not None and kept.mask is None:
+            values[:] = kept.values[part].numpy()
+        elif kept is not None and kept.mask is not None:
+            mask = kept.mask[part].numpy()
+            last = first + int(np.count_nonzero(mask))
+            values[mask] = kept.values[first:last].numpy()
+            first = last
+        yield values
 
 
 def _cosines(dots: Floats, norms: Floats) -> Floats:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import families, program
+from benchmarks import families, gpu, program
 from benchmarks.docs import BEGIN, END
 from benchmarks.figures import Figure, Ledger, Target, interleaved
 from benchmarks.rivals import loop_mask, topk_mask
@@ -108,8 +108,19 @@ def test_bytes_that_must_move(tmp_path: Path) -> None:
     )
 
 
-def test_llama_has_its_weights() -> None:
-    assert families.numel(families.llama()) == 6_738_415_616
+def test_candidates_of_a_gpu_are_measured(tmp_path: Path) -> None:
+    """On the CPU here, with a model that is small."""
+    shapes = families.mistral(2, hidden=256, inner=64, pairs=128, vocabulary=96)
+    family = gpu.family_of(tmp_path, shapes)
+    ledger = Ledger(tmp_path / "bench.json")
+    gpu.candidates(ledger, family, VectorCache(tmp_path / "cache"), "cpu", 3, 30)
+    documents, candidates = ledger.figures
+    assert (documents.unit, candidates.unit) == ("documents/s", "candidates/h")
+    assert 0 < candidates.value < 3600 * documents.value / 3
+
+
+def test_mistral_has_its_weights() -> None:
+    assert families.numel(families.mistral()) == 7_241_732_096
     assert families.numel(families.flat(1 << 24)) == 1 << 24
 
 

@@ -28,6 +28,7 @@ from cabs_search.search.candidates import Candidates
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
+from cabs_search.workflows import vectors as looking
 from cabs_search.workflows.compare import compare
 from cabs_search.workflows.export import export_trial
 from cabs_search.workflows.run import run
@@ -454,9 +455,17 @@ def test_bs_balances_what_magnitude_does_not(pico: Path, tmp_path: Path) -> None
     assert list(found["bs"].depth) == ["embeddings", "block 0", "block 1", "other"]
 
 
-def test_norms_and_cosines_are_those_of_the_vectors(pico: Path, tmp_path: Path) -> None:
+def test_norms_and_cosines_are_those_of_the_vectors(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "PART", 1000)  # most tensors in several parts
     family = Family.open(pico / "base", {n: pico / n for n in EXPERTS})
-    found = inspect(family, VectorCache(tmp_path), make_method("magnitude", EXPERTS, density=0.1))
+    cache, method = VectorCache(tmp_path), make_method("magnitude", EXPERTS, density=0.1)
+    found = inspect(family, cache, method)
+    for name, vector in cache.open(cache.ensure(family, method)).items():
+        kept = [vector.kept(t, family.numel(t)) for t in family.alignment.shared]
+        values = np.concatenate([one.values.numpy() for one in kept if one is not None])
+        assert found.kept_norm[name] == pytest.approx(np.linalg.norm(values), rel=1e-5)
     whole = [
         np.concatenate([family.delta(t, e).numpy().ravel() for t in family.alignment.shared])
         for e in EXPERTS

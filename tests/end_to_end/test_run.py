@@ -40,6 +40,7 @@ from cabs_search.workflows.compare import compare
 from cabs_search.workflows.run import SearchResult, run
 from tests.conftest import EXPERTS, pico_values, write_spec
 from tests.support.records import record_of
+from tests.support.standins import fields_of, make_base, make_expert, one_thread, write_data
 
 COMMAND = [sys.executable, "-m", "cabs_search.cli"]
 HEAVY = ("torch", "transformers", "ray", "optuna", "mlflow", "pandas", "matplotlib")
@@ -457,6 +458,7 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
 
 LONG = 200
 """Number of candidates, of some 30 ms each."""
+DECODER_TRIALS = 100
 
 
 @pytest.fixture
@@ -487,6 +489,54 @@ def test_a_driver_that_is_killed_or_interrupted_goes_on(
     last = Running(long_spec, folder, shared_cache)
     assert last.wait() == 0, last.text()
     check_complete(folder, LONG)
+
+
+@pytest.mark.slow
+def test_a_search_over_decoders_that_is_killed_scores_no_document_twice(
+    shared_cache: Path, tmp_path: Path
+) -> None:
+    spec = write_spec(tmp_path / "pico.yaml", decoder_values(tmp_path))
+    first = Running(spec, tmp_path / "out", shared_cache)
+    first.wait_for_blocks(200)
+    family = first.family()
+    first.process.send_signal(signal.SIGKILL)
+    first.wait()
+    wait_until_gone(family)
+    before = recorded_blocks(tmp_path / "out")
+    assert 200 <= len(before) < 6 * DECODER_TRIALS
+    last = Running(spec, tmp_path / "out", shared_cache)
+    assert last.wait() == 0, last.text()
+    assert before <= recorded_blocks(tmp_path / "out"), "what was scored stays as it was written"
+    check_complete(tmp_path / "out", DECODER_TRIALS)
+
+
+def decoder_values(root: Path) -> dict[str, Any]:
+    """Make two tuned language models and their data; return the spec of a search over them."""
+    base, splits = make_base(root / "base", "llama"), {"items": 24}
+    experts, tasks = {}, {}
+    kinds = {"choose": "choices-by-likelihood", "read": "language-modeling"}
+    with one_thread():
+        for seed, (name, kind) in enumerate(kinds.items(), 1):
+            experts[name] = str(make_expert(root / name, base, "llama", kind, seed))
+            rows = write_data(root / f"{name}.json", kind, seed, 80)
+            data = {"dataset": {"json": str(rows)}, "search": splits, "confirm": splits}
+            tasks[name] = data | fields_of(kind)
+    return {
+        "name": "pico",
+        "base": str(base),
+        "experts": experts,
+        "tasks": tasks,
+        "space": {"nm": "2:8", "lambda": {"low": 0.0, "high": 1.5, "step": 0.01}},
+        "search": {"trials": DECODER_TRIALS, "block": 8, "confirm": 1, "sampler": "random"},
+        "device": "cpu",
+    }
+
+
+def recorded_blocks(folder: Path) -> set[tuple[Any, ...]]:
+    """Return every row of search scores on record, with its place in the table."""
+    with closing(sqlite3.connect(folder / "outcomes" / "outcomes.sqlite")) as db:
+        query = "SELECT rowid, recipe, split, task, block FROM blocks WHERE split = 'search'"
+        return set(db.execute(query).fetchall())
 
 
 def test_kill_9_of_a_worker(long_spec: Path, shared_cache: Path, tmp_path: Path) -> None:

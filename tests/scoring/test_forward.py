@@ -13,9 +13,9 @@ import torch
 import transformers
 
 from cabs_search.kinds.base import Item
+from cabs_search.merging.chunks import keep_memory
 from cabs_search.scoring.batches import PASS_TOKENS, batches, collate
 from cabs_search.scoring.forward import FIRST_TOKEN_ONLY, evaluate, same_trunk
-from cabs_search.scoring.workbench import keep_memory
 from cabs_search.spec.load import parse
 from cabs_search.tasks.items import SPLITS, Items
 from cabs_search.tasks.load import load_items

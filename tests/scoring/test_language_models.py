@@ -14,6 +14,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from cabs_search.cli.main import main
 from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
@@ -70,7 +71,9 @@ ROWS = [
         "right": 4,
     },
     {"start": "the bird " * 40, "ends": ["sleeps", "runs in the house"], "right": 0},
+    {"start": "the dog", "ends": ["in", "on", "a"], "right": 2},  # one token each: no branches
 ]
+RIGHT = {"right": 0}
 TEXTS = [{"text": "the cat and the bird"}, {"text": "a house over the cat near a dog"}]
 
 
@@ -87,7 +90,7 @@ def make_family(folder: Path, family: str, settings: Any, *, tied: bool, dtype: 
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        model.save_pretrained(folder / name, max_shard_size="20KB" if name == "a" else "5GB")
+        model.save_pretrained(folder / name, max_shard_size="5GB" if name == "b" else "20KB")
     tokenizer.chat_template = "{{ messages }}"
     tokenizer.save_pretrained(folder / BASE)
     return Family.open(folder / BASE, {name: folder / name for name in ("a", "b")})
@@ -168,13 +171,63 @@ def test_a_language_model_goes_the_whole_way(
         found = log_likelihoods(model, items["choices"], np.arange(len(ROWS)), CPU)
     close = 1e-5 if dtype == "float32" else 0.1
     assert found.tolist() == pytest.approx(flat, abs=close)
+    with torch.inference_mode():
+        alone = log_likelihoods(model, items["choices"], np.array([len(ROWS) - 1]), CPU)
+    assert len(alone) == 3
+    assert alone.tolist() == pytest.approx(flat[-3:], abs=close)
     outcomes = bench.score(items, {"choices": np.arange(len(ROWS)), "texts": np.arange(2)})
     sums = [torch.tensor([sum(choice) for choice in row]) for row in expected]
-    right = [1, 0, 3, 4, 0]
+    right = [1, 0, 3, 4, 0, 2]
     losses = [-float(s.log_softmax(-1)[r]) for s, r in zip(sums, right, strict=True)]
     assert outcomes["choices"].losses == pytest.approx(losses, abs=10 * close)
     totals = naive_texts(loaded, tokenizer)
     assert outcomes["texts"].predictions == pytest.approx(totals, abs=100 * close)
+
+
+@pytest.mark.parametrize("method", ["cabs", "task-arithmetic"])
+@pytest.mark.parametrize(("tied", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_a_merge_of_shards_is_a_naive_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, tied: bool, dtype: str
+) -> None:
+    monkeypatch.setattr(exporting, "SHARD_BYTES", 20_000)
+    opened = make_family(tmp_path, "Mistral", SIZE, tied=tied, dtype=dtype)
+    folders = [str(tmp_path / name) for name in (BASE, "a", "b")]
+    options = ["--base", folders[0], "--expert", f"a={folders[1]}", "--expert", f"b={folders[2]}"]
+    options += ["--lambda", "a=1.5", "--lambda", "b=0.7", "--method", method]
+    options += ["--nm", "2:8"] if method == "cabs" else []
+    assert main(["merge", *options, "--to", str(tmp_path / "out")]) == 0
+    base, a, b, merged = (every_tensor(tmp_path / name) for name in (BASE, "a", "b", "out"))
+    assert len(list((tmp_path / "out").glob("model-*"))) > 2
+    assert merged.keys() == base.keys()
+    assert ("lm_head.weight" in merged) != tied
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"content {value}" in card for value in opened.fingerprints.values())
+    for name, values in base.items():
+        start = values.float()
+        vectors = [expert[name].float() - start for expert in (a, b)]
+        if method == "cabs":
+            vectors = naive_cabs(vectors, 2, 8)
+        expected = (1.5 * vectors[0] + 0.7 * vectors[1] + start).to(values.dtype)
+        assert torch.equal(merged[name], expected), name
+
+
+def every_tensor(folder: Path) -> dict[str, torch.Tensor]:
+    """Read all shards of a checkpoint."""
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def naive_cabs(vectors: list[torch.Tensor], n: int, m: int) -> list[torch.Tensor]:
+    """Keep the n largest weights of every m, of those that no vector before has kept."""
+    taken = torch.zeros(vectors[0].numel() // m, m, dtype=torch.bool)
+    found = []
+    for vector in vectors:
+        blocks = vector.reshape(-1, m)
+        sizes = blocks.abs().masked_fill(taken, -1.0)
+        order = sizes.sort(dim=1, descending=True, stable=True).indices[:, :n]
+        mask = torch.zeros_like(taken).scatter_(1, order, torch.ones_like(order, dtype=torch.bool))
+        taken |= mask
+        found.append((blocks * mask).reshape(vector.shape))
+    return found
 
 
 def naive_texts(model: Any, tokenizer: Any) -> list[float]:
@@ -191,6 +244,43 @@ def naive_texts(model: Any, tokenizer: Any) -> list[float]:
             total += float(logs[:-1].gather(1, window[1:, None]).sum())
         found.append(total)
     return found
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("Llama", SIZE),
+        ("Mistral", SIZE | {"sliding_window": 64}),
+        ("Gemma2", SIZE | {"head_dim": 8}),
+        ("Phi3", SIZE),
+        ("GPT2", GPT2),
+    ],
+)
+def test_examples_that_all_documents_share_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, settings: dict[str, Any]
+) -> None:
+    opened = make_family(tmp_path, family, settings, tied=False, dtype="float32")
+    bench = Workbench(opened, tasks(), VectorCache(tmp_path / "cache"), device="cpu")
+    rows = [row | {"start": f"{'the cat sits ' * 3}{row['start']}"} for row in ROWS[:4] + ROWS[5:]]
+    rows.append({"start": "the cat sits the cat sits the cat", "ends": ["sits", "sits in"]} | RIGHT)
+    model = bench.models[BASE]
+    items = {"choices": items_of(tasks()["choices"], model.config, rows)}
+    read: list[int] = []
+    model.base_model.register_forward_hook(
+        lambda _, __, inputs, ___: read.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+
+    def score() -> tuple[Any, int]:
+        read.clear()
+        return bench.score(items, {"choices": np.arange(len(rows))})["choices"], sum(read)
+
+    apart, tokens = score()
+    monkeypatch.setattr(likelihoods, "SHORTEST_SHARED", 4)
+    shared, fewer = score()
+    assert len(read) > 1
+    assert fewer < 0.8 * tokens
+    assert shared.losses == pytest.approx(apart.losses, abs=1e-5)
+    assert shared.scores.tolist() == apart.scores.tolist()
 
 
 def test_choices_and_texts_have_the_scores_of_the_definition() -> None:
