@@ -4,7 +4,7 @@
 set -euo pipefail
 
 spec=${1:-quickstart}
-output=${2:-$PWD/results/$(basename "$spec" .yaml)}
+output=$(realpath -m "${2:-results/$(basename "$spec" .yaml)}")
 url=http://127.0.0.1:8265
 
 # With token authentication; without it anyone who reaches the dashboard's port can run code here.

@@ -13,6 +13,7 @@ set -euo pipefail
 
 spec=$1 output=$2
 export CABS_SEARCH_CACHE=${CABS_SEARCH_CACHE:-$HOME/.cache/cabs-search}
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it over by itself
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(openssl rand -hex 32)} RAY_USAGE_STATS_ENABLED=0
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -29,7 +30,11 @@ for node in "${nodes[@]:1}"; do
   srun --nodes=1 --ntasks=1 --nodelist="$node" --overlap ray start --address="$head:6379" "${common[@]}" &
 done
 # A search counts the workers it may have when it begins.
-until [ "$(ray status --address="$head:6379" 2>/dev/null | grep -c ' node_')" -ge "${#nodes[@]}" ]; do sleep 2; done
+for attempt in $(seq 150); do
+  [ "$(ray status --address="$head:6379" 2>/dev/null | grep -c ' node_')" -ge "${#nodes[@]}" ] && break
+  [ "$attempt" -lt 150 ] || { echo "not all of ${#nodes[@]} nodes have joined" >&2; exit 1; }
+  sleep 2
+done
 
 # SIGTERM comes two minutes before the time limit: the search gives back what runs, and ends.
 cabs-search run "$spec" --address "$head:6379" --output "$output" &
@@ -37,5 +42,5 @@ search=$!
 trap 'kill -TERM "$search"' TERM
 status=0
 wait "$search" || status=$?
-while kill -0 "$search" 2>/dev/null; do wait "$search" || status=$?; done
+while kill -0 "$search" 2>/dev/null; do wait "$search" && status=0 || status=$?; done
 exit "$status"

@@ -7,8 +7,13 @@ import json
 import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from cabs_search.cli.commands import OVERRIDES, PROGRAM
+from cabs_search.common.redact import without_password
+
+if TYPE_CHECKING:
+    from cabs_search.cluster.submission import Cluster
 
 
 def submit(options: argparse.Namespace) -> None:
@@ -25,13 +30,13 @@ def submit(options: argparse.Namespace) -> None:
         print(json.dumps({"job": job, "output": options.output}))
     else:
         at, output = f"--address {shlex.quote(options.address)}", shlex.quote(options.output)
-        print(f"job {job}: {shlex.join(command)}")
+        print(f"job {job}: {shlex.join(map(without_password, command))}")
         print(f"How far it is:  {PROGRAM} status {output} {at}")
         print(f"Its log:        {PROGRAM} logs {job} {at}")
         print(f"End it:         {PROGRAM} stop {job} {at}")
         print("Submitted again with the same --output, it goes on where it stopped.", flush=True)
-    if options.follow and not cluster.follow(job):
-        raise RuntimeError(f"job {job} failed")
+    if options.follow:
+        _follow(cluster, job)
 
 
 def _command(options: argparse.Namespace, spec: str) -> list[str]:
@@ -54,6 +59,8 @@ def status(options: argparse.Namespace) -> None:
     if options.address:
         from cabs_search.cluster.submission import Cluster
 
+        if not Path(options.folder).is_absolute():
+            raise ValueError(f"{options.folder}: an absolute path of the head node is needed")
         text = Cluster(options.address).output([PROGRAM, "status", options.folder, "--json"])
         # Ray's own lines stand before what the command prints.
         found = parse_status(text[text.index("\n{") if "\n{" in text else 0 :])
@@ -66,8 +73,18 @@ def logs(options: argparse.Namespace) -> None:
     """Print a job's log until the job ends."""
     from cabs_search.cluster.submission import Cluster
 
-    if not Cluster(options.address).follow(options.job):
-        raise RuntimeError(f"job {options.job} failed, or was stopped")
+    _follow(Cluster(options.address), options.job)
+
+
+def _follow(cluster: Cluster, job: str) -> None:
+    """Print a job's log until it ends; interrupted, say how to look again."""
+    try:
+        succeeded = cluster.follow(job)
+    except KeyboardInterrupt:
+        print(f"job {job} goes on; `{PROGRAM} logs` shows it, `{PROGRAM} stop` ends it")
+        return
+    if not succeeded:
+        raise RuntimeError(f"job {job} failed, or was stopped")
 
 
 def stop(options: argparse.Namespace) -> None:
@@ -78,4 +95,5 @@ def stop(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({"job": options.job, "state": state}))
     else:
-        print(f"job {options.job}: {state.lower()}; submitted again, it goes on where it stopped")
+        goes_on = "; submitted again, it goes on where it stopped" if state == "STOPPED" else ""
+        print(f"job {options.job}: {state.lower()}{goes_on}")

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from cabs_search.cli.commands import PROGRAM
 from cabs_search.cli.parser import parser
-from cabs_search.common.signals import Terminated
+from cabs_search.common.signals import Terminated, terminated_as_interrupted
 
 FIELDS = re.compile(r"(space|tasks|experts|baselines|search|base|device|dtype|seed)\b[^ ]*:")
 """Beginning of an error that names a field of the spec."""
@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("default", module="cabs_search")
     warnings.showwarning = _show_warning
     try:
-        options.act(options)
+        with terminated_as_interrupted():
+            options.act(options)
     except ValueError as error:
         return _fail(_with_file(options, error), 2)
     except BrokenPipeError:

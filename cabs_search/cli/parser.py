@@ -158,7 +158,13 @@ def _add_jobs(command: Callable[..., argparse.ArgumentParser]) -> None:
     made = command("submit", jobs.submit, "have a Ray cluster search a space, as a job")
     made.add_argument("spec", metavar="SPEC", help=SPEC)
     _add_cluster(made, required=True)
-    made.add_argument("--output", required=True, metavar="DIR", help="a folder of the head node")
+    made.add_argument(
+        "--output",
+        required=True,
+        type=_absolute,
+        metavar="DIR",
+        help="a folder of the head node, as an absolute path",
+    )
     made.add_argument(
         "--over", action="append", metavar="AXIS", help="compare, as `compare` does, not `run`"
     )
@@ -255,6 +261,12 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, but got {text}")
     return int(text)
+
+
+def _absolute(text: str) -> str:
+    if not Path(text).is_absolute():
+        raise argparse.ArgumentTypeError(f"an absolute path is needed, but got {text or 'nothing'}")
+    return text
 
 
 def _folder(text: str) -> Path:

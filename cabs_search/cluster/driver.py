@@ -30,7 +30,7 @@ from cabs_search.cluster.dispatcher import Dispatcher
 from cabs_search.cluster.progress import Progress
 from cabs_search.cluster.tune import Recorder, StopWhenFinished, WorkerSearcher
 from cabs_search.cluster.worker import Context, Worker
-from cabs_search.common.signals import terminated_as_interrupted
+from cabs_search.common.signals import kept_handler, terminated_as_interrupted
 from cabs_search.scoring.models import pick_device
 from cabs_search.search.jobs import JobSource
 from cabs_search.tasks.items import Items, SplitName
@@ -78,7 +78,8 @@ def search(
         logging.getLogger(name).setLevel(logging.ERROR)
     was_joined = ray.is_initialized()
     if not was_joined:
-        start_ray(max(study.spec.workers, os.cpu_count() or 1), address)
+        with kept_handler():
+            start_ray(max(study.spec.workers, os.cpu_count() or 1), address)
     context = Context(
         spec=study.spec,
         items=items,
@@ -88,9 +89,9 @@ def search(
         calibrations=calibrations or {},
     )
     try:
-        # Ray, once started, ends the process on SIGTERM; Tune ends its loop on SIGINT.
+        # Tune ends its loop on SIGINT.
         with terminated_as_interrupted(), study.connected(), Progress(study, note) as progress:
-            _run(study, context, progress)
+            _run(study, context, progress, is_cluster=address is not None)
             if not study.is_finished and not study.failure:
                 raise KeyboardInterrupt
     finally:
@@ -100,10 +101,12 @@ def search(
         raise RuntimeError(study.failure)
 
 
-def _run(study: JobSource, context: Context, progress: Progress) -> None:
+def _run(study: JobSource, context: Context, progress: Progress, *, is_cluster: bool) -> None:
     spec, cluster = study.spec, ray.cluster_resources()
-    on_gpu = pick_device(spec.device) == "cuda"
-    cpus, gpus = int(cluster.get("CPU", 1)), cluster.get("GPU", 0.0) if on_gpu else 0.0
+    gpus = _gpus(spec.device, cluster.get("GPU", 0.0), is_cluster=is_cluster)
+    cpus, on_gpu = int(cluster.get("CPU", 1)), gpus > 0
+    if not on_gpu:  # a worker that asked for no GPU may see one all the same
+        context = replace(context, spec=replace(spec, device="cpu"))
     workers = spec.search.workers or max(1, int(gpus if on_gpu else cpus))
     largest_node = max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())
     threads = max(1, min(cpus // workers, largest_node))
@@ -138,6 +141,20 @@ def _run(study: JobSource, context: Context, progress: Progress) -> None:
     finally:
         dispatcher.flush()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _gpus(device: str, in_cluster: float, *, is_cluster: bool) -> float:
+    """Return the number of GPUs that workers share; the driver's node of a cluster may have none.
+
+    Raises:
+        RuntimeError: ``cuda`` is asked for, but the cluster has no GPU.
+
+    """
+    if not is_cluster:
+        return in_cluster if pick_device(device) == "cuda" else 0.0
+    if device == "cuda" and not in_cluster:
+        raise RuntimeError("device: cuda is asked for, but the cluster has no GPU")
+    return in_cluster if device != "cpu" else 0.0
 
 
 def answers(address: str) -> bool:

@@ -14,7 +14,11 @@ from cabs_search.common.formats import first_line
 
 PATIENCE_SECONDS = 90
 """Time for which jobs are refused by a head node that has just started."""
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    "RAY_JOB_STOP_WAIT_TIME_S": "60",  # before it is killed, a search gives back what runs
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 class Cluster:
@@ -42,11 +46,12 @@ class Cluster:
     @contextmanager
     def _in_words(self) -> Iterator[None]:
         """Say errors of Ray's client in one line."""
+        from aiohttp import ClientError
         from ray.exceptions import RayError
 
         try:
             yield
-        except (ConnectionError, RuntimeError, RayError, ValueError) as error:
+        except (ConnectionError, RuntimeError, RayError, ValueError, ClientError) as error:
             raise RuntimeError(f"{self.address}: {first_line(error)}") from error
 
     def submit(self, command: list[str], folder: Path | None = None) -> str:
@@ -85,6 +90,7 @@ class Cluster:
                 print(lines, end="", flush=True)
 
         with self._in_words():
+            self._client.get_job_status(job)  # one that does not exist is an error
             asyncio.run(show())
             return str(self._client.get_job_status(job)) == "SUCCEEDED"
 

@@ -27,14 +27,29 @@ def terminated_as_interrupted() -> Iterator[None]:
     def interrupt(*_: Any) -> None:
         nonlocal received
         received = True
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except KeyboardInterrupt as error:
-        if received:
+        if received and not isinstance(error, Terminated):
             raise Terminated from error
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def kept_handler() -> Iterator[None]:
+    """Put the handler of SIGTERM back that the work replaces, as Ray does when it starts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)

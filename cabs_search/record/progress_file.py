@@ -91,11 +91,15 @@ def read_status(folder: Path) -> Status:
 def parse_status(text: str) -> Status:
     """Read what ``note_status`` or ``as_json`` wrote, the latter maybe by another clock.
 
+    What stands after it is not read.
+
     Raises:
         ValueError, TypeError: it is something else.
 
     """
-    values = json.loads(text)
+    values, _ = json.JSONDecoder().raw_decode(text.strip())
+    if not isinstance(values, dict) or not isinstance(values.get("spent"), list):
+        raise ValueError("it is no news of a search")
     age, _ = values.pop("age", None), values.pop("is_silent", None)
     spent = tuple(Spent(**part) for part in values.pop("spent"))
     found = Status(**values, spent=spent)

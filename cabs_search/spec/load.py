@@ -96,6 +96,12 @@ def load_plain(path: str | Path) -> dict[str, Any]:
     return values
 
 
+def dump_plain(values: Mapping[str, Any]) -> str:
+    """Write plain values as YAML that ``load_plain`` reads as they were."""
+    text: str = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def find_spec_file(path: str | Path) -> Path:
     """Return the file itself, or the one of that name that ships."""
     given = Path(path)
@@ -255,6 +261,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that ``_Loader`` reads as it was."""
+
+
 _NUMBERS = {
     "tag:yaml.org,2002:int": re.compile(r"[-+]?[0-9]+$"),
     "tag:yaml.org,2002:float": re.compile(
@@ -267,3 +284,4 @@ _Loader.yaml_implicit_resolvers = {
 }
 for _tag, _number in _NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, _number, list("-+.0123456789"))
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -287,7 +288,7 @@ class Task:
 
         Items of such tasks are ordered by their texts alone, so that both have the same order.
         """
-        return self.dataset, self.text, self.choices
+        return replace(self.dataset, filter=None), self.text, self.choices
 
     @property
     def input_columns(self) -> list[str]:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cabs_search.spec.load import find_spec_file, load_plain, parse
+from cabs_search.common.formats import digest
+from cabs_search.spec.load import dump_plain, find_spec_file, load_plain, parse
 from cabs_search.spec.locations import HUB_ID
 
 SPEC = "spec.yaml"
@@ -18,6 +17,8 @@ DATA = "data"
 """Folder of the files that tasks read."""
 TRAVELLING = ("csv", "json", "parquet", "include")
 """Sources of a task's items that are files or folders; they are small enough to travel."""
+IGNORED = (".git", ".gitignore", ".rayignore")
+"""What does not travel: by the last two, Ray would leave out other files."""
 MOST_BYTES = 200 << 20
 """Bytes that may travel: Ray refuses a working directory of 500 MiB."""
 
@@ -53,18 +54,26 @@ def package(spec: str | Path, to: Path, shared: Sequence[Path] = ()) -> Path:
             f" folder below --shared), but not {', '.join(hidden)}"
         )
     values = dict(values) | _absolute_models(values, file.parent)
+    travelling: dict[Path, Path] = {}
     values["tasks"] = {
-        name: _with_data(str(spec), name, task, file.parent, to, shared)
+        name: _with_data(f"{spec}: tasks.{name}", task, file.parent, shared, travelling)
         for name, task in values["tasks"].items()
     }
-    size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
+    size = sum(map(_bytes, travelling))
     if size > MOST_BYTES:
         raise ValueError(
             f"{spec}: files that travel must have {MOST_BYTES >> 20} MiB at most, but have"
             f" {size >> 20}; put them below a folder of --shared"
         )
+    for source, inside in travelling.items():
+        copy = to / inside
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*IGNORED))
+        else:
+            shutil.copyfile(source, copy)
     packed = to / SPEC
-    packed.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "utf-8")
+    packed.write_text(dump_plain(values), "utf-8")
     return packed
 
 
@@ -76,7 +85,7 @@ def _models(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _local(text: str, folder: Path) -> Path | None:
-    """Return the path of a location that is one; None for hub ids, packages and the cache."""
+    """Return the path of a model that lies at one; None for hub ids, packages and the cache."""
     path = folder / Path(text).expanduser()
     if text.startswith(("cache:", "package:")) or (
         not path.exists() and re.fullmatch(HUB_ID, text) and not text.startswith((".", "~"))
@@ -97,22 +106,41 @@ def _absolute_models(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {"base": at(values["base"]), "experts": experts}
 
 
+def _bytes(source: Path) -> int:
+    """Return the size of a file, or of all files in a folder."""
+    files = source.rglob("*") if source.is_dir() else [source]
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
 def _with_data(
-    spec: str, name: str, task: Mapping[str, Any], folder: Path, to: Path, shared: Sequence[Path]
+    where: str,
+    task: Mapping[str, Any],
+    folder: Path,
+    shared: Sequence[Path],
+    travelling: dict[Path, Path],
 ) -> dict[str, Any]:
-    """Copy what a task reads, unless it is shared, and name the copy."""
+    """Name the place of what a task reads, on the cluster.
+
+    Args:
+        where: start of errors.
+        task: the task's fields.
+        folder: start of relative paths.
+        shared: as of ``package``.
+        travelling: receives what is to be copied, and its place in the package: one for tasks that
+            read the same.
+
+    """
     source = dict(task["dataset"])
     for kind in TRAVELLING:
-        path = _local(source[kind], folder) if source.get(kind) else None
-        if path is None:
+        text = source.get(kind)
+        if not text or (kind == "include" and text.startswith(("cache:", "package:"))):
             continue
+        path = (folder / Path(text).expanduser()).resolve()
         if not path.exists():
-            raise ValueError(f"{spec}: tasks.{name}.dataset.{kind}: {source[kind]}: no such file")
+            raise ValueError(f"{where}.dataset.{kind}: {text}: no such file")
         if _is_in(path, shared):
             source[kind] = str(path)
             continue
-        copy = to / DATA / name / path.name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
-        source[kind] = str(copy.relative_to(to))
+        inside = Path(DATA) / digest(str(path))[:12] / path.name
+        source[kind] = str(travelling.setdefault(path, inside))
     return dict(task) | {"dataset": source}

@@ -104,7 +104,8 @@ def prepare(
     check_groups(spec.space.groups, family.alignment.shared)
     items = load_study_items(spec)
     check_refine(spec, family.alignment.shared, len(blocks(items["search"], spec.search.block)))
-    pick_device(spec.device)
+    if address is None:
+        pick_device(spec.device)
     experts = family.fingerprints  # before the base's, which is hashed at the same time
     weights = {BASE: family.base.fingerprint} | experts
     return Prepared(spec=spec, folder=folder, family=family, items=items, weights=weights)

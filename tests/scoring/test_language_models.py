@@ -418,7 +418,7 @@ def leave_out(field: str) -> Any:
             "experts.b: .* but the base has no lm_head.weight, an output layer that",
         ),
         (add_a_tensor, "experts.b: .* but the base has no model.layers.0.self_attn.extra"),
-        (take_a_tensor, "experts.b: .* but this expert has no model.layers.1.mlp.up_proj.weight"),
+        (take_a_tensor, "experts.b: .* has no model.layers.1.mlp.up_proj.weight"),
         (
             change_config(rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
             "experts.b: .* rope_parameters.rope_theta is 500000.0 against 10000.0",
