@@ -27,7 +27,6 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.recipe import BASE, Recipe, make_method, make_recipe
 from cabs_search.quickstart.data import headline, topic
 from cabs_search.scoring.workbench import Workbench
-from cabs_search.spec.locations import cache_folder
 from cabs_search.tasks.items import Items
 
 DOCUMENTS, CONFIRM, EXAMPLES = 16, 4, 16
@@ -89,7 +88,7 @@ def measure(ledger: Ledger) -> None:
             made = Mergekit(base, experts, folder / "merged", THREADS, loads="")
             kit = stack.enter_context(made)
         family, tasks = Family.open(base, experts), {name: i.task for name, i in items.items()}
-        bench = Workbench(family, tasks, VectorCache(cache_folder()), device="cpu")
+        bench = Workbench(family, tasks, VectorCache(folder / "cache"), device="cpu")
         for what, fields in TASKS.items():
             rival = Rival(folder, base, fields["task"], harness, kit)
             _measure_task(ledger, what, bench, items[rival.task], rival)
