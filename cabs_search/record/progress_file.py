@@ -16,6 +16,8 @@ from cabs_search.record.folder import StudyFolder
 State: TypeAlias = Literal["at work", "finished", "stopped"]
 SILENT_SECONDS = 60.0
 """Time without news after which a search that is at work counts as killed."""
+PREPARING, PREPARING_SECONDS = "preparing", 1800.0
+"""Phase before workers start, in which nothing is noted, and its longest time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,8 @@ class Status:
     @property
     def is_silent(self) -> bool:
         """True if the driver was at work and has noted nothing for long: it was killed."""
-        return self.state == "at work" and self.age > SILENT_SECONDS
+        most = PREPARING_SECONDS if self.phase == PREPARING else SILENT_SECONDS
+        return self.state == "at work" and self.age > most
 
     def as_json(self) -> str:
         """Write it with what depends on the time of asking."""
@@ -68,6 +71,23 @@ class Status:
 def note_status(file: Path, status: Status) -> None:
     """Write a note in place of the last one."""
     write_whole(file, json.dumps(asdict(status)) + "\n")
+
+
+def note_beginning(folder: Path, name: str) -> None:
+    """Note that a driver prepares a search; what an earlier one noted is out of date then."""
+    status = Status(
+        name=name,
+        state="at work",
+        phase=PREPARING,
+        candidates=0,
+        spent=(),
+        best=None,
+        items=0,
+        items_per_second=0.0,
+        seconds_left=None,
+        noted=time.time(),
+    )
+    note_status(StudyFolder(folder).progress, status)
 
 
 def read_status(folder: Path) -> Status:

@@ -25,7 +25,9 @@ class SampledRow:
     interval: tuple[float, float]
     """95 % t-interval of the mean over runs; items are taken as they are."""
     greedy: float
-    """Score of the same tasks without sampling."""
+    """Score of the same tasks without sampling, as the leaderboard has it: of a row that ended
+    early, what is expected on all items.
+    """
     difference: float | None
     """Mean minus that of the best baseline; None: the row is it, or there is none."""
     welch_t: float | None

@@ -24,12 +24,13 @@ MOST_BYTES = 1 << 20
 """Size of a spec's file, at most."""
 
 
-def load(path: str | Path, *, locations: bool = True) -> Spec:
+def load(path: str | Path, *, locations: bool = True, data: bool = True) -> Spec:
     """Read a spec and make its locations absolute.
 
     Args:
         path: a YAML file, or the name of one that ships in ``search_spaces/``.
         locations: whether models and data must be there; a report needs neither.
+        data: whether data must be there; an export needs models alone.
 
     Raises:
         UnreachableError: the hub does not give a hub id.
@@ -37,7 +38,8 @@ def load(path: str | Path, *, locations: bool = True) -> Spec:
 
     """
     file = find_spec_file(path)
-    return parse(_read(file, path), str(path), file.parent, locations=locations)
+    values = _read(file, path)
+    return parse(values, str(path), file.parent, locations=locations, data=data)
 
 
 def load_reachable(path: str | Path) -> tuple[Spec, dict[str, str]]:
@@ -58,7 +60,12 @@ def load_reachable(path: str | Path) -> tuple[Spec, dict[str, str]]:
 
 
 def parse(
-    values: Any, source: str = "spec", relative_to: Path | None = None, *, locations: bool = True
+    values: Any,
+    source: str = "spec",
+    relative_to: Path | None = None,
+    *,
+    locations: bool = True,
+    data: bool = True,
 ) -> Spec:
     """Make a spec from plain values.
 
@@ -66,7 +73,7 @@ def parse(
         values: the content of a YAML file.
         source: the name of the file in errors.
         relative_to: start of relative locations; None: the working directory.
-        locations: as in ``load``.
+        locations, data: as in ``load``.
 
     Raises:
         ValueError: as in ``load``.
@@ -80,7 +87,9 @@ def parse(
         spec = TypeAdapter(Spec).validate_python(dict(values))
     except ValidationError as error:
         raise ValueError(f"{source}: {_one_line(error)}") from None
-    return _located(spec, values, source, relative_to or Path()) if locations else spec
+    if not locations:
+        return spec
+    return _located(spec, values, source, relative_to or Path(), has_data=data)
 
 
 def load_plain(path: str | Path) -> dict[str, Any]:
@@ -130,6 +139,8 @@ def _located(
     source: str,
     folder: Path,
     unreachable: dict[str, str] | None = None,
+    *,
+    has_data: bool = True,
 ) -> Spec:
     """Make locations absolute, and let tasks of lm-evaluation-harness say what they are.
 
@@ -139,6 +150,7 @@ def _located(
         source: the name of the file in errors.
         folder: start of relative locations.
         unreachable: receives what cannot be reached now, by field; None: that is an error.
+        has_data: whether data must be there.
 
     """
 
@@ -165,7 +177,9 @@ def _located(
         spec,
         base=at("base", spec.base),
         experts={name: at(f"experts.{name}", text) for name, text in spec.experts.items()},
-        tasks={name: with_data(name, task) for name, task in spec.tasks.items()},
+        tasks={name: with_data(name, task) for name, task in spec.tasks.items()}
+        if has_data
+        else spec.tasks,
     )
 
 

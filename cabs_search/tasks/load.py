@@ -8,7 +8,7 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +129,10 @@ def _split_rows(
     else:
         rows = {name: read_rows(where, task, name, config) for name in names.values()}
     parts = {split: rows[names[split]] for split in SPLITS}
+    if task.dataset.average == "macro":
+        _check_members(where, task, parts)
     if parts["search"] is parts["confirm"]:
-        parts = divide(where, parts["search"], task, seed)
+        parts = divide(parts["search"], task, seed)
     parts = without_leaks(where, parts)
     search, confirm = ({row.member for row in parts[split]} for split in SPLITS)
     if task.dataset.average == "macro" and search != confirm:
@@ -139,6 +141,17 @@ def _split_rows(
             f" but {min(search ^ confirm)} has not"
         )
     return parts
+
+
+def _check_members(where: str, task: Task, parts: Mapping[SplitName, Sequence[Row]]) -> None:
+    """Raise ValueError if fewer rows are asked for than a group has tasks, which count the same."""
+    for split, rows in parts.items():
+        items, members = getattr(task, split).items, len({row.member for row in rows})
+        if items is not None and items < members:
+            raise ValueError(
+                f"{where}.{split}.items: at least one for each of {members} tasks is needed, but"
+                f" got {items}"
+            )
 
 
 def _check_rows(where: str, split: SplitName, rows: Sequence[Row], wanted: int | None) -> None:

@@ -12,27 +12,17 @@ from cabs_search.tasks.dataset import Row
 from cabs_search.tasks.items import SPLITS, SplitName
 
 
-def divide(where: str, rows: Sequence[Row], task: Task, seed: int) -> dict[SplitName, list[Row]]:
+def divide(rows: Sequence[Row], task: Task, seed: int) -> dict[SplitName, list[Row]]:
     """Divide rows by whole groups, in the order of the groups' hashes.
 
     Groups go to the search split until it has as many rows as it asks for, then to the confirm
     split. Where all members of a group of tasks count the same, each member's rows are divided by
     themselves.
-
-    Raises:
-        ValueError: fewer rows are asked for than there are members.
-
     """
     wanted = {split: getattr(task, split).items for split in SPLITS}
     if task.dataset.average != "macro":
         return _divide(rows, wanted, seed)
     by_member = _by_member(rows)
-    for split, items in wanted.items():
-        if items is not None and items < len(by_member):
-            raise ValueError(
-                f"{where}.{split}.items: at least one for each of {len(by_member)} tasks is needed,"
-                f" but got {items}"
-            )
     shares = {split: items and items // len(by_member) for split, items in wanted.items()}
     divided = [_divide(own, shares, seed) for own in by_member.values()]
     return {

@@ -13,6 +13,7 @@ from cabs_search.common.formats import first_line
 from cabs_search.record.comparison_file import write_comparison
 from cabs_search.record.folder import StudyFolder, StudyId, only_driver, write_spec
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.progress_file import note_beginning
 from cabs_search.record.versions_file import record_versions
 from cabs_search.results.comparison import Comparison
 from cabs_search.results.leaderboard import board_of
@@ -64,6 +65,7 @@ def compare(
     with only_driver(folder) as is_new, BackgroundTracker(folder, tracking_uri, say) as book:
         from cabs_search.cluster.driver import search
 
+        note_beginning(folder, spec.name)
         try:
             outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
             outcomes.bind(spec, items, prepared.weights)

@@ -47,7 +47,7 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
 
     keep_memory()
     board, study = read_leaderboard(folder), StudyFolder(Path(folder))
-    spec = load(study.spec)
+    spec = load(study.spec, data=False)
     chosen = _chosen(spec, study, trial)
     family = Family.open(spec.base, spec.experts)
     return chosen.recipe, export(

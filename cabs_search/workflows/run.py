@@ -9,6 +9,7 @@ from pathlib import Path
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.folder import StudyFolder, StudyId, only_driver, write_spec
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.progress_file import note_beginning
 from cabs_search.record.versions_file import record_versions
 from cabs_search.results.leaderboard import Leaderboard, board_of
 from cabs_search.results.scores import RecordScores
@@ -60,6 +61,7 @@ def run(
         from cabs_search.cluster.driver import search
         from cabs_search.search.study import Study, open_database
 
+        note_beginning(folder, spec.name)
         try:
             outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
             outcomes.bind(spec, items, prepared.weights)

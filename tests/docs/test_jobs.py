@@ -59,7 +59,7 @@ def test_our_parser_takes_every_command() -> None:
     commands = re.findall(r"cabs-search (run|submit|status) ([^&\n]*)", text)
     assert len(commands) >= 6
     for name, rest in commands:
-        given = rest.replace("$url", "http://127.0.0.1:8265")
+        given = rest.replace("$url", "http://127.0.0.1:8265").replace("$output", "/output")
         parser().parse_args([name, *shlex.split(given, comments=True)])
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cabs_search.cluster.driver import _gpus
 from cabs_search.results.leaderboard import read_leaderboard
 from tests.conftest import EXPERTS, pico_values, write_spec
 
@@ -132,6 +133,17 @@ def test_a_job_that_fails_says_so(head: dict[str, str], pico: Path, tmp_path: Pa
     assert "no such folder" in found.stdout
     assert "failed" in found.stderr
     assert "no search has begun there" in call(head, "status", tmp_path / "x", status=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "in_cluster", "gpus"), [("auto", 4.0, 4.0), ("auto", 0.0, 0.0), ("cpu", 4.0, 0.0)]
+)
+def test_a_clusters_gpus_are_used_though_its_head_has_none(
+    device: str, in_cluster: float, gpus: float
+) -> None:
+    assert _gpus(device, in_cluster, is_cluster=True) == gpus
+    with pytest.raises(RuntimeError, match="the cluster has no GPU"):
+        _gpus("cuda", 0.0, is_cluster=True)
 
 
 def test_where_no_cluster_answers(tmp_path: Path, pico: Path) -> None:

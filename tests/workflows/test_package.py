@@ -39,6 +39,21 @@ def test_data_travel_and_shared_folders_do_not(
         assert files[name].read_bytes() == (tmp_path / f"{name}.csv").read_bytes()
 
 
+def test_tasks_that_read_one_file_read_one_copy(
+    values: dict[str, Any], pico: Path, tmp_path: Path
+) -> None:
+    """Else they would have other items than here, and no pass in common. Texts stay texts."""
+    values["tasks"][EXPERTS[1]]["dataset"] = values["tasks"][EXPERTS[2]]["dataset"]
+    values["tasks"][EXPERTS[1]]["label"] = "08"
+    to = tmp_path / "packed"
+    to.mkdir()
+    spec = write_spec(tmp_path / "my.yaml", values)
+    spec.write_text(spec.read_text().replace("label: 08", "label: '08'"))
+    packed = load(package(spec, to, shared=[pico]))
+    assert packed.tasks[EXPERTS[1]].dataset == packed.tasks[EXPERTS[2]].dataset
+    assert packed.tasks[EXPERTS[1]].label == "08"
+
+
 def test_models_that_no_node_sees_are_named(
     values: dict[str, Any], pico: Path, tmp_path: Path
 ) -> None:
@@ -61,7 +76,8 @@ def test_data_that_are_missing_or_large_are_refused(
     monkeypatch.setattr(packing, "MOST_BYTES", 10)
     with pytest.raises(ValueError, match="files that travel must have 0 MiB at most"):
         package(spec, to, shared=[pico])
-    (tmp_path / f"{EXPERTS[1]}.csv").unlink()
+    values["tasks"][EXPERTS[1]]["dataset"] = {"csv": f"data/{EXPERTS[1]}.csv"}  # no hub id
+    spec = write_spec(tmp_path / "my.yaml", values)
     with pytest.raises(ValueError, match=rf"tasks\.{EXPERTS[1]}\.dataset\.csv: .* no such file"):
         package(spec, to, shared=[pico])
     with pytest.raises(ValueError, match=r"other\.yaml: .*no such field"):
