@@ -129,5 +129,5 @@ def test_the_command_ends_with_answers(
     assert main(["quickstart", "--language-model", "--items", "60", "--output", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "recommended" in out
-    for row in ("right", "base", "sums", "equations", "relations", "merged"):
+    for row in ("right", "base", "sums", "multiples", "relations", "merged"):
         assert any(line.startswith(row) for line in out.splitlines())

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FOLDER = "quickstart-language-model"
 """Folder of base, adapters and tasks in the cache."""
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-TRAINED_ON, HELDOUT = 480, 600
+TRAINED_ON, HELDOUT = 320, 600
 """Questions of each puzzle."""
 BATCH = 8
 RATE, WARMUP = 1e-3, 5

@@ -42,9 +42,9 @@ PUZZLES = (
         steps=(-10, -3, -2, -1, 1, 2, 3, 10),
     ),
     Puzzle(
-        name="equations",
-        generator="simple_equations",
-        settings={"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 20},
+        name="multiples",
+        generator="lcm",
+        settings={"min_numbers": 2, "max_numbers": 2, "max_value": 30},
         steps=(-10, -3, -2, -1, 1, 2, 3, 10),
     ),
     Puzzle(name="relations", generator="aiw", steps=(-3, -2, -1, 1, 2, 3)),
