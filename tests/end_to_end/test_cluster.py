@@ -77,6 +77,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_search_joins_a_running_cluster(head: dict[str, str], pico: Path, tmp_path: Path) -> None:
     spec = write_spec(tmp_path / "pico.yaml", pico_values(pico, trials=4))
     command = [sys.executable, "-m", "cabs_search.cli", "run", str(spec)]

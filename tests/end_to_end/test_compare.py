@@ -144,6 +144,7 @@ def test_each_value_is_a_run_of_its_own_in_mlflow(methods: Path) -> None:
         assert len(mine) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workers")
 def test_run_again_scores_nothing(
     methods: Path, pico: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
@@ -542,6 +543,7 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
     assert calibrations("dare") == {}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workers")
 def test_an_export_of_a_calibrated_method_is_what_was_scored(
     methods: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

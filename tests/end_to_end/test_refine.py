@@ -6,6 +6,8 @@ import html
 import json
 from pathlib import Path
 
+import pytest
+
 from cabs_search.record.evaluations import Notes
 from cabs_search.record.folder import StudyFolder
 from cabs_search.record.outcomes import Outcomes
@@ -15,6 +17,7 @@ from cabs_search.workflows.run import run
 from tests.conftest import pico_values
 
 
+@pytest.mark.slow
 def test_one_worker_and_four_refine_alike(pico: Path, cache: Path, tmp_path: Path) -> None:
     found = {}
     for workers in (1, 4):

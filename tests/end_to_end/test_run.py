@@ -467,11 +467,18 @@ def long_spec(pico: Path, tmp_path: Path) -> Path:
     return write_spec(tmp_path / "pico.yaml", pico_values(pico, trials=LONG, block=4))
 
 
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {signal.SIGKILL: -9, signal.SIGTERM: 143},
+        pytest.param({signal.SIGINT: 130}, marks=pytest.mark.slow),  # SIGTERM goes the same way
+    ],
+    ids=["killed", "interrupted"],
+)
 def test_a_driver_that_is_killed_or_interrupted_goes_on(
-    long_spec: Path, shared_cache: Path, tmp_path: Path
+    long_spec: Path, shared_cache: Path, tmp_path: Path, ends: dict[signal.Signals, int]
 ) -> None:
     folder, draw = tmp_path / "out", random.Random()
-    ends = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}
     for end, status in ends.items():
         run = Running(long_spec, folder, shared_cache)
         run.wait_for_blocks(run.blocks() + draw.randint(1, 60))
