@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> Path:
     folder, uri = result.folder, result.tracking_uri
     if options.json:
         places = {"folder": str(folder), "tracking_uri": without_password(uri)}
-        _print_json(result.leaderboard.as_dict() | places)
+        print_json(result.leaderboard.as_dict() | places)
         return folder
     print(leaderboard_text(result.leaderboard) + "\n")
     _print_page(folder)
@@ -100,7 +100,7 @@ def _print_comparison(comparison: Any, *, as_json: bool) -> None:
     from cabs_search.reporting.terminal.comparison import comparison_text
 
     if as_json:
-        _print_json(comparison.as_dict())
+        print_json(comparison.as_dict())
     else:
         print(comparison_text(comparison) + "\n")
 
@@ -118,7 +118,7 @@ def _plan(options: argparse.Namespace) -> None:
 
     made = plan(options.spec)
     if options.json:
-        _print_json(made.as_dict())
+        print_json(made.as_dict())
     else:
         print(made.as_text())
 
@@ -133,7 +133,7 @@ def _vectors(options: argparse.Namespace) -> None:
     if options.picture:
         draw(methods, options.picture)
     if options.json:
-        _print_json([method.as_dict() for method in methods])
+        print_json([method.as_dict() for method in methods])
     else:
         print("\n\n".join(method.as_text() for method in methods))
 
@@ -151,7 +151,7 @@ def _report(options: argparse.Namespace) -> None:
     if isinstance(results, Comparison):
         _print_comparison(results, as_json=options.json)
     elif options.json:
-        _print_json(results.as_dict())
+        print_json(results.as_dict())
     else:
         print(leaderboard_text(results) + "\n")
     # The numbers are out before the page is tried, which may fail.
@@ -172,7 +172,7 @@ def _sample(options: argparse.Namespace) -> None:
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if options.json:
-        _print_json(found.as_dict())
+        print_json(found.as_dict())
     else:
         print(sampled_text(found))
 
@@ -188,7 +188,7 @@ def print_export(options: argparse.Namespace, recipe: Any, to: Path) -> None:
     """Say where a merged model was written."""
     heads = sorted(path.name for path in to.glob("heads/*"))
     if options.json:
-        _print_json({"path": str(to), "recipe": recipe.as_dict(), "heads": heads})
+        print_json({"path": str(to), "recipe": recipe.as_dict(), "heads": heads})
     else:
         paths = ", ".join(f"{to}/heads/{head}" for head in heads)
         with_heads = f"; with a head: {paths}" if heads else ""
@@ -209,7 +209,7 @@ def _ui(options: argparse.Namespace) -> None:
     if not links:
         raise ValueError(f"{folder}: no runs are recorded yet")
     if options.json:
-        _print_json({"views": links, "tracking_uri": uri})
+        print_json({"views": links, "tracking_uri": uri})
     else:
         _print_links(links)
     if not is_server(uri):
@@ -294,5 +294,6 @@ def _print_server_links(folder: Path, uri: str) -> None:
         _print_links(links)
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Print plain values for machines."""
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from cabs_search.cli.commands import OVERRIDES, PROGRAM
+from cabs_search.cli.commands import OVERRIDES, PROGRAM, print_json
 from cabs_search.common.redact import without_password
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def submit(options: argparse.Namespace) -> None:
         cluster = Cluster(options.address)
         job = cluster.submit(command, Path(folder))
     if options.json:
-        print(json.dumps({"job": job, "output": options.output}))
+        print_json({"job": job, "output": options.output})
     else:
         at, output = f"--address {shlex.quote(options.address)}", shlex.quote(options.output)
         print(f"job {job}: {shlex.join(map(without_password, command))}")
@@ -93,7 +92,7 @@ def stop(options: argparse.Namespace) -> None:
 
     state = Cluster(options.address).stop(options.job)
     if options.json:
-        print(json.dumps({"job": options.job, "state": state}))
+        print_json({"job": options.job, "state": state})
     else:
         goes_on = "; submitted again, it goes on where it stopped" if state == "STOPPED" else ""
         print(f"job {options.job}: {state.lower()}{goes_on}")

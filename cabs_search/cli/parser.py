@@ -34,9 +34,8 @@ OF_COMPARISON = (
     "the folder (default: results/NAME-over-AXIS)",
 )
 """Help on --trials and --output."""
-
-
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
+"""Beginnings of addresses that MLflow takes."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -30,7 +30,7 @@ from cabs_search.cluster.dispatcher import Dispatcher
 from cabs_search.cluster.progress import Progress
 from cabs_search.cluster.tune import Recorder, StopWhenFinished, WorkerSearcher
 from cabs_search.cluster.worker import Context, Worker
-from cabs_search.common.signals import kept_handler, terminated_as_interrupted
+from cabs_search.common.signals import kept_handler
 from cabs_search.scoring.models import pick_device
 from cabs_search.search.jobs import JobSource
 from cabs_search.tasks.items import Items, SplitName
@@ -69,7 +69,7 @@ def search(
 
     Raises:
         RuntimeError: the search cannot go on.
-        KeyboardInterrupt: it was interrupted; by SIGTERM: ``Terminated``.
+        KeyboardInterrupt: it was interrupted.
 
     """
     for name, value in TUNE_SETTINGS.items():
@@ -89,8 +89,7 @@ def search(
         calibrations=calibrations or {},
     )
     try:
-        # Tune ends its loop on SIGINT.
-        with terminated_as_interrupted(), study.connected(), Progress(study, note) as progress:
+        with study.connected(), Progress(study, note) as progress:
             _run(study, context, progress, is_cluster=address is not None)
             if not study.is_finished and not study.failure:
                 raise KeyboardInterrupt

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
-from cabs_search.record.progress_file import Spent, State, Status, note_status
-from cabs_search.search.budget import Share
+from cabs_search.record.progress_file import Share, State, Status, note_status
 from cabs_search.search.jobs import JobSource
 
 NOTE_SECONDS = 2.0
@@ -71,15 +69,14 @@ class Progress:
             state=state,
             phase="done" if state == "finished" else study.phase,
             candidates=study.done,
-            spent=[Spent(unit=s.unit, spent=s.spent, limit=s.limit) for s in study.shares],
+            spent=study.shares,
             best=study.best.rank if study.best else None,
             items=study.scored_items,
             items_per_second=study.scored_items / max(seconds, 1e-9),
             seconds_left=left,
             noted=time.time(),
         )
-        with suppress(OSError):  # a full disk ends the search where results are recorded
-            note_status(self._note, status)
+        note_status(self._note, status)
 
     def __enter__(self) -> Progress:
         return self

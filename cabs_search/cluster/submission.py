@@ -28,17 +28,11 @@ class Cluster:
         """Connect.
 
         Raises:
-            ValueError: the extra ``cluster`` is not installed.
-            RuntimeError: no cluster answers at the address.
+            RuntimeError: no cluster answers at the address, or the extra is not installed.
 
         """
-        try:
-            from ray.job_submission import JobSubmissionClient
-        except ImportError as error:
-            raise ValueError(
-                f"{address}: jobs need Ray's own client; pip install 'cabs-search[cluster]'"
-                f" ({first_line(error)})"
-            ) from error
+        from ray.job_submission import JobSubmissionClient
+
         self.address = address
         with self._in_words():
             self._client: Any = JobSubmissionClient(address)

@@ -35,7 +35,7 @@ def terminated_as_interrupted() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        if received and not isinstance(error, Terminated):
+        if received:
             raise Terminated from error
         raise
     finally:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cabs_search.kinds.base import Item, Outcome, TaskFields, Texts
-from cabs_search.kinds.causal import Causal, Request, tokens_of
+from cabs_search.kinds.causal import Continuing, Request, tokens_of
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_GENERATED
 from cabs_search.metrics.squad import AnswerMetric
@@ -23,12 +23,12 @@ class Written:
     """Output of a model on some items of this kind."""
 
     texts: Sequence[str]
-    """What the model wrote, one text per item, without the prompt."""
+    """Texts that the model wrote, one per item, without the prompts."""
     scores: Sequence[float] | None = None
     """Scores that were given elsewhere; None: the task's metric gives them."""
 
 
-class Generation(Causal):
+class Generation(Continuing):
     """A prompt and the accepted answers, with which the text that follows is compared.
 
     A prediction is that text, up to the first of the task's ``stop`` strings. An item's score is
@@ -40,7 +40,6 @@ class Generation(Causal):
     predicts: ClassVar[type[Any]] = str
     has_log_losses: ClassVar[bool] = False
     harness_text: ClassVar[str] = "prompt"
-    default_max_length: ClassVar[int] = 2048
     default_max_new_tokens: ClassVar[int | None] = 256
 
     def check_text(self, text: str | tuple[str, str]) -> None:
@@ -64,17 +63,9 @@ class Generation(Causal):
         """Return an empty answer."""
         return ("",)
 
-    def encode(
-        self,
-        where: str,
-        task: TaskFields,
-        tokenizer: Any,
-        config: Any,
-        texts: Texts,
-        label: tuple[str, ...],
-    ) -> Item:
-        """Tokenize the prompt, with the tokenizer's own special tokens."""
-        return self.encode_requests(where, task, tokenizer, config, texts, label, [(texts[0], "")])
+    def requests(self, task: TaskFields, texts: Texts) -> list[Request]:
+        """Return the prompt; what follows it is to be written."""
+        return [(texts[0], "")]
 
     def encode_requests(
         self,
@@ -86,7 +77,7 @@ class Generation(Causal):
         label: tuple[str, ...],
         requests: Sequence[Request],
     ) -> Item:
-        """Tokenize a given prompt in place of the text; one that is too long loses its beginning.
+        """Tokenize a prompt with the tokenizer's special tokens; a long one loses its beginning.
 
         Raises:
             ValueError: the prompt is empty.

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from filelock import FileLock, Timeout
 
 from cabs_search.common.files import write_whole
+from cabs_search.spec.load import dump_plain
 from cabs_search.spec.study import Spec
 
 
@@ -77,5 +77,4 @@ def only_driver(folder: Path) -> Iterator[bool]:
 
 def write_spec(spec: Spec, folder: Path) -> None:
     """Write the resolved spec into a study's folder."""
-    text = yaml.safe_dump(spec.as_dict(), sort_keys=False, allow_unicode=True)
-    write_whole(StudyFolder(folder).spec, text)
+    write_whole(StudyFolder(folder).spec, dump_plain(spec.as_dict()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -20,11 +21,12 @@ PREPARING, PREPARING_SECONDS = "preparing", 1800.0
 """Phase before workers start, in which nothing is noted, and its longest time."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spent:
+@dataclass(frozen=True)
+class Share:
     """Part of a limit of the search that is spent."""
 
     unit: str
+    """One of candidate, item and second."""
     spent: float
     limit: float
 
@@ -39,14 +41,14 @@ class Status:
     """The stage of the work, as the progress bar names it."""
     candidates: int
     """Candidates that have ended."""
-    spent: Sequence[Spent]
-    """By limit: candidates, items, seconds."""
+    spent: Sequence[Share]
+    """Parts of all limits: candidates, items, seconds."""
     best: float | None
     """Best score on the search items."""
     items: int
     """Items scored in this run."""
     items_per_second: float
-    """In this run."""
+    """Rate of this run."""
     seconds_left: float | None
     """Time until the first limit is reached at this run's rate; None if it is not known."""
     noted: float
@@ -69,8 +71,9 @@ class Status:
 
 
 def note_status(file: Path, status: Status) -> None:
-    """Write a note in place of the last one."""
-    write_whole(file, json.dumps(asdict(status)) + "\n")
+    """Write a note in place of the last one, if the disk takes it: no search ends for a note."""
+    with suppress(OSError):
+        write_whole(file, json.dumps(asdict(status)) + "\n")
 
 
 def note_beginning(folder: Path, name: str) -> None:
@@ -121,6 +124,6 @@ def parse_status(text: str) -> Status:
     if not isinstance(values, dict) or not isinstance(values.get("spent"), list):
         raise ValueError("it is no news of a search")
     age, _ = values.pop("age", None), values.pop("is_silent", None)
-    spent = tuple(Spent(**part) for part in values.pop("spent"))
+    spent = tuple(Share(**part) for part in values.pop("spent"))
     found = Status(**values, spent=spent)
     return found if age is None else replace(found, noted=time.time() - age)

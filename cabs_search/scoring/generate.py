@@ -24,12 +24,12 @@ from cabs_search.tasks.items import Ints, Items
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn, in place of the likeliest ones."""
+    """Settings with which tokens are drawn, in place of taking the likeliest."""
 
     temperature: float
-    """What logits are divided by."""
+    """Divisor of the logits."""
     seed: int
-    """Of a run: with an item's key it seeds a generator of the item's own."""
+    """Number of a run, that with an item's key seeds a generator of the item's own."""
 
 
 def generate(

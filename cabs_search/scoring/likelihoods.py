@@ -33,7 +33,7 @@ class Beginning:
 
     length: int = 0
     keys_values: tuple[tuple[Tensor, Tensor], ...] = ()
-    """Of each layer, [1, heads, length, width]."""
+    """Keys and values of each layer, [1, heads, length, width]."""
 
     def left(self, lengths: Ints) -> Ints:
         """Return what sequences of some lengths cost in a batch, in tokens."""

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from typing import NamedTuple
 
+from cabs_search.record.progress_file import Share
 from cabs_search.spec.study import Search
 
 ASSUMED_CANDIDATES = 1000
 """Candidates that a budget of seconds alone is taken for where their number counts."""
-
-
-class Share(NamedTuple):
-    """Part of a budget that is spent."""
-
-    unit: str
-    spent: float
-    limit: float
 
 
 class Budget:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.entries import Scored
-from cabs_search.search.budget import Share
+from cabs_search.record.progress_file import Share
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import Ints, SplitName
 

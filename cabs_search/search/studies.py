@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.entries import Scored
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.progress_file import Share
 from cabs_search.scoring.batches import blocks
-from cabs_search.search.budget import Budget, Share
+from cabs_search.search.budget import Budget
 from cabs_search.search.candidates import ranked
 from cabs_search.search.jobs import BlockResult, Job
 from cabs_search.search.study import IsBusy, Study

@@ -20,9 +20,9 @@ from cabs_search.merging.recipe import Recipe
 from cabs_search.record.entries import Block, Scored
 from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import SEARCHING, Outcomes
+from cabs_search.record.progress_file import Share
 from cabs_search.scoring.batches import blocks
 from cabs_search.search import space
-from cabs_search.search.budget import Share
 from cabs_search.search.candidate_stage import CandidateStage
 from cabs_search.search.candidates import ranked, reference_recipes
 from cabs_search.search.confirm_looks import ConfirmLooks

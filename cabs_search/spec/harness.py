@@ -42,7 +42,6 @@ SIZED_BY_BYTES = ("byte_perplexity", "bits_per_byte")
 """Metrics of rolling log-likelihoods that ``byte_probability`` says in another way."""
 LOCAL_BUILDERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "xml")
 """Values of ``dataset_path`` that need no hub."""
-
 OF_DATA = (
     *("training_split", "validation_split", "fewshot_split", "fewshot_config", "num_fewshot"),
     *("process_docs", "dataset_kwargs"),
@@ -61,7 +60,7 @@ class Described:
     metrics: tuple[str, ...]
     """The task's own metrics that are computed here, the default first."""
     texts: Texts | None = None
-    """How the task's texts are generated, if they are."""
+    """Settings of the task's texts, if it generates any."""
 
     @property
     def fields(self) -> dict[str, Any]:

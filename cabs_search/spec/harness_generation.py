@@ -1,4 +1,4 @@
-"""What a generating task of lm-evaluation-harness says of its texts, read from its YAML."""
+"""Settings of the texts of a generating task of lm-evaluation-harness, read from its YAML."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_FILTER = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """How texts of a task are generated and scored."""
+    """Settings with which texts of a task are generated and scored."""
 
     stop: tuple[str, ...]
     max_new_tokens: int

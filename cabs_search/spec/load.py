@@ -283,7 +283,9 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML that ``_Loader`` reads as it was."""
+    """YAML that ``_Loader`` and other readers read as it was: what either takes for no text is
+    quoted.
+    """
 
 
 _NUMBERS = {
@@ -297,5 +299,5 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, _number in _NUMBERS.items():
-    _Loader.add_implicit_resolver(_tag, _number, list("-+.0123456789"))
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, _number, list("-+.0123456789"))

@@ -53,8 +53,13 @@ def locate(text: str, relative_to: Path | None = None) -> Path:
     if not text:
         raise ValueError("a folder or a hub id is needed, but got nothing")
     path = (relative_to or Path()) / Path(text).expanduser()
-    is_hub_id = not path.exists() and not text.startswith((".", "~")) and re.fullmatch(HUB_ID, text)
-    return _download(text) if is_hub_id else local_folder(text, relative_to)
+    return _download(text) if is_hub_id(text, path) else local_folder(text, relative_to)
+
+
+def is_hub_id(text: str, path: Path) -> bool:
+    """Tell whether a location is a hub id, and no path of something that is there."""
+    is_path = path.exists() or text.startswith((".", "~"))
+    return not is_path and re.fullmatch(HUB_ID, text) is not None
 
 
 def local_folder(text: str, relative_to: Path | None = None) -> Path:

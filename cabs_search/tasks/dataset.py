@@ -28,7 +28,7 @@ class Row:
     member: str = ""
     """Task of lm-evaluation-harness that the row belongs to, where several are scored as one."""
     reference: Any = None
-    """What lm-evaluation-harness scores a generated text by; None: the label is what counts."""
+    """Facts that lm-evaluation-harness scores a generated text by; None: the label counts."""
 
     @property
     def text(self) -> str:

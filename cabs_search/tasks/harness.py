@@ -37,7 +37,7 @@ Document = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What the harness scores a generated text by."""
+    """Facts that the harness scores a generated text by."""
 
     task: str
     """Name of the harness's task that the document belongs to."""

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from cabs_search.common.formats import digest
 from cabs_search.kinds.base import Item
 from cabs_search.kinds.causal import Continuing
-from cabs_search.kinds.generation import Generation
 from cabs_search.metrics.base import Values
 from cabs_search.spec.task import Task
 from cabs_search.tasks.dataset import Row
@@ -99,7 +98,7 @@ def tokenize(where: str, tokenizer: Any, config: Any, task: Task, rows: Sequence
     def encode(row: Row) -> Item:
         common = (where, task, tokenizer, config, row.texts, row.label)
         if row.requests:
-            assert isinstance(task.kind, (Continuing, Generation))
+            assert isinstance(task.kind, Continuing)
             item = task.kind.encode_requests(*common, row.requests)
             return item if row.reference is None else replace(item, marks=row.reference)
         return task.kind.encode(*common)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from cabs_search.common.formats import digest
 from cabs_search.spec.load import dump_plain, find_spec_file, load_plain, parse
-from cabs_search.spec.locations import HUB_ID
+from cabs_search.spec.locations import is_hub_id
 
 SPEC = "spec.yaml"
 DATA = "data"
@@ -18,7 +17,7 @@ DATA = "data"
 TRAVELLING = ("csv", "json", "parquet", "include")
 """Sources of a task's items that are files or folders; they are small enough to travel."""
 IGNORED = (".git", ".gitignore", ".rayignore")
-"""What does not travel: by the last two, Ray would leave out other files."""
+"""Files that stay: by the last two, Ray would leave out others."""
 MOST_BYTES = 200 << 20
 """Bytes that may travel: Ray refuses a working directory of 500 MiB."""
 
@@ -42,10 +41,9 @@ def package(spec: str | Path, to: Path, shared: Sequence[Path] = ()) -> Path:
     file = find_spec_file(spec)
     values = load_plain(spec)
     parse(values, str(spec), locations=False)
-    places = list(_models(values))
     hidden = [
         f"{field}: {path}"
-        for field, text in places
+        for field, text in _models(values)
         if (path := _local(text, file.parent)) and not _is_in(path, shared)
     ]
     if hidden:
@@ -53,7 +51,7 @@ def package(spec: str | Path, to: Path, shared: Sequence[Path] = ()) -> Path:
             f"{spec}: models must lie where every node of the cluster finds them (a hub id, or a"
             f" folder below --shared), but not {', '.join(hidden)}"
         )
-    values = dict(values) | _absolute_models(values, file.parent)
+    values |= _absolute_models(values, file.parent)
     travelling: dict[Path, Path] = {}
     values["tasks"] = {
         name: _with_data(f"{spec}: tasks.{name}", task, file.parent, shared, travelling)
@@ -87,11 +85,8 @@ def _models(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _local(text: str, folder: Path) -> Path | None:
     """Return the path of a model that lies at one; None for hub ids, packages and the cache."""
     path = folder / Path(text).expanduser()
-    if text.startswith(("cache:", "package:")) or (
-        not path.exists() and re.fullmatch(HUB_ID, text) and not text.startswith((".", "~"))
-    ):
-        return None
-    return path.resolve()
+    is_elsewhere = text.startswith(("cache:", "package:")) or is_hub_id(text, path)
+    return None if is_elsewhere else path.resolve()
 
 
 def _is_in(path: Path, shared: Sequence[Path]) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from cabs_search.record.folder import StudyFolder
 from cabs_search.record.progress_file import (
     SILENT_SECONDS,
-    Spent,
+    Share,
     Status,
     note_beginning,
     note_status,
@@ -26,7 +26,7 @@ def news(**changes: object) -> Status:
         "state": "at work",
         "phase": "search",
         "candidates": 31,
-        "spent": (Spent(unit="item", spent=3450, limit=7500),),
+        "spent": (Share(unit="item", spent=3450, limit=7500),),
         "best": 0.8123,
         "items": 3450,
         "items_per_second": 42.0,

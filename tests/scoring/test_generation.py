@@ -16,17 +16,10 @@ from cabs_search.scoring.forward import evaluate, evaluate_together
 from cabs_search.scoring.generate import Sampling, cut, generate
 from cabs_search.spec.task import Task
 from cabs_search.tasks.items import Items
+from tests.scoring.test_language_models import SIZE
 from tests.support.standins import as_items, fields_of, make_tokenizer, rows_of, task_of
 
 CPU = torch.device("cpu")
-SIZE = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-}
 MODELS = {
     "Llama": SIZE,
     "Mistral": SIZE | {"sliding_window": 8},

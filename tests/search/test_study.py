@@ -15,9 +15,9 @@ from optuna.trial import TrialState
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.progress_file import Share
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search import space
-from cabs_search.search.budget import Share
 from cabs_search.search.candidates import Candidates, ranked, reference_recipes
 from cabs_search.search.confirm_stage import rows_to_confirm
 from cabs_search.search.jobs import BlockResult, Job

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub.utils import filter_repo_objects
 
+from cabs_search.record.folder import StudyFolder
+from cabs_search.record.folder import write_spec as save_spec
 from cabs_search.spec.load import find_spec_file, load, parse
 from cabs_search.spec.locations import locate
 from tests.conftest import EXPERTS, pico_values, write_spec
@@ -20,6 +23,18 @@ def test_a_spec_survives_writing_and_reading(pico: Path, tmp_path: Path) -> None
     assert again == spec
     assert len(spec.orders) == 6
     assert spec.space.nm == ((2, 8), (8, 32))
+
+
+def test_texts_that_look_like_numbers_stay_texts(pico: Path, tmp_path: Path) -> None:
+    """In a study's folder, for our reader and for others."""
+    values = pico_values(pico)
+    values["tasks"]["mood"]["label"] = "08"
+    spec = parse(values)
+    save_spec(spec, tmp_path)
+    written = StudyFolder(tmp_path).spec
+    assert load(written) == spec
+    plain = yaml.safe_load(written.read_text())
+    assert (plain["tasks"]["mood"]["label"], plain["space"]["nm"]) == ("08", ["2:8", "8:32"])
 
 
 def test_nm_is_text_and_not_base_60(pico: Path, tmp_path: Path) -> None:

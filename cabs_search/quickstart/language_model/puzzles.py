@@ -31,7 +31,7 @@ class Puzzle:
     """Its name in reasoning-gym."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     steps: tuple[int, ...]
-    """How far a wrong choice may be from the right one."""
+    """Differences that a wrong choice may have from the right one."""
 
 
 PUZZLES = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cabs_search.common.formats import table
-from cabs_search.record.progress_file import Spent, Status
+from cabs_search.record.progress_file import Share, Status
 
 UNITS = {"candidate": "candidates", "item": "items", "second": "seconds"}
 
@@ -24,7 +24,7 @@ def status_text(status: Status) -> str:
     return text + (f"\n{goes_on}" if status.is_silent or status.state == "stopped" else "")
 
 
-def _of_limit(part: Spent) -> str:
+def _of_limit(part: Share) -> str:
     return f"{part.spent:,.0f} of {part.limit:,.0f} ({part.spent / part.limit:.0%})"
 
 
