@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeAlias, TypeVar
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,28 @@ from optuna.distributions import (
 Floats: TypeAlias = npt.NDArray[np.float64]
 Params: TypeAlias = dict[str, Any]
 Space: TypeAlias = Mapping[str, BaseDistribution]
-Key: TypeAlias = tuple[tuple[str, str], ...]
+Key: TypeAlias = str
 """Parameters and their values as text."""
 Number = TypeVar("Number", float, Floats)
 KEYS_KEPT = 1 << 14
 """Keys to keep: a sampler asks for those of all trials at every proposal."""
+
+
+class Places(NamedTuple):
+    """Places of points."""
+
+    x: Floats
+    """Numbers, [points, numbers]."""
+    arms: Floats
+    """1 where a point has a choice, else 0, [points, choices]."""
+
+    def rows(self, rows: Sequence[int]) -> Places:
+        """Return some of the points."""
+        return Places(self.x[rows], self.arms[rows])
+
+    def joined(self, other: Places) -> Places:
+        """Return these points and others."""
+        return Places(*map(np.concatenate, zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -37,26 +54,88 @@ class Coordinates:
 
     space: Space
 
-    def of(self, points: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats]:
-        """Return numbers [points, coordinates] and choices [points, choices]."""
-        numbers, choices = dict[str, int](), dict[tuple[str, str], int]()
+    @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        """Column of each number, by its name without what stands before a colon."""
+        kinds = self.space.items()
+        names = [n for n, kind in kinds if not isinstance(kind, CategoricalDistribution)]
+        return {name: column for column, name in enumerate(dict.fromkeys(map(_plain, names)))}
+
+    @cached_property
+    def choices(self) -> Mapping[tuple[str, str], int]:
+        """Column of each choice, by the parameter's name and the choice as text."""
+        found = dict[tuple[str, str], int]()
         for name, kind in self.space.items():
             if isinstance(kind, CategoricalDistribution):
                 for value in kind.choices:
-                    choices.setdefault((name, str(value)), len(choices))
-            else:
-                numbers.setdefault(_plain(name), len(numbers))
-        x, arms = np.zeros((len(points), len(numbers))), np.zeros((len(points), len(choices)))
+                    found.setdefault((name, str(value)), len(found))
+        return found
+
+    def of(self, points: Sequence[Params]) -> Places:
+        """Return the places of points that are given by their parameters."""
+        places = self._empty(len(points))
         for name, kind in self.space.items():
             rows = [row for row, params in enumerate(points) if name in params]
             values = [points[row][name] for row in rows]
             if isinstance(kind, CategoricalDistribution):
                 for row, value in zip(rows, values, strict=True):
-                    if (name, str(value)) in choices:
-                        arms[row, choices[name, str(value)]] = 1.0
+                    if (name, str(value)) in self.choices:
+                        places.arms[row, self.choices[name, str(value)]] = 1.0
             else:
-                x[rows, numbers[_plain(name)]] = 2 * share_of(np.array(values), kind) - 1
-        return x, arms
+                column = self.numbers[_plain(name)]
+                places.x[rows, column] = 2 * share_of(np.array(values), kind) - 1
+        return places
+
+    def draw(self, branch: Space, count: int, rng: np.random.Generator) -> Places:
+        """Draw points evenly from a branch: a part of the space's parameters and their choices."""
+        places = self._empty(count)
+        for name, kind in branch.items():
+            shares = rng.random(count)
+            if isinstance(kind, CategoricalDistribution):
+                columns = np.array([self.choices[name, str(value)] for value in kind.choices])
+                chosen = columns[(shares * len(columns)).astype(np.intp)]
+                places.arms[np.arange(count), chosen] = 1.0
+            else:
+                places.x[:, self.numbers[_plain(name)]] = 2 * _on_steps(shares, kind) - 1
+        return places
+
+    def near(
+        self, branch: Space, places: Places, scales: Floats, rng: np.random.Generator
+    ) -> Places:
+        """Draw points of a branch near others, about half of whose numbers are changed.
+
+        Args:
+            branch: the branch that all of them are in.
+            places: points to look around.
+            scales: typical change of a number, as a share of its range, of each point drawn around
+                each of ``places``.
+            rng: what draws.
+
+        """
+        drawn = Places(*(np.repeat(part, len(scales), axis=0) for part in places))
+        scale = np.tile(scales, len(places.x))
+        for name, kind in branch.items():
+            if isinstance(kind, CategoricalDistribution):
+                continue
+            column = drawn.x[:, self.numbers[_plain(name)]]
+            is_changed = rng.random(len(column)) < max(0.5, 1 / len(branch))
+            moved = (column + 1) / 2 + is_changed * scale * rng.normal(size=len(column))
+            column[:] = 2 * _on_steps(np.clip(moved, 0, 1), kind) - 1
+        return drawn
+
+    def params(self, branch: Space, x: Floats, arms: Floats) -> Params:
+        """Return the parameters of a point of a branch, given by its place."""
+        found: Params = {}
+        for name, kind in branch.items():
+            if isinstance(kind, CategoricalDistribution):
+                taken = [arms[self.choices[name, str(value)]] for value in kind.choices]
+                found[name] = kind.choices[int(np.argmax(taken))]
+            else:
+                found[name] = value_at((float(x[self.numbers[_plain(name)]]) + 1) / 2, kind)
+        return found
+
+    def _empty(self, count: int) -> Places:
+        return Places(np.zeros((count, len(self.numbers))), np.zeros((count, len(self.choices))))
 
 
 def _plain(name: str) -> str:
@@ -71,10 +150,8 @@ def share_of(value: Number, kind: FloatDistribution | IntDistribution) -> Number
     return (value - low) / (high - low)
 
 
-def value_at(share: float, kind: BaseDistribution) -> Any:
-    """Return the value at a place in a range, from 0 to 1."""
-    if isinstance(kind, CategoricalDistribution):
-        return kind.choices[min(int(share * len(kind.choices)), len(kind.choices) - 1)]
+def value_at(share: float, kind: FloatDistribution | IntDistribution) -> float | int:
+    """Return the value at a place in a number's range, from 0 to 1."""
     low, high = float(kind.low), float(kind.high)
     if kind.log:
         value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
@@ -86,6 +163,16 @@ def value_at(share: float, kind: BaseDistribution) -> Any:
     return round(value) if isinstance(kind, IntDistribution) else value
 
 
+def _on_steps(shares: Floats, kind: FloatDistribution | IntDistribution) -> Floats:
+    """Return the places nearest to some that are those of values a number can take."""
+    low, high = float(kind.low), float(kind.high)
+    if kind.log or not kind.step or low == high:
+        return shares
+    steps = (high - low) / kind.step
+    places: Floats = np.round(shares * steps) / steps
+    return places
+
+
 def key_of(params: Mapping[str, Any]) -> Key:
     """Return a name of a point, the same for values that differ by rounding alone."""
     return _key_of(tuple(params.items()))
@@ -93,5 +180,5 @@ def key_of(params: Mapping[str, Any]) -> Key:
 
 @lru_cache(KEYS_KEPT)
 def _key_of(items: tuple[tuple[str, Any], ...]) -> Key:
-    texts = {n: f"{v:.9g}" if isinstance(v, float) else str(v) for n, v in items}
-    return tuple(sorted(texts.items()))
+    texts = [f"{n!r}: {v:.9g}" if isinstance(v, float) else f"{n!r}: {v!r}" for n, v in items]
+    return ", ".join(sorted(texts))

@@ -73,12 +73,26 @@ def log_odds(losses: Floats) -> Floats:
     return np.clip(-np.log(np.expm1(np.clip(losses, 1e-9, 50.0))), -MOST_LOG_ODDS, MOST_LOG_ODDS)
 
 
+class _Differences(NamedTuple):
+    """Scores minus predictions of a task's items, all [candidates]."""
+
+    counts: Floats
+    """Number of items that are scored."""
+    sums: Floats
+    squares: Floats
+    """Sums of squares."""
+    expected: Floats
+    """Mean prediction of all items; NaN if some are not scored."""
+
+
 class _Fitted(NamedTuple):
     """A task's surface and what it was fitted to."""
 
     surface: Surface
     rows: Mapping[Hashable, int]
-    """Rows of ``surface.left_out`` by candidate."""
+    """Rows of the candidates."""
+    left_out: _Differences
+    """To predictions that left the candidate out."""
 
 
 class _Unexplained(NamedTuple):
@@ -205,7 +219,19 @@ def _fit_surface(
     is_graded = all(own.scores is own.responses for own in answers)
     scores = None if is_graded else np.stack([own.scores for own in answers])
     fitted = surface.fit(features, scales, responses, scores, start.surface if start else None)
-    return _Fitted(fitted, {key: row for row, key in enumerate(keys)})
+    left_out = _differences(responses if scores is None else scores, fitted.left_out)
+    return _Fitted(fitted, {key: row for row, key in enumerate(keys)}, left_out)
+
+
+def _differences(scores: Floats, predicted: Floats) -> _Differences:
+    """Sum up what scores [candidates, items], NaN where there is none, differ from predictions."""
+    differences = scores - predicted
+    return _Differences(
+        counts=np.isfinite(differences).sum(axis=1).astype(np.float64),
+        sums=np.nansum(differences, axis=1),
+        squares=np.nansum(differences**2, axis=1),
+        expected=predicted.mean(axis=1),
+    )
 
 
 def _unexplained(
@@ -214,22 +240,26 @@ def _unexplained(
     metrics = np.array([own.metric for own in answers], dtype=np.float64)
     if fitted is None:  # nothing but values
         return _Unexplained(metrics, np.zeros(len(metrics)), 0.0)
-    scores = np.stack([own.scores for own in answers])
-    predicted = np.full_like(scores, np.nan)
     rows = np.array([fitted.rows.get(key, -1) for key in keys])
-    predicted[rows >= 0] = fitted.surface.left_out[rows[rows >= 0]]
+    found = _Differences(*(part[rows] for part in fitted.left_out))
     # what was answered after the fit, the surface predicts without having seen it
-    late = np.flatnonzero((np.isnan(predicted) & np.isfinite(scores)).any(axis=1))
-    fresh = fitted.surface.scores(features[late])
-    predicted[late] = np.where(np.isnan(predicted[late]), fresh, predicted[late])
-    differences = scores - predicted
-    counts = np.isfinite(differences).sum(axis=1)
-    spread = float(np.nanvar(differences))
-    residual = np.nansum(differences, axis=1) / np.where(counts, counts, np.nan)
+    late = np.flatnonzero((rows < 0) | (found.counts != [own.count for own in answers]))
+    if len(late):
+        predicted = fitted.surface.scores(features[late])
+        for at, row in enumerate(rows[late]):
+            if row >= 0:
+                seen = fitted.surface.left_out[row]
+                predicted[at] = np.where(np.isnan(seen), predicted[at], seen)
+        scores = np.stack([answers[row].scores for row in late.tolist()])
+        for part, of_late in zip(found, _differences(scores, predicted), strict=True):
+            part[late] = of_late
+    total = found.counts.sum()
+    spread = float(found.squares.sum() / total - (found.sums.sum() / total) ** 2)
+    residual = found.sums / np.where(found.counts, found.counts, np.nan)
     if np.isfinite(metrics).any():
-        residual = metrics - predicted.mean(axis=1)
-    variance = spread / np.maximum(counts, 1)
-    return _Unexplained(residual, variance, spread / scores.shape[1])
+        residual = metrics - found.expected
+    variance = spread / np.maximum(found.counts, 1)
+    return _Unexplained(residual, variance, spread / len(answers[0].scores))
 
 
 def _stretch(errors: Floats) -> float:

@@ -7,7 +7,7 @@ one that has none, as in a study that is not ours, counts by its value.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,24 +18,15 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import norm
 
-from cabs_search.search.coordinates import (
-    Coordinates,
-    Floats,
-    Key,
-    Params,
-    Space,
-    key_of,
-    share_of,
-    value_at,
-)
-from cabs_search.search.surface import Answers, Predicted, ScoreModel
+from cabs_search.search.coordinates import Coordinates, Floats, Key, Params, Places, Space, key_of
+from cabs_search.search.surface import Answers, ScoreModel
 
 ANSWERS = "answers"
 """A trial's attribute in memory: its ``Answers`` by task."""
 DRAWN, KEPT, ROUNDS = 300, 10, 3
 """Points drawn for each branch of the space; points that are looked around, and how often."""
-STEP = 0.1
-"""Typical change of a parameter, as a share of its range, when a point is looked around."""
+STEPS = np.array([0.1, 0.1, 0.1, 0.03, 0.03, 0.03])
+"""Typical change of a number, as a share of its range, in each point drawn around another."""
 VALUE = "value"
 """The one task of trials without answers."""
 
@@ -78,10 +69,8 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     ) -> dict[str, BaseDistribution]:
         """Return all parameters that trials have had, once enough have ended."""
         self._raise_error_if_multi_objective(study)
-        trials = _learned(study, trial)
-        if len(trials) < self._startup_trials:
-            return {}
-        return _varied(trials)
+        trials = list(_learned(study, trial).values())
+        return {} if len(trials) < self._startup_trials else _varied(trials)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -90,24 +79,30 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._raise_error_if_multi_objective(study)
         if not search_space:
             return {}
-        trials = _learned(study, trial)
+        by_key = _learned(study, trial)
+        trials = list(by_key.values())
         known = {other.number for other in trials} | {trial.number}
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         pending = [other for other in running if other.number not in known and other.params]
-        model = self._fit(study, trials, search_space)
-        best = float(model.predict_means([other.params for other in trials]).max())
-        model = model.expecting([other.params for other in pending])
+        placed = self._fit(study, by_key, search_space)
+        best = float(placed.model.predict_means(*placed.tried).max())
+        expecting = placed.expecting([other.params for other in pending])
 
-        def gain(points: Sequence[Params]) -> Floats:
-            predicted = model.predict(points)
+        def gain(places: Places) -> Floats:
+            predicted = expecting.model.predict(*places)
             return _expected_improvement(predicted.mean - best, predicted.deviation)
 
-        tried = {key_of(other.params) for other in (*trials, *pending)}
-        found = self._maximize(gain, [*trials, *pending], search_space, tried)
+        had = [*trials, *pending]
+        pools = [
+            _Pool(branch.space, placed.coordinates.draw(branch.space, DRAWN, self._rng))
+            for branch in _branches(had, search_space)
+        ]
+        excluded = by_key.keys() | {key_of(other.params) for other in pending}
+        found = self._maximize(gain, placed.coordinates, pools, excluded)
         self.fruitless = self.fruitless + 1 if found is None else 0
         if found is None:
             return {}
-        self.predicted[trial.number] = model.recommended(found)
+        self.predicted[trial.number] = expecting.recommended(found)
         return found
 
     def recommend(self, study: Study, *, only_scored: bool = False) -> Recommended | None:
@@ -124,7 +119,8 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             None if nothing is known.
 
         """
-        trials = sorted(_learned(study), key=lambda other: key_of(other.params))
+        by_key = dict(sorted(_learned(study).items()))
+        trials = list(by_key.values())
         space = _varied(trials)
         scored = [other for other in trials if other.state == TrialState.COMPLETE]
         if not trials or (only_scored and not scored):
@@ -132,16 +128,22 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         if not space:  # there is one point
             return _seen(trials[0])
         afresh = SurfaceSampler(seed=0, weights=self.weights)
-        model = afresh._fit(study, trials, space)
-
-        def mean(points: Sequence[Params]) -> Floats:
-            return model.predict_means(points)
-
+        placed = afresh._fit(study, by_key, space)
         if only_scored:
-            values = mean([other.params for other in scored])
-            return model.recommended(scored[int(values.argmax())].params)
-        found = afresh._maximize(mean, trials, space, excluded=())
-        return None if found is None else model.recommended(found)
+            places = placed.coordinates.of([other.params for other in scored])
+            values = placed.model.predict_means(*places)
+            return placed.recommended(scored[int(values.argmax())].params)
+        pools = []
+        for branch in _branches(trials, space):
+            drawn = placed.coordinates.draw(branch.space, DRAWN, afresh._rng)
+            pools.append(_Pool(branch.space, drawn.joined(placed.tried.rows(branch.rows))))
+        found = afresh._maximize(
+            lambda places: placed.model.predict_means(*places), placed.coordinates, pools, ()
+        )
+        if found is None:
+            return None
+        tried = by_key.get(key_of(found))
+        return placed.recommended(found if tried is None else tried.params)
 
     def sample_independent(
         self,
@@ -154,8 +156,9 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._raise_error_if_multi_objective(study)
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
-    def _fit(self, study: Study, trials: Sequence[FrozenTrial], space: Space) -> PlacedModel:
+    def _fit(self, study: Study, by_key: Mapping[Key, FrozenTrial], space: Space) -> PlacedModel:
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
+        trials = by_key.values()
         answers = [_answers(trial, sign) for trial in trials]
         known = [(trial.number, id(trial.user_attrs.get(ANSWERS))) for trial in trials]
         fitted_to = known, space, self.weights
@@ -165,67 +168,79 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         weights = None if tasks == [VALUE] else self.weights
         if self._model is None or (self._model.tasks, self._model.weights) != (tasks, weights):
             self._model = ScoreModel(tasks=tasks, weights=weights)
-        placed = PlacedModel(Coordinates(space), self._model)
-        points = [trial.params for trial in trials]
-        self._model.fit(*placed.coordinates.of(points), answers, [key_of(p) for p in points])
+        coordinates, points = Coordinates(space), [trial.params for trial in trials]
+        places = coordinates.of(points)
+        self._model.fit(*places, answers, list(by_key))
+        placed = PlacedModel(coordinates, self._model, places)
         self._fitted = fitted_to, placed
         return placed
 
     def _maximize(
         self,
-        criterion: Callable[[Sequence[Params]], Floats],
-        trials: Sequence[FrozenTrial],
-        space: Space,
+        criterion: Callable[[Places], Floats],
+        coordinates: Coordinates,
+        pools: Sequence[_Pool],
         excluded: Collection[Key],
     ) -> Params | None:
-        """Find the point with the largest criterion: draw many, then look around the best.
+        """Find the point with the largest criterion: the best of many, then of some around them.
 
         Args:
-            criterion: values of points.
-            trials: what was tried so far.
-            space: the parameters.
+            criterion: values of places.
+            coordinates: of the space.
+            pools: points of each branch to begin with.
             excluded: keys of points that must not be found.
 
         """
-        pool = [params for branch in _branches(trials, space) for params in self._draw(branch)]
-        pool += [trial.params for trial in trials if key_of(trial.params) not in excluded]
-        best: Params | None = None
-        for _ in range(ROUNDS + 1):
-            fresh = {key_of(params): params for params in pool}
-            pool = [params for key, params in fresh.items() if key not in excluded]
-            if not pool:
-                break
-            order = np.argsort(-criterion(pool))
-            best = pool[order[0]]
-            kept = [pool[i] for i in order[:KEPT]]
-            pool = kept + [near for params in kept for near in self._near(params, space)]
-        return best
+        for _ in range(ROUNDS):
+            found = _best(criterion, coordinates, pools, excluded)
+            if not found:  # of a space with few points, which all were had
+                return None
+            around = []
+            for number, pool in enumerate(pools):
+                kept = pool.places.rows([point.row for point in found if point.pool == number])
+                near = coordinates.near(pool.space, kept, STEPS, self._rng)
+                around.append(_Pool(pool.space, kept.joined(near)))
+            pools = around
+        return _best(criterion, coordinates, pools, excluded)[0].params
 
-    def _draw(self, branch: Space) -> list[Params]:
-        """Draw points of a branch."""
-        shares = self._rng.random((DRAWN, len(branch)))
-        return [
-            {
-                name: value_at(share, kind)
-                for share, (name, kind) in zip(row, branch.items(), strict=True)
-            }
-            for row in shares.tolist()
-        ]
 
-    def _near(self, params: Params, space: Space) -> list[Params]:
-        """Draw points near one: each has some parameters changed."""
-        found = []
-        for scale in (STEP, STEP, STEP, STEP / 3, STEP / 3, STEP / 3):
-            changed = dict(params)
-            for name, value in params.items():
-                kind = space[name]
-                if isinstance(kind, CategoricalDistribution):
-                    continue
-                if self._rng.random() < max(0.5, 1 / len(params)):
-                    share = share_of(value, kind) + scale * self._rng.normal()
-                    changed[name] = value_at(min(max(share, 0.0), 1.0), kind)
-            found.append(changed)
-        return found
+class _Pool(NamedTuple):
+    """Points of one branch."""
+
+    space: Space
+    places: Places
+
+
+class _Point(NamedTuple):
+    """A point of a pool."""
+
+    pool: int
+    """The pool's number."""
+    row: int
+    params: Params
+
+
+def _best(
+    criterion: Callable[[Places], Floats],
+    coordinates: Coordinates,
+    pools: Sequence[_Pool],
+    excluded: Collection[Key],
+) -> list[_Point]:
+    """Return the different points with the largest criterion, the best first."""
+    owners = np.repeat(np.arange(len(pools)), [len(pool.places.x) for pool in pools])
+    rows = np.concatenate([np.arange(len(pool.places.x)) for pool in pools])
+    values = np.concatenate([criterion(pool.places) for pool in pools if len(pool.places.x)])
+    found, seen = list[_Point](), set(excluded)
+    for i in np.argsort(-values).tolist():
+        number, row = int(owners[i]), int(rows[i])
+        pool = pools[number]
+        params = coordinates.params(pool.space, pool.places.x[row], pool.places.arms[row])
+        if (key := key_of(params)) not in seen:
+            seen.add(key)
+            found.append(_Point(number, row, params))
+        if len(found) == KEPT:
+            break
+    return found
 
 
 class Recommended(NamedTuple):
@@ -246,45 +261,37 @@ def _seen(trial: FrozenTrial) -> Recommended:
     return Recommended(trial.params, mean, 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlacedModel:
     """A score model of points that are given by their parameters."""
 
     coordinates: Coordinates
     model: ScoreModel
+    tried: Places
+    """Of the candidates that the model was fitted to."""
 
     def expecting(self, points: Sequence[Params]) -> PlacedModel:
         """See ``ScoreModel.expecting``."""
         return replace(self, model=self.model.expecting(*self.coordinates.of(points)))
 
-    def predict(self, points: Sequence[Params]) -> Predicted:
-        """See ``ScoreModel.predict``."""
-        return self.model.predict(*self.coordinates.of(points))
-
-    def predict_means(self, points: Sequence[Params]) -> Floats:
-        """See ``ScoreModel.predict_means``."""
-        return self.model.predict_means(*self.coordinates.of(points))
-
     def recommended(self, point: Params) -> Recommended:
         """Return a point with its prediction."""
-        predicted = self.predict([point])
+        predicted = self.model.predict(*self.coordinates.of([point]))
         deviation = math.hypot(float(predicted.deviation[0]), predicted.noise)
         return Recommended(point, float(predicted.mean[0]), deviation)
 
 
-def _learned(study: Study, trial: FrozenTrial | None = None) -> list[FrozenTrial]:
-    """Return the trials, other than this one, of which answers or a value are known."""
+def _learned(study: Study, trial: FrozenTrial | None = None) -> dict[Key, FrozenTrial]:
+    """Return the trials, other than this one, of which answers or a value are known, by point."""
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
     trials = study.get_trials(deepcopy=False, states=states)
     other = [t for t in trials if trial is None or t.number != trial.number]
     answered = [t for t in other if t.user_attrs.get(ANSWERS)]
     if answered:
         # of trials of the same point, the last one knows all that the others know
-        latest = {key_of(t.params): t for t in answered if t.params}
-        return list(latest.values())
-    return [
-        t for t in other if t.state == TrialState.COMPLETE and t.params and math.isfinite(t.value)
-    ]
+        return {key_of(t.params): t for t in answered if t.params}
+    complete = [t for t in other if t.state == TrialState.COMPLETE and math.isfinite(t.value)]
+    return {key_of(t.params): t for t in complete if t.params}
 
 
 def _varied(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
@@ -301,32 +308,45 @@ def _answers(trial: FrozenTrial, sign: float) -> Mapping[str, Answers]:
     return {VALUE: Answers(scores=nothing, responses=nothing, metric=sign * trial.value)}
 
 
-def _branches(trials: Iterable[FrozenTrial], space: Space) -> list[dict[str, BaseDistribution]]:
+class _Branch(NamedTuple):
+    """Parameters that trials had together."""
+
+    space: Space
+    rows: list[int]
+    """Numbers of these trials."""
+
+
+def _branches(trials: Sequence[FrozenTrial], space: Space) -> list[_Branch]:
     """Return the sets of parameters that trials had together.
 
     Some parameters depend on a choice, as the settings of a method: a choice that was only seen
     with other parameters is not offered.
     """
-    seen: dict[tuple[str, ...], dict[str, set[Any]]] = {}
-    for trial in trials:
-        names = tuple(sorted(trial.params.keys() & space.keys()))
-        values = seen.setdefault(names, {})
-        for name in names:
-            if isinstance(space[name], CategoricalDistribution):
-                values.setdefault(name, set()).add(trial.params[name])
+    together: dict[tuple[str, ...], list[int]] = {}
+    for row, trial in enumerate(trials):
+        together.setdefault(tuple(trial.params), []).append(row)
+    rows_of: dict[tuple[str, ...], list[int]] = {}
+    for names, rows in together.items():
+        rows_of.setdefault(tuple(sorted(space.keys() & set(names))), []).extend(rows)
+    choices = [n for n, kind in space.items() if isinstance(kind, CategoricalDistribution)]
+    seen = {
+        (names, name): {trials[row].params[name] for row in rows}
+        for names, rows in rows_of.items()
+        for name in choices
+        if name in names
+    }
     branches = []
-    for names, values in seen.items():
+    for names, rows in rows_of.items():
         branch = {name: space[name] for name in names}
-        for name, own in values.items():
-            elsewhere = set().union(
-                *(v.get(name, set()) for other, v in seen.items() if other != names)
-            )
-            kind = space[name]
-            assert isinstance(kind, CategoricalDistribution)
-            branch[name] = CategoricalDistribution(
-                [value for value in kind.choices if value in own or value not in elsewhere]
-            )
-        branches.append(branch)
+        for name in choices:
+            if name in names:
+                elsewhere = set[Any]().union(
+                    *(v for (other, n), v in seen.items() if other != names and n == name)
+                )
+                own = seen[names, name]
+                kept = [v for v in space[name].choices if v in own or v not in elsewhere]
+                branch[name] = CategoricalDistribution(kept)
+        branches.append(_Branch(branch, rows))
     return branches
 
 
