@@ -148,6 +148,8 @@ class Kind(ABC):
     """True if rows have a column of labels."""
     has_log_losses: ClassVar[bool] = True
     """True if a loss is minus the log of the right answer's probability."""
+    has_entropies: ClassVar[bool] = False
+    """True if the model gives each answer of an item's a probability."""
     harness_text: ClassVar[str | tuple[str, str]] = ""
     """The field ``text`` of a task of lm-evaluation-harness: columns that a prediction needs."""
     default_max_length: ClassVar[int] = 128
@@ -288,6 +290,13 @@ class Kind(ABC):
 
         """
 
+    def entropies(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the entropy of each item's answers, in nats; arguments and result as ``losses``.
+
+        Only kinds with ``has_entropies`` have them. No label is read.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score a model's output on the sequences of some items, in their order."""
@@ -382,6 +391,16 @@ def class_losses(logits: Tensor, items: Sequence[Item]) -> Tensor:
 
     labels = torch.tensor([item.label for item in items], device=logits.device)
     return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def class_entropies(logits: Tensor) -> Tensor:
+    """Return the entropies of classes' probabilities, [...], from logits [..., classes].
+
+    Classes that do not exist for an item have -inf.
+    """
+    logs = logits.log_softmax(-1)
+    # 0 · -inf counts as 0, also in the gradient
+    return -(logs.exp() * logs.masked_fill(logs.isneginf(), 0.0)).sum(-1)
 
 
 def score_classes(logits: Tensor, items: Sequence[Item]) -> Outcome:

@@ -10,6 +10,7 @@ from cabs_search.kinds.base import (
     Outcome,
     TaskFields,
     Texts,
+    class_entropies,
     class_losses,
     padded,
     text_columns,
@@ -36,6 +37,7 @@ class ChoicesByLikelihood(Continuing, MultipleChoice):
 
     name: ClassVar[str] = "choices-by-likelihood"
     metrics: ClassVar[tuple[Metric, ...]] = OF_CHOICES
+    has_entropies: ClassVar[bool] = True
     harness_text: ClassVar[str] = "context"
 
     def texts(self, where: str, task: TaskFields, row: Mapping[str, Any]) -> Texts:
@@ -78,6 +80,10 @@ class ChoicesByLikelihood(Continuing, MultipleChoice):
     def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
         """Return the cross-entropy of each item's choices."""
         return class_losses(padded(sums_by_part(widened(output), items)), items)
+
+    def entropies(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the entropy of each item's choices."""
+        return class_entropies(padded(sums_by_part(widened(output), items)))
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score log-likelihoods, [targets]."""

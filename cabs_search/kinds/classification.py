@@ -11,6 +11,7 @@ from cabs_search.kinds.base import (
     Outcome,
     TaskFields,
     Texts,
+    class_entropies,
     class_losses,
     class_of,
     score_classes,
@@ -34,6 +35,7 @@ class Classification(Kind):
     head: ClassVar[str] = "ForSequenceClassification"
     metrics: ClassVar[tuple[Metric, ...]] = OF_CLASSES
     predicts: ClassVar[type[Any]] = int
+    has_entropies: ClassVar[bool] = True
 
     def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> int:
         """Return the head's class."""
@@ -42,6 +44,10 @@ class Classification(Kind):
     def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
         """Return the cross-entropy of each item."""
         return class_losses(widened(output.logits), items)
+
+    def entropies(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the entropy of each item's classes."""
+        return class_entropies(widened(output.logits))
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [items, classes]."""

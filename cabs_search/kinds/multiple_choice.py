@@ -12,6 +12,7 @@ from cabs_search.kinds.base import (
     TaskFields,
     Texts,
     check_texts,
+    class_entropies,
     class_losses,
     padded,
     score_classes,
@@ -38,6 +39,7 @@ class MultipleChoice(Kind):
     head: ClassVar[str] = "ForMultipleChoice"
     metrics: ClassVar[tuple[Metric, ...]] = OF_CLASSES
     predicts: ClassVar[type[Any]] = int
+    has_entropies: ClassVar[bool] = True
     takes_choices: ClassVar[bool] = True
 
     def check_choices(self, choices: str | tuple[str, ...] | None) -> None:
@@ -95,6 +97,10 @@ class MultipleChoice(Kind):
     def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
         """Return the cross-entropy of each item's choices."""
         return class_losses(_by_item(widened(output.logits), items), items)
+
+    def entropies(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the entropy of each item's choices."""
+        return class_entropies(_by_item(widened(output.logits), items))
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [1, sequences]."""

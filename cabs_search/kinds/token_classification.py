@@ -14,6 +14,7 @@ from cabs_search.kinds.base import (
     TaskFields,
     Texts,
     check_texts,
+    class_entropies,
     class_names,
     class_of,
     sequences_of,
@@ -56,6 +57,7 @@ class TokenClassification(Kind):
     head: ClassVar[str] = "ForTokenClassification"
     metrics: ClassVar[tuple[Metric, ...]] = OF_WORDS
     predicts: ClassVar[type[Any]] = list
+    has_entropies: ClassVar[bool] = True
 
     def check_text(self, text: str | tuple[str, str]) -> None:
         """Raise ValueError unless it is one column."""
@@ -120,6 +122,18 @@ class TokenClassification(Kind):
         rows = split_tokens(widened(output.logits), items)
         return torch.stack(
             [_loss(*_words(row, item)) for (row,), item in zip(rows, items, strict=True)]
+        )
+
+    def entropies(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the entropy of each item's words, on average."""
+        import torch
+
+        rows = split_tokens(widened(output.logits), items)
+        return torch.stack(
+            [
+                class_entropies(_words(row, item)[0]).mean()
+                for (row,), item in zip(rows, items, strict=True)
+            ]
         )
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:

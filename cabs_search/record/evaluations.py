@@ -42,7 +42,7 @@ class TaskValues(NamedTuple):
     None: not known.
     """
     temperature: float = 1.0
-    """Number that logits were divided by, or ``BY_TEMPERATURE``."""
+    """Number that logits were divided by; ``BY_TEMPERATURE``; or -1, and losses are entropies."""
     by_temperature: npt.NDArray[np.float32] | None = None
     """Sums of the losses, [temperatures], at ``BY_TEMPERATURE``; nothing else is known there."""
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cabs_search.kinds.base import Outcome
+from cabs_search.kinds.base import Outcome, to_host
 from cabs_search.scoring.batches import batch_tokens, batches, collate
 from cabs_search.scoring.generate import generate, outcome_of
 from cabs_search.scoring.likelihoods import NOTHING, Beginning, log_likelihoods, read_beginning
@@ -24,6 +24,8 @@ Scored: TypeAlias = tuple[Any, Items, Ints]
 """A model, items of a task, and the rows of them to score."""
 LOGITS = ("logits", "start_logits", "end_logits")
 """Fields of outputs that losses are computed from."""
+ENTROPY = -1.0
+"""In the place of a temperature: the entropy of the answers is meant, not a loss."""
 TEMPERATURES = tuple(2.0 ** (place / 2) for place in range(-6, 13))
 """Temperatures to choose from, 1/8 to 64."""
 READS_ONE_TOKEN = ("ForSequenceClassification", "ForMultipleChoice")
@@ -55,7 +57,7 @@ def evaluate_together(
         scored: models, each with its items and the rows of them to score; see ``same_trunk`` and
             ``same_sequences``.
         device: the device of the models.
-        temperatures: temperature of the losses of each of ``scored``; none: 1.
+        temperatures: temperature of the losses of each of ``scored``, or ``ENTROPY``; none: 1.
 
     """
     model, items, rows = scored[0]
@@ -64,8 +66,10 @@ def evaluate_together(
         return [outcome_of(own, its_rows, texts) for _, own, its_rows in scored]
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
     for batch, outputs in _outputs_by_batch(scored, device, temperatures):
-        for one, output, outcome in zip(scored, outputs, outcomes, strict=True):
-            fill(outcome, batch, one, output)
+        for place, (one, output) in enumerate(zip(scored, outputs, strict=True)):
+            fill(outcomes[place], batch, one, output)
+            if temperatures and temperatures[place] == ENTROPY:
+                outcomes[place].losses[batch] = to_host(entropies_of(one, batch, output)).numpy()
     return outcomes
 
 
@@ -147,7 +151,7 @@ def _outputs_of_heads(scored: Sequence[Scored], batch: Ints, device: torch.devic
 
 def at_temperature(output: Any, temperature: float) -> Any:
     """Return a model's output with its logits, or log-likelihoods, divided by a temperature."""
-    if temperature == 1:
+    if temperature in (1, ENTROPY):
         return output
     if isinstance(output, Tensor):
         return output / temperature
@@ -159,6 +163,12 @@ def losses_of(scored: Scored, batch: Ints, output: Any) -> Tensor:
     """Return the losses of a model's output on a batch, with their gradient."""
     _, items, rows = scored
     return items.task.kind.losses(items.task, output, [items.rows[i] for i in rows[batch]])
+
+
+def entropies_of(scored: Scored, batch: Ints, output: Any) -> Tensor:
+    """Return the entropies of a model's answers on a batch, with their gradient."""
+    _, items, rows = scored
+    return items.task.kind.entropies(items.task, output, [items.rows[i] for i in rows[batch]])
 
 
 def _models(scored: Sequence[Scored]) -> list[Any]:

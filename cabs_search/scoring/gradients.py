@@ -22,12 +22,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cabs_search.kinds.base import Outcome
+from cabs_search.kinds.base import Outcome, to_host
 from cabs_search.merging.resident import Resident
 from cabs_search.scoring.batches import batch_tokens, batches
 from cabs_search.scoring.forward import (
+    ENTROPY,
     Scored,
     empty_outcome,
+    entropies_of,
     fill,
     losses_of,
     model_outputs,
@@ -107,7 +109,7 @@ def evaluate_with_gradients(
         tensors: each model's own tensors by shared name.
         gradients: to add to; its tasks are those of ``scored``.
         device: the device of the models.
-        temperatures: temperature of the losses of each of ``scored``.
+        temperatures: temperature of the losses of each of ``scored``, or ``ENTROPY``.
 
     """
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
@@ -123,7 +125,11 @@ def evaluate_with_gradients(
             for place, (one, output) in enumerate(zip(scored, outputs, strict=True)):
                 fill(outcomes[place], batch, one, output)
                 gradients.task = place
-                losses = losses_of(one, batch, output)
+                if temperatures[place] == ENTROPY:
+                    losses = entropies_of(one, batch, output)
+                    outcomes[place].losses[batch] = to_host(losses).numpy()
+                else:
+                    losses = losses_of(one, batch, output)
                 if losses.requires_grad:  # else no vector touches the model
                     losses.sum().backward(retain_graph=place + 1 < len(scored))
     return outcomes

@@ -116,8 +116,9 @@ class Workbench:
         Args:
             items: by task.
             rows: the rows of each task to score, by task.
-            temperatures: by task, what logits are divided by before the loss; 1 where none is
-                given. Scores and predictions do not depend on it.
+            temperatures: by task, what logits are divided by before the loss, or
+                ``forward.ENTROPY``; 1 where none is given. Scores and predictions do not depend on
+                it.
 
         Returns:
             Outcomes by task, in the order of ``rows``.

@@ -34,7 +34,9 @@ class Job:
     """True if it must be a worker's only job, because a worker died over it."""
     purpose: Purpose = "score"
     temperatures: Mapping[str, float] = field(default_factory=dict)
-    """Number that logits are divided by before the loss, by task; 1 where none is given."""
+    """Number that logits are divided by before the loss, or ``ENTROPY``, by task; 1 where none is
+    given.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from cabs_search.spec.fields import STRICT, Once, listed
 
+Objective = Literal["loss", "entropy"]
 Level = Literal["groups", "expert", "layer", "module", "tensor"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 """Coarse to fine."""
@@ -38,9 +39,16 @@ class Refine:
     """Evaluations with a gradient for each level and fold."""
     optimizer: Literal["lbfgs", "adam"] = "lbfgs"
     """``lbfgs`` evaluates all items of a fold at each step, ``adam`` one block."""
+    objective: Objective = "loss"
+    """What is made small: the loss, or the entropy of the answers, which needs no label."""
     ridge: Annotated[tuple[Ridge, ...], BeforeValidator(listed), Field(min_length=1), Once] = (0.0,)
     """Weights of a penalty on the squared distance from the coarser level; of several the folds
     choose.
     """
     calibrated: bool = True
     """Whether losses are taken at the temperature that fits each task best at the start."""
+
+    @property
+    def seeks_temperatures(self) -> bool:
+        """True if temperatures are chosen first; that takes labels."""
+        return self.calibrated and self.objective == "loss"

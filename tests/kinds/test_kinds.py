@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from scipy.special import softmax
+from scipy.stats import entropy
 
 from cabs_search.kinds import question_answering as answering
+from cabs_search.kinds.base import class_entropies
 from cabs_search.kinds.token_classification import Words
 from cabs_search.metrics.squad import ANSWER_EXACT_MATCH, ANSWER_F1
 from cabs_search.scoring.batches import collate
@@ -629,3 +632,14 @@ def test_a_head_of_another_kind_is_refused(
     needs = rf"tasks.mood.kind: {kind} needs a (model {head}|head of one output)"
     with pytest.raises(ValueError, match=needs):
         load_items(parse(values), "mood")
+
+
+def test_entropies_leave_out_choices_that_an_item_has_not() -> None:
+    logits = torch.tensor([[0.3, -1.0, 2.0], [0.3, -1.0, -torch.inf], [0.0, 200.0, 0.0]])
+    logits.requires_grad_()
+    found = class_entropies(logits)
+    expected = [entropy(softmax([0.3, -1.0, 2.0])), entropy(softmax([0.3, -1.0])), 0.0]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    found.sum().backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()

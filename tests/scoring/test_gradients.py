@@ -15,7 +15,7 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.recipe import make_method, make_recipe
 from cabs_search.scoring import gradients
 from cabs_search.scoring.batches import collate
-from cabs_search.scoring.forward import TEMPERATURES, at_temperature
+from cabs_search.scoring.forward import ENTROPY, TEMPERATURES, at_temperature
 from cabs_search.scoring.likelihoods import log_likelihoods
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.tasks.load import load_items
@@ -33,9 +33,13 @@ CASES = [
     ("deberta-v2", "classification", "magnitude", 1.0, 1e-6),
     ("gpt2", "choices-by-likelihood", "cabs", 2.0, 1e-6),  # its output layer is tied
     ("gpt2", "language-modeling", "ties-dare", 1.0, 1e-6),
+    ("bert", "classification", "cabs", ENTROPY, 1e-6),
+    ("roberta", "multiple-choice", "task-arithmetic", ENTROPY, 1e-5),  # nearly even: it is tiny
+    ("gpt2", "token-classification", "magnitude", ENTROPY, 1e-6),
+    ("gpt2", "choices-by-likelihood", "ties", ENTROPY, 1e-6),
     ("modernbert", "regression", "cabs", 1.0, 1e-5),  # it turns queries and keys in float32
 ]
-"""Architecture, kind, method, temperature, and how close the differences are."""
+"""Architecture, kind, method, temperature or entropy, and how close the differences are."""
 
 
 def open_family(folder: Path, architecture: str, kind: str, method: str) -> tuple[Workbench, Any]:
@@ -75,7 +79,8 @@ def total_loss(bench: Workbench, items: Any, temperature: float) -> float:
         else:
             output = model(**collate(items, np.arange(len(items))))
         at = at_temperature(output, temperature)
-        return float(kind.losses(items.task, at, items.rows).sum())
+        wanted = kind.entropies if temperature == ENTROPY else kind.losses
+        return float(wanted(items.task, at, items.rows).sum())
 
 
 def by_differences(bench: Workbench, items: Any, method: Any, temperature: float) -> np.ndarray:
@@ -126,7 +131,11 @@ def test_gradients_are_those_of_central_differences(
     assert np.count_nonzero(np.abs(expected) > 1e-4 * scale) > expected.size / 4
     assert outcomes["a"].losses == pytest.approx(before.losses, rel=1e-6)
     assert outcomes["a"].scores == pytest.approx(before.scores)
-    if items.task.kind.has_log_losses:
+    if temperature == ENTROPY:
+        labelled = bench.score(given, rows)["a"]
+        assert outcomes["a"].predictions.tolist() == labelled.predictions.tolist()
+        assert outcomes["a"].losses != pytest.approx(labelled.losses, rel=1e-5)
+    elif items.task.kind.has_log_losses:
         sums = bench.losses_by_temperature(given, rows)["a"]
         known = TEMPERATURES.index(temperature)
         assert sums[known] == pytest.approx(outcomes["a"].losses.sum(), rel=1e-5)

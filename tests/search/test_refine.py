@@ -14,6 +14,7 @@ from cabs_search.merging.recipe import Recipe, group_of
 from cabs_search.record.entries import Expected
 from cabs_search.record.evaluations import Notes
 from cabs_search.results.leaderboard import build_leaderboard
+from cabs_search.scoring.forward import ENTROPY
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.refine.check import check_refine
 from cabs_search.search.refine.groups import groups_of
@@ -107,6 +108,28 @@ def test_written_texts_have_no_gradient(pico: Path) -> None:
     values["tasks"]["sums"] = {"kind": "generation", "dataset": {"json": "x"}, "text": "ask"}
     with pytest.raises(ValueError, match="must have losses with a gradient, but sums is gen"):
         check_refine(parse(values, locations=False), (), 4)
+
+
+def test_entropy_needs_answers_to_choose_among(pico: Path) -> None:
+    values = pico_values(pico, refine={"objective": "entropy"})
+    check_refine(parse(values, locations=False), (), 4)
+    name = next(iter(values["tasks"]))
+    values["tasks"][name] |= {"kind": "regression"}
+    with pytest.raises(ValueError, match=f"entropy needs tasks that choose .* {name} is regr"):
+        check_refine(parse(values, locations=False), (), 4)
+
+
+def test_entropy_asks_for_no_temperature_and_is_recorded_apart(
+    pico: Path, items: Any, tmp_path: Path
+) -> None:
+    refine = {"objective": "entropy", "steps": 3, "levels": "expert"}
+    bench = Bench(parse(pico_values(pico, trials=4, refine=refine)), tmp_path, items)
+    bench.run()
+    purposes = {purpose for _, purpose, _ in bench.evaluated}
+    assert purposes == {"gradient", "held out"}
+    note = Notes(bench.outcomes).found
+    assert note is not None
+    assert set(note["temperatures"].values()) == {ENTROPY}
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,13 @@ def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:
             f"search.refine: every task must have losses with a gradient, but {generating[0]} is"
             f" {spec.tasks[generating[0]].kind}"
         )
+    if settings.objective == "entropy":
+        for name, task in spec.tasks.items():
+            if not task.kind.has_entropies:
+                raise ValueError(
+                    "search.refine.objective: entropy needs tasks that choose among answers, but"
+                    f" {name} is {task.kind}"
+                )
     if blocks < FOLDS:
         raise ValueError(
             f"search.refine: {FOLDS} blocks of search items are needed, one for each fold, but"
@@ -78,5 +85,5 @@ def most_items(spec: Spec, items: int, blocks: int) -> int:
     path = settings.steps * (1 + BACKWARD) * step + items
     levels = len(levels_of(settings, spec.space.groups))
     # before: the start on held-out items, and at every temperature
-    begin = items * (1 + settings.calibrated)
+    begin = items * (1 + settings.seeks_temperatures)
     return int(levels * (len(settings.ridge) * path + items) + begin)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cabs_search.scoring.forward import TEMPERATURES
+from cabs_search.scoring.forward import ENTROPY, TEMPERATURES
 from cabs_search.search.refine.paths import Floats
+from cabs_search.spec.refine import Objective
 from cabs_search.spec.task import Task
 
 
@@ -23,23 +24,29 @@ class Goal:
     """Loss of one task."""
 
     temperature: float = 1.0
-    """Number that logits are divided by."""
+    """Number that logits are divided by, or ``ENTROPY``."""
     scale: float = 1.0
     """Loss that counts as 1."""
 
 
 def goals_of(
-    tasks: Mapping[str, Task], losses: Mapping[str, float], by_temperature: Mapping[str, Floats]
+    objective: Objective,
+    tasks: Mapping[str, Task],
+    losses: Mapping[str, float],
+    by_temperature: Mapping[str, Floats],
 ) -> dict[str, Goal]:
     """Return the goal of each task.
 
     Args:
+        objective: what is made small.
         tasks: by name.
         losses: mean losses of the candidate that is refined, by task; those of kinds without
             log-probabilities are compared with these.
         by_temperature: sums of its losses at ``TEMPERATURES``, by task; none: temperatures are 1.
 
     """
+    if objective == "entropy":
+        return {name: Goal(temperature=ENTROPY) for name in tasks}
     found = {}
     for name, task in tasks.items():
         if not task.kind.has_log_losses:

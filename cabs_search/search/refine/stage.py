@@ -106,9 +106,10 @@ class RefineStage:
             self._tensors,
             len(self._blocks),
             Evaluated(self._evaluations, len(self._tensors), weights, self._measure),
-            partial(goals_of, tasks, scored.losses),
+            partial(goals_of, settings.objective, tasks, scored.losses),
             self._spec.space.groups,
-            calibrates=settings.calibrated and any(t.kind.has_log_losses for t in tasks.values()),
+            calibrates=settings.seeks_temperatures
+            and any(task.kind.has_log_losses for task in tasks.values()),
         )
 
     def _measure(self, task: str, predictions: Mapping[int, Sequence[Any]]) -> float:
