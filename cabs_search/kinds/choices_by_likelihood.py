@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cabs_search.kinds.base import (
-    Item,
-    Outcome,
-    TaskFields,
-    Texts,
-    class_entropies,
-    class_losses,
-    padded,
-    text_columns,
-    to_host,
-    widened,
-)
+from cabs_search.kinds.base import Item, Outcome, TaskFields, Texts, text_columns, to_host, widened
 from cabs_search.kinds.causal import Continuing, Request, joined, sums_by_part
+from cabs_search.kinds.classes import class_entropies, class_losses, padded
 from cabs_search.kinds.multiple_choice import MultipleChoice
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.choices import ChoiceAccuracy

@@ -5,19 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cabs_search.kinds.base import (
-    Item,
-    Kind,
-    Outcome,
-    TaskFields,
-    Texts,
-    class_entropies,
-    class_losses,
-    class_of,
-    score_classes,
-    to_host,
-    widened,
-)
+from cabs_search.kinds.base import Item, Kind, Outcome, TaskFields, Texts, to_host, widened
+from cabs_search.kinds.classes import class_entropies, class_losses, class_of, score_classes
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_CLASSES
 

@@ -12,15 +12,12 @@ from cabs_search.kinds.base import (
     TaskFields,
     Texts,
     check_texts,
-    class_entropies,
-    class_losses,
-    padded,
-    score_classes,
     sequences_of,
     text_columns,
     to_host,
     widened,
 )
+from cabs_search.kinds.classes import class_entropies, class_losses, padded, score_classes
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_CLASSES
 

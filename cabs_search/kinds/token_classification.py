@@ -14,15 +14,13 @@ from cabs_search.kinds.base import (
     TaskFields,
     Texts,
     check_texts,
-    class_entropies,
-    class_names,
-    class_of,
     sequences_of,
     split_tokens,
     text_columns,
     to_host,
     widened,
 )
+from cabs_search.kinds.classes import class_entropies, class_names, class_of
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_WORDS
 

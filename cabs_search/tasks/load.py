@@ -15,7 +15,8 @@ from typing import Any
 from cabs_search.checkpoints.adapter import Adapter, is_adapter
 from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.common.formats import digest, first_line
-from cabs_search.kinds.base import Kind, class_names
+from cabs_search.kinds.base import Kind
+from cabs_search.kinds.classes import class_names
 from cabs_search.merging.recipe import BASE
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Split, Task

@@ -14,7 +14,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from cabs_search.kinds import question_answering as answering
-from cabs_search.kinds.base import class_entropies
+from cabs_search.kinds.classes import class_entropies
 from cabs_search.kinds.token_classification import Words
 from cabs_search.metrics.squad import ANSWER_EXACT_MATCH, ANSWER_F1
 from cabs_search.scoring.batches import collate
