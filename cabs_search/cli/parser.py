@@ -242,6 +242,12 @@ def _add_merge(made: argparse.ArgumentParser, *, with_settings: bool) -> None:
         made.add_argument(f"--{setting.name}", metavar=setting.metavar, help=setting.help)
     made.add_argument("--overlap-merge", metavar="sum|ties")
     made.add_argument(
+        "--vocabulary",
+        choices=("same", "common-rows"),
+        default="same",
+        help="of language models with other numbers of tokens (default: refuse them)",
+    )
+    made.add_argument(
         "--lambda",
         dest="lambdas",
         action="append",

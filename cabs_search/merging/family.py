@@ -14,6 +14,7 @@ from torch import Tensor
 from cabs_search.checkpoints.adapter import Expert, open_expert
 from cabs_search.checkpoints.alignment import Alignment, align
 from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.checkpoints.vocabulary import SAME
 from cabs_search.merging.calibration import Calibration
 from cabs_search.merging.chunks import parallel_map
 from cabs_search.merging.masks.prune import prune
@@ -34,8 +35,10 @@ class Family:
     """Statistics of experts' layers on calibration items, for the rules that need them."""
 
     @classmethod
-    def open(cls, base: str | Path, experts: Mapping[str, str | Path]) -> Family:
-        """Open folders.
+    def open(
+        cls, base: str | Path, experts: Mapping[str, str | Path], vocabulary: str = SAME
+    ) -> Family:
+        """Open folders; ``vocabulary``: as of ``alignment.align``.
 
         Raises:
             ValueError: one cannot be read or is of another architecture or shape.
@@ -48,7 +51,16 @@ class Family:
                 tuned[name] = open_expert(path, opened)
             except ValueError as error:
                 raise ValueError(f"experts.{name}: {error}") from error
-        return cls(base=opened, experts=tuned, alignment=align(opened, tuned))
+        return cls(base=opened, experts=tuned, alignment=align(opened, tuned, vocabulary))
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what is not as usual in these models, for plans and model cards."""
+        return [
+            f"expert {name} has {own:,} rows of tokens: the {common:,} that the base has, too, are"
+            " merged, and the base's rows are kept"
+            for name, (own, common) in self.alignment.common_rows.items()
+        ]
 
     def checkpoint(self, name: str) -> Expert:
         """Return an expert, or the base by ``BASE``."""

@@ -9,6 +9,7 @@ from shlex import quote
 import torch
 import yaml
 
+from cabs_search.checkpoints.vocabulary import COMMON_ROWS
 from cabs_search.merging.family import Family
 from cabs_search.merging.recipe import MOST_SHOWN, Recipe
 
@@ -37,6 +38,7 @@ def model_card(
         f" {_lambdas(recipe, name)}"
         for name, expert in experts.items()
     ]
+    lines += [f"- {note}" for note in family.notes]
     lines += ["", *facts, "", *_listed_heads(heads)]
     lines += _command(family, dtype) if recipe.method.mask.calibration == "none" else []
     return "\n".join([*lines, "Made by cabs-search.", ""])
@@ -57,6 +59,7 @@ def _command(family: Family, dtype: torch.dtype) -> list[str]:
     base = quote(_name(family.base.folder))
     parts = ["cabs-search merge --recipe recipe.json", f"--base {base}"]
     parts += [f"--expert {name}={quote(_name(e.folder))}" for name, e in family.experts.items()]
+    parts += [f"--vocabulary {COMMON_ROWS}"] if family.alignment.common_rows else []
     parts += [f"--dtype {str(dtype).removeprefix('torch.')}", "--to PATH"]
     return ["The same tensors again:", "", "```", " \\\n  ".join(parts), "```", ""]
 

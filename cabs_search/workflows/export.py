@@ -49,7 +49,7 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
     board, study = read_leaderboard(folder), StudyFolder(Path(folder))
     spec = load(study.spec, data=False)
     chosen = _chosen(spec, study, trial)
-    family = Family.open(spec.base, spec.experts)
+    family = Family.open(spec.base, spec.experts, spec.vocabulary)
     return chosen.recipe, export(
         family,
         chosen.recipe,

@@ -100,6 +100,8 @@ class Plan:
     """Vectors that the space may need."""
     heads: Mapping[str, tuple[str, ...]]
     """Tensors outside the trunk, which are never merged, by expert."""
+    notes: tuple[str, ...]
+    """Sentences on what is not as usual in the models."""
     needs: Needs | None
     """None if models or data cannot be read now."""
     unreachable: tuple[str, ...]
@@ -119,6 +121,7 @@ class Plan:
             ("candidates", f"{self._candidates_text} of {self.space:,} in the space"),
             ("confirm rows", f"{self.rows}"),
             *(("heads", text) for text in _heads_text(self.heads)),
+            *(("note", text) for text in self.notes),
         ]
         if self.needs is None:
             rows += [("vectors", f"{self.vectors}"), ("bytes, memory, time", "unknown")]
@@ -222,6 +225,7 @@ def plan(path: str | Path) -> Plan:
         rows=rows,
         vectors=vectors,
         heads=family.alignment.heads if family else {},
+        notes=tuple(family.notes) if family else (),
         needs=needs,
         unreachable=tuple(unreachable),
     )
@@ -314,7 +318,7 @@ def _check_models(spec: Spec, missing: Mapping[str, str]) -> Family | None:
             else:
                 Checkpoint(folder)
         return None
-    family = Family.open(spec.base, experts)
+    family = Family.open(spec.base, experts, spec.vocabulary)
     at_hand = {BASE, *experts}
     check_heads({task: name for task, name in spec.heads.items() if name in at_hand}, family)
     is_whole = len(experts) == len(spec.experts)
