@@ -36,7 +36,9 @@ def _print_answers(study: Path, made: Path) -> None:
     """Ask base, experts and what the search recommends the same questions."""
     from cabs_search.common.formats import table
     from cabs_search.quickstart.language_model.answers import answers
+    from cabs_search.quickstart.language_model.experts import BASE
     from cabs_search.quickstart.language_model.puzzles import PUZZLES, example
+    from cabs_search.spec.locations import locate
     from cabs_search.workflows.export import export_trial
 
     asked = [example(puzzle) for puzzle in PUZZLES]
@@ -44,7 +46,7 @@ def _print_answers(study: Path, made: Path) -> None:
     with TemporaryDirectory(dir=study) as folder:
         _, merged = export_trial(study, "best", Path(folder) / "merged")
         said = answers(
-            made / "base", [made / name for name in names], merged, [one.prompt for one in asked]
+            locate(BASE), [made / name for name in names], merged, [one.prompt for one in asked]
         )
     print(
         "\nQuestions that nothing was tuned on, searched or confirmed with, and greedy answers:\n"

@@ -14,6 +14,7 @@ from torch import Tensor
 from cabs_search.checkpoints.adapter import Expert, open_expert
 from cabs_search.checkpoints.alignment import Alignment, align
 from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.checkpoints.origin import origin_note
 from cabs_search.checkpoints.vocabulary import SAME
 from cabs_search.merging.calibration import Calibration
 from cabs_search.merging.chunks import parallel_map
@@ -56,7 +57,9 @@ class Family:
     @property
     def notes(self) -> list[str]:
         """Sentences on what is not as usual in these models, for plans and model cards."""
-        return [
+        models = {"the base": self.base, **{f"expert {n}": e for n, e in self.experts.items()}}
+        origins = (origin_note(who, model.folder) for who, model in models.items())
+        return [note for note in origins if note] + [
             f"expert {name} has {own:,} rows of tokens: the {common:,} that the base has, too, are"
             " merged, and the base's rows are kept"
             for name, (own, common) in self.alignment.common_rows.items()

@@ -9,6 +9,7 @@ from shlex import quote
 import torch
 import yaml
 
+from cabs_search.checkpoints.origin import file_of
 from cabs_search.checkpoints.vocabulary import COMMON_ROWS
 from cabs_search.merging.family import Family
 from cabs_search.merging.recipe import MOST_SHOWN, Recipe
@@ -80,8 +81,8 @@ def _hub_id(folder: Path) -> str | None:
 
 
 def _name(folder: Path) -> str:
-    """Return a checkpoint's name for people: its hub id, or its folder's name."""
-    return _hub_id(folder) or folder.name
+    """Return a checkpoint's name for people: its hub id, or that of its folder or GGUF file."""
+    return _hub_id(folder) or file_of(folder) or folder.name
 
 
 def _listed_heads(heads: Iterable[str]) -> list[str]:
