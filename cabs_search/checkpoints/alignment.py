@@ -80,7 +80,7 @@ def align(base: Checkpoint, experts: Mapping[str, Expert], vocabulary: str = SAM
         )
     heads = {name: unmerged(expert, shapes) for name, expert in experts.items()}
     alignment = Alignment(shared=shared, heads=heads, shapes=shapes, common_rows=common_rows)
-    if all(_is_language_model(checkpoint) for checkpoint in (base, *experts.values())):
+    if all(is_language_model(checkpoint) for checkpoint in (base, *experts.values())):
         check_all_merged(base, experts, alignment, ())
     return alignment
 
@@ -104,7 +104,7 @@ def unmerged(checkpoint: Expert, shared: Collection[str]) -> tuple[str, ...]:
     return tuple(tensor for tensor in sorted(rest) if checkpoint.is_float(tensor))
 
 
-def _is_language_model(checkpoint: Expert) -> bool:
+def is_language_model(checkpoint: Expert) -> bool:
     """Tell whether the config names a causal language model, whose output layer is no head."""
     classes = checkpoint.config.get("architectures") or []
     return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in classes)
@@ -171,9 +171,9 @@ def _check_config(base: Checkpoint, name: str, expert: Expert, vocabulary: str) 
         if config.get("quantization_config"):
             raise ValueError(f"{where}: weights must not be quantized, but config.json says so")
     ours, theirs = (_described(checkpoint.config) for checkpoint in (base, expert))
-    is_language_model = _is_language_model(base) and _is_language_model(expert)
+    both_speak = is_language_model(base) and is_language_model(expert)
     for field in ours.keys() & theirs.keys():
-        of_tokens = field == "vocab_size" and is_language_model
+        of_tokens = field == "vocab_size" and both_speak
         if ours[field] != theirs[field] and not (of_tokens and vocabulary == COMMON_ROWS):
             raise ValueError(
                 f"experts.{name}: an expert must have the base's architecture, but {field} is"
@@ -224,13 +224,13 @@ def _check_shapes(
         Rows of tokens of an expert that has more or fewer than the base, and the common ones.
 
     """
-    is_language_model = _is_language_model(base) and _is_language_model(expert)
+    both_speak = is_language_model(base) and is_language_model(expert)
     found: tuple[int, int] | None = None
     for tensor in shared:
         ours, theirs = base.shape(tensor), expert.shape(tensor)
         if ours == theirs:
             continue
-        of_tokens = bool(TOKEN_ROWS.search(tensor)) and ours[1:] == theirs[1:] and is_language_model
+        of_tokens = bool(TOKEN_ROWS.search(tensor)) and ours[1:] == theirs[1:] and both_speak
         if not (of_tokens and vocabulary == COMMON_ROWS):
             raise ValueError(
                 f"experts.{name}: every shared tensor must have the base's shape, but {tensor}"

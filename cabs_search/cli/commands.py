@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -182,19 +183,24 @@ def _sample(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from cabs_search.workflows.export import export_trial
 
-    recipe, to = export_trial(options.folder, options.trial, options.to)
+    recipe, to = export_trial(options.folder, options.trial, options.to, adapter=options.adapter)
     print_export(options, recipe, to)
 
 
 def print_export(options: argparse.Namespace, recipe: Any, to: Path) -> None:
     """Say where a merged model was written."""
-    heads = sorted(path.name for path in to.glob("heads/*"))
+    from cabs_search.serving.adapter import ADAPTER, read_facts
+
+    heads, adapter = sorted(path.name for path in to.glob("heads/*")), read_facts(to)
     if options.json:
-        print_json({"path": str(to), "recipe": recipe.as_dict(), "heads": heads})
+        facts = asdict(adapter) if adapter else None
+        print_json({"path": str(to), "recipe": recipe.as_dict(), "heads": heads, "adapter": facts})
     else:
         paths = ", ".join(f"{to}/heads/{head}" for head in heads)
         with_heads = f"; with a head: {paths}" if heads else ""
         print(f"{recipe}\nwritten to {to}{with_heads}")
+        if adapter:
+            print(f"as an adapter: {to}/{ADAPTER} ({adapter})")
 
 
 def _ui(options: argparse.Namespace) -> None:

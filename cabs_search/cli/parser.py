@@ -137,6 +137,12 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
         "--trial", default="best", metavar="best|N|ROW", help="its number; of a comparison, its row"
     )
     made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
+    made.add_argument(
+        "--adapter",
+        type=_rank,
+        metavar="exact|RANK",
+        help="as a LoRA adapter as well: without error, or the nearest one of a rank",
+    )
 
     _add_jobs(command)
 
@@ -266,6 +272,10 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, but got {text}")
     return int(text)
+
+
+def _rank(text: str) -> int | str:
+    return text if text == "exact" else _count(text)
 
 
 def _absolute(text: str) -> str:

@@ -48,7 +48,7 @@ def model_card(
 def _hub_fields(family: Family) -> str:
     """Return the card's first lines; models that are on no hub cannot be named there."""
     folders = [family.base.folder, *(expert.folder for expert in family.experts.values())]
-    ids = [name for name in map(_hub_id, folders) if name]
+    ids = [name for name in map(hub_id, folders) if name]
     fields = {"library_name": "transformers", "tags": ["merge", "cabs"]}
     if ids:
         fields |= {"base_model": ids, "base_model_relation": "merge"}
@@ -74,7 +74,7 @@ def _lambdas(recipe: Recipe, expert: str) -> str:
     return ", ".join(f"λ of {group} = {v:g}" if group else f"λ = {v:g}" for group, v in own)
 
 
-def _hub_id(folder: Path) -> str | None:
+def hub_id(folder: Path) -> str | None:
     """Return the hub id of a checkpoint that came from the hub."""
     in_hub_cache = [part for part in folder.parts if part.startswith("models--")]
     return in_hub_cache[-1].removeprefix("models--").replace("--", "/") if in_hub_cache else None
@@ -82,7 +82,7 @@ def _hub_id(folder: Path) -> str | None:
 
 def _name(folder: Path) -> str:
     """Return a checkpoint's name for people: its hub id, or that of its folder or GGUF file."""
-    return _hub_id(folder) or file_of(folder) or folder.name
+    return hub_id(folder) or file_of(folder) or folder.name
 
 
 def _listed_heads(heads: Iterable[str]) -> list[str]:
