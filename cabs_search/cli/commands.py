@@ -181,26 +181,37 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from cabs_search.serving.hub import Push
     from cabs_search.workflows.export import export_trial
 
+    if options.public and not options.push:
+        raise ValueError("--public: it says how to --push, which is not given")
+    # checked first: an export may take an hour
+    push = Push(options.push, private=not options.public) if options.push else None
     recipe, to = export_trial(options.folder, options.trial, options.to, adapter=options.adapter)
-    print_export(options, recipe, to)
+    pushed = push.send(to) if push else None
+    print_export(options, recipe, to, pushed)
 
 
-def print_export(options: argparse.Namespace, recipe: Any, to: Path) -> None:
-    """Say where a merged model was written."""
+def print_export(
+    options: argparse.Namespace, recipe: Any, to: Path, pushed: str | None = None
+) -> None:
+    """Say where a merged model was written, and the address of what was uploaded."""
     from cabs_search.serving.adapter import ADAPTER, read_facts
 
     heads, adapter = sorted(path.name for path in to.glob("heads/*")), read_facts(to)
     if options.json:
         facts = asdict(adapter) if adapter else None
-        print_json({"path": str(to), "recipe": recipe.as_dict(), "heads": heads, "adapter": facts})
-    else:
-        paths = ", ".join(f"{to}/heads/{head}" for head in heads)
-        with_heads = f"; with a head: {paths}" if heads else ""
-        print(f"{recipe}\nwritten to {to}{with_heads}")
-        if adapter:
-            print(f"as an adapter: {to}/{ADAPTER} ({adapter})")
+        places = {"path": str(to), "heads": heads, "adapter": facts, "hub": pushed}
+        print_json(places | {"recipe": recipe.as_dict()})
+        return
+    paths = ", ".join(f"{to}/heads/{head}" for head in heads)
+    with_heads = f"; with a head: {paths}" if heads else ""
+    print(f"{recipe}\nwritten to {to}{with_heads}")
+    if adapter:
+        print(f"as an adapter: {to}/{ADAPTER} ({adapter})")
+    if pushed:
+        print(f"uploaded to {pushed}")
 
 
 def _ui(options: argparse.Namespace) -> None:

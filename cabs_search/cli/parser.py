@@ -143,6 +143,10 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
         metavar="exact|RANK",
         help="as a LoRA adapter as well: without error, or the nearest one of a rank",
     )
+    made.add_argument(
+        "--push", metavar="OWNER/NAME", help="upload it to the hub, with the token in HF_TOKEN"
+    )
+    made.add_argument("--public", action="store_true", help="not as a private repository")
 
     _add_jobs(command)
 
