@@ -38,6 +38,7 @@ from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS, Items, SplitName
 from cabs_search.tasks.load import has_tokenizer, load_items
 from cabs_search.workflows.prepare import check_groups
+from cabs_search.workflows.reckon import Reckoned, reckon
 from cabs_search.workflows.sizes import Entry, entries_of, worker_bytes
 
 MOST_METHODS = 5000
@@ -104,6 +105,8 @@ class Plan:
     """Sentences on what is not as usual in the models."""
     needs: Needs | None
     """None if models or data cannot be read now."""
+    reckoned: Reckoned | None
+    """Estimates of language models on named cards, where ``needs`` is None."""
     unreachable: tuple[str, ...]
     """Models and data that cannot be downloaded now, and tasks that could not be checked without
     them.
@@ -124,7 +127,9 @@ class Plan:
             *(("note", text) for text in self.notes),
         ]
         if self.needs is None:
-            rows += [("vectors", f"{self.vectors}"), ("bytes, memory, time", "unknown")]
+            rows += [("vectors", f"{self.vectors}")]
+            unknown = [("bytes, memory, time", "unknown")]
+            rows += self.reckoned.rows() if self.reckoned else unknown
             rows += [("not checked", text) for text in self.unreachable]
         else:
             rows += _needs_rows(self.vectors, self.needs, self.spec["search"])
@@ -227,6 +232,7 @@ def plan(path: str | Path) -> Plan:
         heads=family.alignment.heads if family else {},
         notes=tuple(family.notes) if family else (),
         needs=needs,
+        reckoned=None if needs else reckon(spec, methods, trials, rows, family),
         unreachable=tuple(unreachable),
     )
 
