@@ -216,11 +216,8 @@ class Adapter:
         A difference of rounded sums would have fewer digits.
         """
         if low_rank := self._low_rank.get(name):
-            start, is_square = self._start(name), low_rank.shape[0] == low_rank.shape[1]
-            is_transposed = low_rank.is_embedding or (
-                self._has_inputs_first if is_square else start.shape != low_rank.shape
-            )
-            update = low_rank.update(self._file, start, is_transposed=is_transposed)
+            start = self._start(name)
+            update = low_rank.update(self._file, start, is_transposed=self.is_transposed(name))
         elif (biased := self._biases.get(name)) and biased.bias:
             update = biased.scale * self._file.read(biased.bias).float()
         else:
@@ -228,6 +225,48 @@ class Adapter:
         if name in self._whole:  # beside its update, as PEFT stores embeddings
             update += self._start(name).float() - self._base.read(name).float()
         return update
+
+    @property
+    def low_rank(self) -> frozenset[str]:
+        """Weights with a low-rank update."""
+        return frozenset(self._low_rank)
+
+    @property
+    def whole(self) -> frozenset[str]:
+        """Tensors that the adapter stores whole."""
+        return frozenset(self._whole)
+
+    @property
+    def biases(self) -> frozenset[str]:
+        """Biases that were tuned, but for those of modules that are stored whole."""
+        alone = {n for n in self._whole if f"{n.removesuffix('bias')}weight" not in self._whole}
+        return frozenset(self._biases).union(n for n in alone if n.endswith("bias"))
+
+    def is_embedding(self, name: str) -> bool:
+        """Tell whether a weight with a low-rank update is one of embeddings."""
+        return self._low_rank[name].is_embedding
+
+    def is_transposed(self, name: str) -> bool:
+        """Tell whether a weight with a low-rank update is stored as the transpose of [out, in]."""
+        low_rank = self._low_rank[name]
+        is_square = low_rank.shape[0] == low_rank.shape[1]
+        if low_rank.is_embedding or is_square:
+            return low_rank.is_embedding or self._has_inputs_first
+        return self.shape(name) != low_rank.shape
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Return two float32 matrices whose product is a weight's update.
+
+        Returns:
+            [out, rank], which has the scale, and [rank, in]; None for an update that is no product,
+            such as DoRA's.
+
+        """
+        low_rank = self._low_rank[name]
+        if low_rank.magnitude is not None or name in self._whole:
+            return None
+        b, a = (self._file.read(part).float() for part in (low_rank.b, low_rank.a))
+        return low_rank.scale * b, a
 
     def _start(self, name: str) -> Tensor:
         """Return a tensor without its update."""

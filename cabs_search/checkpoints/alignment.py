@@ -11,6 +11,7 @@ from typing import Any
 
 from cabs_search.checkpoints.adapter import Expert
 from cabs_search.checkpoints.checkpoint import OUTPUT_LAYER, Checkpoint
+from cabs_search.checkpoints.vocabulary import COMMON_ROWS, SAME, TOKEN_ROWS, check_same_tokens
 
 TRUNK_FIELDS = (
     "model_type",
@@ -24,6 +25,7 @@ TRUNK_FIELDS = (
 """Fields of ``config.json`` that must be equal in a base and its experts."""
 ROPE_THETA = 10_000.0
 """Base of rotary embeddings where a config names none: the default of almost all types."""
+HINT = f"; `vocabulary: {COMMON_ROWS}` merges the rows of tokens that both have"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,11 @@ class Alignment:
     heads: Mapping[str, tuple[str, ...]]
     """Other floating-point tensors (a classifier) by expert: never merged."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Shapes of the shared tensors."""
+    """Shapes of the shared tensors in the base."""
+    common_rows: Mapping[str, tuple[int, int]]
+    """Rows of tokens of each expert that has more or fewer than the base: its own, and those that
+    are merged.
+    """
 
     @property
     def weights(self) -> int:
@@ -43,8 +49,14 @@ class Alignment:
         return sum(map(math.prod, self.shapes.values()))
 
 
-def align(base: Checkpoint, experts: Mapping[str, Expert]) -> Alignment:
+def align(base: Checkpoint, experts: Mapping[str, Expert], vocabulary: str = SAME) -> Alignment:
     """Find the shared tensors and the heads.
+
+    Args:
+        base: the base.
+        experts: by name.
+        vocabulary: what is done with language models whose vocabularies have other sizes:
+            ``vocabulary.SAME`` or ``COMMON_ROWS``.
 
     Raises:
         ValueError: an expert is of another architecture than the base, a tensor of its trunk has
@@ -52,10 +64,11 @@ def align(base: Checkpoint, experts: Mapping[str, Expert]) -> Alignment:
 
     """
     for name, expert in experts.items():
-        _check_config(base, name, expert)
-    shared = _shared(base, experts)
+        _check_config(base, name, expert, vocabulary)
+    shared, common_rows = _shared(base, experts), dict[str, tuple[int, int]]()
     for name, expert in experts.items():
-        _check_shapes(base, name, expert, shared)
+        if rows := _check_shapes(base, name, expert, shared, vocabulary):
+            common_rows[name] = rows
         _check_whole(base, name, expert, shared)
     weights = sum(math.prod(base.shape(tensor)) for tensor in base.names)
     shapes = {tensor: base.shape(tensor) for tensor in shared}
@@ -66,8 +79,8 @@ def align(base: Checkpoint, experts: Mapping[str, Expert]) -> Alignment:
             f" {', '.join(f'{n}={e.folder}' for n, e in experts.items())}"
         )
     heads = {name: unmerged(expert, shapes) for name, expert in experts.items()}
-    alignment = Alignment(shared=shared, heads=heads, shapes=shapes)
-    if all(_is_language_model(checkpoint) for checkpoint in (base, *experts.values())):
+    alignment = Alignment(shared=shared, heads=heads, shapes=shapes, common_rows=common_rows)
+    if all(is_language_model(checkpoint) for checkpoint in (base, *experts.values())):
         check_all_merged(base, experts, alignment, ())
     return alignment
 
@@ -91,7 +104,7 @@ def unmerged(checkpoint: Expert, shared: Collection[str]) -> tuple[str, ...]:
     return tuple(tensor for tensor in sorted(rest) if checkpoint.is_float(tensor))
 
 
-def _is_language_model(checkpoint: Expert) -> bool:
+def is_language_model(checkpoint: Expert) -> bool:
     """Tell whether the config names a causal language model, whose output layer is no head."""
     classes = checkpoint.config.get("architectures") or []
     return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in classes)
@@ -153,16 +166,19 @@ def trunk_prefix(checkpoint: Checkpoint) -> str:
     return prefix if has_blocks and embeddings and embeddings <= set(inside) else ""
 
 
-def _check_config(base: Checkpoint, name: str, expert: Expert) -> None:
+def _check_config(base: Checkpoint, name: str, expert: Expert, vocabulary: str) -> None:
     for where, config in (("base", base.config), (f"experts.{name}", expert.config)):
         if config.get("quantization_config"):
             raise ValueError(f"{where}: weights must not be quantized, but config.json says so")
     ours, theirs = (_described(checkpoint.config) for checkpoint in (base, expert))
+    both_speak = is_language_model(base) and is_language_model(expert)
     for field in ours.keys() & theirs.keys():
-        if ours[field] != theirs[field]:
+        of_tokens = field == "vocab_size" and both_speak
+        if ours[field] != theirs[field] and not (of_tokens and vocabulary == COMMON_ROWS):
             raise ValueError(
                 f"experts.{name}: an expert must have the base's architecture, but {field} is"
                 f" {theirs[field]!r} against {ours[field]!r} in {base.folder}"
+                f"{HINT if of_tokens else ''}"
             )
 
 
@@ -199,10 +215,31 @@ def _check_whole(base: Checkpoint, name: str, expert: Expert, shared: Sequence[s
             )
 
 
-def _check_shapes(base: Checkpoint, name: str, expert: Expert, shared: tuple[str, ...]) -> None:
+def _check_shapes(
+    base: Checkpoint, name: str, expert: Expert, shared: tuple[str, ...], vocabulary: str
+) -> tuple[int, int] | None:
+    """Check that shared tensors have the base's shape, but for rows of tokens where that is asked.
+
+    Returns:
+        Rows of tokens of an expert that has more or fewer than the base, and the common ones.
+
+    """
+    both_speak = is_language_model(base) and is_language_model(expert)
+    found: tuple[int, int] | None = None
     for tensor in shared:
-        if base.shape(tensor) != expert.shape(tensor):
+        ours, theirs = base.shape(tensor), expert.shape(tensor)
+        if ours == theirs:
+            continue
+        of_tokens = bool(TOKEN_ROWS.search(tensor)) and ours[1:] == theirs[1:] and both_speak
+        if not (of_tokens and vocabulary == COMMON_ROWS):
             raise ValueError(
                 f"experts.{name}: every shared tensor must have the base's shape, but {tensor}"
-                f" is {expert.shape(tensor)} against {base.shape(tensor)}"
+                f" is {theirs} against {ours}{HINT if of_tokens else ''}"
             )
+        found = theirs[0], min(theirs[0], ours[0])
+    if found:
+        try:
+            check_same_tokens(base.folder, expert.folder, found[1])
+        except ValueError as error:
+            raise ValueError(f"experts.{name}: {error}") from error
+    return found

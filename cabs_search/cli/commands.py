@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,7 +37,9 @@ def _print_answers(study: Path, made: Path) -> None:
     """Ask base, experts and what the search recommends the same questions."""
     from cabs_search.common.formats import table
     from cabs_search.quickstart.language_model.answers import answers
+    from cabs_search.quickstart.language_model.experts import BASE
     from cabs_search.quickstart.language_model.puzzles import PUZZLES, example
+    from cabs_search.spec.locations import locate
     from cabs_search.workflows.export import export_trial
 
     asked = [example(puzzle) for puzzle in PUZZLES]
@@ -44,7 +47,7 @@ def _print_answers(study: Path, made: Path) -> None:
     with TemporaryDirectory(dir=study) as folder:
         _, merged = export_trial(study, "best", Path(folder) / "merged")
         said = answers(
-            made / "base", [made / name for name in names], merged, [one.prompt for one in asked]
+            locate(BASE), [made / name for name in names], merged, [one.prompt for one in asked]
         )
     print(
         "\nQuestions that nothing was tuned on, searched or confirmed with, and greedy answers:\n"
@@ -178,21 +181,37 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from cabs_search.serving.hub import Push
     from cabs_search.workflows.export import export_trial
 
-    recipe, to = export_trial(options.folder, options.trial, options.to)
-    print_export(options, recipe, to)
+    if options.public and not options.push:
+        raise ValueError("--public: it says how to --push, which is not given")
+    # checked first: an export may take an hour
+    push = Push(options.push, private=not options.public) if options.push else None
+    recipe, to = export_trial(options.folder, options.trial, options.to, adapter=options.adapter)
+    pushed = push.send(to) if push else None
+    print_export(options, recipe, to, pushed)
 
 
-def print_export(options: argparse.Namespace, recipe: Any, to: Path) -> None:
-    """Say where a merged model was written."""
-    heads = sorted(path.name for path in to.glob("heads/*"))
+def print_export(
+    options: argparse.Namespace, recipe: Any, to: Path, pushed: str | None = None
+) -> None:
+    """Say where a merged model was written, and the address of what was uploaded."""
+    from cabs_search.serving.adapter import ADAPTER, read_facts
+
+    heads, adapter = sorted(path.name for path in to.glob("heads/*")), read_facts(to)
     if options.json:
-        print_json({"path": str(to), "recipe": recipe.as_dict(), "heads": heads})
-    else:
-        paths = ", ".join(f"{to}/heads/{head}" for head in heads)
-        with_heads = f"; with a head: {paths}" if heads else ""
-        print(f"{recipe}\nwritten to {to}{with_heads}")
+        facts = asdict(adapter) if adapter else None
+        places = {"path": str(to), "heads": heads, "adapter": facts, "hub": pushed}
+        print_json(places | {"recipe": recipe.as_dict()})
+        return
+    paths = ", ".join(f"{to}/heads/{head}" for head in heads)
+    with_heads = f"; with a head: {paths}" if heads else ""
+    print(f"{recipe}\nwritten to {to}{with_heads}")
+    if adapter:
+        print(f"as an adapter: {to}/{ADAPTER} ({adapter})")
+    if pushed:
+        print(f"uploaded to {pushed}")
 
 
 def _ui(options: argparse.Namespace) -> None:

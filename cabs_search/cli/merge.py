@@ -42,7 +42,9 @@ def merge(options: argparse.Namespace) -> None:
             " run, compare or export"
         )
     family = Family.open(
-        locate(options.base), {name: locate(path) for name, path in experts.items()}
+        locate(options.base),
+        {name: locate(path) for name, path in experts.items()},
+        options.vocabulary,
     )
     dtype = getattr(torch, options.dtype) if options.dtype else None
     with tqdm(

@@ -137,6 +137,16 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
         "--trial", default="best", metavar="best|N|ROW", help="its number; of a comparison, its row"
     )
     made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
+    made.add_argument(
+        "--adapter",
+        type=_rank,
+        metavar="exact|RANK",
+        help="as a LoRA adapter as well: without error, or the nearest one of a rank",
+    )
+    made.add_argument(
+        "--push", metavar="OWNER/NAME", help="upload it to the hub, with the token in HF_TOKEN"
+    )
+    made.add_argument("--public", action="store_true", help="not as a private repository")
 
     _add_jobs(command)
 
@@ -242,6 +252,12 @@ def _add_merge(made: argparse.ArgumentParser, *, with_settings: bool) -> None:
         made.add_argument(f"--{setting.name}", metavar=setting.metavar, help=setting.help)
     made.add_argument("--overlap-merge", metavar="sum|ties")
     made.add_argument(
+        "--vocabulary",
+        choices=("same", "common-rows"),
+        default="same",
+        help="of language models with other numbers of tokens (default: refuse them)",
+    )
+    made.add_argument(
         "--lambda",
         dest="lambdas",
         action="append",
@@ -260,6 +276,10 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, but got {text}")
     return int(text)
+
+
+def _rank(text: str) -> int | str:
+    return text if text == "exact" else _count(text)
 
 
 def _absolute(text: str) -> str:

@@ -64,7 +64,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         self._is_introduced = False
         try:
             self._bench = Workbench(
-                Family.open(context.spec.base, context.spec.experts),
+                Family.open(context.spec.base, context.spec.experts, context.spec.vocabulary),
                 context.spec.tasks,
                 VectorCache(context.cache),
                 device=context.spec.device,

@@ -1,11 +1,13 @@
-"""Files that appear whole or not at all, SQLite settings, data files that ship with the package."""
+"""Files and folders that appear whole or not at all, SQLite settings, data that ships with us."""
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 SQLITE_SECONDS = 60.0
 """Longest wait of a connection for another one's transaction."""
@@ -22,6 +24,20 @@ def whole_file(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``, which it replaces if nothing is raised."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work:
+        made = Path(work) / "made"
+        made.mkdir()
+        yield made
+        shutil.rmtree(path, ignore_errors=True)
+        # Fails if another process has made the folder meanwhile: it is the same one.
+        with suppress(OSError):
+            made.rename(path)
 
 
 def write_whole(path: Path, text: str) -> Path:

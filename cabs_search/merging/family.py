@@ -14,6 +14,8 @@ from torch import Tensor
 from cabs_search.checkpoints.adapter import Expert, open_expert
 from cabs_search.checkpoints.alignment import Alignment, align
 from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.checkpoints.origin import origin_note
+from cabs_search.checkpoints.vocabulary import SAME
 from cabs_search.merging.calibration import Calibration
 from cabs_search.merging.chunks import parallel_map
 from cabs_search.merging.masks.prune import prune
@@ -34,8 +36,10 @@ class Family:
     """Statistics of experts' layers on calibration items, for the rules that need them."""
 
     @classmethod
-    def open(cls, base: str | Path, experts: Mapping[str, str | Path]) -> Family:
-        """Open folders.
+    def open(
+        cls, base: str | Path, experts: Mapping[str, str | Path], vocabulary: str = SAME
+    ) -> Family:
+        """Open folders; ``vocabulary``: as of ``alignment.align``.
 
         Raises:
             ValueError: one cannot be read or is of another architecture or shape.
@@ -48,7 +52,18 @@ class Family:
                 tuned[name] = open_expert(path, opened)
             except ValueError as error:
                 raise ValueError(f"experts.{name}: {error}") from error
-        return cls(base=opened, experts=tuned, alignment=align(opened, tuned))
+        return cls(base=opened, experts=tuned, alignment=align(opened, tuned, vocabulary))
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what is not as usual in these models, for plans and model cards."""
+        models = {"the base": self.base, **{f"expert {n}": e for n, e in self.experts.items()}}
+        origins = (origin_note(who, model.folder) for who, model in models.items())
+        return [note for note in origins if note] + [
+            f"expert {name} has {own:,} rows of tokens: the {common:,} that the base has, too, are"
+            " merged, and the base's rows are kept"
+            for name, (own, common) in self.alignment.common_rows.items()
+        ]
 
     def checkpoint(self, name: str) -> Expert:
         """Return an expert, or the base by ``BASE``."""

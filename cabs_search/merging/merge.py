@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cabs_search.checkpoints.vocabulary import SAME
 from cabs_search.merging.cache import StoredVector
 from cabs_search.merging.combine.sums import TensorSum, write_sums
 from cabs_search.merging.family import Family
@@ -63,6 +64,7 @@ def merge(
     order: Sequence[str] | None = None,
     *,
     overlap_merge: str = "sum",
+    vocabulary: str = SAME,
     dtype: torch.dtype | None = None,
     **settings: Any,
 ) -> dict[str, Tensor]:
@@ -76,6 +78,7 @@ def merge(
         nm: weights kept per block, weights per block.
         order: pruning order; None: the order of ``experts``.
         overlap_merge: as in ``recipe.make_method``.
+        vocabulary: as of ``alignment.align``.
         dtype: of the result; None: the base's own.
         settings: other settings of the method's mask rule, such as ``density``, ``overlap``,
             ``tail`` and ``seed``.
@@ -89,7 +92,7 @@ def merge(
     """
     if not experts:
         raise ValueError("at least one expert is needed")
-    family = Family.open(base, experts)
+    family = Family.open(base, experts, vocabulary)
     chosen = make_method(
         method, tuple(experts), nm=nm, order=order, overlap_merge=overlap_merge, **settings
     )

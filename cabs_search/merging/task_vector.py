@@ -38,14 +38,16 @@ class Delta:
         """Prepare ``tuned`` minus ``base``; nothing is read.
 
         Args:
-            tuned, base: of any floating dtypes, one shape; no base: ``tuned`` itself.
+            tuned, base: of any floating dtypes, one shape; no base: ``tuned`` itself. ``tuned`` may
+                have more rows than the base, which are left out, or fewer: τ of others is 0.
             error: message if a weight is not finite.
             check: whether weights must be finite.
 
         """
-        self.shape, self.numel = tuned.shape, tuned.numel()
+        whole = tuned if base is None else base
+        self.shape, self.numel = whole.shape, whole.numel()
         self._error, self._check = error, check
-        self._tuned = tuned.detach().reshape(-1)
+        self._tuned = tuned.detach().reshape(-1)[: self.numel]
         self._base = None if base is None else base.reshape(-1)
 
     def part(self, part: slice, out: Tensor | None = None) -> Tensor:
@@ -53,10 +55,13 @@ class Delta:
         finite. ``out`` receives them, if given.
         """
         tuned = self._tuned[part]
-        values = torch.empty(len(tuned)) if out is None else out
-        values.copy_(tuned)
+        count = len(range(self.numel)[part])
+        values = torch.empty(count) if out is None else out
+        common, rest = values[: len(tuned)], values[len(tuned) :]
+        common.copy_(tuned)
+        rest.zero_()
         if self._base is not None:
-            values.sub_(self._base[part].to(torch.float32))
+            common.sub_(self._base[part][: len(tuned)].to(torch.float32))
         if self._check and not all_finite(values):
             raise ValueError(self._error)
         return values

@@ -9,6 +9,8 @@ from shlex import quote
 import torch
 import yaml
 
+from cabs_search.checkpoints.origin import file_of
+from cabs_search.checkpoints.vocabulary import COMMON_ROWS
 from cabs_search.merging.family import Family
 from cabs_search.merging.recipe import MOST_SHOWN, Recipe
 
@@ -37,6 +39,7 @@ def model_card(
         f" {_lambdas(recipe, name)}"
         for name, expert in experts.items()
     ]
+    lines += [f"- {note}" for note in family.notes]
     lines += ["", *facts, "", *_listed_heads(heads)]
     lines += _command(family, dtype) if recipe.method.mask.calibration == "none" else []
     return "\n".join([*lines, "Made by cabs-search.", ""])
@@ -45,7 +48,7 @@ def model_card(
 def _hub_fields(family: Family) -> str:
     """Return the card's first lines; models that are on no hub cannot be named there."""
     folders = [family.base.folder, *(expert.folder for expert in family.experts.values())]
-    ids = [name for name in map(_hub_id, folders) if name]
+    ids = [name for name in map(hub_id, folders) if name]
     fields = {"library_name": "transformers", "tags": ["merge", "cabs"]}
     if ids:
         fields |= {"base_model": ids, "base_model_relation": "merge"}
@@ -57,6 +60,7 @@ def _command(family: Family, dtype: torch.dtype) -> list[str]:
     base = quote(_name(family.base.folder))
     parts = ["cabs-search merge --recipe recipe.json", f"--base {base}"]
     parts += [f"--expert {name}={quote(_name(e.folder))}" for name, e in family.experts.items()]
+    parts += [f"--vocabulary {COMMON_ROWS}"] if family.alignment.common_rows else []
     parts += [f"--dtype {str(dtype).removeprefix('torch.')}", "--to PATH"]
     return ["The same tensors again:", "", "```", " \\\n  ".join(parts), "```", ""]
 
@@ -70,15 +74,15 @@ def _lambdas(recipe: Recipe, expert: str) -> str:
     return ", ".join(f"λ of {group} = {v:g}" if group else f"λ = {v:g}" for group, v in own)
 
 
-def _hub_id(folder: Path) -> str | None:
+def hub_id(folder: Path) -> str | None:
     """Return the hub id of a checkpoint that came from the hub."""
     in_hub_cache = [part for part in folder.parts if part.startswith("models--")]
     return in_hub_cache[-1].removeprefix("models--").replace("--", "/") if in_hub_cache else None
 
 
 def _name(folder: Path) -> str:
-    """Return a checkpoint's name for people: its hub id, or its folder's name."""
-    return _hub_id(folder) or folder.name
+    """Return a checkpoint's name for people: its hub id, or that of its folder or GGUF file."""
+    return hub_id(folder) or file_of(folder) or folder.name
 
 
 def _listed_heads(heads: Iterable[str]) -> list[str]:

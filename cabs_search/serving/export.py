@@ -4,6 +4,7 @@ PATH/                  the merged trunk: ``AutoModel.from_pretrained(PATH)``; of
                        model all of it: ``AutoModelForCausalLM``; shards of 5 GB if it is larger
 PATH/recipe.json       the recipe
 PATH/README.md         a model card
+PATH/adapter/          the merge as a LoRA adapter of the base, if that is asked for
 PATH/heads/TASK/       trunk and head, for the ``AutoModelFor...`` of the task's kind; the trunk's
                        file is a hard link if the file system has them
 
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ from cabs_search.merging.cache import StoredVector
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
 from cabs_search.merging.recipe import BASE, Recipe
+from cabs_search.serving.adapter import ADAPTER, check_adapter, write_adapter
 from cabs_search.serving.card import model_card
 from cabs_search.tasks.tokenizer import pad_token_id
 
@@ -64,6 +66,7 @@ def export(
     vectors: Mapping[str, StoredVector] | None = None,
     progress: Callable[[int], Any] | None = None,
     compact: bool = False,
+    adapter: int | Literal["exact"] | None = None,
 ) -> Path:
     """Write a merged model tensor by tensor, so that memory does not grow with the model.
 
@@ -78,17 +81,22 @@ def export(
         vectors: the method's vectors by expert, in pruning order; None: pruned and combined here.
         progress: called with the number of weights done.
         compact: write the trunk once for all heads, and no model without a head.
+        adapter: write the merge as an adapter as well: of this rank, or exact; None: do not.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: the folder is not empty, or a checkpoint cannot be read.
+        ValueError: the folder is not empty, a checkpoint cannot be read, or the merge cannot be
+            written as an adapter.
 
     """
     path = Path(to)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{to}: must be a new or an empty folder")
+    rank = None if adapter == "exact" else adapter
+    if adapter:
+        check_adapter(family, recipe, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     _hash_beside(family)
     dtype = dtype or family.base.read(family.alignment.shared[0]).dtype
@@ -111,6 +119,9 @@ def export(
         if compact and chosen and BASE not in (heads or {}).values():
             for file in work.glob("model*"):
                 file.unlink()
+        if adapter:
+            written = write_adapter(family, recipe, work / ADAPTER, rank, vectors)
+            facts = [*facts, f"- `{ADAPTER}/`: the merge as a LoRA adapter of the base, {written}"]
         (work / "recipe.json").write_text(
             json.dumps(recipe.as_dict(), indent=2, ensure_ascii=False) + "\n"
         )

@@ -22,6 +22,7 @@ from cabs_search.kinds.generation import GENERATION
 from cabs_search.kinds.greedy_continuation import GREEDY_CONTINUATION
 from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
 from cabs_search.kinds.right_choices import RIGHT_CHOICES
+from cabs_search.metrics.scored import POOLED
 from cabs_search.spec.harness_generation import Texts, texts_of
 from cabs_search.spec.harness_groups import members_of
 from cabs_search.spec.locations import UnreachableError
@@ -49,6 +50,8 @@ OF_DATA = (
 """Fields of a task's YAML that only its data needs."""
 TASK_LINE = re.compile(r"""^["']?task["']?: *["']?([^\s"'#]+)["']? *(#.*)?$""", re.MULTILINE)
 GROUP_LINE = re.compile(r"""^["']?group["']?:""", re.MULTILINE)
+POOLING = "agg_inst_level_acc"
+"""Function of a task's own that takes the mean over the parts of all documents."""
 _SCORERS: dict[tuple[str, str | None], Any] = {}
 
 
@@ -250,7 +253,8 @@ def _metrics(config: Mapping[str, Any], kind: Causal) -> tuple[tuple[str, ...], 
         return ("byte_probability",) * any(name in SIZED_BY_BYTES for name in own), own
     means = tuple(str(entry["metric"]) for entry in entries if _is_mean(entry, kind))
     if kind.generates:
-        return means, own
+        pooled = tuple(str(entry["metric"]) for entry in entries if _is_pooled(entry))
+        return tuple(name for name in means if name not in POOLED) + pooled, own
     plain = set(means) & {metric.name for metric in kind.metrics}
     return tuple(name for name in PREFERRED if name in plain), own
 
@@ -265,6 +269,12 @@ def _is_mean(entry: Mapping[str, Any], kind: Causal) -> bool:
         mean = mean or getattr(get_metric_aggregation(name), "__name__", "")
         more = bool(is_higher_better(name)) if more is None else more
     return mean in (None, "mean") and more in (None, True)
+
+
+def _is_pooled(entry: Mapping[str, Any]) -> bool:
+    """Tell whether a metric is a mean over the parts of all documents, as the harness has it."""
+    is_of_parts = str(entry.get("aggregation")).endswith(POOLING)
+    return entry["metric"] in POOLED and is_of_parts and entry.get("higher_is_better", True)
 
 
 def _entry(where: str, source: DataSource) -> tuple[Path, dict[str, Any]]:

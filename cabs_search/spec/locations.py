@@ -10,6 +10,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from cabs_search.common.formats import first_line
+from cabs_search.spec import gguf
 
 HUB_ID = r"[\w.-]+/[\w.-]+(@[\w./-]+)?"
 FILES = (
@@ -41,19 +42,27 @@ def locate(text: str, relative_to: Path | None = None) -> Path:
     """Return the folder that a location names; a hub id is downloaded into the hub's own cache.
 
     Args:
-        text: a folder; ``package:NAME/PATH`` inside an installed package; ``cache:PATH`` inside the
-            cache folder; or a Hugging Face hub id, ``owner/name`` or ``owner/name@revision``.
+        text: a folder; a GGUF file, or a folder with one and no other weights, of which a
+            checkpoint is made in the cache; ``package:NAME/PATH`` inside an installed package;
+            ``cache:PATH`` inside the cache folder; or a Hugging Face hub id, ``owner/name`` or
+            ``owner/name@revision``.
         relative_to: start of a relative folder; None: the working directory.
 
     Raises:
-        ValueError: there is no such folder.
-        UnreachableError: the hub does not give a hub id.
+        ValueError: there is no such folder, or a GGUF file cannot be read.
+        UnreachableError: the hub does not give a hub id, or what reads GGUF files is not installed.
 
     """
     if not text:
         raise ValueError("a folder or a hub id is needed, but got nothing")
-    path = (relative_to or Path()) / Path(text).expanduser()
-    return _download(text) if is_hub_id(text, path) else local_folder(text, relative_to)
+    if is_hub_id(text, (relative_to or Path()) / Path(text).expanduser()):
+        return _download(text)
+    path = _local_path(text, relative_to)
+    try:
+        file = gguf.gguf_of(path)
+        return gguf.dequantized(file, cache_folder()) if file else _existing(path, text)
+    except gguf.NotInstalledError as error:
+        raise UnreachableError(str(error)) from error
 
 
 def is_hub_id(text: str, path: Path) -> bool:
@@ -69,16 +78,21 @@ def local_folder(text: str, relative_to: Path | None = None) -> Path:
         ValueError: there is no such folder.
 
     """
+    return _existing(_local_path(text, relative_to), text)
+
+
+def _local_path(text: str, relative_to: Path | None) -> Path:
+    """Return the path that a location names, which need not be there."""
     kind, _, rest = text.partition(":")
     if kind == "cache":
-        return _existing(cache_folder() / rest, text)
+        return cache_folder() / rest
     if kind == "package":
         name, _, inside = rest.partition("/")
         package = find_spec(name) if name.isidentifier() else None
         if package is None or not package.submodule_search_locations:
             raise ValueError(f"{text}: package {name} is not installed")
-        return _existing(Path(package.submodule_search_locations[0]) / inside, text)
-    return _existing((relative_to or Path()) / Path(text).expanduser(), text)
+        return Path(package.submodule_search_locations[0]) / inside
+    return (relative_to or Path()) / Path(text).expanduser()
 
 
 def _existing(path: Path, text: str) -> Path:
@@ -88,7 +102,10 @@ def _existing(path: Path, text: str) -> Path:
         if text.startswith("cache:quickstart"):
             option = " --language-model" if "language-model" in text else ""
             hint = f"; `cabs-search quickstart{option}` makes it"
-        raise ValueError(f"{text}: no such folder{where}{hint}")
+        elif path.parent == cache_folder() / gguf.FOLDER:
+            hint = "; it was made of a GGUF file: `cabs-search plan` of a spec with that makes it"
+        kind = "file" if path.suffix == gguf.SUFFIX else "folder"
+        raise ValueError(f"{text}: no such {kind}{where}{hint}")
     return path.resolve()
 
 

@@ -25,7 +25,7 @@ from cabs_search.kinds.choices_by_likelihood import CHOICES_BY_LIKELIHOOD
 from cabs_search.kinds.registry import KINDS
 from cabs_search.merging.recipe import BASE
 from cabs_search.metrics.base import Metric
-from cabs_search.metrics.scored import MeanScore
+from cabs_search.metrics.scored import scored_metric
 from cabs_search.spec.fields import STRICT, Name, listed
 
 DEFAULT_LABEL = "label"
@@ -279,7 +279,7 @@ class Task:
     def measure(self) -> Metric:
         """Metric with its arguments; ValueError if it takes none of them."""
         if self.kind.generates and self.dataset.harness:
-            return MeanScore(name=self.metric).with_arguments(self.metric_arguments)
+            return scored_metric(self.metric).with_arguments(self.metric_arguments)
         return self.kind.metric(self.metric, self.metric_arguments)
 
     @property

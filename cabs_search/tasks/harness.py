@@ -25,6 +25,7 @@ from cabs_search.kinds.generation import GENERATION
 from cabs_search.kinds.greedy_continuation import GREEDY_CONTINUATION
 from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
 from cabs_search.kinds.right_choices import RIGHT_CHOICES
+from cabs_search.metrics.scored import POOLED
 from cabs_search.spec.harness import SIZED_BY_BYTES, describe, members, open_task, scorer
 from cabs_search.spec.task import Task
 from cabs_search.tasks.dataset import Row
@@ -191,7 +192,10 @@ def row_of(
         member = str(task.dataset.harness)
         reference = Reference(member, dict(document), bool(opened.multiple_target))
         asked = ((arguments[0][0], ""),)
-        row = Row(texts, _target(opened, document), requests=asked, reference=reference)
+        target = _target(opened, document)
+        if task.metric in POOLED:  # what an item counts for
+            target = (str(len(_parts(where, task, opened, document))),)
+        row = Row(texts, target, requests=asked, reference=reference)
     elif task.kind == LANGUAGE_MODELING:
         texts = (arguments[0][0],)
         row = Row(texts, _bytes(where, opened, document))
@@ -214,6 +218,23 @@ def row_of(
         raise ValueError(f"{where}.dataset: every text must be a string, but one has {row.texts}")
     group = digest(row.text if task.group is None else str(document[task.group]))
     return replace(row, group=group)
+
+
+def _parts(where: str, task: Task, opened: Any, document: Document) -> Sequence[Any]:
+    """Return the scores of the parts of a document, here of an empty text.
+
+    Raises:
+        ValueError: it has no parts, or the metric is not the mean over those of all documents.
+
+    """
+    found = opened.process_results(document, [""]).get(task.metric)
+    mean = opened.aggregation()[task.metric]([[True, False, False], [True]])
+    if not isinstance(found, list) or mean != 0.5:
+        raise ValueError(
+            f"{where}.metric: {task.metric} must be the mean over parts of documents, but one has"
+            f" {found!r}"
+        )
+    return found
 
 
 def _target(opened: Any, document: Document) -> tuple[str, ...]:
@@ -265,6 +286,8 @@ def _score(task: Task, reference: Reference, text: str) -> float:
     chosen = filters[task.dataset.filter or next(iter(filters))]
     chosen.apply([request])
     score = opened.process_results(document, list(request.filtered_resps.values())).get(task.metric)
+    if task.metric in POOLED and isinstance(score, list):
+        score = sum(map(float, score)) / max(1, len(score))
     if not isinstance(score, (bool, int, float, np.number)):
         raise ValueError(f"{task.metric} must be one number a document, but {name} gives {score!r}")
     return float(score)

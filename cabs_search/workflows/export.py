@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.chunks import keep_memory
@@ -27,7 +28,9 @@ from cabs_search.tasks.items import Items
 from cabs_search.tasks.load import load_study_items
 
 
-def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe, Path]:
+def export_trial(
+    folder: str | Path, trial: str, to: str | Path, *, adapter: int | Literal["exact"] | None = None
+) -> tuple[Recipe, Path]:
     """Write a searched candidate as a checkpoint.
 
     Args:
@@ -35,12 +38,13 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
         trial: ``best`` (what the search recommends, else the best search score), or a candidate's
             number as Optuna and MLflow count; of a comparison ``best``, or a row's label.
         to: a new or an empty folder.
+        adapter: as of ``serving.export.export``.
 
     Returns:
         The candidate's recipe and the folder.
 
     Raises:
-        ValueError: no such study or candidate; ``to`` is not empty.
+        ValueError: no such study or candidate; ``to`` is not empty; the merge is no adapter.
 
     """
     import torch
@@ -49,7 +53,7 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
     board, study = read_leaderboard(folder), StudyFolder(Path(folder))
     spec = load(study.spec, data=False)
     chosen = _chosen(spec, study, trial)
-    family = Family.open(spec.base, spec.experts)
+    family = Family.open(spec.base, spec.experts, spec.vocabulary)
     return chosen.recipe, export(
         family,
         chosen.recipe,
@@ -58,6 +62,7 @@ def export_trial(folder: str | Path, trial: str, to: str | Path) -> tuple[Recipe
         facts=card_facts(board, chosen),
         dtype=getattr(torch, spec.dtype),
         vectors=scored_vectors(spec, family, chosen.recipe),
+        adapter=adapter,
     )
 
 

@@ -38,6 +38,7 @@ from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS, Items, SplitName
 from cabs_search.tasks.load import has_tokenizer, load_items
 from cabs_search.workflows.prepare import check_groups
+from cabs_search.workflows.reckon import Reckoned, reckon
 from cabs_search.workflows.sizes import Entry, entries_of, worker_bytes
 
 MOST_METHODS = 5000
@@ -100,8 +101,12 @@ class Plan:
     """Vectors that the space may need."""
     heads: Mapping[str, tuple[str, ...]]
     """Tensors outside the trunk, which are never merged, by expert."""
+    notes: tuple[str, ...]
+    """Sentences on what is not as usual in the models."""
     needs: Needs | None
     """None if models or data cannot be read now."""
+    reckoned: Reckoned | None
+    """Estimates of language models on named cards, where ``needs`` is None."""
     unreachable: tuple[str, ...]
     """Models and data that cannot be downloaded now, and tasks that could not be checked without
     them.
@@ -119,9 +124,12 @@ class Plan:
             ("candidates", f"{self._candidates_text} of {self.space:,} in the space"),
             ("confirm rows", f"{self.rows}"),
             *(("heads", text) for text in _heads_text(self.heads)),
+            *(("note", text) for text in self.notes),
         ]
         if self.needs is None:
-            rows += [("vectors", f"{self.vectors}"), ("bytes, memory, time", "unknown")]
+            rows += [("vectors", f"{self.vectors}")]
+            unknown = [("bytes, memory, time", "unknown")]
+            rows += self.reckoned.rows() if self.reckoned else unknown
             rows += [("not checked", text) for text in self.unreachable]
         else:
             rows += _needs_rows(self.vectors, self.needs, self.spec["search"])
@@ -222,7 +230,9 @@ def plan(path: str | Path) -> Plan:
         rows=rows,
         vectors=vectors,
         heads=family.alignment.heads if family else {},
+        notes=tuple(family.notes) if family else (),
         needs=needs,
+        reckoned=None if needs else reckon(spec, methods, trials, rows, family),
         unreachable=tuple(unreachable),
     )
 
@@ -314,7 +324,7 @@ def _check_models(spec: Spec, missing: Mapping[str, str]) -> Family | None:
             else:
                 Checkpoint(folder)
         return None
-    family = Family.open(spec.base, experts)
+    family = Family.open(spec.base, experts, spec.vocabulary)
     at_hand = {BASE, *experts}
     check_heads({task: name for task, name in spec.heads.items() if name in at_hand}, family)
     is_whole = len(experts) == len(spec.experts)

@@ -99,7 +99,7 @@ def prepare(
     check_objective(spec)
     check_pruner(spec.search, spec.tasks)
     say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
-    family = Family.open(spec.base, spec.experts)
+    family = Family.open(spec.base, spec.experts, spec.vocabulary)
     check_heads(spec.heads, family)
     check_groups(spec.space.groups, family.alignment.shared)
     items = load_study_items(spec)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -48,18 +49,61 @@ def _disk_bytes(family: Family, method: Method, expert: str) -> int:
     return int(min((4 + 1) * kept, 4 * kept + weights / 8))
 
 
+@dataclass(frozen=True, kw_only=True)
+class GPU:
+    """Memory of a worker on a GPU, in bytes."""
+
+    model: int
+    base: int
+    vectors: int
+    """Of the method whose vectors take most."""
+    largest: str
+    """Name of that method."""
+    spare: int
+    """Room for vectors of other methods."""
+
+    @property
+    def total(self) -> int:
+        """All of it, and the libraries."""
+        return self.model + self.base + self.vectors + self.spare + LIBRARY_BYTES
+
+
 def worker_bytes(device: str, dtype: str, family: Family, methods: Iterable[Method]) -> int:
     """Estimate a worker's memory; on a GPU also the base, a candidate's vectors and spare ones."""
-    item: torch.dtype = getattr(torch, dtype)
-    model = family.alignment.weights * item.itemsize + LIBRARY_BYTES
+    weights = family.alignment.weights
     if pick_device(device) == "cpu":
-        return model
+        item: torch.dtype = getattr(torch, dtype)
+        return weights * item.itemsize + LIBRARY_BYTES
     base = sum(family.base.read(tensor).nbytes for tensor in family.alignment.shared)
-    sizes = [sum(_gpu_bytes(family, method, e) for e in family.experts) for method in methods]
-    return model + base + max(sizes) + min(VECTOR_BYTES, sum(sizes) - max(sizes))
+    return gpu_bytes(weights, base, dtype, tuple(family.experts), methods).total
 
 
-def _gpu_bytes(family: Family, method: Method, expert: str) -> int:
+def gpu_bytes(
+    weights: float, base: float, dtype: str, experts: Sequence[str], methods: Iterable[Method]
+) -> GPU:
+    """Estimate a worker's memory on a GPU.
+
+    Args:
+        weights: number of shared weights.
+        base: bytes of the base's weights as stored.
+        dtype: of the model.
+        experts: names.
+        methods: those that the worker may become, one at least.
+
+    """
+    item: torch.dtype = getattr(torch, dtype)
+    sizes = {m: sum(_gpu_vector_bytes(weights, m, e) for e in experts) for m in methods}
+    largest = max(sizes, key=lambda method: (sizes[method], str(method)))
+    return GPU(
+        model=int(weights * item.itemsize),
+        base=int(base),
+        vectors=sizes[largest],
+        largest=largest.name,
+        spare=min(VECTOR_BYTES, sum(sizes.values()) - sizes[largest]),
+    )
+
+
+def _gpu_vector_bytes(weights: float, method: Method, expert: str) -> int:
     """Estimate a vector's size on a GPU: float32 values, and int32 positions."""
-    kept = family.alignment.weights * density_of(method.mask, expert)
+    kept = weights * density_of(method.mask, expert)
     return int(kept * (4 if _is_dense(method) else 4 + 4))

@@ -117,7 +117,10 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
         space = spec.space.replace(method=tuple(dict.fromkeys(only)))
         spec = replace(spec, space=space, baselines={})
     spec = replace(spec, space=spec.space.replace(density_shared=True))
-    family, store = Family.open(spec.base, spec.experts), VectorCache(cache_folder())
+    family, store = (
+        Family.open(spec.base, spec.experts, spec.vocabulary),
+        VectorCache(cache_folder()),
+    )
     methods: dict[MaskRule, Method] = {}
     for method in Candidates.of(spec).all_methods():
         methods.setdefault(method.mask, method)

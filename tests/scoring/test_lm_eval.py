@@ -49,6 +49,7 @@ EXTRA = [
     {"start": "the cat sits in the house\n", "ends": ["sehr schön", "good"], "right": 0},
     {"start": "the bird " * 20 + "and", "ends": ["runs", "sleeps near the dog", "in"], "right": 2},
 ]
+IFEVAL = [f"{of}_{how}_acc" for of in ("prompt_level", "inst_level") for how in ("strict", "loose")]
 FUNCTION = "!function utils.process_results_mc2"
 QUIZ = {
     "output_type": "multiple_choice",
@@ -123,6 +124,20 @@ LOCAL_TASKS: dict[str, dict[str, Any]] = {
             {"metric": "share", "aggregation": "mean", "higher_is_better": True},
         ],
     },
+    "instructions": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{start}}",
+        "doc_to_target": 0,
+        "generation_kwargs": {"until": [], "max_gen_toks": 12},
+        "process_results": "!function utils.instructed",
+        "metric_list": [
+            {
+                "metric": "inst_level_strict_acc",
+                "aggregation": "!function utils.agg_inst_level_acc",
+                "higher_is_better": True,
+            }
+        ],
+    },
 }
 GROUP: dict[str, Any] = {
     "group": "both",
@@ -135,6 +150,14 @@ import numpy as np
 def follow(doc, results):
     found = [letter in results[0] for letter in "aeiou"]
     return {"each": found, "share": sum(found) / len(found)}
+
+def instructed(doc, results):
+    letters = "aeiouy"[:len(doc["ends"])]
+    return {"inst_level_strict_acc": [letter in results[0] for letter in letters]}
+
+def agg_inst_level_acc(lists):
+    flat = [one for several in lists for one in several]
+    return sum(flat) / len(flat)
 
 def process_results_mc2(doc, results):
     shares = np.exp([log for log, _ in results])
@@ -268,7 +291,7 @@ def test_tasks_by_name_are_scored_as_by_the_harness(tmp_path: Path, architecture
             is_counted = name not in ("truths", "pages", "follows", "follows-chat")
             error = 1e-12 if is_counted else 1e-5
             assert ours["metric"] == pytest.approx(theirs["metric"], rel=error)
-    for name in ("ends", "words", "follows", "follows-chat"):
+    for name in ("ends", "words", "follows", "follows-chat", "instructions"):
         assert 0 < found["ours"][name]["metric"] < 1, "some are right, not all"
 
 
@@ -283,7 +306,7 @@ def test_the_harnesss_own_names_are_known(tmp_path: Path) -> None:
         "lambada_openai": ["greedy-continuation", "acc"],
         "wikitext": ["language-modeling", "byte_probability"],
         "gsm8k": ["generation", "exact_match"],
-        "ifeval": ["generation", "prompt_level_strict_acc", "prompt_level_loose_acc"],
+        "ifeval": ["generation", *IFEVAL],
         "ai2_arc": ["choices-by-likelihood", "acc_norm", "acc"],
         "mmlu": ["choices-by-likelihood", "acc"],
         "bbh": ["generation", "exact_match"],

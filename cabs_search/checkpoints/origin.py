@@ -1,0 +1,31 @@
+"""What a checkpoint was made of, where that were quantized weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+ORIGIN = "gguf.json"
+"""File beside weights that were dequantized: the name of the file they were in, and their types."""
+
+
+def file_of(folder: Path) -> str | None:
+    """Return the name of the GGUF file that a checkpoint was made of; None for any other."""
+    path = folder / ORIGIN
+    return str(json.loads(path.read_text())["file"]) if path.is_file() else None
+
+
+def origin_note(who: str, folder: Path) -> str | None:
+    """Return a sentence on the quantized weights that a checkpoint was made of; None for any other.
+
+    Args:
+        who: the model, as the sentence begins.
+        folder: the checkpoint's.
+
+    """
+    path = folder / ORIGIN
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    types = ", ".join(map(str, found["types"]))
+    return f"{who} was quantized: its weights are those of {found['file']} ({types}), as float32"

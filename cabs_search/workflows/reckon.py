@@ -1,0 +1,149 @@
+"""Memory and time of language models on named cards, reckoned where nothing can be measured.
+
+A forward pass takes about 2 floating-point operations a parameter and token (Kaplan et al., arXiv
+2001.08361), at a share of a card's peak that good code reaches. Texts that are generated are not
+reckoned: they wait for memory, not for arithmetic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cabs_search.common.formats import show_bytes
+from cabs_search.merging.family import Family
+from cabs_search.merging.recipe import Method
+from cabs_search.spec.study import Spec
+from cabs_search.tasks.items import SPLITS, SplitName
+from cabs_search.workflows.sizes import GPU, gpu_bytes
+
+SHARE = 0.4
+"""Share of the peak."""
+TOKENS = 1000
+"""Tokens of an item, as how many it has is not known without its tokenizer."""
+STORED_BYTES = 2
+"""Bytes of a weight on disk, as nearly all language models have it."""
+SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([BbMm])(?![A-Za-z0-9])")
+"""Number of parameters in a model's name, such as ``7B``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A GPU."""
+
+    bytes: int
+    peak: float
+    """Floating-point operations a second: bfloat16, dense."""
+
+
+CARDS: Mapping[str, Card] = {
+    "H100": Card(bytes=81_559 << 20, peak=989e12),
+    "A100-80": Card(bytes=81_920 << 20, peak=312e12),
+    "RTX 4090": Card(bytes=24_564 << 20, peak=165e12),
+}
+"""Cards by name: memory as their driver says it, and the peak of their data sheets."""
+FITS = 0.9
+"""Share of a card's memory that may be full, so that activations have the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reckoned:
+    """Estimates from the number of parameters alone."""
+
+    parameters: float
+    is_counted: bool
+    """Whether parameters were counted; if not, they are in a model's name."""
+    gpu: GPU
+    """Memory of one worker on a GPU, without activations."""
+    items: Mapping[SplitName, int]
+    """Items to score in all, at most, but for those of ``without``."""
+    hours: Mapping[SplitName, Mapping[str, float]]
+    """Hours of a card for these items, by its name, if each has ``TOKENS`` tokens."""
+    without: Mapping[str, str]
+    """Tasks that are left out, in a phase or in both, and why."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return names and texts for a terminal."""
+        source = "counted" if self.is_counted else "by its name"
+        gpu = self.gpu
+        fits = [name for name, card in CARDS.items() if gpu.total < FITS * card.bytes]
+        memory = (
+            f"about {show_bytes(gpu.total)} on a GPU, and activations: model"
+            f" {show_bytes(gpu.model)}, base {show_bytes(gpu.base)}, vectors of {gpu.largest}"
+            f" {show_bytes(gpu.vectors)}; fits {', '.join(fits) or 'none of ' + ', '.join(CARDS)}"
+        )
+        rows = [
+            ("parameters", f"{self.parameters / 1e9:.3g} billion ({source})"),
+            ("memory per worker", memory),
+        ]
+        if self.items["search"]:
+            rows += [(f"hours to {split}", self._hours(split)) for split in SPLITS]
+        rows += [("not reckoned", f"tasks.{task}: {why}") for task, why in self.without.items()]
+        return rows
+
+    def _hours(self, split: SplitName) -> str:
+        cards = ", ".join(f"{hours:.2g} on {name}" for name, hours in self.hours[split].items())
+        return (
+            f"{cards}, for each {TOKENS:,} tokens that an item has, {self.items[split]:,} items at"
+            f" most, at {SHARE:.0%} of the peak"
+        )
+
+
+def reckon(
+    spec: Spec, methods: Iterable[Method], candidates: int | None, rows: int, family: Family | None
+) -> Reckoned | None:
+    """Reckon what a study of language models needs.
+
+    Args:
+        spec: the study.
+        methods: those that it may score.
+        candidates: of the search, at most; None: unknown.
+        rows: rows of the leaderboard, at most.
+        family: its models; None: they are not at hand.
+
+    Returns:
+        None if tasks are of other models, or the number of parameters is not known.
+
+    """
+    if not all(task.kind.is_causal for task in spec.tasks.values()):
+        return None
+    parameters = family.alignment.weights if family else _parameters(spec)
+    if parameters is None:
+        return None
+    runs: dict[SplitName, int] = {"search": candidates or 0, "confirm": rows}
+    items, without = dict.fromkeys(SPLITS, 0), dict[str, str]()
+    for name, task in spec.tasks.items():
+        if task.kind.generates:
+            without[name] = "its texts are generated, which takes longer"
+            continue
+        counts: dict[SplitName, int | None] = {s: getattr(task, s).items for s in SPLITS}
+        for split, count in counts.items():
+            items[split] += runs[split] * (count or 0)
+        if unknown := [split for split, count in counts.items() if not count]:
+            without[name] = f"the spec does not say how many items to {' and '.join(unknown)}"
+    return Reckoned(
+        parameters=parameters,
+        is_counted=family is not None,
+        gpu=gpu_bytes(
+            parameters, parameters * STORED_BYTES, spec.dtype, tuple(spec.experts), methods
+        ),
+        items=items,
+        hours={
+            split: {name: _hours(parameters, count, card) for name, card in CARDS.items()}
+            for split, count in items.items()
+        },
+        without=without,
+    )
+
+
+def _hours(parameters: float, items: int, card: Card) -> float:
+    return 2 * parameters * items * TOKENS / (SHARE * card.peak) / 3600
+
+
+def _parameters(spec: Spec) -> float | None:
+    """Return the number of parameters that the name of the base, or else of an expert, has."""
+    for name in (spec.base, *spec.experts.values()):
+        if found := SIZE.search(name):
+            return float(found[1]) * (1e9 if found[2] in "Bb" else 1e6)
+    return None

@@ -1,0 +1,98 @@
+"""Experts with other vocabularies than the base: refused, or merged by their common rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import transformers
+
+from cabs_search.checkpoints.vocabulary import COMMON_ROWS, tokens_of
+from cabs_search.cli.main import main
+from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.family import Family
+from cabs_search.merging.merge import merged_tensors
+from cabs_search.merging.recipe import BASE, make_method, make_recipe
+from cabs_search.scoring.workbench import Workbench
+from tests.scoring.test_language_models import SIZE, every_tensor
+from tests.support.standins import make_tokenizer, task_of
+
+LAMBDAS = {"more": 1.5, "fewer": 0.7}
+
+
+def make_models(folder: Path, *, tied: bool) -> None:
+    """Save a base, an expert with three tokens more, and one with two rows less."""
+    tokenizer = make_tokenizer("gpt2")
+    count = len(tokenizer)
+    torch.manual_seed(0)
+    for name, rows in ((BASE, count), ("more", count + 3), ("fewer", count - 2)):
+        config = transformers.LlamaConfig(**SIZE, vocab_size=rows, tie_word_embeddings=tied)
+        model: Any = transformers.LlamaForCausalLM(config)
+        model.to(torch.bfloat16).save_pretrained(folder / name)
+        if name == "more":
+            tokenizer.add_tokens(["<|one|>", "<|two|>", "<|three|>"])
+        tokenizer.save_pretrained(folder / name)
+        tokenizer = make_tokenizer("gpt2")
+
+
+def naive(start: torch.Tensor, experts: list[torch.Tensor]) -> npt.NDArray[np.float32]:
+    """Return base + Σ λτ, τ of the rows that both have."""
+    base: npt.NDArray[np.float32] = start.float().numpy()
+    total = base.copy()
+    for weight, expert in zip(LAMBDAS.values(), experts, strict=True):
+        rows = min(len(base), len(expert))
+        total[:rows] += np.float32(weight) * (expert.float().numpy()[:rows] - base[:rows])
+    return total
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_common_rows_are_merged_and_the_bases_others_kept(tmp_path: Path, tied: bool) -> None:
+    make_models(tmp_path, tied=tied)
+    folders = {name: tmp_path / name for name in LAMBDAS}
+    options = ["merge", "--base", str(tmp_path / BASE), "--method", "task-arithmetic"]
+    for name, weight in LAMBDAS.items():
+        options += ["--expert", f"{name}={folders[name]}", "--lambda", f"{name}={weight}"]
+    options += ["--dtype", "float32", "--to", str(tmp_path / "out")]
+    assert main(options) == 2
+    assert main([*options, "--vocabulary", COMMON_ROWS]) == 0
+    base, more, fewer, merged = (every_tensor(tmp_path / n) for n in (BASE, *LAMBDAS, "out"))
+    assert ("lm_head.weight" in merged) != tied
+    for name, start in base.items():
+        expected = naive(start, [more[name], fewer[name]])
+        assert merged[name].numpy() == pytest.approx(expected, abs=1e-6), name
+    card = (tmp_path / "out" / "README.md").read_text()
+    rows = len(base["model.embed_tokens.weight"])
+    assert f"expert more has {rows + 3} rows of tokens: the {rows}" in card
+    assert "--vocabulary common-rows" in card
+    # a resident model that becomes it by way of the cache has the same bits
+    family = Family.open(tmp_path / BASE, folders, COMMON_ROWS)
+    recipe = make_recipe(make_method("cabs", tuple(LAMBDAS), nm=(2, 8)), LAMBDAS)
+    tasks = {"texts": task_of("language-modeling", max_length=7)}
+    bench = Workbench(family, tasks, VectorCache(tmp_path / "cache"), device="cpu")
+    bench.materialize(recipe)
+    state = bench.models[BASE].state_dict()
+    for name, tensor in merged_tensors(family, recipe, torch.float32):
+        assert torch.equal(state[name], tensor), name
+
+
+def test_other_vocabularies_are_refused_in_a_line_that_says_what_to_set(tmp_path: Path) -> None:
+    make_models(tmp_path, tied=True)
+    experts = {"more": tmp_path / "more"}
+    with pytest.raises(ValueError, match="vocab_size is .*; `vocabulary: common-rows` merges"):
+        Family.open(tmp_path / BASE, experts)
+    path = tmp_path / "more" / "tokenizer.json"
+    values = json.loads(path.read_text())
+    vocabulary = values["model"]["vocab"]
+    first, second = (tokens_of(tmp_path / BASE)[row] for row in (40, 41))
+    vocabulary[first], vocabulary[second] = 41, 40
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="experts.more: common rows .* row 40 is '.*' against"):
+        Family.open(tmp_path / BASE, experts, COMMON_ROWS)
+    path.unlink()
+    with pytest.raises(ValueError, match="experts.more: .* has neither tokenizer.json nor"):
+        Family.open(tmp_path / BASE, experts, COMMON_ROWS)
