@@ -221,7 +221,7 @@ def _add_limits(command: argparse.ArgumentParser, trials: str) -> None:
         "--tracking-uri",
         type=_tracking,
         metavar="URI",
-        help="MLflow's (default: SQLite in the folder)",
+        help="MLflow's (default: CABS_SEARCH_TRACKING_URI, else SQLite in the folder)",
     )
 
 

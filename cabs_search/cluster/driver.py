@@ -81,7 +81,7 @@ def search(
         with kept_handler():
             start_ray(max(study.spec.workers, os.cpu_count() or 1), address)
     context = Context(
-        spec=study.spec,
+        spec=replace(study.spec, search=replace(study.spec.search, storage=None)),  # no password
         items=items,
         blocks=study.blocks,
         cache=cache,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cabs_search.common.formats import digest
+from cabs_search.common.redact import without_password
 from cabs_search.spec.load import dump_plain, find_spec_file, load_plain, parse
 from cabs_search.spec.locations import is_hub_id
 
@@ -40,7 +41,12 @@ def package(spec: str | Path, to: Path, shared: Sequence[Path] = ()) -> Path:
     """
     file = find_spec_file(spec)
     values = load_plain(spec)
-    parse(values, str(spec), locations=False)
+    storage = parse(values, str(spec), locations=False).search.storage
+    if storage and storage != without_password(storage):
+        raise ValueError(
+            f"{spec}: search.storage: must have no user and no password, which would lie on the"
+            " cluster; set CABS_SEARCH_STORAGE on the head node instead"
+        )
     hidden = [
         f"{field}: {path}"
         for field, text in _models(values)
