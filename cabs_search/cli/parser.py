@@ -174,7 +174,7 @@ def _add_jobs(command: Callable[..., argparse.ArgumentParser]) -> None:
         default=[],
         type=Path,
         metavar="DIR",
-        help="a folder that every node has at this path (repeat)",
+        help="a folder that the head node has at this path (repeat)",
     )
     made.add_argument("--follow", action="store_true", help="print the log until the job ends")
 

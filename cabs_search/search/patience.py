@@ -46,11 +46,12 @@ class Patience:
             try:
                 return act(is_again)
             except Exception as error:
-                cause = outage(error) if self._is_server else None
+                cause = outage(error)
                 if cause is None:
                     raise
-                if time.monotonic() > end:
-                    self._failure = no_answer(self._source, cause)
+                if not self._is_server or time.monotonic() > end:
+                    say = no_answer if self._is_server else not_written
+                    self._failure = say(self._source, cause)
                     raise RuntimeError(self._failure) from error
             is_again = True
             time.sleep(RETRY_SECONDS)
@@ -72,4 +73,11 @@ def no_answer(source: str, cause: BaseException) -> str:
     return (
         f"{source}: the study's database does not answer ({reason}); all scores are kept, and the"
         " same command goes on where it stopped"
+    )
+
+
+def not_written(source: str, cause: BaseException) -> str:
+    """Say that a database in a file cannot be written."""
+    return (
+        f"{source}: cannot be written: {first_line(cause)}; once it can, the same command goes on"
     )

@@ -65,7 +65,8 @@ class StudyDatabase:
         self._storage, self._study = _open(folder, url, name, names)
         self._study_id = self._storage.get_study_id_from_name(name)
         source = without_password(url or StudyFolder(folder).study_database.name)
-        self._patience = Patience(source, is_server=is_server(url))
+        place = source if url else str(StudyFolder(folder).study_database)
+        self._patience = Patience(place, is_server=is_server(url))
         if self._study.user_attrs.get("id", str(study_id)) != str(study_id):
             raise ValueError(
                 f"{source}: the study {name!r} there belongs to another record; choose"

@@ -24,12 +24,12 @@ MOST_BYTES = 200 << 20
 
 
 def package(spec: str | Path, to: Path, shared: Sequence[Path] = ()) -> Path:
-    """Copy a spec and its data into a folder, with the locations that a cluster's node needs.
+    """Copy a spec and its data into a folder, with the locations that a cluster's head node needs.
 
     Args:
         spec: a YAML file, or the name of one that ships.
         to: an empty folder.
-        shared: folders that every node has at the same path.
+        shared: folders that the cluster's head node has at the same path.
 
     Returns:
         The spec's file in the folder.
@@ -54,7 +54,7 @@ def package(spec: str | Path, to: Path, shared: Sequence[Path] = ()) -> Path:
     ]
     if hidden:
         raise ValueError(
-            f"{spec}: models must lie where every node of the cluster finds them (a hub id, or a"
+            f"{spec}: models must lie where the cluster's head node finds them (a hub id, or a"
             f" folder below --shared), but not {', '.join(hidden)}"
         )
     values |= _absolute_models(values, file.parent)
