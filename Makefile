@@ -8,7 +8,7 @@ MERGEKIT_PIP := $(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-vers
 
 LM_EVAL := .venv-lm-eval
 
-.PHONY: setup quickstart quickstart-language-model test test-browser test-all check bench bench-large bench-gpu bench-search bench-docs calibration docs clean .venv-mergekit .venv-lm-eval
+.PHONY: setup quickstart quickstart-language-model test test-browser test-all check chaos bench bench-large bench-gpu bench-search bench-docs calibration docs clean .venv-mergekit .venv-lm-eval
 
 setup: $(STAMP)
 
@@ -95,6 +95,10 @@ bench-docs: setup
 calibration: setup
 	$(BIN)/python -m benchmarks.calibration $(ARGS)
 	$(BIN)/python -m benchmarks.confirmation $(ARGS)
+
+# Searches with a fault each at a random moment, and a tally; ARGS="--runs 10 --seed 3" (see --help).
+chaos: setup
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 # The picture of packages and their imports, from the import contract and the code.
 docs: setup

@@ -79,19 +79,24 @@ class CheckpointWriter(AbstractContextManager["CheckpointWriter"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            metadata = self._metadata | {"crc32": f"{self._checksum:08x}"}
-            header = json.dumps({"__metadata__": metadata} | self._header).encode()
-            assert len(header) <= self._room, "more was added than was announced"
-            self._file.seek(0)
-            self._file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if kind is None:
-            self.temporary.replace(self.path)
-        else:
-            self.temporary.unlink()
+        try:
+            with self._file:
+                if kind is None:
+                    self._finish()
+            if kind is None:
+                self.temporary.replace(self.path)
+        finally:
+            self.temporary.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        """Write the header, and wait until all is on disk."""
+        metadata = self._metadata | {"crc32": f"{self._checksum:08x}"}
+        header = json.dumps({"__metadata__": metadata} | self._header).encode()
+        assert len(header) <= self._room, "more was added than was announced"
+        self._file.seek(0)
+        self._file.write(self._room.to_bytes(8, "little") + header.ljust(self._room))
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 def checksum_holds(path: Path) -> bool:

@@ -85,6 +85,7 @@ def _run(options: argparse.Namespace) -> Path:
 def _compare(options: argparse.Namespace) -> None:
     from cabs_search.search.axes import experiment_name
     from cabs_search.spec.load import load
+    from cabs_search.tracking.server import uri_of
     from cabs_search.workflows.compare import compare
 
     spec = load(options.spec).override(**{field: getattr(options, field) for field in OVERRIDES})
@@ -95,8 +96,7 @@ def _compare(options: argparse.Namespace) -> None:
     _print_comparison(comparison, as_json=options.json)
     if not options.json:
         _print_page(folder)
-        if options.tracking_uri:
-            _print_server_links(folder, options.tracking_uri)
+        _print_server_links(folder, options.tracking_uri or uri_of(folder))
 
 
 def _print_comparison(comparison: Any, *, as_json: bool) -> None:
@@ -215,20 +215,22 @@ def print_export(
 
 
 def _ui(options: argparse.Namespace) -> None:
+    from cabs_search.common.redact import without_password
     from cabs_search.record.folder import StudyFolder
-    from cabs_search.tracking.server import is_server, uri_of
+    from cabs_search.tracking.server import is_database, is_server, uri_of
 
     folder, uri = options.folder, uri_of(options.folder)
-    if not is_server(uri) and not StudyFolder(folder).tracking_database.is_file():
+    is_elsewhere = is_server(uri) or is_database(uri)
+    if not is_elsewhere and not StudyFolder(folder).tracking_database.is_file():
         raise ValueError(f"{folder}: holds no mlflow.db, and no address of a tracking server")
     if not is_server(uri):
         _check_free(options.port)
-    root = uri if is_server(uri) else f"http://127.0.0.1:{options.port}"
+    root = without_password(uri) if is_server(uri) else f"http://127.0.0.1:{options.port}"
     links = _links(folder, uri, root)
     if not links:
         raise ValueError(f"{folder}: no runs are recorded yet")
     if options.json:
-        print_json({"views": links, "tracking_uri": uri})
+        print_json({"views": links, "tracking_uri": without_password(uri)})
     else:
         _print_links(links)
     if not is_server(uri):
@@ -250,13 +252,15 @@ def _check_free(port: int) -> None:
 
 def _serve(uri: str, port: int) -> None:
     """Run MLflow's UI on this machine until it, or this process, is stopped."""
+    import os
     import signal
     import subprocess
 
     print("stop it with Ctrl-C", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    with subprocess.Popen(command, stdout=sys.stderr) as server:
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    # not as an option: a password of it would stand in the list of processes
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}
+    with subprocess.Popen(command, stdout=sys.stderr, env=environment) as server:
         signal.signal(signal.SIGTERM, lambda *_: server.terminate())
         status = server.wait()
     # MLflow ends with 0, or by the signal, when it was stopped.

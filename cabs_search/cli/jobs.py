@@ -42,6 +42,12 @@ def _command(options: argparse.Namespace, spec: str) -> list[str]:
     """Return the command that the cluster's head node runs."""
     command = [PROGRAM, "compare" if options.over else "run", spec]
     command += ["--address", "auto", "--output", options.output]
+    uri = options.tracking_uri
+    if uri and uri != without_password(uri):
+        raise ValueError(
+            "--tracking-uri: must have no user and no password, which the cluster's dashboard"
+            " would show; set CABS_SEARCH_TRACKING_URI on the head node instead"
+        )
     for field in (*OVERRIDES, "tracking_uri"):
         if (value := getattr(options, field)) is not None:
             command += [f"--{field.replace('_', '-')}", str(value)]

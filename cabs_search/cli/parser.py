@@ -184,7 +184,7 @@ def _add_jobs(command: Callable[..., argparse.ArgumentParser]) -> None:
         default=[],
         type=Path,
         metavar="DIR",
-        help="a folder that every node has at this path (repeat)",
+        help="a folder that the head node has at this path (repeat)",
     )
     made.add_argument("--follow", action="store_true", help="print the log until the job ends")
 
@@ -231,7 +231,7 @@ def _add_limits(command: argparse.ArgumentParser, trials: str) -> None:
         "--tracking-uri",
         type=_tracking,
         metavar="URI",
-        help="MLflow's (default: SQLite in the folder)",
+        help="MLflow's (default: CABS_SEARCH_TRACKING_URI, else SQLite in the folder)",
     )
 
 

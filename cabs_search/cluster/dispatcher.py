@@ -39,6 +39,8 @@ class Report:
     error: str | None = None
     warnings: tuple[str, ...] = ()
     """Messages for the user, such as a damaged entry of the cache."""
+    is_machines: bool = False
+    """True if the error is the worker's machine's, and no candidate's."""
 
 
 @dataclass
@@ -80,7 +82,10 @@ class Dispatcher:
                 self._results.append((report.job_id, result))
                 self._block_seconds.append(result.materialize_seconds + result.evaluate_seconds)
                 left[report.job_id] -= 1
-            if report.error is not None or not left[report.job_id]:
+            if report.is_machines:
+                self.stop(f"a worker cannot go on: {report.error}")
+                del left[report.job_id]
+            elif report.error is not None or not left[report.job_id]:
                 del left[report.job_id]
                 self._closings.append(partial(self._study.finish, report.job_id, report.error))
 

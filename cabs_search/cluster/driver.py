@@ -28,6 +28,7 @@ from ray.exceptions import RaySystemError, RpcError
 
 from cabs_search.cluster.dispatcher import Dispatcher
 from cabs_search.cluster.progress import Progress
+from cabs_search.cluster.travel import Source
 from cabs_search.cluster.tune import Recorder, StopWhenFinished, WorkerSearcher
 from cabs_search.cluster.worker import Context, Worker
 from cabs_search.common.signals import kept_handler
@@ -61,7 +62,7 @@ def search(
     Args:
         study: one or several studies.
         items: their items by split and task.
-        cache: the vector cache's folder, on every node.
+        cache: the vector cache's folder on this node; other nodes get what they lack from it.
         calibrations: files of what experts' layers saw, for mask rules that need it.
         address: of a running Ray cluster; None: the one this process has joined, else Ray is
             started for this search, on loopback only.
@@ -81,7 +82,7 @@ def search(
         with kept_handler():
             start_ray(max(study.spec.workers, os.cpu_count() or 1), address)
     context = Context(
-        spec=study.spec,
+        spec=replace(study.spec, search=replace(study.spec.search, storage=None)),  # no password
         items=items,
         blocks=study.blocks,
         cache=cache,
@@ -89,6 +90,9 @@ def search(
         calibrations=calibrations or {},
     )
     try:
+        if address is not None:
+            models = [study.spec.base, *study.spec.experts.values()]
+            context = replace(context, source=Source.here(models, cache))
         with study.connected(), Progress(study, note) as progress:
             _run(study, context, progress, is_cluster=address is not None)
             if not study.is_finished and not study.failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 import warnings
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import torch
 from ray import tune
 
 from cabs_search.cluster.dispatcher import STEP_SECONDS, Batch, Report
+from cabs_search.cluster.travel import Carrier, Source
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
@@ -27,6 +29,8 @@ from cabs_search.tasks.items import Ints, Items, SplitName
 
 IDLE_SECONDS = 0.05
 """Duration of a step without a job."""
+MACHINES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
+"""Errors of a machine that no candidate is to blame for: a full disk, too many open files."""
 PATIENCE_SECONDS = 2.0
 """Longest wait of a step for its first block."""
 
@@ -39,10 +43,13 @@ class Context:
     items: Mapping[SplitName, Mapping[str, Items]]
     blocks: Mapping[SplitName, list[dict[str, Ints]]]
     cache: Path
+    """Vector cache on the driver's node; on others unless their environment has one."""
     threads: int
     """Torch threads of a worker."""
     calibrations: Mapping[str, Path]
     """Files of what experts' layers saw, for mask rules that need it."""
+    source: Source | None = None
+    """The node that has models and vectors; None: every node has them."""
 
 
 class Worker(tune.Trainable):  # type: ignore[misc]
@@ -63,13 +70,17 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         self._left: dict[str, int] = {}
         self._is_introduced = False
         try:
+            spec, files = context.spec, context.calibrations
+            carrier = Carrier(context.source, context.cache)
             self._bench = Workbench(
-                Family.open(context.spec.base, context.spec.experts, context.spec.vocabulary),
-                context.spec.tasks,
-                VectorCache(context.cache),
-                device=context.spec.device,
-                dtype=context.spec.dtype,
-                calibrations=context.calibrations,
+                Family.open(
+                    carrier.model(spec.base), carrier.models(spec.experts), spec.vocabulary
+                ),
+                spec.tasks,
+                VectorCache(carrier.cache, carrier.entry),
+                device=spec.device,
+                dtype=spec.dtype,
+                calibrations={expert: carrier.statistics(p) for expert, p in files.items()},
             )
         except Exception as error:
             # the first step reports it: if raised here, Tune would try again and then hide it
@@ -119,7 +130,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
 
     def _report(self, job_id: str, job: Job, block: int) -> Report:
         """Score a block; return its result or its error, with our warnings."""
-        result, error = None, None
+        result, error, is_machines = None, None, False
         with warnings.catch_warnings(record=True) as caught:
             warnings.filterwarnings("always", module="cabs_search")
             try:
@@ -127,8 +138,11 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             except BaseException as raised:
                 # whatever it is: if this thread ended, the driver would wait for ever
                 error = f"{type(raised).__name__}: {raised}"
+                is_machines = isinstance(raised, OSError) and raised.errno in MACHINES
         messages = tuple(str(w.message) for w in caught if "cabs_search" in w.filename)
-        return Report(job_id=job_id, result=result, error=error, warnings=messages)
+        return Report(
+            job_id=job_id, result=result, error=error, warnings=messages, is_machines=is_machines
+        )
 
     def _score(self, job: Job, block: int) -> BlockResult:
         start = time.perf_counter()

@@ -45,11 +45,19 @@ class StoredVector:
     """One entry, mapped; tensors are decoded one at a time."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._opened = path, _state(path)
         opened: Any = safe_open(path, framework="pt")
         self._file = opened
         self._keys = frozenset(self._file.keys())
         self.metadata: dict[str, str] = self._file.metadata()
+
+    @property
+    def is_current(self) -> bool:
+        """True while the file is as it was opened; to read one that was cut ends the process."""
+        try:
+            return self._opened == _state(self.path)
+        except FileNotFoundError:
+            return False
 
     @property
     def bytes(self) -> int:
@@ -79,11 +87,18 @@ class StoredVector:
 
 
 class VectorCache:
-    """The cache folder."""
+    """The cache folder.
 
-    def __init__(self, root: str | Path) -> None:
+    Args:
+        root: the folder.
+        fetch: called with the path of an entry that is missing or damaged; may put it there.
+
+    """
+
+    def __init__(self, root: str | Path, fetch: Callable[[Path], object] | None = None) -> None:
         self.root = Path(root) / f"vectors-v{FORMAT}"
-        self._checked: dict[Path, tuple[int, int]] = {}
+        self._fetch = fetch
+        self._checked: dict[Path, tuple[int, ...]] = {}
 
     def paths(self, family: Family, method: Method) -> dict[str, Path]:
         """Return the path of each expert's entry, present or not, in pruning order.
@@ -146,7 +161,12 @@ class VectorCache:
         return paths
 
     def _missing(self, paths: Mapping[str, Path]) -> dict[str, Path]:
-        return {expert: path for expert, path in paths.items() if not self._is_whole(path)}
+        missing = {expert: path for expert, path in paths.items() if not self._is_whole(path)}
+        if self._fetch is None:
+            return missing
+        for path in missing.values():
+            self._fetch(path)
+        return {expert: path for expert, path in missing.items() if not self._is_whole(path)}
 
     def _prune(
         self,
@@ -182,13 +202,18 @@ class VectorCache:
 
     def _write(self, family: Family, paths: Mapping[str, Path], pieces: Iterator[Piece]) -> None:
         """Write entries from their pieces; skip the pieces of other experts."""
-        with ExitStack() as stack:
-            writers = {expert: _EntryWriter(path, family, expert) for expert, path in paths.items()}
-            for writer in writers.values():
-                stack.enter_context(writer)
-            for tensor, expert, kept in pieces:
-                if expert in writers:
-                    writers[expert].add_kept(tensor, kept)
+        try:
+            with ExitStack() as stack:
+                writers = {e: _EntryWriter(path, family, e) for e, path in paths.items()}
+                for writer in writers.values():
+                    stack.enter_context(writer)
+                for tensor, expert, kept in pieces:
+                    if expert in writers:
+                        writers[expert].add_kept(tensor, kept)
+        except OSError as error:
+            if error.filename is not None or error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, str(self.root)) from error
         for path in paths.values():
             self._checked[path] = _state(path)
 
@@ -212,8 +237,9 @@ class VectorCache:
         return False
 
 
-def _state(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, path.stat().st_mtime_ns
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class _EntryWriter(CheckpointWriter):

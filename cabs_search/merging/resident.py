@@ -121,6 +121,11 @@ class Resident:
         self._vectors.move_to_end(vector.path)
         return self._vectors[vector.path]
 
+    def forget(self) -> None:
+        """Drop all vectors: a file of theirs has changed."""
+        self._vectors.clear()
+        self._paths = None
+
     def _forget(self, used: Collection[Path]) -> None:
         """Drop the least recently used vectors that there is no room for."""
         unused = [path for path in self._vectors if path not in used]

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from cabs_search.common.files import write_whole
-from cabs_search.record.folder import StudyFolder
+from cabs_search.record.folder import StudyFolder, values_to_keep
 from cabs_search.spec.load import parse
 from cabs_search.spec.space import Space
 from cabs_search.spec.study import Spec
@@ -28,7 +28,9 @@ def write_comparison(
 ) -> None:
     """Write a comparison's spec, its axes, and the reason of each row that failed."""
     plain = {"over": list(over), "failures": dict(failures), "notes": list(notes)}
-    text = yaml.safe_dump(plain | {"spec": spec.as_dict()}, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(
+        plain | {"spec": values_to_keep(spec)}, sort_keys=False, allow_unicode=True
+    )
     write_whole(StudyFolder(folder).comparison, text)
 
 

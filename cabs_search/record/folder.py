@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from cabs_search.common.files import write_whole
+from cabs_search.common.redact import without_password
 from cabs_search.spec.load import dump_plain
 from cabs_search.spec.study import Spec
 
@@ -28,7 +29,7 @@ class StudyFolder:
         self.tracking_database = path / "mlflow.db"
         """MLflow's runs, unless a server has them."""
         self.tracking_address = path / "tracking-uri.txt"
-        """The address of the tracking server, if the runs are at one."""
+        """The address of the tracking server or its database, if the runs are at one."""
         self.artifacts = path / "artifacts"
         """MLflow's artifacts, unless a server has them."""
         self.page = path / "report.html"
@@ -77,4 +78,12 @@ def only_driver(folder: Path) -> Iterator[bool]:
 
 def write_spec(spec: Spec, folder: Path) -> None:
     """Write the resolved spec into a study's folder."""
-    write_whole(StudyFolder(folder).spec, dump_plain(spec.as_dict()))
+    write_whole(StudyFolder(folder).spec, dump_plain(values_to_keep(spec)))
+
+
+def values_to_keep(spec: Spec) -> dict[str, Any]:
+    """Return a spec's plain values, its database without user and password."""
+    values = spec.as_dict()
+    if spec.search.storage:
+        values["search"]["storage"] = without_password(spec.search.storage)
+    return values

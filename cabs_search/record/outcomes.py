@@ -54,6 +54,8 @@ WHERE recipe = ? AND split = ? ORDER BY block
 RECIPES_BY_COMPLETION = """
 SELECT recipe FROM blocks WHERE split = ? GROUP BY recipe ORDER BY max(rowid)
 """
+DISK_ERRORS = ("SQLITE_FULL", "SQLITE_IOERR")
+"""Starts of names of SQLite's errors that mean a full or broken disk."""
 SEARCHING = "searching "
 """Start of the name under which the seconds of a search are spent, before its value's label."""
 Floats = npt.NDArray[np.float64]
@@ -112,13 +114,25 @@ class Outcomes:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Open a transaction, on the kept connection if there is one."""
-        if self._kept is not None:
-            with self._kept:
-                yield self._kept
-            return
-        with closing(connect(self.path)) as db, db:
-            yield db
+        """Open a transaction, on the kept connection if there is one.
+
+        Raises:
+            RuntimeError: the disk does not take it.
+
+        """
+        try:
+            if self._kept is not None:
+                with self._kept:
+                    yield self._kept
+                return
+            with closing(connect(self.path)) as db, db:
+                yield db
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith(DISK_ERRORS):
+                raise
+            raise RuntimeError(
+                f"{self.path}: cannot be written: {error}; once it can, the same command goes on"
+            ) from error
 
     def bind(self, spec: Spec, items: ItemsOfSplits, weights: Mapping[str, str]) -> None:
         """Tie a new record to a study, or check that it is tied to this one.

@@ -96,8 +96,13 @@ class Workbench:
         )
 
     def materialize(self, recipe: Recipe) -> None:
-        """Become a candidate; vectors that the cache lacks are built."""
-        self.resident.materialize(self._vectors(recipe.method), recipe)
+        """Become a candidate; vectors that the cache lacks, or that were damaged, are built."""
+        vectors = self._vectors(recipe.method)
+        if not all(vector.is_current for vector in vectors.values()):
+            self._vectors.cache_clear()
+            self.resident.forget()
+            vectors = self._vectors(recipe.method)
+        self.resident.materialize(vectors, recipe)
 
     def _open_vectors(self, method: Method) -> dict[str, StoredVector]:
         if isinstance(method.mask, CALIBRATED) and not self.family.calibrations:

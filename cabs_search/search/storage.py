@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -15,7 +17,12 @@ from cabs_search.common.formats import first_line
 from cabs_search.common.redact import without_password
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.folder import StudyFolder, StudyId
+from cabs_search.search.patience import Patience, no_answer, outage
 
+ADDRESS_VARIABLE = "CABS_SEARCH_STORAGE"
+"""Environment variable with the database's URL, in place of ``search.storage``: for passwords."""
+CONNECTING = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 30_000}
+"""Settings of PostgreSQL's client, by which a server that is gone is noticed: s, s, ms."""
 RECOMMENDED = "recommended"
 """Attribute of a trial that was proposed to be recommended: it is scored in full."""
 MEAN = "mean"
@@ -39,7 +46,7 @@ class StudyDatabase:
 
         Args:
             folder: the study's folder; holds the database unless ``url`` names another one.
-            url: an SQLAlchemy URL.
+            url: an SQLAlchemy URL; the environment's (``ADDRESS_VARIABLE``) goes before.
             name: Optuna's study name.
             study_id: the record that the study belongs to; in a shared database two studies may
                 have one name.
@@ -50,12 +57,16 @@ class StudyDatabase:
         Raises:
             ValueError: the database cannot be opened, or its study has another record, space or
                 objective.
+            RuntimeError: its server does not answer.
 
         """
         self.id = study_id
+        url = storage_url(url)
         self._storage, self._study = _open(folder, url, name, names)
         self._study_id = self._storage.get_study_id_from_name(name)
         source = without_password(url or StudyFolder(folder).study_database.name)
+        place = source if url else str(StudyFolder(folder).study_database)
+        self._patience = Patience(place, is_server=is_server(url))
         if self._study.user_attrs.get("id", str(study_id)) != str(study_id):
             raise ValueError(
                 f"{source}: the study {name!r} there belongs to another record; choose"
@@ -80,13 +91,12 @@ class StudyDatabase:
 
     def trials(self) -> list[FrozenTrial]:
         """Read all trials, in the order they were proposed."""
-        trials: list[FrozenTrial] = self._storage.get_all_trials(self._study_id)
-        return trials
+        return self._patience(lambda _: list(self._storage.get_all_trials(self._study_id)))
 
     def trial_id(self, trial: FrozenTrial) -> int:
         """Return the database's id of a trial, which is not its number in the study."""
         find_id = self._storage.get_trial_id_from_study_id_trial_number
-        return int(find_id(self._study_id, trial.number))
+        return self._patience(lambda _: int(find_id(self._study_id, trial.number)))
 
     def add(self, trial: optuna.Trial, recipe: Recipe, *, is_recommended: bool = False) -> int:
         """Write a proposal in one transaction, with what its sampler noted; return its id."""
@@ -99,36 +109,68 @@ class StudyDatabase:
             user_attrs=attributes | ({RECOMMENDED: True} if is_recommended else {}),
             system_attrs=in_memory.system_attrs,
         )
-        return int(self._storage.create_new_trial(self._study_id, template_trial=template))
+
+        def create(is_again: bool) -> int:
+            if is_again and (last := self._last_trial()) and last.user_attrs == template.user_attrs:
+                return int(last._trial_id)  # the answer was lost, not the trial
+            return int(self._storage.create_new_trial(self._study_id, template_trial=template))
+
+        return self._patience(create)
+
+    def _last_trial(self) -> FrozenTrial | None:
+        trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        return trials[-1] if trials else None
 
     def complete(
         self, trial_id: int, values: Sequence[float], materialize_seconds: float
     ) -> FrozenTrial:
         """End a trial with what the study maximizes of it; return it as stored."""
-        self._storage.set_trial_user_attr(trial_id, "materialize_seconds", materialize_seconds)
-        self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
-        return self._storage.get_trial(trial_id)
+
+        def write() -> None:
+            self._storage.set_trial_user_attr(trial_id, "materialize_seconds", materialize_seconds)
+            self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
+
+        return self._ended(trial_id, write)
 
     def prune(
         self, trial_id: int, score: float, items: int, materialize_seconds: float
     ) -> FrozenTrial:
         """End a trial that was stopped, with its mean score on some items; return it as stored."""
-        self._storage.set_trial_user_attr(trial_id, "materialize_seconds", materialize_seconds)
-        self._storage.set_trial_user_attr(trial_id, "items", items)
-        self._storage.set_trial_intermediate_value(trial_id, items, score)
-        self._storage.set_trial_state_values(trial_id, TrialState.PRUNED, [score])
-        return self._storage.get_trial(trial_id)
+
+        def write() -> None:
+            self._storage.set_trial_user_attr(trial_id, "materialize_seconds", materialize_seconds)
+            self._storage.set_trial_user_attr(trial_id, "items", items)
+            self._storage.set_trial_intermediate_value(trial_id, items, score)
+            self._storage.set_trial_state_values(trial_id, TrialState.PRUNED, [score])
+
+        return self._ended(trial_id, write)
 
     def fail(self, trial_id: int, error: str, materialize_seconds: float) -> FrozenTrial:
         """End a trial with its error; return it as stored."""
-        self._storage.set_trial_user_attr(trial_id, "materialize_seconds", materialize_seconds)
-        self._storage.set_trial_user_attr(trial_id, "error", error)
-        return self.discard(trial_id)
+
+        def write() -> None:
+            self._storage.set_trial_user_attr(trial_id, "materialize_seconds", materialize_seconds)
+            self._storage.set_trial_user_attr(trial_id, "error", error)
+            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+        return self._ended(trial_id, write)
 
     def discard(self, trial_id: int) -> FrozenTrial:
         """End a trial as failed without a word; return it as stored."""
-        self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        return self._storage.get_trial(trial_id)
+        return self._ended(
+            trial_id, lambda: self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        )
+
+    def _ended(self, trial_id: int, write: Callable[[], object]) -> FrozenTrial:
+        """Write the end of a trial, and return the trial as stored."""
+
+        def end(is_again: bool) -> FrozenTrial:
+            # After an outage the end may be written, though its answer was lost.
+            if not is_again or not self._storage.get_trial(trial_id).state.is_finished():
+                write()
+            return self._storage.get_trial(trial_id)
+
+        return self._patience(end)
 
     def close(self) -> None:
         """Close the database's connections."""
@@ -138,6 +180,7 @@ class StudyDatabase:
 
 def recipe_key_of_trial(folder: Path, url: str | None, name: str, number: str) -> str | None:
     """Return the recipe key of a study's trial, by the trial's number; None if there is none."""
+    url = storage_url(url)
     if not url and not StudyFolder(folder).study_database.is_file():
         return None
     trials = _open(folder, url, name)[1].get_trials(deepcopy=False)
@@ -165,6 +208,16 @@ def has_ended_by_itself(trial: FrozenTrial) -> bool:
     )
 
 
+def storage_url(url: str | None) -> str | None:
+    """Return the environment's URL of the database, which goes before a spec's."""
+    return os.environ.get(ADDRESS_VARIABLE) or url
+
+
+def is_server(url: str | None) -> bool:
+    """Tell whether a database's URL is a server's, and no file's."""
+    return url is not None and not url.startswith("sqlite")
+
+
 def _open(
     folder: Path, url: str | None, name: str, names: Sequence[str] = ("score",)
 ) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
@@ -175,7 +228,10 @@ def _open(
     try:
         if not url:
             use_write_ahead_log(path)
-        storage = optuna.storages.RDBStorage(url_or_file)
+        engine: dict[str, Any] = {"pool_pre_ping": True} if is_server(url) else {}
+        if url and url.startswith("postgresql"):
+            engine["connect_args"] = CONNECTING
+        storage = optuna.storages.RDBStorage(url_or_file, engine_kwargs=engine)
         study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -189,5 +245,7 @@ def _open(
                 study.set_metric_names(list(names))
         return storage, study
     except Exception as error:
+        if is_server(url) and (cause := outage(error)) is not None:
+            raise RuntimeError(no_answer(without_password(url_or_file), cause)) from error
         reason = f"{url_or_file}: the study cannot be opened: {first_line(error)}"
         raise ValueError(without_password(reason)) from error

@@ -95,7 +95,7 @@ class Search:
     """Refinement, by gradient, of λ of what the search recommends, in a single study; None: none.
     ``true``: as it is by itself.
     """
-    storage: str | None = None
+    storage: str | None = Field(default=None, repr=False)
     """URL of the Optuna study's database; None: SQLite in the output folder."""
 
     @property

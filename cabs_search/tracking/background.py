@@ -33,7 +33,7 @@ from cabs_search.spec.study import Spec
 from cabs_search.tracking import models, writes
 from cabs_search.tracking.failures import ARTIFACT_STORE_DOWN, cause, is_unanswered
 from cabs_search.tracking.runs import colors_of, study_params, table_bytes
-from cabs_search.tracking.server import default_uri, remember_uri
+from cabs_search.tracking.server import default_uri, given_uri, remember_uri
 from cabs_search.tracking.study_runs import StudyRuns, find_runs
 
 if TYPE_CHECKING:
@@ -81,12 +81,13 @@ class BackgroundTracker:
 
         Args:
             folder: the run's; it has MLflow's database unless a server is given.
-            uri: tracking URI; None: SQLite in ``folder``.
+            uri: tracking URI; None: the environment's, else SQLite in ``folder``.
             say: told what the user must know.
 
         """
-        self.folder, self.given_uri, self.say = folder, uri, say
-        self.uri = uri or default_uri(folder)
+        self.folder, self.say = folder, say
+        self.given_uri = given_uri(uri)
+        self.uri = self.given_uri or default_uri(folder)
         self.has_left = False
         """True if something is left to the next run on the folder."""
         self._server = f"MLflow at {without_password(self.uri)}"

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Collection, Iterator
 
 import requests
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from cabs_search.common.formats import first_line
 from cabs_search.common.redact import without_password
@@ -17,6 +18,8 @@ NO_ANSWER = (
     ConnectionError,
     TimeoutError,
     sqlite3.OperationalError,
+    OperationalError,
+    InterfaceError,
     requests.ConnectionError,
     requests.Timeout,
     requests.exceptions.ChunkedEncodingError,

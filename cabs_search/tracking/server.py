@@ -14,6 +14,9 @@ from cabs_search.tracking.runs import STUDY_TAG
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+ADDRESS_VARIABLE = "CABS_SEARCH_TRACKING_URI"
+"""Environment variable with the tracking URI, in place of ``--tracking-uri``: for passwords."""
+DATABASES = ("postgresql", "mysql", "mssql")
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -32,6 +35,10 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
+    if is_database(uri):  # MLflow itself would try for 100 seconds, with a warning each time
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = 1
     return MlflowClient(tracking_uri=uri)
 
 
@@ -40,16 +47,28 @@ def default_uri(folder: Path) -> str:
     return f"sqlite:///{StudyFolder(folder.resolve()).tracking_database}"
 
 
+def given_uri(uri: str | None) -> str | None:
+    """Return a tracking URI that was given as an option, else the environment's."""
+    return uri or os.environ.get(ADDRESS_VARIABLE) or None
+
+
 def uri_of(folder: Path) -> str:
-    """Return the tracking URI of a folder's runs: the last server's, or the folder's own file."""
+    """Return the tracking URI of a folder's runs: the last server's, or the folder's own file.
+
+    The environment's is returned if it is the same but for the secrets, which are not kept.
+    """
     kept = StudyFolder(folder).tracking_address
-    return kept.read_text(encoding="utf-8").strip() if kept.is_file() else default_uri(folder)
+    if not kept.is_file():
+        return default_uri(folder)
+    address = kept.read_text(encoding="utf-8").strip()
+    given = os.environ.get(ADDRESS_VARIABLE, "")
+    return given if without_password(given) == address else address
 
 
 def remember_uri(folder: Path, uri: str | None) -> None:
-    """Keep a server's address, without secrets, in the folder for ``uri_of``."""
+    """Keep the address of a server or its database, without secrets, for ``uri_of``."""
     kept = StudyFolder(folder).tracking_address
-    if uri is None or not is_server(uri):
+    if uri is None or not (is_server(uri) or is_database(uri)):
         kept.unlink(missing_ok=True)
         return
     kept.write_text(without_password(uri) + "\n", encoding="utf-8")
@@ -58,6 +77,11 @@ def remember_uri(folder: Path, uri: str | None) -> None:
 def is_server(uri: str) -> bool:
     """Tell whether a tracking URI is a server's, which has a UI already."""
     return uri.startswith(("http://", "https://"))
+
+
+def is_database(uri: str) -> bool:
+    """Tell whether a tracking URI is of a database server, into which MLflow writes by itself."""
+    return uri.startswith(DATABASES)
 
 
 def version_at(uri: str) -> str:

@@ -20,7 +20,7 @@ from cabs_search.tracking.runs import (
     TRIAL_TAG,
     SearchProgress,
 )
-from cabs_search.tracking.server import connect, default_uri
+from cabs_search.tracking.server import connect, default_uri, is_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,7 +69,7 @@ def find_runs(
     """Find the runs of a study; make its experiment and its parent run if there are none.
 
     Args:
-        folder: the study's; it keeps artifacts unless a server does.
+        folder: the study's; it keeps artifacts unless an MLflow server does.
         uri: tracking URI; None: SQLite in ``folder``.
         study_id: value of the tag by which the parent is found.
         name: name of a new parent.
@@ -80,7 +80,7 @@ def find_runs(
     client = connect(uri or default_uri(folder))
     if uri is None:
         use_write_ahead_log(own.tracking_database)
-    artifacts = None if uri else own.artifacts.resolve().as_uri()
+    artifacts = None if uri and not is_database(uri) else own.artifacts.resolve().as_uri()
     experiment_id = _find_experiment(client, experiment, artifacts)
     parents = sorted(_search(client, experiment_id, STUDY_TAG, str(study_id)), key=_start)
     if not parents:

@@ -27,7 +27,14 @@ from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tracking.background import BackgroundTracker, Say, StudyLog
 from cabs_search.workflows.findings import findings, write_study_page
-from cabs_search.workflows.prepare import Calibrated, Prepared, prepare, prune_calibrated, to_stderr
+from cabs_search.workflows.prepare import (
+    Calibrated,
+    Prepared,
+    check_databases,
+    prepare,
+    prune_calibrated,
+    to_stderr,
+)
 
 if TYPE_CHECKING:
     from cabs_search.search.studies import Studies
@@ -61,6 +68,7 @@ def compare(
     rows = [value for value in axis_values(spec, over) if value.same_as is None]
     name = experiment_name(spec.name, over)
     prepared = prepare(spec, output or Path("results") / name, address, say, over)
+    check_databases(spec, tracking_uri)
     folder, items = prepared.folder, prepared.items
     with only_driver(folder) as is_new, BackgroundTracker(folder, tracking_uri, say) as book:
         from cabs_search.cluster.driver import search

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cabs_search.common.formats import digest
+from cabs_search.common.redact import without_password
 from cabs_search.spec.load import dump_plain, find_spec_file, load_plain, parse
 from cabs_search.spec.locations import is_hub_id
 
@@ -23,12 +24,12 @@ MOST_BYTES = 200 << 20
 
 
 def package(spec: str | Path, to: Path, shared: Sequence[Path] = ()) -> Path:
-    """Copy a spec and its data into a folder, with the locations that a cluster's node needs.
+    """Copy a spec and its data into a folder, with the locations that a cluster's head node needs.
 
     Args:
         spec: a YAML file, or the name of one that ships.
         to: an empty folder.
-        shared: folders that every node has at the same path.
+        shared: folders that the cluster's head node has at the same path.
 
     Returns:
         The spec's file in the folder.
@@ -40,7 +41,12 @@ def package(spec: str | Path, to: Path, shared: Sequence[Path] = ()) -> Path:
     """
     file = find_spec_file(spec)
     values = load_plain(spec)
-    parse(values, str(spec), locations=False)
+    storage = parse(values, str(spec), locations=False).search.storage
+    if storage and storage != without_password(storage):
+        raise ValueError(
+            f"{spec}: search.storage: must have no user and no password, which would lie on the"
+            " cluster; set CABS_SEARCH_STORAGE on the head node instead"
+        )
     hidden = [
         f"{field}: {path}"
         for field, text in _models(values)
@@ -48,7 +54,7 @@ def package(spec: str | Path, to: Path, shared: Sequence[Path] = ()) -> Path:
     ]
     if hidden:
         raise ValueError(
-            f"{spec}: models must lie where every node of the cluster finds them (a hub id, or a"
+            f"{spec}: models must lie where the cluster's head node finds them (a hub id, or a"
             f" folder below --shared), but not {', '.join(hidden)}"
         )
     values |= _absolute_models(values, file.parent)

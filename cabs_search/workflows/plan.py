@@ -21,6 +21,7 @@ from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.recipe import BASE, Method
+from cabs_search.record.folder import values_to_keep
 from cabs_search.scoring.batches import batches_of, blocks
 from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
@@ -222,7 +223,7 @@ def plan(path: str | Path) -> Plan:
         memory = worker_bytes(spec.device, spec.dtype, family, methods)
         trials, needs = _needs(spec, family, items, entries, memory, most, rows)
     as_used = {"sampler": spec.search.sampler_used, "pruner": spec.search.pruner_used}
-    plain = spec.as_dict()
+    plain = values_to_keep(spec)
     return Plan(
         spec=plain | {"search": plain["search"] | as_used},
         candidates=trials,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cabs_search.common.redact import without_password
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rule import MaskRule
@@ -23,12 +24,14 @@ from cabs_search.search.objectives.check import check_objective
 from cabs_search.search.pruners.registry import check_pruner
 from cabs_search.search.refine.check import check_refine
 from cabs_search.search.samplers.registry import check_sampler
+from cabs_search.search.storage import storage_url
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import Items, SplitName
 from cabs_search.tasks.load import load_study_items
 from cabs_search.tracking.background import Say
+from cabs_search.tracking.server import given_uri
 
 
 def to_stderr(text: str) -> None:
@@ -109,6 +112,21 @@ def prepare(
     experts = family.fingerprints  # before the base's, which is hashed at the same time
     weights = {BASE: family.base.fingerprint} | experts
     return Prepared(spec=spec, folder=folder, family=family, items=items, weights=weights)
+
+
+def check_databases(spec: Spec, tracking_uri: str | None) -> None:
+    """Check that Optuna and MLflow do not share a database: both keep a table ``alembic_version``.
+
+    Raises:
+        ValueError: they do.
+
+    """
+    storage = storage_url(spec.search.storage)
+    if storage and storage == given_uri(tracking_uri):
+        raise ValueError(
+            f"search.storage: must be a database of its own, but {without_password(storage)} is"
+            " MLflow's too"
+        )
 
 
 def prune_calibrated(prepared: Prepared, specs: Iterable[Spec], say: Say) -> Calibrated:

@@ -17,7 +17,7 @@ from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tracking.background import BackgroundTracker, Say
 from cabs_search.workflows.findings import findings, study_files
-from cabs_search.workflows.prepare import prepare, prune_calibrated, to_stderr
+from cabs_search.workflows.prepare import check_databases, prepare, prune_calibrated, to_stderr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ def run(
 
     """
     prepared = prepare(spec, output, address, say)
+    check_databases(prepared.spec, tracking_uri)
     spec, folder, items = prepared.spec, prepared.folder, prepared.items
     with only_driver(folder) as is_new, BackgroundTracker(folder, tracking_uri, say) as book:
         from cabs_search.cluster.driver import search

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from cabs_search.checkpoints.writer import CheckpointWriter, checksum_holds
+from cabs_search.cluster.worker import MACHINES
+from tests.support.disk import small_files
 
 
 def test_writer_round_trip_in_every_dtype(tmp_path: Path) -> None:
@@ -39,6 +41,18 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     ):
         writer.add("a", torch.ones(1000))
         raise RuntimeError("half way")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_left_as_it_was(tmp_path: Path) -> None:
+    with (
+        small_files(5000),
+        pytest.raises(OSError) as raised,
+        CheckpointWriter(tmp_path / "x.safetensors", ["a", "b"]) as writer,
+    ):
+        for name in ("a", "b"):
+            writer.add(name, torch.ones(1000))
+    assert raised.value.errno in MACHINES
     assert list(tmp_path.iterdir()) == []
 
 

@@ -281,6 +281,24 @@ def test_a_search_that_fails_gives_nothing_more(spec: Spec, items: Any, tmp_path
     assert {f.state for f in again.finished} == {"complete"}
 
 
+def test_a_machine_that_is_full_ends_the_search_and_fails_no_candidate(
+    spec: Spec, items: Any, tmp_path: Path
+) -> None:
+    floor = Floor(tmp_path, items, [spec])
+    floor.run(steps=2)
+    worker = next(name for name in floor.todo if floor.todo[name])
+    job_id = floor.todo[worker][0][0]
+    report = Report(job_id=job_id, error="OSError: [Errno 28] No space", is_machines=True)
+    floor.dispatcher.receive(worker, [report])
+    floor.dispatcher.flush_and_dispatch()
+    assert floor.dispatcher.is_finished
+    assert "No space" in str(floor.study.failure)
+    assert {f.state for f in floor.finished} <= {"complete"}
+    again = Floor(tmp_path, items, [spec])
+    again.run()
+    assert len(again.outcomes.scored("search")) == 60
+
+
 def test_workers_that_never_start_end_the_search(spec: Spec, items: Any, tmp_path: Path) -> None:
     dispatcher = Dispatcher(Floor(tmp_path, items, [spec]).study, 1)
     for i in range(4):

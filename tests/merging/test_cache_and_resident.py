@@ -34,7 +34,9 @@ from cabs_search.merging.packed import Packed
 from cabs_search.merging.recipe import METHOD_NAMES, Method, Recipe, make_method, make_recipe
 from cabs_search.merging.resident import Resident
 from cabs_search.merging.sparse import Kept
-from tests.conftest import EXPERTS
+from cabs_search.scoring.workbench import Workbench
+from cabs_search.spec.load import parse
+from tests.conftest import EXPERTS, pico_values
 
 ORDERS = list(itertools.permutations(EXPERTS))
 LAMBDAS = st.floats(-2, 4).map(lambda x: round(x, 2))
@@ -268,6 +270,27 @@ def test_a_damaged_entry_is_built_again_with_a_warning(family: Family, tmp_path:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         store.ensure(family, method)
+
+
+def test_an_entry_that_is_cut_while_it_is_mapped_is_built_again(
+    family: Family, pico: Path, tmp_path: Path
+) -> None:
+    """To read beyond the end of a mapped file would end the process (SIGBUS)."""
+    store, method = VectorCache(tmp_path), make_method("cabs", EXPERTS, nm=(2, 8))
+    bench = Workbench(family, parse(pico_values(pico)).tasks, store, device="cpu")
+    recipe = make_recipe(method, dict.fromkeys(EXPERTS, 1.0))
+    bench.materialize(recipe)
+    name = "encoder.layer.0.output.dense.weight"
+    before = bench.resident._tensors[name].clone()
+    path = store.paths(family, method)["animal"]
+    for size in (100, path.stat().st_size // 2):
+        with path.open("r+b") as file:
+            file.truncate(size)
+        with pytest.warns(UserWarning, match="damaged and is built again") as told:
+            bench.materialize(make_recipe(method, dict.fromkeys(EXPERTS, 0.5)))
+        assert str(path) in str(told[0].message)
+        bench.materialize(recipe)
+        assert torch.equal(bench.resident._tensors[name], before)
 
 
 def build(arguments: tuple[Path, Path]) -> dict[str, bytes]:

@@ -26,6 +26,7 @@ from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
 from tests.conftest import pico_values
 from tests.support.bench import Bench
+from tests.support.disk import small_files
 
 
 @pytest.fixture(scope="module")
@@ -426,6 +427,21 @@ def test_an_error_of_the_database_shows_no_password(pico: Path, items: Any, tmp_
     with pytest.raises(ValueError, match="the study cannot be opened") as raised:
         Bench(spec, tmp_path, items)
     assert "hunter2" not in str(raised.value)
+
+
+def test_a_full_disk_ends_a_search_that_goes_on(spec: Spec, items: Any, tmp_path: Path) -> None:
+    bench = Bench(spec, tmp_path, items)
+    bench.run(blocks=8)
+    with small_files(4096):
+        with pytest.raises(RuntimeError, match=r"outcomes.sqlite: cannot be written: .*goes on$"):
+            bench.outcomes.keep_text("a note", "x" * 10_000)
+        with pytest.raises(RuntimeError, match=r"(study.db|outcomes.sqlite): cannot be written: "):
+            bench.run()
+    bench.study.close()
+    last = Bench(spec, tmp_path, items)
+    last.run()
+    assert last.study.is_finished
+    assert len(last.outcomes.scored("search")) == 12
 
 
 def test_a_lowered_budget_leaves_no_trial_running(pico: Path, items: Any, tmp_path: Path) -> None:
