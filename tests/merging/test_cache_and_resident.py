@@ -60,6 +60,8 @@ METHODS = st.builds(
     overlap_merge=st.sampled_from(["sum", "ties"]),
     tail=st.sampled_from(["keep", "drop"]),
     seed=st.integers(0, 3),
+    gamma=st.sampled_from([0.0, 0.01, 0.3]),
+    epsilon=st.sampled_from([0.0, 0.15]),
 )
 
 

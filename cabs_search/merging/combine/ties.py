@@ -19,7 +19,9 @@ class Ties(CombineRule):
     """Keep the weights whose sign is elected, each divided by how many agree: their mean."""
 
     name: ClassVar[str] = "ties"
-    beside: ClassVar[tuple[str, ...]] = ("magnitude-vector", "magnitude", "dare", "cabs")
+    beside: ClassVar[tuple[str, ...]] = (
+        *("magnitude-vector", "magnitude", "breadcrumbs", "dare", "della", "cabs"),
+    )
 
     def combine(self, vectors: Sequence[Kept | None], numel: int) -> list[Kept | None]:
         """Return each vector's share of the mean."""

@@ -8,9 +8,11 @@ from functools import cache
 from typing import Any
 
 from cabs_search.merging.masks.balanced import Balanced
+from cabs_search.merging.masks.breadcrumbs import Breadcrumbs
 from cabs_search.merging.masks.cabs import Cabs
 from cabs_search.merging.masks.conflict_aware import ConflictAware
 from cabs_search.merging.masks.dare import Dare
+from cabs_search.merging.masks.della import Della
 from cabs_search.merging.masks.keep_all import KeepAll
 from cabs_search.merging.masks.magnitude import Magnitude
 from cabs_search.merging.masks.magnitude_row import RowMagnitude
@@ -27,7 +29,9 @@ RULES: tuple[type[MaskRule], ...] = (
     Magnitude,
     RowMagnitude,
     VectorMagnitude,
+    Breadcrumbs,
     Dare,
+    Della,
     Random,
     RandomRescaled,
     Wanda,
