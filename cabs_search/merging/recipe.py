@@ -1,9 +1,8 @@
 """Names of merged models: plain frozen values that every stage shares.
 
 A method is a mask rule and a combine rule. Its name is the mask's, with the combine rule's
-before it
-unless vectors are just added: ``dare``, ``ties-dare``. ``ties`` alone trims whole vectors, as
-its paper does.
+before it unless vectors are just added: ``dare``, ``ties-dare``. A combine rule's name alone has
+the mask of its paper: ``ties`` trims whole vectors.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from cabs_search.common.formats import digest
 from cabs_search.merging.combine.plain_sum import Sum
 from cabs_search.merging.combine.rule import CombineRule
 from cabs_search.merging.combine.rules import COMBINES
-from cabs_search.merging.masks.magnitude_vector import VectorMagnitude
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import MASKS, SETTINGS, identity, order_of, settings
 from cabs_search.merging.masks.settings import check_choice
@@ -162,7 +160,7 @@ class Recipe:
             if not any(by_group.values()):
                 continue
             shaped_by = identities[: place + 1] if self.method.has_order else [identities[place]]
-            if self.method.combine != SUM:
+            if self.method.combine != SUM or mask.sees_all:
                 shaped_by = identities
             values = sorted(set(by_group.values()))
             if len(values) > 1:
@@ -284,10 +282,11 @@ def rule_of(method: str) -> type[MaskRule]:
 def _name(combine: str, mask: str) -> str:
     if combine == SUM.name:
         return mask
-    return combine if mask == VectorMagnitude.name else f"{combine}-{mask}"
+    return combine if mask == COMBINES[combine].alone else f"{combine}-{mask}"
 
 
+_COMPARED = tuple(name for name, rule in MASKS.items() if rule.is_compared)
 METHOD_NAMES = tuple(
-    _name(rule.name, mask) for rule in COMBINES.values() for mask in rule.beside or MASKS
+    _name(rule.name, mask) for rule in COMBINES.values() for mask in rule.beside or _COMPARED
 )
 """Methods that the papers compare, and so does ``compare --over method``."""

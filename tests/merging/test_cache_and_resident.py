@@ -144,7 +144,7 @@ def test_entries_give_back_what_was_kept(
     for tensor in family.alignment.shared:
         numel = family.numel(tensor)
         pruned = dict(family.prune(method.mask, tensor, survey))
-        left = method.combine.combine(list(pruned.values()), numel)
+        left = method.combine.combine(list(pruned.values()), family.alignment.shapes[tensor])
         for expert, kept in zip(pruned, left, strict=True):
             assert same(vectors[expert].kept(tensor, numel), kept)
 

@@ -23,6 +23,8 @@ DENSITY = 0.3251
 """Near 0.3, where ours (to the nearest) and mergekit (down) keep equally many in a tensor of any
 pico size.
 """
+GAMMA = 0.063
+"""Share of outliers that both round alike."""
 TOLERANCE = 1e-6
 """Absolute. Weights are below 2 here, where float32 steps are at most 1.2e-7, and the same sums in
 another order end a few steps apart. A weight kept, dropped or turned by mistake is off by what the
@@ -53,13 +55,13 @@ def by_mergekit(
     trunks: Path,
     out: Path,
     method: str,
-    weights: dict[str, float],
+    weights: dict[str, float] | None,
     *,
     density: float = 1.0,
     **settings: Any,
 ) -> Tensors:
     """What mergekit makes of the trunks, by tensor name; a skip that says why where it is not
-    installed.
+    installed. Methods without weights have no density either.
 
     Its command for bare files of tensors: `mergekit-yaml` 0.1.5 stops at a BertModel, adding a list
     to a tuple.
@@ -72,11 +74,11 @@ def by_mergekit(
         "models": [
             {
                 "model": str(trunks / name / TENSORS),
-                "parameters": {"weight": weight, "density": density},
+                "parameters": {"weight": weights[name], "density": density} if weights else {},
             }
-            for name, weight in weights.items()
+            for name in EXPERTS
         ],
-        "parameters": {"int8_mask": False, **settings},
+        "parameters": settings,
         "dtype": "float32",
     }
     recipe = out.with_suffix(".yaml")
@@ -135,7 +137,8 @@ def assert_same(found: Tensors, expected: Tensors) -> None:
 
 def test_the_density_keeps_equally_many_by_either_rounding(trunks: Path) -> None:
     sizes = {tensor.size for tensor in read(trunks / "base").values()}
-    assert all(int(DENSITY * size) == int(DENSITY * size + 0.5) > 0 for size in sizes), sizes
+    for share in (DENSITY, GAMMA):
+        assert all(int(share * size) == int(share * size + 0.5) > 0 for size in sizes), sizes
 
 
 def test_task_arithmetic_is_mergekits(trunks: Path, tmp_path: Path) -> None:
@@ -167,3 +170,42 @@ def test_ties_is_mergekits(trunks: Path, tmp_path: Path, method: str, mean: bool
     )
     assert_same(by_hand(trunks, mean=mean), theirs)
     assert_same(by_us(trunks, method, dict.fromkeys(EXPERTS, LAMBDA), density=DENSITY), theirs)
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs"), [("breadcrumbs", "breadcrumbs"), ("ties-breadcrumbs", "breadcrumbs_ties")]
+)
+def test_breadcrumbs_are_mergekits(trunks: Path, tmp_path: Path, method: str, theirs: str) -> None:
+    expected = by_mergekit(
+        trunks,
+        tmp_path / "out",
+        theirs,
+        dict.fromkeys(EXPERTS, 1.0),
+        density=DENSITY,
+        gamma=GAMMA,
+        normalize=theirs.endswith("ties"),
+        **{"lambda": LAMBDA},
+    )
+    lambdas = dict.fromkeys(EXPERTS, LAMBDA)
+    assert_same(by_us(trunks, method, lambdas, density=DENSITY, gamma=GAMMA), expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs", "set_", "ours"),
+    [
+        ("sce", "sce", {"select_topk": DENSITY}, {"density": DENSITY}),
+        ("ram", "ram", {}, {}),
+        ("ram-plus", "ramplus_tl", {}, {}),
+    ],
+)
+def test_methods_without_weights_are_mergekits(
+    trunks: Path,
+    tmp_path: Path,
+    method: str,
+    theirs: str,
+    set_: dict[str, Any],
+    ours: dict[str, Any],
+) -> None:
+    """Theirs have no weights: it is ours with λ = 1."""
+    expected = by_mergekit(trunks, tmp_path / "out", theirs, None, **set_)
+    assert_same(by_us(trunks, method, dict.fromkeys(EXPERTS, 1.0), **ours), expected)

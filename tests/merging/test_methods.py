@@ -73,7 +73,7 @@ def change(method: Method, deltas: Mapping[str, Tensor], lambdas: Mapping[str, f
     numel = next(iter(deltas.values())).numel()
     kept = prune_all(method, {expert: {"w": tau} for expert, tau in deltas.items()})
     out = torch.zeros_like(next(iter(deltas.values())))
-    left = zip(kept, method.combine.combine(list(kept.values()), numel), strict=True)
+    left = zip(kept, method.combine.combine(list(kept.values()), out.shape), strict=True)
     parts = {name: Packed.of(one) for name, one in left if one is not None}
     if parts:
         one = TensorSum(out.view(-1), torch.zeros(numel), tuple(parts.values()))

@@ -10,6 +10,7 @@ from typing import Any
 from cabs_search.merging.masks.balanced import Balanced
 from cabs_search.merging.masks.breadcrumbs import Breadcrumbs
 from cabs_search.merging.masks.cabs import Cabs
+from cabs_search.merging.masks.changed import Changed
 from cabs_search.merging.masks.conflict_aware import ConflictAware
 from cabs_search.merging.masks.dare import Dare
 from cabs_search.merging.masks.della import Della
@@ -22,10 +23,13 @@ from cabs_search.merging.masks.random_rescaled import RandomRescaled
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.settings import NM_SETTING, Setting, value_for
 from cabs_search.merging.masks.sparse_gpt import SparseGpt
+from cabs_search.merging.masks.variance import Variance
 from cabs_search.merging.masks.wanda import Wanda
 
 RULES: tuple[type[MaskRule], ...] = (
     KeepAll,
+    Changed,
+    Variance,
     Magnitude,
     RowMagnitude,
     VectorMagnitude,
