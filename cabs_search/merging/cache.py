@@ -28,7 +28,7 @@ from cabs_search.merging.masks.prune import needs_task
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import identity, order_of, settings
 from cabs_search.merging.packed import SPAN, Packed
-from cabs_search.merging.recipe import SUM, Method
+from cabs_search.merging.recipe import Method
 from cabs_search.merging.sparse import Kept
 
 FORMAT = 2
@@ -93,7 +93,7 @@ class VectorCache:
 
         """
         pruned = self._pruned_paths(family, method.mask)
-        if method.combine == SUM:
+        if method.is_sum:
             return pruned
         key = {"combine": method.combine.name, "of": [path.stem for path in pruned.values()]}
         return {expert: self._path(key | {"left of": path.stem}) for expert, path in pruned.items()}
@@ -143,7 +143,7 @@ class VectorCache:
                 self._write(
                     family, lacking, self._prune(family, method.mask, pruned, lacking, progress)
                 )
-            if method.combine != SUM:
+            if not method.is_sum:
                 self._write(family, missing, self._combine(family, method, pruned))
         return paths
 

@@ -4,14 +4,16 @@ its own.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModel
 
 import cabs_search
@@ -47,6 +49,21 @@ def trunks(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def alike(trunks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trunks, whose experts have one more change in common: all tensors change, and at acute
+    angles, as these methods want it.
+    """
+    root, draw = tmp_path_factory.mktemp("alike"), np.random.default_rng(0)
+    shutil.copytree(trunks, root, dirs_exist_ok=True)
+    common = {n: draw.normal(0, 0.1, t.shape) for n, t in read(trunks / "base").items()}
+    for name in EXPERTS:
+        own = read(root / name)
+        moved = {n: (t + common[n]).astype(np.float32) for n, t in own.items()}
+        save_file(moved, root / name / TENSORS, {"format": "pt"})
+    return root
+
+
 def read(folder: Path) -> Tensors:
     return load_file(folder / TENSORS)
 
@@ -57,30 +74,30 @@ def by_mergekit(
     method: str,
     weights: dict[str, float] | None,
     *,
-    density: float = 1.0,
+    density: float | None = 1.0,
+    experts: Sequence[str] = EXPERTS,
+    has_base: bool = True,
     **settings: Any,
 ) -> Tensors:
     """What mergekit makes of the trunks, by tensor name; a skip that says why where it is not
-    installed. Methods without weights have no density either.
+    installed. Methods without weights have no density either; ``density``: None for others.
 
     Its command for bare files of tensors: `mergekit-yaml` 0.1.5 stops at a BertModel, adding a list
     to a tuple.
     """
     if not (MERGEKIT / ".installed").exists():
         pytest.skip(f"mergekit is not installed: {reason()}")
-    config = {
-        "merge_method": method,
-        "base_model": str(trunks / "base" / TENSORS),
-        "models": [
-            {
-                "model": str(trunks / name / TENSORS),
-                "parameters": {"weight": weights[name], "density": density} if weights else {},
-            }
-            for name in EXPERTS
-        ],
-        "parameters": settings,
-        "dtype": "float32",
-    }
+    shares = {} if density is None else {"density": density}
+    config: dict[str, Any] = {"merge_method": method, "parameters": settings, "dtype": "float32"}
+    config["models"] = [
+        {
+            "model": str(trunks / name / TENSORS),
+            "parameters": {} if weights is None else {"weight": weights[name], **shares},
+        }
+        for name in experts
+    ]
+    if has_base:
+        config["base_model"] = str(trunks / "base" / TENSORS)
     recipe = out.with_suffix(".yaml")
     recipe.write_text(yaml.safe_dump(config))
     command = [MERGEKIT / "bin" / "mergekit-pytorch", recipe, out, "--device", "cpu"]
@@ -209,3 +226,32 @@ def test_methods_without_weights_are_mergekits(
     """Theirs have no weights: it is ours with λ = 1."""
     expected = by_mergekit(trunks, tmp_path / "out", theirs, None, **set_)
     assert_same(by_us(trunks, method, dict.fromkeys(EXPERTS, 1.0), **ours), expected)
+
+
+def test_a_weighted_mean_is_mergekits(trunks: Path, tmp_path: Path) -> None:
+    weights = dict(zip(EXPERTS, (0.3, 1.1, 0.4), strict=True))
+    expected = by_mergekit(
+        trunks, tmp_path / "out", "linear", weights, density=None, has_base=False
+    )
+    assert_same(by_us(trunks, "linear", weights), expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs", "weights"),
+    [
+        ("model-stock", "model_stock", None),
+        ("multi-slerp", "multislerp", dict.fromkeys(EXPERTS, 1.0)),
+    ],
+)
+def test_fixed_coefficients_are_mergekits(
+    alike: Path, tmp_path: Path, method: str, theirs: str, weights: dict[str, float] | None
+) -> None:
+    expected = by_mergekit(alike, tmp_path / "out", theirs, weights)
+    assert_same(by_us(alike, method, dict.fromkeys(EXPERTS, 1.0)), expected)
+
+
+def test_nearswap_is_mergekits(trunks: Path, tmp_path: Path) -> None:
+    """Theirs takes one expert; a tenth of a task vector's standard deviation is near."""
+    (name, *_) = EXPERTS
+    expected = by_mergekit(trunks, tmp_path / "out", "nearswap", None, experts=[name], t=0.005)
+    assert_same(by_us(trunks, "nearswap", {name: 1.0}, limit=0.005), expected)

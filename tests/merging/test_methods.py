@@ -531,3 +531,9 @@ def test_no_calibrated_method_without_a_study(pico: Path) -> None:
 
 def test_no_survey_is_needed_where_no_rule_needs_one() -> None:
     assert make_method("dare", NAMES).mask.survey("a", {"w": Delta(torch.ones(3))}) is None
+
+
+def test_nearswap_cuts_changes_off() -> None:
+    tau = torch.tensor([0.3, -0.02, 0.05, -9.0, 0.0])
+    found = change(make_method("nearswap", ("a",), limit=0.05), {"a": tau}, {"a": 2.0})
+    assert torch.allclose(found, 2 * torch.tensor([0.05, -0.02, 0.05, -0.05, 0.0]))

@@ -19,6 +19,10 @@ class CombineRule:
     """Mask rule that it has where a method's name is its own alone."""
     beside: ClassVar[tuple[str, ...]] = ()
     """Mask rules that ``compare --over method`` runs it with; none: all that it compares."""
+    normalizes: ClassVar[bool] = False
+    """True if λ are divided by their sum."""
+    has_one_lambda: ClassVar[bool] = False
+    """True if each vector has an equal part of one result, so that a search has one λ for all."""
 
     def combine(self, vectors: Sequence[Kept | None], shape: Sequence[int]) -> list[Kept | None]:
         """Return what is left of each vector on one tensor, so that merged = base + Σ λᵢ times it.

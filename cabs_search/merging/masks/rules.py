@@ -18,6 +18,7 @@ from cabs_search.merging.masks.keep_all import KeepAll
 from cabs_search.merging.masks.magnitude import Magnitude
 from cabs_search.merging.masks.magnitude_row import RowMagnitude
 from cabs_search.merging.masks.magnitude_vector import VectorMagnitude
+from cabs_search.merging.masks.nearswap import NearSwap
 from cabs_search.merging.masks.random_plain import Random
 from cabs_search.merging.masks.random_rescaled import RandomRescaled
 from cabs_search.merging.masks.rule import MaskRule
@@ -28,6 +29,7 @@ from cabs_search.merging.masks.wanda import Wanda
 
 RULES: tuple[type[MaskRule], ...] = (
     KeepAll,
+    NearSwap,
     Changed,
     Variance,
     Magnitude,
