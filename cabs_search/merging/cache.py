@@ -2,9 +2,9 @@
 
 An entry is one safetensors file named by the hash of everything that its content depends on: base,
 expert, mask rule and settings; with CABS also the vectors pruned before it (orders with a common
-prefix share entries), with TIES the vectors among which signs are elected. It holds, tensor by
-tensor, the kept values and their positions as ``packed.Packed`` does; a tensor of which nothing is
-kept is absent.
+prefix share entries), with rules that compare vectors, as TIES does, all of these. It holds, tensor
+by tensor, the kept values and their positions as ``packed.Packed`` does; a tensor of which nothing
+is kept is absent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cabs_search.merging.masks.prune import needs_task
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import identity, order_of, settings
 from cabs_search.merging.packed import SPAN, Packed
-from cabs_search.merging.recipe import SUM, Method
+from cabs_search.merging.recipe import Method
 from cabs_search.merging.sparse import Kept
 
 FORMAT = 2
@@ -108,7 +108,7 @@ class VectorCache:
 
         """
         pruned = self._pruned_paths(family, method.mask)
-        if method.combine == SUM:
+        if method.is_sum:
             return pruned
         key = {"combine": method.combine.name, "of": [path.stem for path in pruned.values()]}
         return {expert: self._path(key | {"left of": path.stem}) for expert, path in pruned.items()}
@@ -131,6 +131,8 @@ class VectorCache:
                 if expert not in family.calibrations:
                     raise ValueError(needs_task(mask, expert))
                 key["calibration"] = family.calibrations[expert].key
+            if mask.sees_all:
+                key["among"] = list(fingerprints.values())
             paths[expert] = self._path(key)
         return paths
 
@@ -156,7 +158,7 @@ class VectorCache:
                 self._write(
                     family, lacking, self._prune(family, method.mask, pruned, lacking, progress)
                 )
-            if method.combine != SUM:
+            if not method.is_sum:
                 self._write(family, missing, self._combine(family, method, pruned))
         return paths
 
@@ -195,9 +197,9 @@ class VectorCache:
         """Yield what the combine rule leaves of pruned vectors."""
         vectors = self.open(paths)
         for tensor in family.alignment.shared:
-            numel = family.numel(tensor)
+            numel, shape = family.numel(tensor), family.alignment.shapes[tensor]
             kept = [vector.kept(tensor, numel) for vector in vectors.values()]
-            for expert, left in zip(vectors, method.combine.combine(kept, numel), strict=True):
+            for expert, left in zip(vectors, method.combine.combine(kept, shape), strict=True):
                 yield tensor, expert, left
 
     def _write(self, family: Family, paths: Mapping[str, Path], pieces: Iterator[Piece]) -> None:

@@ -44,7 +44,7 @@ def merged_tensors(
         kept: dict[str, Kept | None]
         if vectors is None:
             pruned = dict(family.prune(method.mask, name, survey))
-            left = method.combine.combine(list(pruned.values()), base.numel())
+            left = method.combine.combine(list(pruned.values()), base.shape)
             kept = dict(zip(pruned, left, strict=True))
         else:
             kept = {expert: vector.kept(name, base.numel()) for expert, vector in vectors.items()}

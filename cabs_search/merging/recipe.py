@@ -1,9 +1,8 @@
 """Names of merged models: plain frozen values that every stage shares.
 
 A method is a mask rule and a combine rule. Its name is the mask's, with the combine rule's
-before it
-unless vectors are just added: ``dare``, ``ties-dare``. ``ties`` alone trims whole vectors, as
-its paper does.
+before it unless vectors are just added: ``dare``, ``ties-dare``. A combine rule's name alone has
+the mask of its paper: ``ties`` trims whole vectors.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from cabs_search.common.formats import digest
 from cabs_search.merging.combine.plain_sum import Sum
 from cabs_search.merging.combine.rule import CombineRule
 from cabs_search.merging.combine.rules import COMBINES
-from cabs_search.merging.masks.magnitude_vector import VectorMagnitude
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import MASKS, SETTINGS, identity, order_of, settings
 from cabs_search.merging.masks.settings import check_choice
@@ -60,6 +58,11 @@ class Method:
         return _name(self.combine.name, self.mask.name)
 
     @property
+    def is_sum(self) -> bool:
+        """True if vectors are added as they are pruned."""
+        return isinstance(self.combine, Sum)
+
+    @property
     def has_order(self) -> bool:
         """True if the pruning order makes a difference."""
         return "order" in settings(self.mask)
@@ -92,8 +95,17 @@ class Recipe:
     groups: Groups = ()
 
     @cached_property
-    def _by_key(self) -> dict[LambdaKey, float]:
-        return dict(self.lambdas)
+    def _factors(self) -> dict[LambdaKey, float]:
+        """What vectors are multiplied by: λ, or its share of their sum; 0 where the sum is."""
+        if not self.method.combine.normalizes:
+            return dict(self.lambdas)
+        sums: dict[str, float] = {}
+        for key, value in self.lambdas:
+            sums[key.group] = sums.get(key.group, 0.0) + value
+        return {
+            key: round(value / sums[key.group], 9) if abs(sums[key.group]) > 1e-9 else 0.0
+            for key, value in self.lambdas
+        }
 
     @cached_property
     def lambda_by_name(self) -> dict[str, float]:
@@ -116,9 +128,9 @@ class Recipe:
         return len({value for _, value in self.lambdas}) == 1
 
     def lambda_of(self, expert: str, tensor: str) -> float:
-        """Return λ of one expert's vector in one tensor."""
+        """Return λ of one expert's vector in one tensor, or its share where they are normalised."""
         group = group_of(self.groups, tensor) if self.groups else ""
-        return self._by_key[LambdaKey(expert, group)]
+        return self._factors[LambdaKey(expert, group)]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, from which ``from_dict`` makes an equal recipe."""
@@ -158,17 +170,19 @@ class Recipe:
         terms: list[Any] = []
         groups: Groups = ()
         for place, expert in enumerate(order):
-            by_group = {key.group: value for key, value in self.lambdas if key.expert == expert}
+            by_group = {k.group: value for k, value in self._factors.items() if k.expert == expert}
             if not any(by_group.values()):
                 continue
             shaped_by = identities[: place + 1] if self.method.has_order else [identities[place]]
-            if self.method.combine != SUM:
+            if not self.method.is_sum or mask.sees_all:
                 shaped_by = identities
             values = sorted(set(by_group.values()))
             if len(values) > 1:
                 groups = self.groups
             terms.append([shaped_by, values[0] if len(values) == 1 else by_group, expert])
-        combine = self.method.combine.name if terms else ""
+        # a sum with normalised λ is a sum as well
+        combine = SUM.name if self.method.is_sum else self.method.combine.name
+        combine = combine if terms else ""
         return digest(json.dumps([combine, terms, groups], sort_keys=True))
 
     def __str__(self) -> str:
@@ -281,13 +295,19 @@ def rule_of(method: str) -> type[MaskRule]:
     return MASKS[split_name(method)[1]]
 
 
+def combine_rule_of(method: str) -> type[CombineRule]:
+    """Return the combine rule of a method. Raises ValueError if there is no such method."""
+    return COMBINES[split_name(method)[0]]
+
+
 def _name(combine: str, mask: str) -> str:
     if combine == SUM.name:
         return mask
-    return combine if mask == VectorMagnitude.name else f"{combine}-{mask}"
+    return combine if mask == COMBINES[combine].alone else f"{combine}-{mask}"
 
 
+_COMPARED = tuple(name for name, rule in MASKS.items() if rule.is_compared)
 METHOD_NAMES = tuple(
-    _name(rule.name, mask) for rule in COMBINES.values() for mask in rule.beside or MASKS
+    _name(rule.name, mask) for rule in COMBINES.values() for mask in rule.beside or _COMPARED
 )
 """Methods that the papers compare, and so does ``compare --over method``."""

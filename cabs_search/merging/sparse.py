@@ -24,6 +24,26 @@ class Kept:
         """Int64, [kept], ascending, into the flattened tensor; None: all."""
         return None if self.mask is None else torch.from_numpy(np.flatnonzero(self.mask.numpy()))
 
+    @property
+    def nonzero(self) -> tuple[Tensor, Tensor]:
+        """Positions and values of the weights that are not 0, both [not 0]."""
+        if self.positions is not None:
+            return self.positions, self.values
+        positions = self.values.nonzero().reshape(-1)
+        return positions, self.values[positions]
+
+    def scaled(self, factor: float) -> Kept:
+        """Multiply all values."""
+        return Kept(self.values * factor, self.mask)
+
+    def dense(self) -> Tensor:
+        """Return the flattened tensor, 0 where nothing is kept: float32, [weights]."""
+        if self.mask is None:
+            return self.values
+        whole = torch.zeros(len(self.mask))
+        whole[self.mask] = self.values
+        return whole
+
     @classmethod
     def at(cls, positions: Tensor, values: Tensor, numel: int) -> Kept | None:
         """Make it from values at some positions of a tensor of ``numel`` weights; None for none."""

@@ -16,7 +16,7 @@ import optuna
 
 from cabs_search.merging.masks.rules import SETTINGS
 from cabs_search.merging.masks.settings import collapsed, value_for
-from cabs_search.merging.recipe import LambdaKey, Recipe, make_recipe
+from cabs_search.merging.recipe import LambdaKey, Recipe, combine_rule_of, make_recipe
 from cabs_search.search.candidates import Candidates
 
 ORDER_MARK = ">"
@@ -46,7 +46,8 @@ def _lambda_names(candidates: Candidates, method: str) -> Iterator[tuple[str, Se
     """Yield the parameters of λ, each with the keys that it sets."""
     space, keys = candidates.space, candidates.lambda_keys
     start = f"{method}:lambda" if method in space.lambda_.methods else "lambda"
-    if not space.lambda_.shared:
+    is_shared = space.lambda_.shared or combine_rule_of(method).has_one_lambda
+    if not is_shared:
         yield from ((f"{start}.{key}", [key]) for key in keys)
     elif space.groups:
         for group, _ in space.groups:

@@ -283,7 +283,11 @@ def test_a_study_that_is_the_same_at_every_density_is_run_once(pico: Path) -> No
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        (["magic"], "--over: one of method, order, nm, density is needed, but got magic"),
+        (
+            ["magic"],
+            "--over: one of method, order, nm, density, epsilon, gamma, threshold, limit is needed,"
+            " but got magic",
+        ),
         (
             ["method", "method"],
             "--over: one axis or two different ones are needed, but got method, method",

@@ -4,14 +4,16 @@ its own.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModel
 
 import cabs_search
@@ -23,6 +25,8 @@ DENSITY = 0.3251
 """Near 0.3, where ours (to the nearest) and mergekit (down) keep equally many in a tensor of any
 pico size.
 """
+GAMMA = 0.063
+"""Share of outliers that both round alike."""
 TOLERANCE = 1e-6
 """Absolute. Weights are below 2 here, where float32 steps are at most 1.2e-7, and the same sums in
 another order end a few steps apart. A weight kept, dropped or turned by mistake is off by what the
@@ -45,6 +49,21 @@ def trunks(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def alike(trunks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trunks, whose experts have one more change in common: all tensors change, and at acute
+    angles, as these methods want it.
+    """
+    root, draw = tmp_path_factory.mktemp("alike"), np.random.default_rng(0)
+    shutil.copytree(trunks, root, dirs_exist_ok=True)
+    common = {n: draw.normal(0, 0.1, t.shape) for n, t in read(trunks / "base").items()}
+    for name in EXPERTS:
+        own = read(root / name)
+        moved = {n: (t + common[n]).astype(np.float32) for n, t in own.items()}
+        save_file(moved, root / name / TENSORS, {"format": "pt"})
+    return root
+
+
 def read(folder: Path) -> Tensors:
     return load_file(folder / TENSORS)
 
@@ -53,32 +72,32 @@ def by_mergekit(
     trunks: Path,
     out: Path,
     method: str,
-    weights: dict[str, float],
+    weights: dict[str, float] | None,
     *,
-    density: float = 1.0,
+    density: float | None = 1.0,
+    experts: Sequence[str] = EXPERTS,
+    has_base: bool = True,
     **settings: Any,
 ) -> Tensors:
     """What mergekit makes of the trunks, by tensor name; a skip that says why where it is not
-    installed.
+    installed. Methods without weights have no density either; ``density``: None for others.
 
     Its command for bare files of tensors: `mergekit-yaml` 0.1.5 stops at a BertModel, adding a list
     to a tuple.
     """
     if not (MERGEKIT / ".installed").exists():
         pytest.skip(f"mergekit is not installed: {reason()}")
-    config = {
-        "merge_method": method,
-        "base_model": str(trunks / "base" / TENSORS),
-        "models": [
-            {
-                "model": str(trunks / name / TENSORS),
-                "parameters": {"weight": weight, "density": density},
-            }
-            for name, weight in weights.items()
-        ],
-        "parameters": {"int8_mask": False, **settings},
-        "dtype": "float32",
-    }
+    shares = {} if density is None else {"density": density}
+    config: dict[str, Any] = {"merge_method": method, "parameters": settings, "dtype": "float32"}
+    config["models"] = [
+        {
+            "model": str(trunks / name / TENSORS),
+            "parameters": {} if weights is None else {"weight": weights[name], **shares},
+        }
+        for name in experts
+    ]
+    if has_base:
+        config["base_model"] = str(trunks / "base" / TENSORS)
     recipe = out.with_suffix(".yaml")
     recipe.write_text(yaml.safe_dump(config))
     command = [MERGEKIT / "bin" / "mergekit-pytorch", recipe, out, "--device", "cpu"]
@@ -135,7 +154,8 @@ def assert_same(found: Tensors, expected: Tensors) -> None:
 
 def test_the_density_keeps_equally_many_by_either_rounding(trunks: Path) -> None:
     sizes = {tensor.size for tensor in read(trunks / "base").values()}
-    assert all(int(DENSITY * size) == int(DENSITY * size + 0.5) > 0 for size in sizes), sizes
+    for share in (DENSITY, GAMMA):
+        assert all(int(share * size) == int(share * size + 0.5) > 0 for size in sizes), sizes
 
 
 def test_task_arithmetic_is_mergekits(trunks: Path, tmp_path: Path) -> None:
@@ -167,3 +187,71 @@ def test_ties_is_mergekits(trunks: Path, tmp_path: Path, method: str, mean: bool
     )
     assert_same(by_hand(trunks, mean=mean), theirs)
     assert_same(by_us(trunks, method, dict.fromkeys(EXPERTS, LAMBDA), density=DENSITY), theirs)
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs"), [("breadcrumbs", "breadcrumbs"), ("ties-breadcrumbs", "breadcrumbs_ties")]
+)
+def test_breadcrumbs_are_mergekits(trunks: Path, tmp_path: Path, method: str, theirs: str) -> None:
+    expected = by_mergekit(
+        trunks,
+        tmp_path / "out",
+        theirs,
+        dict.fromkeys(EXPERTS, 1.0),
+        density=DENSITY,
+        gamma=GAMMA,
+        normalize=theirs.endswith("ties"),
+        **{"lambda": LAMBDA},
+    )
+    lambdas = dict.fromkeys(EXPERTS, LAMBDA)
+    assert_same(by_us(trunks, method, lambdas, density=DENSITY, gamma=GAMMA), expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs", "set_", "ours"),
+    [
+        ("sce", "sce", {"select_topk": DENSITY}, {"density": DENSITY}),
+        ("ram", "ram", {}, {}),
+        ("ram-plus", "ramplus_tl", {}, {}),
+    ],
+)
+def test_methods_without_weights_are_mergekits(
+    trunks: Path,
+    tmp_path: Path,
+    method: str,
+    theirs: str,
+    set_: dict[str, Any],
+    ours: dict[str, Any],
+) -> None:
+    """Theirs have no weights: it is ours with λ = 1."""
+    expected = by_mergekit(trunks, tmp_path / "out", theirs, None, **set_)
+    assert_same(by_us(trunks, method, dict.fromkeys(EXPERTS, 1.0), **ours), expected)
+
+
+def test_a_weighted_mean_is_mergekits(trunks: Path, tmp_path: Path) -> None:
+    weights = dict(zip(EXPERTS, (0.3, 1.1, 0.4), strict=True))
+    expected = by_mergekit(
+        trunks, tmp_path / "out", "linear", weights, density=None, has_base=False
+    )
+    assert_same(by_us(trunks, "linear", weights), expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs", "weights"),
+    [
+        ("model-stock", "model_stock", None),
+        ("multi-slerp", "multislerp", dict.fromkeys(EXPERTS, 1.0)),
+    ],
+)
+def test_fixed_coefficients_are_mergekits(
+    alike: Path, tmp_path: Path, method: str, theirs: str, weights: dict[str, float] | None
+) -> None:
+    expected = by_mergekit(alike, tmp_path / "out", theirs, weights)
+    assert_same(by_us(alike, method, dict.fromkeys(EXPERTS, 1.0)), expected)
+
+
+def test_nearswap_is_mergekits(trunks: Path, tmp_path: Path) -> None:
+    """Theirs takes one expert; a tenth of a task vector's standard deviation is near."""
+    (name, *_) = EXPERTS
+    expected = by_mergekit(trunks, tmp_path / "out", "nearswap", None, experts=[name], t=0.005)
+    assert_same(by_us(trunks, "nearswap", {name: 1.0}, limit=0.005), expected)

@@ -20,6 +20,7 @@ from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.merging.calibration import Calibration, write_calibration
 from cabs_search.merging.combine.sums import TensorSum, write_sums
 from cabs_search.merging.masks.calibrated import DAMPING, sparsegpt, wanda_scores
+from cabs_search.merging.masks.della import keep_chances
 from cabs_search.merging.masks.prune import prune
 from cabs_search.merging.masks.selection import share
 from cabs_search.merging.packed import Packed
@@ -72,7 +73,7 @@ def change(method: Method, deltas: Mapping[str, Tensor], lambdas: Mapping[str, f
     numel = next(iter(deltas.values())).numel()
     kept = prune_all(method, {expert: {"w": tau} for expert, tau in deltas.items()})
     out = torch.zeros_like(next(iter(deltas.values())))
-    left = zip(kept, method.combine.combine(list(kept.values()), numel), strict=True)
+    left = zip(kept, method.combine.combine(list(kept.values()), out.shape), strict=True)
     parts = {name: Packed.of(one) for name, one in left if one is not None}
     if parts:
         one = TensorSum(out.view(-1), torch.zeros(numel), tuple(parts.values()))
@@ -221,6 +222,51 @@ def test_magnitude_of_tensors_rows_and_sequences(
         mask = naive_top(np.where(taken, 0, tau), count)
         assert np.array_equal(apart[name].numpy(), tau * mask)
         taken |= mask
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6), st.sampled_from([0.1, 0.37, 0.95, 1.0]), st.sampled_from([0.0, 0.1, 0.5])
+)
+def test_breadcrumbs_are_the_largest_behind_the_outliers(
+    seed: int, density: float, gamma: float
+) -> None:
+    """What is left is as much as the density says: outliers are fewer where there is no room."""
+    tau = (3 * made_up(seed, 6, 9, count=1)["a"]).round() / 3
+    method = make_method("breadcrumbs", ("a",), density=density, gamma=gamma)
+    outliers = min(int(gamma * 54 + 0.5), 54 - int(density * 54 + 0.5))
+    both = naive_top(tau.numpy(), outliers + int(density * 54 + 0.5))
+    expected = tau.numpy() * (both & ~naive_top(tau.numpy(), outliers))
+    assert np.array_equal(pruned(method, {"a": tau})["a"].numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("density", "epsilon", "used"), [(0.4, 0.15, 0.15), (0.1, 0.15, 0.05), (0.9, 0.3, 0.1)]
+)
+def test_della_keeps_by_rank_in_the_row(density: float, epsilon: float, used: float) -> None:
+    """One weight at a time; ε is narrower where a probability would leave (0, 1]."""
+    tau = (4 * made_up(8, 7, 12, count=1)["a"]).round() / 4
+    expected = np.zeros((7, 12))
+    for row, values in enumerate(tau.abs().tolist()):
+        by_size = sorted(range(12), key=lambda j, v=values: (v[j], j))
+        for rank, column in enumerate(by_size):
+            expected[row, column] = density - used + 2 * used * rank / 11
+    found = keep_chances(tau.reshape(-1).numpy(), 12, density, epsilon)
+    assert np.allclose(found.reshape(7, 12), expected, atol=1e-12)
+    method = make_method("della", ("a",), density=density, epsilon=epsilon, seed=3)
+    kept = pruned(method, {"a": tau})["a"]
+    where = kept != 0
+    assert torch.allclose(kept[where], (tau / torch.from_numpy(expected).float())[where])
+
+
+def test_della_keeps_its_share_and_the_vector_in_the_mean() -> None:
+    tau = made_up(9, 200, 500, count=1)
+    kept = pruned(make_method("della", ("a",), density=0.3, epsilon=0.1), tau)["a"]
+    assert (kept != 0).float().mean().item() == pytest.approx(0.3, abs=4 * (0.21 / 1e5) ** 0.5)
+    assert float((kept * tau["a"]).sum() / tau["a"].square().sum()) == pytest.approx(1, abs=0.03)
+    for changes in ({"seed": 1}, {"epsilon": 0.2}):
+        other = make_method("della", ("a",), density=0.3, **{"epsilon": 0.1, **changes})
+        assert not torch.equal(pruned(other, tau)["a"], kept)
 
 
 @settings(max_examples=60, deadline=None)
@@ -470,6 +516,10 @@ def test_names_of_methods_are_unique_and_parse() -> None:
         make_method("magic", NAMES)
     with pytest.raises(ValueError, match="0 < density <= 1 must hold, but got 1.5"):
         make_method("dare", NAMES, density=1.5)
+    with pytest.raises(ValueError, match="0 <= epsilon <= 0.5 must hold, but got 0.7"):
+        make_method("della", NAMES, epsilon=0.7)
+    with pytest.raises(ValueError, match="gamma must be a number, but got much"):
+        make_method("breadcrumbs", NAMES, gamma="much")
 
 
 def test_no_calibrated_method_without_a_study(pico: Path) -> None:
@@ -481,3 +531,9 @@ def test_no_calibrated_method_without_a_study(pico: Path) -> None:
 
 def test_no_survey_is_needed_where_no_rule_needs_one() -> None:
     assert make_method("dare", NAMES).mask.survey("a", {"w": Delta(torch.ones(3))}) is None
+
+
+def test_nearswap_cuts_changes_off() -> None:
+    tau = torch.tensor([0.3, -0.02, 0.05, -9.0, 0.0])
+    found = change(make_method("nearswap", ("a",), limit=0.05), {"a": tau}, {"a": 2.0})
+    assert torch.allclose(found, 2 * torch.tensor([0.05, -0.02, 0.05, -0.05, 0.0]))

@@ -17,7 +17,8 @@ class Sum(CombineRule):
     """Add up: Σ λᵢ·τ̃ᵢ."""
 
     name: ClassVar[str] = "sum"
+    alone: ClassVar[str] = "task-arithmetic"
 
-    def combine(self, vectors: Sequence[Kept | None], numel: int) -> list[Kept | None]:  # noqa: ARG002
+    def combine(self, vectors: Sequence[Kept | None], shape: Sequence[int]) -> list[Kept | None]:  # noqa: ARG002
         """Return the vectors as they are."""
         return list(vectors)

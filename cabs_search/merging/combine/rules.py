@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from cabs_search.merging.combine.iso_c import IsoC
+from cabs_search.merging.combine.linear import Linear
+from cabs_search.merging.combine.model_stock import ModelStock
+from cabs_search.merging.combine.multi_slerp import MultiSlerp
 from cabs_search.merging.combine.plain_sum import Sum
+from cabs_search.merging.combine.ram import Ram, RamPlus
 from cabs_search.merging.combine.rule import CombineRule
+from cabs_search.merging.combine.sce import Sce
 from cabs_search.merging.combine.ties import Ties, TiesSum
+from cabs_search.merging.combine.tsv import Tsv
 
-COMBINES: dict[str, type[CombineRule]] = {rule.name: rule for rule in (Sum, Ties, TiesSum)}
+RULES: tuple[type[CombineRule], ...] = (
+    *(Sum, Linear, Ties, TiesSum, Sce, Ram, RamPlus),
+    *(ModelStock, MultiSlerp, Tsv, IsoC),
+)
+"""Every rule, in the order in which comparisons list them."""
+COMBINES = {rule.name: rule for rule in RULES}
 """Rules by name."""

@@ -54,6 +54,7 @@ def prune(
                 taken=taken,
                 survey=survey[expert],
                 calibration=calibrations.get(expert),
+                vectors=vectors,
             )
             kept = _prune_one(mask, view)
         if "order" in settings(mask) and kept is not None and kept.mask is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -34,6 +34,8 @@ class TensorView:
     """Result of the rule's ``survey`` of the whole vector."""
     calibration: Calibration | None = None
     """Statistics of the expert's layers, for rules that need them."""
+    vectors: Mapping[str, Mapping[str, Delta]] = field(default_factory=dict)
+    """τ of all experts, by expert and tensor, for rules that compare them."""
 
     @cached_property
     def tau(self) -> Floats:
@@ -64,6 +66,11 @@ class MaskRule:
     """Name in a spec and on the command line."""
     calibration: ClassVar[Literal["none", "diagonal", "gram"]] = "none"
     """Statistics of layers that the rule needs: the diagonal of XᵀX, or all of it."""
+
+    sees_all: ClassVar[bool] = False
+    """True if what is kept of a vector depends on all others."""
+    is_compared: ClassVar[bool] = True
+    """False if ``compare --over method`` runs it with combine rules only, that need it."""
 
     def survey(self, expert: str, vector: Mapping[str, Delta]) -> Any:  # noqa: ARG002
         """Look over an expert's whole vector (τ by tensor) before it is pruned, if the rule

@@ -8,26 +8,36 @@ from functools import cache
 from typing import Any
 
 from cabs_search.merging.masks.balanced import Balanced
+from cabs_search.merging.masks.breadcrumbs import Breadcrumbs
 from cabs_search.merging.masks.cabs import Cabs
+from cabs_search.merging.masks.changed import Changed
 from cabs_search.merging.masks.conflict_aware import ConflictAware
 from cabs_search.merging.masks.dare import Dare
+from cabs_search.merging.masks.della import Della
 from cabs_search.merging.masks.keep_all import KeepAll
 from cabs_search.merging.masks.magnitude import Magnitude
 from cabs_search.merging.masks.magnitude_row import RowMagnitude
 from cabs_search.merging.masks.magnitude_vector import VectorMagnitude
+from cabs_search.merging.masks.nearswap import NearSwap
 from cabs_search.merging.masks.random_plain import Random
 from cabs_search.merging.masks.random_rescaled import RandomRescaled
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.settings import NM_SETTING, Setting, value_for
 from cabs_search.merging.masks.sparse_gpt import SparseGpt
+from cabs_search.merging.masks.variance import Variance
 from cabs_search.merging.masks.wanda import Wanda
 
 RULES: tuple[type[MaskRule], ...] = (
     KeepAll,
+    NearSwap,
+    Changed,
+    Variance,
     Magnitude,
     RowMagnitude,
     VectorMagnitude,
+    Breadcrumbs,
     Dare,
+    Della,
     Random,
     RandomRescaled,
     Wanda,

@@ -140,6 +140,21 @@ def parse_density(value: Any) -> float:
     return density
 
 
+def number_between(name: str, low: float, high: float) -> Callable[[Any], float]:
+    """Make the reader of a setting that is a number, both bounds allowed."""
+
+    def parse(value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} must be a number, but got {value}") from None
+        if not low <= number <= high:
+            raise ValueError(f"{low:g} <= {name} <= {high:g} must hold, but got {number:g}")
+        return number
+
+    return parse
+
+
 def parse_order(value: str | Sequence[str]) -> tuple[str, ...]:
     """Read a pruning order: a list of experts, or their names with commas between them."""
     return tuple(value.split(",")) if isinstance(value, str) else tuple(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cabs_search.merging.recipe import Groups
+from cabs_search.merging.recipe import Groups, combine_rule_of
 from cabs_search.record.evaluations import BACKWARD
 from cabs_search.search.objectives.registry import SUMS, objective_name
 from cabs_search.search.refine.groups import groups_of
@@ -40,6 +40,12 @@ def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:
         raise ValueError(
             f"search.refine: needs the objective {', '.join(SUMS[:-1])} or {SUMS[-1]}, but got"
             f" {objective_name(spec)}"
+        )
+    normalized = [m for m in spec.space.method if combine_rule_of(m).normalizes]
+    if normalized:
+        raise ValueError(
+            "search.refine: every method must have λ that are free of one another, but"
+            f" {normalized[0]} divides them by their sum; take task-arithmetic"
         )
     if generating := [name for name, task in spec.tasks.items() if task.kind.generates]:
         raise ValueError(
