@@ -11,7 +11,7 @@ from typing import Any
 
 from cabs_search.checkpoints.adapter import Expert
 from cabs_search.checkpoints.checkpoint import OUTPUT_LAYER, Checkpoint
-from cabs_search.checkpoints.vocabulary import COMMON_ROWS, SAME, TOKEN_ROWS, check_same_tokens
+from cabs_search.checkpoints.vocabulary import COMMON_ROWS, SAME, TOKEN_ROWS, common_rows
 
 TRUNK_FIELDS = (
     "model_type",
@@ -65,10 +65,10 @@ def align(base: Checkpoint, experts: Mapping[str, Expert], vocabulary: str = SAM
     """
     for name, expert in experts.items():
         _check_config(base, name, expert, vocabulary)
-    shared, common_rows = _shared(base, experts), dict[str, tuple[int, int]]()
+    shared, common = _shared(base, experts), dict[str, tuple[int, int]]()
     for name, expert in experts.items():
         if rows := _check_shapes(base, name, expert, shared, vocabulary):
-            common_rows[name] = rows
+            common[name] = rows
         _check_whole(base, name, expert, shared)
     weights = sum(math.prod(base.shape(tensor)) for tensor in base.names)
     shapes = {tensor: base.shape(tensor) for tensor in shared}
@@ -79,7 +79,7 @@ def align(base: Checkpoint, experts: Mapping[str, Expert], vocabulary: str = SAM
             f" {', '.join(f'{n}={e.folder}' for n, e in experts.items())}"
         )
     heads = {name: unmerged(expert, shapes) for name, expert in experts.items()}
-    alignment = Alignment(shared=shared, heads=heads, shapes=shapes, common_rows=common_rows)
+    alignment = Alignment(shared=shared, heads=heads, shapes=shapes, common_rows=common)
     if all(is_language_model(checkpoint) for checkpoint in (base, *experts.values())):
         check_all_merged(base, experts, alignment, ())
     return alignment
@@ -237,9 +237,9 @@ def _check_shapes(
                 f" is {theirs} against {ours}{HINT if of_tokens else ''}"
             )
         found = theirs[0], min(theirs[0], ours[0])
-    if found:
-        try:
-            check_same_tokens(base.folder, expert.folder, found[1])
-        except ValueError as error:
-            raise ValueError(f"experts.{name}: {error}") from error
-    return found
+    if found is None:
+        return None
+    try:
+        return found[0], common_rows(base.folder, expert.folder, found[1])
+    except ValueError as error:
+        raise ValueError(f"experts.{name}: {error}") from error

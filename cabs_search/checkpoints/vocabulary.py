@@ -53,23 +53,30 @@ def tokens_of(folder: Path) -> dict[int, str]:
     return tokens
 
 
-def check_same_tokens(base: Path, expert: Path, rows: int) -> None:
-    """Check that the first rows of two checkpoints are the same tokens'.
+def common_rows(base: Path, expert: Path, rows: int) -> int:
+    """Return how many of the first rows of two checkpoints are the same tokens'.
 
-    A row that only one tokenizer has a token for is another token's, too: the other model has not
-    learned it.
+    They end with the last token that both tokenizers have: rows after it are other tokens', or
+    padding.
+
+    Args:
+        base, expert: folders.
+        rows: that both have.
 
     Raises:
-        ValueError: they are not, or a tokenizer cannot be read.
+        ValueError: a row among them is another token's, or a token's in one of them alone; or a
+            tokenizer cannot be read.
 
     """
     ours, theirs = tokens_of(base), tokens_of(expert)
-    for row in range(rows):
+    common = max((row for row in ours.keys() & theirs.keys() if row < rows), default=-1) + 1
+    for row in range(common):
         if ours.get(row) != theirs.get(row):
             raise ValueError(
                 f"common rows must be the same tokens', but row {row} is"
                 f" {_shown(theirs.get(row))} against {_shown(ours.get(row))} in {base}"
             )
+    return common
 
 
 def _shown(token: str | None) -> str:

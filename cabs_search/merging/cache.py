@@ -124,9 +124,12 @@ class VectorCache:
                 "tensors": sorted(family.alignment.shared),
                 "dtype": "F32",
             }
+            rows = family.alignment.common_rows.get(expert, ())[1:]
+            if rows:
+                key["rows of tokens"] = rows
             if "order" in settings(mask):
                 key["before"] = before[:]
-                before.append([fingerprints[expert], identity(mask, expert)])
+                before.append([fingerprints[expert], identity(mask, expert), *rows])
             if mask.calibration != "none":
                 if expert not in family.calibrations:
                     raise ValueError(needs_task(mask, expert))

@@ -60,8 +60,8 @@ class Family:
         models = {"the base": self.base, **{f"expert {n}": e for n, e in self.experts.items()}}
         origins = (origin_note(who, model.folder) for who, model in models.items())
         return [note for note in origins if note] + [
-            f"expert {name} has {own:,} rows of tokens: the {common:,} that the base has, too, are"
-            " merged, and the base's rows are kept"
+            f"expert {name} has {own:,} rows of tokens: the first {common:,}, which the base has,"
+            " too, are merged, and the base's others are kept"
             for name, (own, common) in self.alignment.common_rows.items()
         ]
 
@@ -87,8 +87,9 @@ class Family:
     @cached_property
     def vectors(self) -> dict[str, TaskVector]:
         """Task vectors by expert."""
-        shared = self.alignment.shared
-        return {name: TaskVector(self.base, e, shared) for name, e in self.experts.items()}
+        shared, common = self.alignment.shared, self.alignment.common_rows
+        rows = {name: common[name][1] if name in common else None for name in self.experts}
+        return {n: TaskVector(self.base, e, shared, rows[n]) for n, e in self.experts.items()}
 
     def survey(self, mask: MaskRule, experts: Iterable[str] | None = None) -> dict[str, Any]:
         """Let a rule look over whole vectors before it prunes them; ``experts``: None for all."""

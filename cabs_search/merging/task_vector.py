@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cabs_search.checkpoints.adapter import Adapter, Expert
 from cabs_search.checkpoints.checkpoint import Checkpoint, all_finite
+from cabs_search.checkpoints.vocabulary import TOKEN_ROWS
 from cabs_search.merging.chunks import chunks, parallel_map
 
 PROBE_SIZE = 1 << 14
@@ -39,7 +40,7 @@ class Delta:
 
         Args:
             tuned, base: of any floating dtypes, one shape; no base: ``tuned`` itself. ``tuned`` may
-                have more rows than the base, which are left out, or fewer: τ of others is 0.
+                have fewer rows than the base: τ of the others is 0.
             error: message if a weight is not finite.
             check: whether weights must be finite.
 
@@ -47,7 +48,7 @@ class Delta:
         whole = tuned if base is None else base
         self.shape, self.numel = whole.shape, whole.numel()
         self._error, self._check = error, check
-        self._tuned = tuned.detach().reshape(-1)[: self.numel]
+        self._tuned = tuned.detach().reshape(-1)
         self._base = None if base is None else base.reshape(-1)
 
     def part(self, part: slice, out: Tensor | None = None) -> Tensor:
@@ -77,12 +78,21 @@ class Delta:
         return not any(self.part(part).any() for part in chunks(self.numel, PROBE_SIZE))
 
 
-def task_vector(base: Checkpoint, expert: Expert, name: str) -> Delta:
-    """Return τ of one tensor; reading it raises ValueError if expert or base is not finite."""
+def task_vector(base: Checkpoint, expert: Expert, name: str, rows: int | None = None) -> Delta:
+    """Return τ of one tensor; reading it raises ValueError if expert or base is not finite.
+
+    Args:
+        base, expert: the two.
+        name: of the tensor.
+        rows: number of rows of tokens that both have, τ of others is 0; None: all.
+
+    """
     error = f"{expert.folder}: {NOT_FINITE}, but {name} minus the base's is not"
     if isinstance(expert, Adapter) and (update := expert.update(name)) is not None:
         return Delta(update, error=error)
-    return Delta(expert.read(name), base.read(name), error)
+    tuned = expert.read(name)
+    tuned = tuned[:rows] if TOKEN_ROWS.search(name) else tuned
+    return Delta(tuned, base.read(name), error)
 
 
 @dataclass(frozen=True)
@@ -92,9 +102,11 @@ class TaskVector(Mapping[str, Delta]):
     base: Checkpoint
     expert: Expert
     tensors: tuple[str, ...]
+    rows: int | None = None
+    """As of ``task_vector``."""
 
     def __getitem__(self, name: str) -> Delta:
-        return task_vector(self.base, self.expert, name)
+        return task_vector(self.base, self.expert, name, self.rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)

@@ -109,6 +109,12 @@ def statistics(
     """
     on = torch.device(pick_device(device))
     model = load_model(family, expert, items.task.kind, {}, torch.float32, on)
+    known = model.get_input_embeddings().weight.shape[0]
+    if (most := int(items.tokens["input_ids"].max())) >= known:  # of the base's vocabulary
+        raise ValueError(
+            f"experts.{expert}: calibration runs the expert itself, which has {known} tokens, but"
+            f" an item has token {most}"
+        )
     model.config.pad_token_id = items.pad["input_ids"]  # a decoder takes no batches without it
     layers = _linear_layers(model, family, expert)
     grams = _Grams(whole=whole)

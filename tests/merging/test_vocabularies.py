@@ -18,19 +18,22 @@ from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
 from cabs_search.merging.recipe import BASE, make_method, make_recipe
+from cabs_search.scoring.calibrate import statistics
 from cabs_search.scoring.workbench import Workbench
 from tests.scoring.test_language_models import SIZE, every_tensor
-from tests.support.standins import make_tokenizer, task_of
+from tests.support.standins import as_items, make_tokenizer, task_of
 
 LAMBDAS = {"more": 1.5, "fewer": 0.7}
 
 
 def make_models(folder: Path, *, tied: bool) -> None:
-    """Save a base, an expert with three tokens more, and one with two rows less."""
+    """Save a base with two rows of padding, an expert with tokens there and one more, and an expert
+    with two rows less than there are tokens.
+    """
     tokenizer = make_tokenizer("gpt2")
     count = len(tokenizer)
     torch.manual_seed(0)
-    for name, rows in ((BASE, count), ("more", count + 3), ("fewer", count - 2)):
+    for name, rows in ((BASE, count + 2), ("more", count + 3), ("fewer", count - 2)):
         config = transformers.LlamaConfig(**SIZE, vocab_size=rows, tie_word_embeddings=tied)
         model: Any = transformers.LlamaForCausalLM(config)
         model.to(torch.bfloat16).save_pretrained(folder / name)
@@ -40,12 +43,12 @@ def make_models(folder: Path, *, tied: bool) -> None:
         tokenizer = make_tokenizer("gpt2")
 
 
-def naive(start: torch.Tensor, experts: list[torch.Tensor]) -> npt.NDArray[np.float32]:
-    """Return base + Σ λτ, τ of the rows that both have."""
+def naive(start: torch.Tensor, experts: list[torch.Tensor], tokens: int) -> npt.NDArray[np.float32]:
+    """Return base + Σ λτ, of rows of tokens τ of those that both have."""
     base: npt.NDArray[np.float32] = start.float().numpy()
     total = base.copy()
     for weight, expert in zip(LAMBDAS.values(), experts, strict=True):
-        rows = min(len(base), len(expert))
+        rows = len(base) if len(base) < tokens else min(tokens, len(expert))
         total[:rows] += np.float32(weight) * (expert.float().numpy()[:rows] - base[:rows])
     return total
 
@@ -62,12 +65,12 @@ def test_common_rows_are_merged_and_the_bases_others_kept(tmp_path: Path, tied: 
     assert main([*options, "--vocabulary", COMMON_ROWS]) == 0
     base, more, fewer, merged = (every_tensor(tmp_path / n) for n in (BASE, *LAMBDAS, "out"))
     assert ("lm_head.weight" in merged) != tied
+    count = len(tokens_of(tmp_path / BASE))
     for name, start in base.items():
-        expected = naive(start, [more[name], fewer[name]])
+        expected = naive(start, [more[name], fewer[name]], count)
         assert merged[name].numpy() == pytest.approx(expected, abs=1e-6), name
     card = (tmp_path / "out" / "README.md").read_text()
-    rows = len(base["model.embed_tokens.weight"])
-    assert f"expert more has {rows + 3} rows of tokens: the {rows}" in card
+    assert f"expert more has {count + 3} rows of tokens: the first {count}, " in card
     assert "--vocabulary common-rows" in card
     # a resident model that becomes it by way of the cache has the same bits
     family = Family.open(tmp_path / BASE, folders, COMMON_ROWS)
@@ -78,6 +81,24 @@ def test_common_rows_are_merged_and_the_bases_others_kept(tmp_path: Path, tied: 
     state = bench.models[BASE].state_dict()
     for name, tensor in merged_tensors(family, recipe, torch.float32):
         assert torch.equal(state[name], tensor), name
+    # with fewer common tokens it is another vector
+    forget(tmp_path / "more", count - 1)
+    less = Family.open(tmp_path / BASE, folders, COMMON_ROWS)
+    cache, method = VectorCache(tmp_path / "cache"), recipe.method
+    before, after = cache.paths(family, method), cache.paths(less, method)
+    assert all(before[name] != after[name] for name in LAMBDAS), "the second is pruned after it"
+    tau = less.delta("model.embed_tokens.weight", "more")
+    assert tau[count - 2].any()
+    assert not tau[count - 1 :].any()
+
+
+def forget(folder: Path, token: int) -> None:
+    """Take a token out of a tokenizer."""
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    vocabulary = values["model"]["vocab"]
+    values["model"]["vocab"] = {name: at for name, at in vocabulary.items() if at != token}
+    path.write_text(json.dumps(values))
 
 
 def test_other_vocabularies_are_refused_in_a_line_that_says_what_to_set(tmp_path: Path) -> None:
@@ -96,3 +117,14 @@ def test_other_vocabularies_are_refused_in_a_line_that_says_what_to_set(tmp_path
     path.unlink()
     with pytest.raises(ValueError, match="experts.more: .* has neither tokenizer.json nor"):
         Family.open(tmp_path / BASE, experts, COMMON_ROWS)
+
+
+def test_an_expert_without_a_token_of_the_items_cannot_be_calibrated(tmp_path: Path) -> None:
+    make_models(tmp_path, tied=True)
+    family = Family.open(tmp_path / BASE, {"fewer": tmp_path / "fewer"}, COMMON_ROWS)
+    tokenizer = make_tokenizer("gpt2")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / BASE)
+    rows = [{"text": 2 * tokenizer.decode([len(tokenizer) - 1])}]
+    items = as_items(rows, task_of("language-modeling"), config, tokenizer)
+    with pytest.raises(ValueError, match="experts.fewer: calibration runs the expert itself"):
+        statistics(family, "fewer", items, "cpu")

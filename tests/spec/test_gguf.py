@@ -127,6 +127,8 @@ def test_a_gguf_file_that_cannot_be_read_is_one_line(
     file = tmp_path / "model.gguf"
     with pytest.raises(ValueError, match="model.gguf: no such file"):
         locate(str(file))
+    with pytest.raises(ValueError, match="no such folder; it was made of a GGUF file: "):
+        locate(str(cache_folder() / reading.FOLDER / "model-0123"))
     file.write_bytes(b"GGUF, but no more")
     monkeypatch.setattr(reading, "find_spec", lambda name: None if name == "gguf" else object())
     with pytest.raises(UnreachableError, match=r"needs gguf: pip install 'cabs-search\[gguf\]'"):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import transformers
 
+from cabs_search.checkpoints.origin import ORIGIN
 from cabs_search.cli.main import main
 from cabs_search.workflows.plan import plan
 from tests.conftest import EXPERTS, make_base, make_expert, make_tokenizer, pico_values, write_spec
@@ -26,6 +27,7 @@ def test_a_plan_names_the_heads_that_are_never_merged(
 ) -> None:
     """Also those of experts whose base is a classifier itself, whatever its labels."""
     base = make_expert(tmp_path / "tuned", pico / "base", 7, labels)
+    (base / ORIGIN).write_text(json.dumps({"file": "tiny.gguf", "types": ["Q4_K"]}))
     found = plan(write_spec(tmp_path / "x.yaml", pico_values(pico) | {"base": str(base)}))
     assert found.needs is not None
     assert found.heads == dict.fromkeys(EXPERTS, ("classifier.bias", "classifier.weight"))
@@ -33,6 +35,8 @@ def test_a_plan_names_the_heads_that_are_never_merged(
     assert [line for line in found.as_text().splitlines() if line.startswith("heads ")] == [
         f"heads              {heads}"
     ]
+    note = "the base was quantized: its weights are those of tiny.gguf (Q4_K), as float32"
+    assert f"note               {note}" in found.as_text()
 
 
 def without_base(values: dict[str, Any]) -> None:
