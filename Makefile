@@ -8,7 +8,7 @@ MERGEKIT_PIP := $(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-vers
 
 LM_EVAL := .venv-lm-eval
 
-.PHONY: setup quickstart quickstart-language-model test test-browser test-all check chaos bench bench-large bench-gpu bench-search bench-docs calibration docs clean .venv-mergekit .venv-lm-eval
+.PHONY: setup quickstart quickstart-language-model test test-browser test-all check chaos soak bench bench-large bench-gpu bench-search bench-docs calibration docs clean .venv-mergekit .venv-lm-eval
 
 setup: $(STAMP)
 
@@ -99,6 +99,10 @@ calibration: setup
 # Searches with a fault each at a random moment, and a tally; ARGS="--runs 10 --seed 3" (see --help).
 chaos: setup
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
+
+# 3,000 candidates of a two-layer model: do memory, open files or the folder grow? ARGS="--candidates 600"
+soak: setup
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 # The picture of packages and their imports, from the import contract and the code.
 docs: setup

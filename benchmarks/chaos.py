@@ -46,6 +46,8 @@ def worker(stage: Stage) -> None:
     if found:
         with suppress(psutil.Error):
             stage.draw.choice(found).kill()
+    elif stage.process.poll() is None:
+        stage.wrong.append("has no worker")
 
 
 def driver(stage: Stage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -34,8 +35,9 @@ class Stage:
     root: Path
     pico: Path
     draw: random.Random
-    seconds: float
+    seconds: float = 0.0
     """Time of an undisturbed run."""
+    trials: int = TRIALS
     options: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
@@ -69,7 +71,7 @@ class Stage:
         defaults = {"CABS_SEARCH_CACHE": str(self.cache), "PYTHONPATH": str(Path.cwd())}
         spec = self.root / "pico.yaml"
         if not spec.is_file():
-            search = {"trials": TRIALS, "block": 4, "sampler": "random", "pruner": None}
+            search = {"trials": self.trials, "block": 4, "sampler": "random", "pruner": None}
             write_spec(spec, pico_values(self.pico, **search))
         command = [sys.executable, "-m", "cabs_search.cli", "run", str(spec)]
         with self.log.open("ab") as log:
@@ -105,7 +107,7 @@ class Stage:
 
     def workers(self) -> list[psutil.Process]:
         """Return the processes of Ray's workers that score."""
-        return [p for p in self.processes() if "ray::" in _title(p) and "orker" in _title(p)]
+        return [p for p in self.processes() if re.match("ray::.*Trainable", _title(p))]
 
     def processes(self) -> list[psutil.Process]:
         """Return all processes of the search."""

@@ -135,10 +135,12 @@ class Carrier:
         if self._shelf is None:
             return
         source = str(self._source_cache / path.relative_to(self.cache))
+        size = ray.get(self._shelf.size.remote(source))
+        if size is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            size = None if checksum_holds(path) else ray.get(self._shelf.size.remote(source))
-            if size is None:  # another worker was first, or the source has none
+            if checksum_holds(path):  # another worker was first
                 return
             partial = path.with_suffix(".part")
             self._fetch(source, size, partial)

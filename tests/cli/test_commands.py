@@ -310,6 +310,13 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
         lambda _p, _t: ["stop", "raysubmit_1", "--address", "head:8265"],
         "http://HOST:PORT is needed, but got head:8265",
     ),
+    "password for a cluster": (
+        lambda _p, _t: [
+            *("submit", "quickstart", "--address", "http://127.0.0.1:1", "--output", "/o"),
+            *("--tracking-uri", "http://me:SECRET@host"),
+        ],
+        "--tracking-uri: must have no user and no password",
+    ),
     "no news": (lambda _p, t: ["status", t], "no search has begun there"),
     "compare over nothing": (lambda _p, _t: ["compare", "quickstart"], "--over"),
     "picture": (

@@ -67,6 +67,14 @@ def test_models_that_no_node_sees_are_named(
     assert "made-there" not in str(raised.value)
 
 
+def test_a_password_does_not_travel(values: dict[str, Any], pico: Path, tmp_path: Path) -> None:
+    values["search"]["storage"] = "postgresql+psycopg://me:SECRET@host/study"
+    spec = write_spec(tmp_path / "my.yaml", values)
+    with pytest.raises(ValueError, match="storage: must have no user and no password") as raised:
+        package(spec, tmp_path, shared=[pico])
+    assert "SECRET" not in str(raised.value)
+
+
 def test_data_that_are_missing_or_large_are_refused(
     values: dict[str, Any], pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
