@@ -37,6 +37,13 @@ from tests.conftest import EXPERTS, pico_values, write_spec
 from tests.end_to_end.test_run import call
 from tests.support.records import record_of
 
+ROWS = (
+    *("task-arithmetic", "magnitude-vector", "della", "wanda", "sparsegpt", "bs", "cabs"),
+    *("linear", "ties", "ties-dare", "sce", "ram", "model-stock", "tsv", "iso-c"),
+)
+"""Methods of every sort; what all of them merge is tested in ``tests/merging``."""
+OVER = f"method={','.join(ROWS)}"
+
 
 def small(pico: Path, **changes: Any) -> dict[str, Any]:
     values = pico_values(pico, trials=4, confirm=1) | changes
@@ -62,10 +69,10 @@ def workers() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def methods(pico: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compare every method, with one expert without a task; the folder holds ``stdout`` too."""
+    """Compare methods of every sort; the folder holds ``stdout`` too."""
     root = tmp_path_factory.mktemp("methods")
     spec = write_spec(root / "pico.yaml", small(pico))
-    found = call("compare", spec, "--over", "method", "--output", root / "out", cache=cache)
+    found = call("compare", spec, "--over", OVER, "--output", root / "out", cache=cache)
     (root / "out" / "stdout").write_text(found.stdout)
     return root / "out"
 
@@ -73,13 +80,7 @@ def methods(pico: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_every_method_is_a_row(methods: Path) -> None:
     text = (methods / "stdout").read_text()
     rows = [line.split("  ")[0] for line in text.splitlines()]
-    for label in (
-        "base",
-        *(f"expert {e}" for e in EXPERTS),
-        "ideal",
-        "best shared TA",
-        *METHOD_NAMES,
-    ):
+    for label in ("base", *(f"expert {e}" for e in EXPERTS), "ideal", "best shared TA", *ROWS):
         assert rows.count(label) == 1, label
     assert "not run" not in text
     assert (
@@ -108,7 +109,7 @@ def test_every_pair_of_rows_is_compared(methods: Path) -> None:
     assert found.matrix is not None
     assert found.tie_set is not None
     scores = {line.label: line.row.score for line in found.lines if line.row}
-    assert set(found.matrix.labels) <= set(METHOD_NAMES)
+    assert set(found.matrix.labels) <= set(ROWS)
     for i, one in enumerate(found.matrix.labels):
         for j, other in enumerate(found.matrix.labels):
             assert found.matrix.estimate[i][j] == pytest.approx(scores[one] - scores[other])
@@ -126,7 +127,7 @@ def test_every_pair_of_rows_is_compared(methods: Path) -> None:
 def test_report_prints_a_comparison_again(methods: Path, cache: Path) -> None:
     assert call("report", methods, cache=cache).stdout == (methods / "stdout").read_text()
     plain = json.loads(call("report", methods, "--json", cache=cache).stdout)
-    assert [line["label"] for line in plain["lines"]] == list(METHOD_NAMES)
+    assert [line["label"] for line in plain["lines"]] == list(ROWS)
 
 
 def test_each_value_is_a_run_of_its_own_in_mlflow(methods: Path) -> None:
@@ -136,7 +137,7 @@ def test_each_value_is_a_run_of_its_own_in_mlflow(methods: Path) -> None:
     experiment = client.get_experiment_by_name("pico-over-method")
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     parents = {r.info.run_name: r for r in runs if "mlflow.parentRunId" not in r.data.tags}
-    assert set(parents) == {f"pico {name}" for name in METHOD_NAMES}
+    assert set(parents) == {f"pico {name}" for name in ROWS}
     assert {r.info.status for r in runs} == {"FINISHED"}
     for name, parent in parents.items():
         mine = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
@@ -151,7 +152,7 @@ def test_run_again_scores_nothing(
 ) -> None:
     monkeypatch.setenv("CABS_SEARCH_CACHE", str(cache))
     before = (methods / "outcomes" / "outcomes.sqlite").read_bytes()
-    again = compare(parse(small(pico)), ["method"], methods, say=lambda _: None)
+    again = compare(parse(small(pico)), [OVER], methods, say=lambda _: None)
     assert (methods / "stdout").read_text().startswith(comparison_text(again))
     assert (methods / "outcomes" / "outcomes.sqlite").read_bytes() == before
 
@@ -235,9 +236,13 @@ def test_the_other_axes(
 
 
 def test_a_folder_of_something_else_is_refused(methods: Path, pico: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds a comparison over method; choose another --output"):
+    with pytest.raises(
+        ValueError, match=r"holds a comparison over method=.*; choose another --output"
+    ):
         run(parse(small(pico)), methods)
-    with pytest.raises(ValueError, match="holds a comparison over method; choose another --output"):
+    with pytest.raises(
+        ValueError, match=r"holds a comparison over method=.*; choose another --output"
+    ):
         compare(parse(small(pico)), ["nm"], methods)
     (tmp_path / "study.db").touch()
     with pytest.raises(
@@ -255,7 +260,10 @@ def test_a_rows_best_can_be_exported(methods: Path, cache: Path, tmp_path: Path)
     error = call(
         "export", methods, "--trial", "magic", "--to", tmp_path / "other", cache=cache, status=2
     ).stderr
-    assert "--trial: a row of the comparison must be named (task-arithmetic, magnitude," in error
+    assert (
+        "--trial: a row of the comparison must be named (task-arithmetic, magnitude-vector,"
+        in error
+    )
 
 
 @pytest.mark.parametrize(
@@ -341,6 +349,7 @@ def test_methods_that_are_one_are_run_once(pico: Path) -> None:
     values = small(pico)
     values["space"]["overlap_merge"] = "ties"
     rows = axis_values(parse(values), ["method"])
+    assert [v.label for v in rows] == list(METHOD_NAMES)
     assert {v.label: v.same_as for v in rows if v.same_as} == {"ties-cabs": "cabs"}
 
 
@@ -369,7 +378,7 @@ def test_a_comparison_of_another_space_is_refused(
     values["space"][field] = value
     before = (methods / "comparison.yaml").read_text()
     with pytest.raises(ValueError, match=message):
-        compare(parse(values), ["method"], methods)
+        compare(parse(values), [OVER], methods)
     assert (methods / "comparison.yaml").read_text() == before
 
 

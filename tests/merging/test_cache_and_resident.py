@@ -249,6 +249,27 @@ def test_orders_with_a_common_prefix_share_entries(family: Family, tmp_path: Pat
     assert len(list(store.root.glob("*.safetensors"))) == 5
 
 
+def test_a_mask_that_compares_vectors_depends_on_all_of_them(pico: Path, tmp_path: Path) -> None:
+    """SCE selects other weights among other experts, whatever their λ."""
+    two, others = (
+        Family.open(pico / "base", {name: pico / name for name in names})
+        for names in (("mood", "animal"), ("mood", "pair"))
+    )
+    cache = VectorCache(tmp_path)
+    for name, is_same in (("magnitude", True), ("variance", False)):
+        methods = (make_method(name, tuple(family.experts)) for family in (two, others))
+        paths = [
+            cache.paths(family, method)["mood"]
+            for family, method in zip((two, others), methods, strict=True)
+        ]
+        assert (paths[0] == paths[1]) == is_same
+    keys = {
+        make_recipe(make_method("variance", tuple(family.experts)), lambdas).sum_key
+        for family, lambdas in ((two, {"mood": 1, "animal": 0}), (others, {"mood": 1, "pair": 0}))
+    }
+    assert len(keys) == 2
+
+
 def test_entries_do_not_depend_on_where_the_weights_lie(
     pico: Path, family: Family, tmp_path: Path
 ) -> None:
