@@ -128,6 +128,6 @@ def test_the_command_ends_with_answers(
     folder = tmp_path / "study"
     assert main(["quickstart", "--language-model", "--items", "60", "--output", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "recommended" in out
+    assert "expert sums" in out
     for row in ("right", "base", "sums", "multiples", "relations", "merged"):
         assert any(line.startswith(row) for line in out.splitlines())
