@@ -293,7 +293,7 @@ def test_a_study_that_is_the_same_at_every_density_is_run_once(pico: Path) -> No
     [
         (
             ["magic"],
-            "--over: one of method, order, nm, density, epsilon, gamma, threshold, limit is needed,"
+            "--over: one of method, order, nm, density, epsilon, limit, gamma, threshold is needed,"
             " but got magic",
         ),
         (

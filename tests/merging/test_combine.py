@@ -208,6 +208,6 @@ def test_one_result_has_one_lambda_to_search(pico: Path) -> None:
 
 def test_normalised_lambdas_are_not_refined(pico: Path) -> None:
     values = pico_values(pico, refine=True)
-    values["space"] |= {"method": ["cabs", "linear"]}
+    values["baselines"] = {"linear": {"lambda": [1.0]}}
     with pytest.raises(ValueError, match=r"search\.refine: .*linear divides them by their sum"):
         check_refine(parse(values), (), 4)

@@ -29,13 +29,13 @@ from cabs_search.merging.masks.wanda import Wanda
 
 RULES: tuple[type[MaskRule], ...] = (
     KeepAll,
-    NearSwap,
     Changed,
     Variance,
     Magnitude,
     RowMagnitude,
     VectorMagnitude,
     Breadcrumbs,
+    NearSwap,
     Dare,
     Della,
     Random,

@@ -41,8 +41,8 @@ def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:
             f"search.refine: needs the objective {', '.join(SUMS[:-1])} or {SUMS[-1]}, but got"
             f" {objective_name(spec)}"
         )
-    normalized = [m for m in spec.space.method if combine_rule_of(m).normalizes]
-    if normalized:
+    methods = (*spec.space.method, *spec.baselines)
+    if normalized := [name for name in methods if combine_rule_of(name).normalizes]:
         raise ValueError(
             "search.refine: every method must have λ that are free of one another, but"
             f" {normalized[0]} divides them by their sum; take task-arithmetic"
