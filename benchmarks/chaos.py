@@ -107,7 +107,7 @@ def damaged_record(stage: Stage) -> None:
     record.write_bytes(stage.draw.randbytes(stage.draw.randrange(1, 5000)) + good[5000:])
     before = stage.log.stat().st_size
     stage.start()
-    status = stage.end()
+    status = stage.end({2})
     said = stage.log.read_bytes()[before:].decode(errors="replace").strip().splitlines()
     if status != 2 or str(record) not in said[-1]:
         stage.wrong.append(f"a damaged record: status {status}, {said[-1:]}")
@@ -115,6 +115,7 @@ def damaged_record(stage: Stage) -> None:
         path.unlink()
     for path, content in kept.items():
         path.write_bytes(content)
+    stage.start()
 
 
 def two_drivers(stage: Stage) -> None:
