@@ -15,7 +15,8 @@ SAME, COMMON_ROWS = "same", "common-rows"
 both have are merged and the base's others kept.
 """
 TOKEN_ROWS = re.compile(
-    r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|lm_head)\.(weight|bias)$"
+    r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|lm_head|embed_out)"
+    r"\.(weight|bias)$|^output\.weight$"
 )
 """Names of a language model's tensors with a row for each token."""
 

@@ -54,6 +54,7 @@ def search(
     cache: Path,
     *,
     calibrations: Mapping[str, Path] | None = None,
+    weights: Mapping[str, str] | None = None,
     address: str | None = None,
     note: Path | None = None,
 ) -> None:
@@ -64,6 +65,8 @@ def search(
         items: their items by split and task.
         cache: the vector cache's folder on this node; other nodes get what they lack from it.
         calibrations: files of what experts' layers saw, for mask rules that need it.
+        weights: fingerprints of base and experts by name; models that a cluster's other nodes have
+            must have the same.
         address: of a running Ray cluster; None: the one this process has joined, else Ray is
             started for this search, on loopback only.
         note: file for the search's news; None: none are written.
@@ -92,7 +95,8 @@ def search(
     try:
         if address is not None:
             models = [study.spec.base, *study.spec.experts.values()]
-            context = replace(context, source=Source.here(models, cache))
+            source = Source.here(models, cache)
+            context = replace(context, source=source, weights=weights or {})
         with study.connected(), Progress(study, note) as progress:
             _run(study, context, progress, is_cluster=address is not None)
             if not study.is_finished and not study.failure:
@@ -109,7 +113,7 @@ def _run(study: JobSource, context: Context, progress: Progress, *, is_cluster: 
     gpus = _gpus(spec.device, cluster.get("GPU", 0.0), is_cluster=is_cluster)
     cpus, on_gpu = int(cluster.get("CPU", 1)), gpus > 0
     if not on_gpu:  # a worker that asked for no GPU may see one all the same
-        context = replace(context, spec=replace(spec, device="cpu"))
+        context = replace(context, spec=replace(context.spec, device="cpu"))
     workers = spec.search.workers or max(1, int(gpus if on_gpu else cpus))
     largest_node = max(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())
     threads = max(1, min(cpus // workers, largest_node))

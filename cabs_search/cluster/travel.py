@@ -50,25 +50,33 @@ class Shelf:
     def files(self, model: str) -> list[File]:
         """List a model's files with their checksums, which are taken once."""
         if model not in self._listed:
-            found = _matching(Path(model), FILES)
-            if not any(path.suffix == ".safetensors" for path in found):
-                found |= _matching(Path(model), OLD_FILES)
             self._listed[model] = [
-                File(path.name, path.stat().st_size, _checksum(path)) for path in sorted(found)
+                File(path.name, path.stat().st_size, _checksum(path))
+                for path in _files(Path(model))
             ]
         return self._listed[model]
 
+    def sizes(self, model: str) -> dict[str, int]:
+        """Return the sizes of a model's files by name."""
+        return {path.name: path.stat().st_size for path in _files(Path(model))}
+
     def size(self, path: str) -> int | None:
         """Return the size of a file; None if there is no such file."""
-        return Path(path).stat().st_size if Path(path).is_file() else None
+        file = self._own(path)
+        return file.stat().st_size if file.is_file() else None
 
     def read(self, path: str, offset: int) -> bytes:
         """Return a chunk of a file of this search."""
-        if not any(Path(path).is_relative_to(root) for root in self._roots):
-            raise ValueError(f"{path}: is no file of this search")
-        with Path(path).open("rb") as file:
+        with self._own(path).open("rb") as file:
             file.seek(offset)
             return file.read(CHUNK_BYTES)
+
+    def _own(self, path: str) -> Path:
+        # Files of the hub's cache are links out of their folder: these are not followed here.
+        found = Path(os.path.normpath(path))
+        if not any(found.is_relative_to(os.path.normpath(root)) for root in self._roots):
+            raise ValueError(f"{path}: is no file of this search")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,8 +116,16 @@ class Carrier:
         self._shelf = None if source is None or has_all else source.shelf
 
     def model(self, folder: str) -> str:
-        """Return the folder of a model on this node: the same if it is here, else a copy's."""
-        if self._shelf is None or _is_here(folder):
+        """Return the folder of a model on this node: the same if it is here, else a copy's.
+
+        A folder counts as here if its files have the names and sizes of the source's; that weights
+        are the same, whoever loads them must check.
+        """
+        if self._shelf is None:
+            return folder
+        sizes: dict[str, int] = ray.get(self._shelf.sizes.remote(folder))
+        here = {name: Path(folder) / name for name in sizes}
+        if all(f.is_file() and f.stat().st_size == sizes[name] for name, f in here.items()):
             return folder
         files: list[File] = ray.get(self._shelf.files.remote(folder))
         copy = self.cache / MODELS / digest(json.dumps(files), 16)
@@ -162,16 +178,20 @@ class Carrier:
                 file.write(ray.get(self._shelf.read.remote(source, offset)))
 
 
-def _is_here(folder: str) -> bool:
-    return Path(folder).is_dir()
-
-
 def _checksum(path: Path) -> int:
     checksum = 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             checksum = zlib.crc32(chunk, checksum)
     return checksum
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the files of a model's folder that are needed to load it."""
+    found = _matching(folder, FILES)
+    if not any(path.suffix == ".safetensors" for path in found):
+        found |= _matching(folder, OLD_FILES)
+    return sorted(found)
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> set[Path]:

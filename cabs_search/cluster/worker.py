@@ -6,7 +6,7 @@ import errno
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -50,6 +50,8 @@ class Context:
     """Files of what experts' layers saw, for mask rules that need it."""
     source: Source | None = None
     """The node that has models and vectors; None: every node has them."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of base and experts on the driver's node, of a cluster's search, by name."""
 
 
 class Worker(tune.Trainable):  # type: ignore[misc]
@@ -72,10 +74,11 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         try:
             spec, files = context.spec, context.calibrations
             carrier = Carrier(context.source, context.cache)
+            base, experts = carrier.model(spec.base), carrier.models(spec.experts)
+            family = Family.open(base, experts, spec.vocabulary)
+            _check_weights(family, context.weights)
             self._bench = Workbench(
-                Family.open(
-                    carrier.model(spec.base), carrier.models(spec.experts), spec.vocabulary
-                ),
+                family,
                 spec.tasks,
                 VectorCache(carrier.cache, carrier.entry),
                 device=spec.device,
@@ -172,6 +175,14 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             gradients=gradients,
             by_temperature=by_temperature,
         )
+
+
+def _check_weights(family: Family, weights: Mapping[str, str]) -> None:
+    """Check that models are those of the driver's node; raise ValueError if one is another."""
+    for name, fingerprint in weights.items():
+        model = family.checkpoint(name)
+        if model.fingerprint != fingerprint:
+            raise ValueError(f"{model.folder}: holds other weights than on the driver's node")
 
 
 @dataclass(frozen=True, eq=False)

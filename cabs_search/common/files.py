@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -28,16 +27,25 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path``, which it replaces if nothing is raised."""
+    """Yield a temporary folder beside ``path``, which it becomes if nothing is raised.
+
+    A folder that another process has made meanwhile stays: it is the same one. Whoever makes a
+    folder anew removes the old one first.
+
+    Raises:
+        OSError: a file is in the way, or the disk does not take it.
+
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work:
         made = Path(work) / "made"
         made.mkdir()
         yield made
-        shutil.rmtree(path, ignore_errors=True)
-        # Fails if another process has made the folder meanwhile: it is the same one.
-        with suppress(OSError):
+        try:
             made.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -9,7 +9,8 @@ from typing import Any
 ADDRESS = re.compile(r"(?:[A-Za-z][\w+.-]*://|(?<!\S)/)\S+")
 """An address, or its path alone, as errors of requests quote it."""
 SECRET_PARAMETER = re.compile(
-    r"([?&][^=&#\s]*(?:password|passwd|pwd|token|secret|key)[^=&#\s]*=)[^&#\s]*", re.IGNORECASE
+    r"([?&](?!sslkey=)[^=&#\s]*(?:password|passwd|pwd|token|secret|key|user)[^=&#\s]*=)[^&#\s]*",
+    re.IGNORECASE,
 )
 
 

@@ -110,13 +110,20 @@ class VectorCache:
         pruned = self._pruned_paths(family, method.mask)
         if method.is_sum:
             return pruned
-        key = {"combine": method.combine.name, "of": [path.stem for path in pruned.values()]}
-        return {expert: self._path(key | {"left of": path.stem}) for expert, path in pruned.items()}
+        stems = [path.stem for path in pruned.values()]
+        key = {"combine": method.combine.name, "of": stems}
+        found = {}
+        for place, (expert, stem) in enumerate(zip(pruned, stems, strict=True)):
+            # of two experts with equal weights, each has a part of its own
+            again = {"place": place} if stem in stems[:place] else {}
+            found[expert] = self._path(key | {"left of": stem} | again)
+        return found
 
     def _pruned_paths(self, family: Family, mask: MaskRule) -> dict[str, Path]:
         paths: dict[str, Path] = {}
         before: list[Any] = []
         fingerprints = family.fingerprints  # before the base's, which is hashed at the same time
+        rows_of = family.alignment.common_rows
         for expert in order_of(mask, tuple(family.experts)):
             key = identity(mask, expert) | {
                 "base": family.base.fingerprint,
@@ -124,7 +131,7 @@ class VectorCache:
                 "tensors": sorted(family.alignment.shared),
                 "dtype": "F32",
             }
-            rows = family.alignment.common_rows.get(expert, ())[1:]
+            rows = rows_of.get(expert, ())[1:]
             if rows:
                 key["rows of tokens"] = rows
             if "order" in settings(mask):
@@ -135,7 +142,7 @@ class VectorCache:
                     raise ValueError(needs_task(mask, expert))
                 key["calibration"] = family.calibrations[expert].key
             if mask.sees_all:
-                key["among"] = list(fingerprints.values())
+                key["among"] = [[own, *rows_of.get(e, ())[1:]] for e, own in fingerprints.items()]
             paths[expert] = self._path(key)
         return paths
 

@@ -31,6 +31,8 @@ BASE = "base"
 SUM = Sum()
 MOST_SHOWN = 12
 """Most λ that a recipe's text names one by one; of more it has each expert's least and largest."""
+LEAST_SUM = 1e-3
+"""Sum of λ, as a share of the largest |λ|, that counts as 0 where λ are divided by it."""
 MOST_LAMBDA = 1e6
 """Largest |λ|, so that float32 sums stay finite."""
 
@@ -99,11 +101,13 @@ class Recipe:
         """What vectors are multiplied by: λ, or its share of their sum; 0 where the sum is."""
         if not self.method.combine.normalizes:
             return dict(self.lambdas)
-        sums: dict[str, float] = {}
+        by_group: dict[str, list[float]] = {}
         for key, value in self.lambdas:
-            sums[key.group] = sums.get(key.group, 0.0) + value
+            by_group.setdefault(key.group, []).append(value)
+        sums = {group: sum(own) for group, own in by_group.items()}
+        is_zero = {g: abs(sums[g]) <= LEAST_SUM * max(map(abs, own)) for g, own in by_group.items()}
         return {
-            key: round(value / sums[key.group], 9) if abs(sums[key.group]) > 1e-9 else 0.0
+            key: 0.0 if is_zero[key.group] else round(value / sums[key.group], 9)
             for key, value in self.lambdas
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,3 +25,5 @@ def make_once(folder: Path, settings: str, make_in: Callable[[Path], None]) -> N
     with whole_folder(folder) as made:
         make_in(made)
         (made / SETTINGS).write_text(settings)
+        if not is_made(folder, settings):  # made with others; not by another process meanwhile
+            shutil.rmtree(folder, ignore_errors=True)

@@ -82,10 +82,11 @@ def check_folder(folder: Path, space: Space, over: Sequence[str] | None) -> None
 def _check_space(folder: Path, space: Space) -> None:
     source = str(StudyFolder(folder).comparison)
     spec = parse(stored_comparison(folder)["spec"], source, locations=False)
-    before = spec.space.identity()
-    for field, value in space.identity().items():
-        if before[field] != value:
+    before, now = spec.space.identity(), space.identity()
+    for field in [*now, *(before.keys() - now.keys())]:
+        if before.get(field) != now.get(field):
             raise ValueError(
                 f"space.{field}: must stay as it was when the comparison in {folder} began"
-                f" ({before[field]}), but got {value}; choose another --output"
+                f" ({before.get(field, 'not given')}), but got {now.get(field, 'none')}; choose"
+                " another --output"
             )

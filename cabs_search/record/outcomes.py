@@ -128,7 +128,7 @@ class Outcomes:
             with closing(connect(self.path)) as db, db:
                 yield db
         except sqlite3.OperationalError as error:
-            if not error.sqlite_errorname.startswith(DISK_ERRORS):
+            if not getattr(error, "sqlite_errorname", "").startswith(DISK_ERRORS):
                 raise
             raise RuntimeError(
                 f"{self.path}: cannot be written: {error}; once it can, the same command goes on"

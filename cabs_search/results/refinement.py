@@ -39,6 +39,8 @@ class Refinement:
     """Key of the candidate that was refined."""
     levels: tuple[RefinedLevel, ...]
     text: str
+    objective: str
+    """What was made small: loss or entropy."""
 
     @property
     def kept(self) -> tuple[RefinedLevel, ...]:
@@ -52,8 +54,15 @@ def refinement_of(note: Mapping[str, Any] | None) -> Refinement | None:
         return None
     levels = tuple(_level(level) for level in note["levels"])
     return Refinement(
-        start=Recipe.from_dict(note["start"]).key, levels=levels, text=_text(note, levels)
+        start=Recipe.from_dict(note["start"]).key,
+        levels=levels,
+        text=_text(note, levels),
+        objective=_objective(note),
     )
+
+
+def _objective(note: Mapping[str, Any]) -> str:
+    return str(note["settings"].get("objective", "loss"))  # notes of old records have none
 
 
 def _level(found: Mapping[str, Any]) -> RefinedLevel:
@@ -73,8 +82,9 @@ def _level(found: Mapping[str, Any]) -> RefinedLevel:
 def _text(note: Mapping[str, Any], levels: tuple[RefinedLevel, ...]) -> str:
     if error := note.get("error"):
         return f"λ could not be refined by gradient: {error}."
+    objective = _objective(note)
     parts = [
-        f"{one.lambdas} λ ({one.level}): loss {one.loss[0]:.4f} to {one.loss[1]:.4f}, score"
+        f"{one.lambdas} λ ({one.level}): {objective} {one.loss[0]:.4f} to {one.loss[1]:.4f}, score"
         f" {number(one.score[0])} to {number(one.score[1])}{'' if one.kept else ' (not kept)'}"
         for one in levels
     ]

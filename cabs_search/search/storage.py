@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cabs_search.common.files import use_write_ahead_log
 from cabs_search.common.formats import first_line
 from cabs_search.common.redact import without_password
+from cabs_search.merging.masks.rules import SETTINGS
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.folder import StudyFolder, StudyId
 from cabs_search.search.patience import Patience, no_answer, outage
@@ -46,7 +47,7 @@ class StudyDatabase:
 
         Args:
             folder: the study's folder; holds the database unless ``url`` names another one.
-            url: an SQLAlchemy URL; the environment's (``ADDRESS_VARIABLE``) goes before.
+            url: an SQLAlchemy URL; see ``storage_url``.
             name: Optuna's study name.
             study_id: the record that the study belongs to; in a shared database two studies may
                 have one name.
@@ -61,7 +62,7 @@ class StudyDatabase:
 
         """
         self.id = study_id
-        url = storage_url(url)
+        url = storage_url(folder, url)
         self._storage, self._study = _open(folder, url, name, names)
         self._study_id = self._storage.get_study_id_from_name(name)
         source = without_password(url or StudyFolder(folder).study_database.name)
@@ -74,11 +75,13 @@ class StudyDatabase:
             )
         self._study.set_user_attr("id", str(study_id))
         stored_space = self._study.user_attrs.get("space", space)
-        for field, value in space.items():
-            if stored_space.get(field) != value:
+        left = (stored_space.keys() & SETTINGS.keys()) - space.keys()
+        for field in [*space, *sorted(left)]:
+            if stored_space.get(field) != space.get(field):
                 raise ValueError(
                     f"space.{field}: must stay as it was when the study in {source} began"
-                    f" ({stored_space.get(field)}), but got {value}; choose another --output"
+                    f" ({stored_space.get(field, 'not given')}), but got"
+                    f" {space.get(field, 'none')}; choose another --output"
                 )
         known = self._study.user_attrs.get("objective", MEAN)
         if "space" in self._study.user_attrs and known != objective:
@@ -178,12 +181,25 @@ class StudyDatabase:
         self._storage.engine.dispose()
 
 
-def recipe_key_of_trial(folder: Path, url: str | None, name: str, number: str) -> str | None:
-    """Return the recipe key of a study's trial, by the trial's number; None if there is none."""
-    url = storage_url(url)
+def recipe_key_of_trial(
+    folder: Path, url: str | None, name: str, study_id: StudyId, number: str
+) -> str | None:
+    """Return the recipe key of a study's trial, by the trial's number; None if there is none.
+
+    Arguments as of ``StudyDatabase``; nothing is made.
+
+    Raises:
+        ValueError, RuntimeError: as of ``StudyDatabase``.
+
+    """
+    url = storage_url(folder, url)
     if not url and not StudyFolder(folder).study_database.is_file():
         return None
-    trials = _open(folder, url, name)[1].get_trials(deepcopy=False)
+    study = _open(folder, url, name, None)[1]
+    if study.user_attrs.get("id", str(study_id)) != str(study_id):
+        source = without_password(url or StudyFolder(folder).study_database.name)
+        raise ValueError(f"{source}: the study {name!r} there belongs to another record")
+    trials = study.get_trials(deepcopy=False)
     if not number.isdecimal() or int(number) >= len(trials):
         return None
     recipe = recipe_of(trials[int(number)])
@@ -208,8 +224,14 @@ def has_ended_by_itself(trial: FrozenTrial) -> bool:
     )
 
 
-def storage_url(url: str | None) -> str | None:
-    """Return the environment's URL of the database, which goes before a spec's."""
+def storage_url(folder: Path, url: str | None) -> str | None:
+    """Return the URL of a study's database; None if it is a file in the study's folder.
+
+    The environment's (``ADDRESS_VARIABLE``) goes before the spec's; a folder that has a database
+    keeps it.
+    """
+    if url is None and StudyFolder(folder).study_database.is_file():
+        return None
     return os.environ.get(ADDRESS_VARIABLE) or url
 
 
@@ -219,9 +241,9 @@ def is_server(url: str | None) -> bool:
 
 
 def _open(
-    folder: Path, url: str | None, name: str, names: Sequence[str] = ("score",)
+    folder: Path, url: str | None, name: str, names: Sequence[str] | None
 ) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
-    """Open a database, and the study of that name in it, made if there is none."""
+    """Open a database, and the study of that name in it, made if there is none but for no names."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = StudyFolder(folder).study_database
     url_or_file = url or f"sqlite:///{path}"
@@ -232,6 +254,8 @@ def _open(
         if url and url.startswith("postgresql"):
             engine["connect_args"] = CONNECTING
         storage = optuna.storages.RDBStorage(url_or_file, engine_kwargs=engine)
+        if names is None:
+            return storage, optuna.load_study(storage=storage, study_name=name)
         study = optuna.create_study(
             storage=storage,
             study_name=name,

@@ -27,8 +27,8 @@ from cabs_search.merging.cache import StoredVector
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.keep_all import KeepAll
 from cabs_search.merging.merge import merged_tensors
-from cabs_search.merging.recipe import SUM, Recipe
-from cabs_search.serving.card import hub_id
+from cabs_search.merging.recipe import Recipe
+from cabs_search.serving.card import hub_revision, name_of
 
 ADAPTER, WEIGHTS, FACTS = "adapter", "adapter_model.safetensors", "merge.json"
 """The folder inside an export, and files in it."""
@@ -95,7 +95,7 @@ def check_adapter(family: Family, recipe: Recipe, rank: int | None) -> dict[str,
 
 def _is_exact(recipe: Recipe, experts: Mapping[str, Adapter]) -> bool:
     """Tell whether a merge is a sum of products of matrices."""
-    if not isinstance(recipe.method.mask, KeepAll) or recipe.method.combine != SUM:
+    if not isinstance(recipe.method.mask, KeepAll) or not recipe.method.is_sum:
         return False
     whole = frozenset[str]().union(*(expert.whole for expert in experts.values()))
     return all(
@@ -226,7 +226,8 @@ def _write_config(
     settings: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if is_language_model(family.base) else None,
-        "base_model_name_or_path": str(hub_id(family.base.folder) or family.base.folder),
+        "base_model_name_or_path": name_of(family.base.folder),
+        "revision": hub_revision(family.base.folder),
         "r": rank,
         "lora_alpha": rank,
         "rank_pattern": other,

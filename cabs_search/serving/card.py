@@ -32,10 +32,10 @@ def model_card(
     lines = [
         *("---", _hub_fields(family), "---", ""),
         *("# Merged model", "", f"`{recipe}`", ""),
-        f"- base: `{_name(base.folder)}` (content {base.fingerprint})",
+        f"- base: `{name_of(base.folder)}` (content {base.fingerprint})",
     ]
     lines += [
-        f"- expert {name}: `{_name(expert.folder)}` (content {family.fingerprints[name]}),"
+        f"- expert {name}: `{name_of(expert.folder)}` (content {family.fingerprints[name]}),"
         f" {_lambdas(recipe, name)}"
         for name, expert in experts.items()
     ]
@@ -57,9 +57,9 @@ def _hub_fields(family: Family) -> str:
 
 def _command(family: Family, dtype: torch.dtype) -> list[str]:
     """Return the lines that say how to make the model again."""
-    base = quote(_name(family.base.folder))
+    base = quote(name_of(family.base.folder))
     parts = ["cabs-search merge --recipe recipe.json", f"--base {base}"]
-    parts += [f"--expert {name}={quote(_name(e.folder))}" for name, e in family.experts.items()]
+    parts += [f"--expert {name}={quote(name_of(e.folder))}" for name, e in family.experts.items()]
     parts += [f"--vocabulary {COMMON_ROWS}"] if family.alignment.common_rows else []
     parts += [f"--dtype {str(dtype).removeprefix('torch.')}", "--to PATH"]
     return ["The same tensors again:", "", "```", " \\\n  ".join(parts), "```", ""]
@@ -80,7 +80,13 @@ def hub_id(folder: Path) -> str | None:
     return in_hub_cache[-1].removeprefix("models--").replace("--", "/") if in_hub_cache else None
 
 
-def _name(folder: Path) -> str:
+def hub_revision(folder: Path) -> str | None:
+    """Return the commit of a checkpoint that came from the hub."""
+    parts = folder.parts
+    return parts[parts.index("snapshots") + 1] if hub_id(folder) and "snapshots" in parts else None
+
+
+def name_of(folder: Path) -> str:
     """Return a checkpoint's name for people: its hub id, or that of its folder or GGUF file."""
     return hub_id(folder) or file_of(folder) or folder.name
 

@@ -50,6 +50,8 @@ class Push:
         """
         try:
             url = self._api.create_repo(self.repo_id, private=self._private, exist_ok=True)
+            if self._private and not self._api.repo_info(self.repo_id).private:
+                raise ValueError("the repository is public; say --public if it shall be")
             self._api.upload_folder(
                 repo_id=self.repo_id, folder_path=folder, commit_message="Upload by cabs-search"
             )

@@ -69,6 +69,10 @@ def dequantized(file: Path, cache: Path) -> Path:
     try:
         with whole_folder(folder) as to:
             _convert(file, to)
+    except OSError as error:
+        if error.errno is not None:  # of the disk; transformers has OSErrors of its own
+            raise
+        raise ValueError(f"{file}: cannot be read as GGUF: {first_line(error)}") from error
     except Exception as error:
         raise ValueError(f"{file}: cannot be read as GGUF: {first_line(error)}") from error
     return folder

@@ -68,7 +68,7 @@ def compare(
     rows = [value for value in axis_values(spec, over) if value.same_as is None]
     name = experiment_name(spec.name, over)
     prepared = prepare(spec, output or Path("results") / name, address, say, over)
-    check_databases(spec, tracking_uri)
+    check_databases(spec, prepared.folder, tracking_uri)
     folder, items = prepared.folder, prepared.items
     with only_driver(folder) as is_new, BackgroundTracker(folder, tracking_uri, say) as book:
         from cabs_search.cluster.driver import search
@@ -98,6 +98,7 @@ def compare(
                 items,
                 cache_folder(),
                 calibrations=files,
+                weights=prepared.weights,
                 address=address,
                 note=StudyFolder(folder).progress,
             )

@@ -13,7 +13,7 @@ from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.comparison_file import is_comparison
 from cabs_search.record.entries import Scored
-from cabs_search.record.folder import StudyFolder
+from cabs_search.record.folder import StudyFolder, StudyId
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
 from cabs_search.results.read_comparison import best_of
@@ -84,7 +84,9 @@ def _chosen(spec: Spec, study: StudyFolder, trial: str) -> Scored:
         return searched[best_of(study.path, trial)]
     from cabs_search.search.storage import recipe_key_of_trial
 
-    key = recipe_key_of_trial(study.path, spec.search.storage, spec.name, trial)
+    key = recipe_key_of_trial(
+        study.path, spec.search.storage, spec.name, StudyId(outcomes.study_id()), trial
+    )
     if key is None or key not in searched:
         raise ValueError(f"--trial: candidate {trial} has no complete score in {study.path}")
     return searched[key]

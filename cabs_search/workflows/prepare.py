@@ -114,14 +114,14 @@ def prepare(
     return Prepared(spec=spec, folder=folder, family=family, items=items, weights=weights)
 
 
-def check_databases(spec: Spec, tracking_uri: str | None) -> None:
+def check_databases(spec: Spec, folder: Path, tracking_uri: str | None) -> None:
     """Check that Optuna and MLflow do not share a database: both keep a table ``alembic_version``.
 
     Raises:
         ValueError: they do.
 
     """
-    storage = storage_url(spec.search.storage)
+    storage = storage_url(folder, spec.search.storage)
     if storage and storage == given_uri(tracking_uri):
         raise ValueError(
             f"search.storage: must be a database of its own, but {without_password(storage)} is"

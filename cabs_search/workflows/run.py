@@ -56,7 +56,7 @@ def run(
 
     """
     prepared = prepare(spec, output, address, say)
-    check_databases(prepared.spec, tracking_uri)
+    check_databases(prepared.spec, prepared.folder, tracking_uri)
     spec, folder, items = prepared.spec, prepared.folder, prepared.items
     with only_driver(folder) as is_new, BackgroundTracker(folder, tracking_uri, say) as book:
         from cabs_search.cluster.driver import search
@@ -91,6 +91,7 @@ def run(
                 items,
                 cache_folder(),
                 calibrations=calibrated.files,
+                weights=prepared.weights,
                 address=address,
                 note=StudyFolder(folder).progress,
             )

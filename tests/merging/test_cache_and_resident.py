@@ -270,6 +270,17 @@ def test_a_mask_that_compares_vectors_depends_on_all_of_them(pico: Path, tmp_pat
     assert len(keys) == 2
 
 
+def test_equal_experts_have_a_part_each_of_what_is_combined(pico: Path, tmp_path: Path) -> None:
+    """TSV's parts of two equal vectors differ: their directions are turned apart."""
+    twins = Family.open(pico / "base", {"a": pico / "mood", "b": pico / "mood"})
+    method, cache = make_method("tsv", ("a", "b")), VectorCache(tmp_path)
+    assert len(set(cache.paths(twins, method).values())) == 2
+    recipe = make_recipe(method, {"a": 1.0, "b": 0.2})
+    cached = dict(merged_tensors(twins, recipe, vectors=cache.open(cache.ensure(twins, method))))
+    for name, fresh in merged_tensors(twins, recipe):
+        assert torch.allclose(cached[name], fresh, atol=1e-6)
+
+
 def test_entries_do_not_depend_on_where_the_weights_lie(
     pico: Path, family: Family, tmp_path: Path
 ) -> None:

@@ -54,6 +54,8 @@ def test_a_comparison_goes_on_with_its_axes_and_its_space(pico: Path, tmp_path: 
     for over in (["nm"], None):
         with pytest.raises(ValueError, match="holds a comparison over order"):
             check_folder(tmp_path, spec.space, over)
+    with pytest.raises(ValueError, match=r"space.gamma: .*not given.*but got 0.02"):
+        check_folder(tmp_path, spec.space.replace(gamma=(0.02,)), ["order"])
     values["space"]["nm"] = ["4:8"]
     with pytest.raises(ValueError, match=r"space.nm: must stay as it was .* \(2:8, 8:32\)"):
         check_folder(tmp_path, parse(values).space, ["order"])

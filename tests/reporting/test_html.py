@@ -134,7 +134,7 @@ def refined(names: Sequence[str]) -> Refinement:
         )
         for level, parts in groups.items()
     )
-    return Refinement(start="x", levels=levels, text=f"{names[0]} was refined.")
+    return Refinement(start="x", levels=levels, text=f"{names[0]} was refined.", objective="loss")
 
 
 def board(names: Sequence[str] = PLAIN, **changes: Any) -> Leaderboard:
@@ -584,9 +584,10 @@ def test_a_page_shows_no_password(folder: Path) -> None:
             "postgresql+psycopg://host:5432/db?sslmode=on",
         ),
         ("mysql://me:SEC@RET@host/db", "mysql://host/db"),
+        ("postgresql://host/db?sslkey=/etc/k.pem", "postgresql://host/db?sslkey=/etc/k.pem"),
         (
             "postgresql://host/db?user=me&password=SECRET&x=1",
-            "postgresql://host/db?user=me&password=***&x=1",
+            "postgresql://host/db?user=***&password=***&x=1",
         ),
         ("https://me:SECRET@mlflow.example:5000/a@b", "https://mlflow.example:5000/a@b"),
         ("https://SECRET@mlflow.example", "https://mlflow.example"),

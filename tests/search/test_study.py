@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
+from cabs_search.record.folder import StudyId
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.record.progress_file import Share
 from cabs_search.results.leaderboard import build_leaderboard
@@ -21,6 +22,7 @@ from cabs_search.search import space
 from cabs_search.search.candidates import Candidates, ranked, reference_recipes
 from cabs_search.search.confirm_stage import rows_to_confirm
 from cabs_search.search.jobs import BlockResult, Job
+from cabs_search.search.storage import recipe_key_of_trial
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
@@ -427,6 +429,41 @@ def test_an_error_of_the_database_shows_no_password(pico: Path, items: Any, tmp_
     with pytest.raises(ValueError, match="the study cannot be opened") as raised:
         Bench(spec, tmp_path, items)
     assert "hunter2" not in str(raised.value)
+
+
+def test_a_folder_keeps_its_database_whatever_the_environment_says(
+    spec: Spec, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(spec, tmp_path / "a", items)
+    bench.run(blocks=8)
+    bench.study.close()
+    monkeypatch.setenv("CABS_SEARCH_STORAGE", f"sqlite:///{tmp_path}/other.db")
+    again = Bench(spec, tmp_path / "a", items)
+    assert len(again.trials()) == len(bench.trials())
+    other = Bench(spec, tmp_path / "b", items)  # the environment's: a study of the same name
+    other.run(blocks=8)
+    other.study.close()
+    assert not (tmp_path / "b" / "study.db").exists()
+    known = recipe_key_of_trial(
+        tmp_path / "b", None, spec.name, StudyId(other.outcomes.study_id()), "0"
+    )
+    assert known in other.outcomes.scored("search")
+    with pytest.raises(ValueError, match="belongs to another record"):
+        recipe_key_of_trial(tmp_path / "c", None, spec.name, StudyId("x"), "0")
+
+
+def test_a_setting_that_is_given_or_left_out_later_is_refused(
+    pico: Path, items: Any, tmp_path: Path
+) -> None:
+    values = pico_values(pico, trials=4)
+    Bench(parse(values), tmp_path / "without", items).study.close()
+    values["space"]["gamma"] = 0.02
+    Bench(parse(values), tmp_path / "with", items).study.close()
+    with pytest.raises(ValueError, match=r"space.gamma: .*not given.*, but got 0.02"):
+        Bench(parse(values), tmp_path / "without", items)
+    del values["space"]["gamma"]
+    with pytest.raises(ValueError, match=r"space.gamma: .*0.02.*, but got none"):
+        Bench(parse(values), tmp_path / "with", items)
 
 
 def test_a_full_disk_ends_a_search_that_goes_on(spec: Spec, items: Any, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cabs_search.cli.commands import print_export
 from cabs_search.cli.parser import parser
 from cabs_search.merging.family import Family
 from cabs_search.merging.recipe import Recipe, make_method, make_recipe
-from cabs_search.serving.adapter import ADAPTER, read_facts
+from cabs_search.serving.adapter import ADAPTER, check_adapter, read_facts
 from cabs_search.serving.export import export
 from tests.support.adapters import adapt, merged
 
@@ -85,6 +85,7 @@ def test_a_sum_of_adapters_is_an_exact_adapter(
         factors = again.factors(name)
         assert factors is not None
         assert factors[1].shape[0] == rank
+    check_adapter(family, recipe_of("linear"), None)
     print_export(argparse.Namespace(json=False), recipe_of(), to)
     assert f"as an adapter: {to}/adapter (rank 7, exact)" in capsys.readouterr().out
     assert "a LoRA adapter of the base, rank 7, exact" in (to / "README.md").read_text()

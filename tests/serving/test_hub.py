@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -30,6 +31,9 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
             if "taken" in repo_id:
                 raise OSError("403 Forbidden\nrequest id")
             return f"https://hub/{repo_id}"
+
+        def repo_info(self, repo_id: str) -> Any:
+            return SimpleNamespace(private="public" not in repo_id)
 
         def upload_folder(self, *, repo_id: str, folder_path: Path, **_: Any) -> None:
             made.append(("upload", (repo_id, folder_path)))
@@ -104,6 +108,14 @@ def test_a_token_comes_from_the_environment_alone(
 def test_nothing_is_uploaded_of_an_export_that_failed(calls: Calls, tmp_path: Path) -> None:
     assert run(tmp_path, "--push", "me/merged", "--trial", "7") == 2
     assert calls == [("token", "secret"), ("export", "7")]
+
+
+def test_a_public_repository_is_no_place_for_what_is_private(
+    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "--push", "me/public") == 1
+    assert "the repository is public; say --public" in capsys.readouterr().err
+    assert [name for name, _ in calls] == ["token", "export", "create"]
 
 
 def test_what_the_hub_refuses_is_one_line(

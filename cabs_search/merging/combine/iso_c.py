@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IsoC(CombineRule):
-    """Replace each singular value of a matrix's sum by their mean; average what is no matrix.
+    """Replace each singular value above 0 of a matrix's sum by their mean; average what is no
+    matrix.
 
     The result is one vector, no sum of one for each expert: each has an equal part of it.
     """
@@ -37,7 +38,7 @@ class IsoC(CombineRule):
         total = torch.stack(whole).sum(dim=0)
         if len(shape) == 2 and total.any():
             left, values, right = singular(total.reshape(*shape))
-            total = (left @ right.T).reshape(-1) * (values.sum() / min(shape))
+            total = (left @ right.T).reshape(-1) * values.mean()
         else:
             total = total / len(vectors)
         return [Kept(total / len(vectors), None)] * len(vectors)

@@ -22,7 +22,7 @@ MOST_CELLS = 1200
 MOST_NAMES = 40
 """Most groups that are named on the axis."""
 CELL_HOVER = (("expert", "expert"), ("group", "tensors"), ("shown", "λ"))
-STEP_HOVER = (("line", "level and fold"), ("step", "step"), ("shown", "loss"))
+STEP_HOVER = (("line", "level and fold"), ("step", "step"), ("shown", "value"))
 
 
 def lambdas(levels: Sequence[RefinedLevel]) -> Spec | None:
@@ -65,8 +65,8 @@ def lambdas(levels: Sequence[RefinedLevel]) -> Spec | None:
     return chart(values, 34 * len(experts), layer=layers)
 
 
-def paths(levels: Sequence[RefinedLevel]) -> Spec | None:
-    """Draw the loss on the folds' own items at each step, a line for each level and fold."""
+def paths(levels: Sequence[RefinedLevel], objective: str) -> Spec | None:
+    """Draw the objective on the folds' own items at each step, a line for each level and fold."""
     values = [
         {
             "level": level.level,
@@ -85,7 +85,7 @@ def paths(levels: Sequence[RefinedLevel]) -> Spec | None:
     axis = {"format": "d", "tickMinStep": 1}
     encoding = {
         "x": quantity("step", "step of the optimizer", values) | {"axis": axis},
-        "y": quantity("loss", "loss on the fold's own items", values),
+        "y": quantity("loss", f"{objective} on the fold's own items", values),
         "color": nominal("level", hues),
         "detail": {"field": "line"},
         "tooltip": hover_fields(STEP_HOVER),
@@ -94,8 +94,8 @@ def paths(levels: Sequence[RefinedLevel]) -> Spec | None:
     return chart(values, 240, mark=line, encoding=encoding)
 
 
-def held_out(levels: Sequence[RefinedLevel]) -> Spec | None:
-    """Draw the loss on held-out items before and after each level; None without levels."""
+def held_out(levels: Sequence[RefinedLevel], objective: str) -> Spec | None:
+    """Draw the objective on held-out items before and after each level; None without levels."""
     if not levels:
         return None
     values = [
@@ -106,8 +106,8 @@ def held_out(levels: Sequence[RefinedLevel]) -> Spec | None:
     looks = {"before": colour("faint"), "after": colour("accent")}
     encoding = {
         "y": named("level", [level.level for level in levels]),
-        "x": quantity("loss", "loss on held-out items", values),
+        "x": quantity("loss", f"{objective} on held-out items", values),
         "color": nominal("when", looks),
-        "tooltip": hover_fields((("level", "level"), ("when", "when"), ("shown", "loss"))),
+        "tooltip": hover_fields((("level", "level"), ("when", "when"), ("shown", objective))),
     }
     return chart(values, 34 * len(levels), mark=point(90), encoding=encoding)

@@ -56,7 +56,8 @@ def optimism(board: Leaderboard) -> Spec | None:
 
 def pictures(board: Leaderboard) -> dict[str, bytes]:
     """Draw a study's charts as PNG, by name."""
-    levels = board.refinement.levels if board.refinement else ()
+    found = board.refinement
+    levels, objective = (found.levels, found.objective) if found else ((), "")
     charts: dict[str, list[Spec | None]] = {
         "leaderboard": [intervals(board)] if board.rows else [],
         "tasks": [tasks(board)] if board.rows else [],
@@ -69,7 +70,7 @@ def pictures(board: Leaderboard) -> dict[str, bytes]:
         "predictions": [
             predictions(board.recommendation.predictions if board.recommendation else ())
         ],
-        "refined": [lambdas(levels), held_out(levels), paths(levels)],
+        "refined": [lambdas(levels), held_out(levels, objective), paths(levels, objective)],
     }
     drawn = {name: [spec for spec in specs if spec is not None] for name, specs in charts.items()}
     return {name: as_png(*specs) for name, specs in drawn.items() if specs}

@@ -236,6 +236,7 @@ def _refinement(board: Leaderboard) -> Section | None:
     found = board.refinement
     if found is None:
         return None
+    objective = found.objective.capitalize()
     drawn = (
         *figures(
             "Refined λ by expert and part of the model",
@@ -243,14 +244,14 @@ def _refinement(board: Leaderboard) -> Section | None:
             title="λ by expert and part of the model, of the finest level that was kept",
         ),
         *figures(
-            "Loss on held-out items before and after each level",
-            refine_charts.held_out(found.levels),
-            title="Loss on items that a fold did not learn from, before and after each level",
+            f"{objective} on held-out items before and after each level",
+            refine_charts.held_out(found.levels, found.objective),
+            title=f"{objective} on items that a fold has not seen, before and after each level",
         ),
         *figures(
-            "Loss on each fold's own items at each step",
-            refine_charts.paths(found.levels),
-            title="Loss on each fold's own items at each step",
+            f"{objective} on each fold's own items at each step",
+            refine_charts.paths(found.levels, found.objective),
+            title=f"{objective} on each fold's own items at each step",
         ),
     )
     return Section(id="refined", title="λ refined by gradient", texts=(found.text,), figures=drawn)

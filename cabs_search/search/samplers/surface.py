@@ -52,8 +52,10 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._startup_trials = startup_trials
         self._model: ScoreModel | None = None
-        self._fitted: tuple[Any, PlacedModel] | None = None
-        """Data that the model was fitted to, and the fitted model."""
+        self._fitted: tuple[Any, PlacedModel, list[Any]] | None = None
+        """Marks of the data that the model was fitted to, the fitted model, and the answers: while
+        they are kept, no others have their ids.
+        """
         self.fruitless = 0
         """Proposals in a row for which no point was left that no trial has had."""
         self.predicted: dict[int, Recommended] = {}
@@ -160,7 +162,8 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
         trials = by_key.values()
         answers = [_answers(trial, sign) for trial in trials]
-        known = [(trial.number, id(trial.user_attrs.get(ANSWERS))) for trial in trials]
+        given = [trial.user_attrs.get(ANSWERS) for trial in trials]
+        known = [(trial.number, id(own)) for trial, own in zip(trials, given, strict=True)]
         fitted_to = known, space, self.weights
         if self._fitted is not None and self._fitted[0] == fitted_to:
             return self._fitted[1]
@@ -172,7 +175,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         places = coordinates.of(points)
         self._model.fit(*places, answers, list(by_key))
         placed = PlacedModel(coordinates, self._model, places)
-        self._fitted = fitted_to, placed
+        self._fitted = fitted_to, placed, given
         return placed
 
     def _maximize(

@@ -1,0 +1,55 @@
+"""What a search's driver hands to workers, without Ray."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cabs_search.cluster import driver
+from cabs_search.cluster.worker import Context, _check_weights
+from cabs_search.merging.family import Family
+from cabs_search.spec.load import parse
+from tests.conftest import EXPERTS, pico_values
+
+
+def test_workers_get_no_password(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = parse(pico_values(pico, storage="postgresql://me:SECRET@host/study"))
+    given: list[Context] = []
+
+    def keep(_: Any, context: Context) -> None:
+        given.append(context)
+        raise KeyboardInterrupt
+
+    context = Context(
+        spec=replace(spec, search=replace(spec.search, storage=None)),
+        items={},
+        blocks={},
+        cache=tmp_path,
+        threads=1,
+        calibrations={},
+    )
+    monkeypatch.setattr(driver.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(driver.ray, "nodes", lambda: [{"Resources": {"CPU": 2.0}}])
+    monkeypatch.setattr(driver.tune, "with_parameters", keep)
+    study: Any = SimpleNamespace(spec=spec)
+    progress: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        driver._run(study, context, progress, is_cluster=False)
+    assert given[0].spec.device == "cpu"
+    assert b"SECRET" in pickle.dumps(spec)
+    assert b"SECRET" not in pickle.dumps(given[0].spec)
+
+
+def test_another_model_at_the_same_path_scores_nothing(pico: Path) -> None:
+    family = Family.open(pico / "base", {name: pico / name for name in EXPERTS})
+    name = EXPERTS[0]
+    _check_weights(family, family.fingerprints)
+    with pytest.raises(ValueError, match=f"{name}: holds other weights than on the driver's node"):
+        _check_weights(family, {name: "another"})
