@@ -243,7 +243,9 @@ def is_server(url: str | None) -> bool:
 def _open(
     folder: Path, url: str | None, name: str, names: Sequence[str] | None
 ) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
-    """Open a database, and the study of that name in it, made if there is none but for no names."""
+    """Open a database and its study of that name; ``names`` of what a new one maximizes, or None to
+    make none.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = StudyFolder(folder).study_database
     url_or_file = url or f"sqlite:///{path}"

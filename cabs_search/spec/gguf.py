@@ -69,11 +69,9 @@ def dequantized(file: Path, cache: Path) -> Path:
     try:
         with whole_folder(folder) as to:
             _convert(file, to)
-    except OSError as error:
-        if error.errno is not None:  # of the disk; transformers has OSErrors of its own
-            raise
-        raise ValueError(f"{file}: cannot be read as GGUF: {first_line(error)}") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's; transformers has OSErrors of its own
         raise ValueError(f"{file}: cannot be read as GGUF: {first_line(error)}") from error
     return folder
 
