@@ -55,7 +55,7 @@ def align(base: Checkpoint, experts: Mapping[str, Expert], vocabulary: str = SAM
     Args:
         base: the base.
         experts: by name.
-        vocabulary: what is done with language models whose vocabularies have other sizes:
+        vocabulary: treatment of language models whose vocabularies have other sizes:
             ``vocabulary.SAME`` or ``COMMON_ROWS``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a checkpoint was made of, where that were quantized weights."""
+"""Origin of a checkpoint that was made of quantized weights."""
 
 from __future__ import annotations
 

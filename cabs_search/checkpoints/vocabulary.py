@@ -11,8 +11,8 @@ from pathlib import Path
 from cabs_search.checkpoints.checkpoint import read_json
 
 SAME, COMMON_ROWS = "same", "common-rows"
-"""What is done where an expert has other rows of tokens than the base: refused, or the rows that
-both have are merged and the base's others kept.
+"""Treatments of an expert that has other rows of tokens than the base: it is refused, or the rows
+that both have are merged and the base's others kept.
 """
 TOKEN_ROWS = re.compile(
     r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|lm_head|embed_out)"

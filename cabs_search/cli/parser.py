@@ -132,21 +132,7 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
     made = command(
         "export", _export, "write a searched candidate as a checkpoint that transformers loads"
     )
-    made.add_argument("folder", type=Path, metavar="DIR")
-    made.add_argument(
-        "--trial", default="best", metavar="best|N|ROW", help="its number; of a comparison, its row"
-    )
-    made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
-    made.add_argument(
-        "--adapter",
-        type=_rank,
-        metavar="exact|RANK",
-        help="as a LoRA adapter as well: without error, or the nearest one of a rank",
-    )
-    made.add_argument(
-        "--push", metavar="OWNER/NAME", help="upload it to the hub, with the token in HF_TOKEN"
-    )
-    made.add_argument("--public", action="store_true", help="not as a private repository")
+    _add_export(made)
 
     _add_jobs(command)
 
@@ -270,6 +256,24 @@ def _add_merge(made: argparse.ArgumentParser, *, with_settings: bool) -> None:
         "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the base's own"
     )
     made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
+
+
+def _add_export(made: argparse.ArgumentParser) -> None:
+    made.add_argument("folder", type=Path, metavar="DIR")
+    made.add_argument(
+        "--trial", default="best", metavar="best|N|ROW", help="its number; of a comparison, its row"
+    )
+    made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
+    made.add_argument(
+        "--adapter",
+        type=_rank,
+        metavar="exact|RANK",
+        help="as a LoRA adapter as well: without error, or the nearest one of a rank",
+    )
+    made.add_argument(
+        "--push", metavar="OWNER/NAME", help="upload it to the hub, with the token in HF_TOKEN"
+    )
+    made.add_argument("--public", action="store_true", help="not as a private repository")
 
 
 def _count(text: str) -> int:

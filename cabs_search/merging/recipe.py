@@ -98,7 +98,7 @@ class Recipe:
 
     @cached_property
     def _factors(self) -> dict[LambdaKey, float]:
-        """What vectors are multiplied by: λ, or its share of their sum; 0 where the sum is."""
+        """Factors of vectors: λ, or its share of their sum; 0 where the sum counts as 0."""
         if not self.method.combine.normalizes:
             return dict(self.lambdas)
         by_group: dict[str, list[float]] = {}

@@ -103,7 +103,7 @@ class TaskVector(Mapping[str, Delta]):
     expert: Expert
     tensors: tuple[str, ...]
     rows: int | None = None
-    """As of ``task_vector``."""
+    """Number of rows of tokens that base and expert have; None: all."""
 
     def __getitem__(self, name: str) -> Delta:
         return task_vector(self.base, self.expert, name, self.rows)

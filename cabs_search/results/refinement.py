@@ -40,7 +40,7 @@ class Refinement:
     levels: tuple[RefinedLevel, ...]
     text: str
     objective: str
-    """What was made small: loss or entropy."""
+    """Quantity that was made small: loss or entropy."""
 
     @property
     def kept(self) -> tuple[RefinedLevel, ...]:

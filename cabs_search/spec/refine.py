@@ -40,7 +40,7 @@ class Refine:
     optimizer: Literal["lbfgs", "adam"] = "lbfgs"
     """``lbfgs`` evaluates all items of a fold at each step, ``adam`` one block."""
     objective: Objective = "loss"
-    """What is made small: the loss, or the entropy of the answers, which needs no label."""
+    """Quantity that is made small: the loss, or the answers' entropy, which needs no label."""
     ridge: Annotated[tuple[Ridge, ...], BeforeValidator(listed), Field(min_length=1), Once] = (0.0,)
     """Weights of a penalty on the squared distance from the coarser level; of several the folds
     choose.

@@ -140,7 +140,7 @@ class Spec:
     experts: Annotated[dict[Name, str], Field(min_length=1)]
     tasks: Annotated[dict[Name, Task], Field(min_length=1)]
     vocabulary: Literal["same", "common-rows"] = "same"
-    """What is done with language models whose vocabularies have other sizes than the base's."""
+    """Treatment of language models whose vocabularies have other sizes than the base's."""
     space: Space = Space()
     baselines: dict[MethodName, Baseline] = Field(default_factory=dict)
     search: Search = Search()

@@ -91,3 +91,18 @@ def test_a_metric_that_is_no_mean_corrects_what_items_say() -> None:
     model.fit(x[:40], none[:40], higher[:40], range(40))
     gap = model.predict_means(x[40:], none[40:]) - true[40:]
     assert gap.mean() == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_candidate_that_came_after_the_fit_is_judged_by_its_own_scores() -> None:
+    x, answers, _ = made(4, 61)
+    none, model = np.zeros((61, 0)), ScoreModel(tasks=["a", "b"])
+    model.fit(x[:60], none[:60], answers[:60], range(60))
+    fitted, task = model._surfaces["a"], [one["a"] for one in answers]
+    wrong = Answers(scores=task[60].scores * 0.0, responses=task[60].responses)
+    features, _ = surface.surface.polynomial(x, none)
+    found = surface._unexplained(features, [*task[:60], wrong], range(61), fitted)
+    scored = np.isfinite(wrong.scores)
+    expected = -fitted.surface.scores(features[60:])[0, scored].mean()
+    assert found.residual[60] == pytest.approx(expected)
+    seen = task[0].scores - fitted.surface.left_out[0]
+    assert found.residual[0] == pytest.approx(np.nanmean(seen)), "its prediction left it out"

@@ -38,7 +38,7 @@ def goals_of(
     """Return the goal of each task.
 
     Args:
-        objective: what is made small.
+        objective: quantity that is made small.
         tasks: by name.
         losses: mean losses of the candidate that is refined, by task; those of kinds without
             log-probabilities are compared with these.

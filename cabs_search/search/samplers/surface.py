@@ -271,7 +271,7 @@ class PlacedModel:
     coordinates: Coordinates
     model: ScoreModel
     tried: Places
-    """Of the candidates that the model was fitted to."""
+    """Places of the candidates that the model was fitted to."""
 
     def expecting(self, points: Sequence[Params]) -> PlacedModel:
         """See ``ScoreModel.expecting``."""
