@@ -21,7 +21,7 @@ from cabs_search.stats.gaussian_process import matern
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-LENGTHS, NOISES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0), (0.003, 0.01, 0.03, 0.1)
+LENGTHS, NOISES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0), (0.003, 0.01, 0.03, 0.1)
 LIKENESSES = (0.7, 0.9, 0.98)
 """Correlation of candidates with the same λ and other settings."""
 

@@ -117,7 +117,9 @@ def read(name: str, folder: Path) -> Landscape:
     by_split = {split: outcomes.scored(split) for split in ("search", "confirm")}
     both = [key for key in by_split["search"] if key in by_split["confirm"]]
     recipes = [by_split["search"][key].recipe for key in both]
-    keys = sorted({str(key) for recipe in recipes for key, _ in recipe.lambdas})
+    keys = sorted({key for recipe in recipes for key, _ in recipe.lambdas}, key=str)
+    if any(key.group for key in keys):  # one λ of an expert, of shared λ, is that of all its groups
+        keys = [key for key in keys if key.group]
     methods = sorted({repr(recipe.method) for recipe in recipes})
 
     def table(split: SplitName, field: str) -> dict[str, Floats]:
@@ -126,10 +128,13 @@ def read(name: str, folder: Path) -> Landscape:
             for task in spec.tasks
         }
 
-    lambdas = [{str(key): value for key, value in recipe.lambdas} for recipe in recipes]
+    lambdas = np.empty((len(recipes), len(keys)), dtype=np.float32)
+    for own, recipe in zip(lambdas, recipes, strict=True):
+        value = {str(key): value for key, value in recipe.lambdas}
+        own[:] = [value.get(str(key), value.get(key.expert)) for key in keys]
     return Landscape(
-        keys=keys,
-        lambdas=np.array([[one[key] for key in keys] for one in lambdas], dtype=np.float32),
+        keys=[str(key) for key in keys],
+        lambdas=lambdas,
         arms=np.array([methods.index(repr(recipe.method)) for recipe in recipes]),
         scores={split: table(split, "scores") for split in by_split},
         losses={split: table(split, "losses") for split in by_split},
