@@ -260,6 +260,28 @@ def test_tsv_and_iso_c_by_hand() -> None:
     assert torch.allclose(found, 1.5 * 2 * torch.eye(2), atol=1e-6), "the mean of λ counts"
 
 
+@pytest.mark.parametrize("shape", [(9, 6), (4, 13), (7,)])
+def test_wudi_is_the_least_of_its_papers_loss(shape: tuple[int, ...]) -> None:
+    """Autograd's gradient is 0 there; vectors of rows at right angles are summed."""
+    deltas, method = made_up(12, *shape), make_method("wudi", NAMES)
+    ones = dict.fromkeys(NAMES, 1.0)
+    found = change(method, deltas, ones).double().requires_grad_()
+    if len(shape) == 1:
+        assert torch.allclose(found.float(), sum(deltas.values()) / 3)
+        return
+    taus = [tau.double() for tau in deltas.values()]
+    loss = sum(((found - tau) @ tau.T).square().sum() / tau.square().sum() for tau in taus)
+    loss.backward()
+    assert found.grad.abs().max() < 1e-4
+    start = sum(taus)
+    worse = sum(((start - tau) @ tau.T).square().sum() / tau.square().sum() for tau in taus)
+    assert loss < worse
+    apart = {"a": torch.eye(4)[:2] * 3, "b": torch.eye(4)[2:]}
+    assert torch.allclose(
+        change(make_method("wudi", ("a", "b")), apart, ones), apart["a"] + apart["b"], atol=1e-6
+    )
+
+
 def test_directions_of_no_length_are_left_out() -> None:
     """Updates of low rank: what an SVD returns beyond their rank is arbitrary."""
     torch.manual_seed(5)

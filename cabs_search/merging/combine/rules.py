@@ -14,10 +14,11 @@ from cabs_search.merging.combine.sce import Sce
 from cabs_search.merging.combine.slerp import NuSlerp, Slerp
 from cabs_search.merging.combine.ties import Ties, TiesSum
 from cabs_search.merging.combine.tsv import Tsv
+from cabs_search.merging.combine.wudi import Wudi
 
 RULES: tuple[type[CombineRule], ...] = (
     *(Sum, Linear, Ties, TiesSum, Sce, Ram, RamPlus),
-    *(ModelStock, Slerp, NuSlerp, MultiSlerp, Karcher, Tsv, IsoC),
+    *(ModelStock, Slerp, NuSlerp, MultiSlerp, Karcher, Tsv, IsoC, Wudi),
 )
 """Every rule, in the order in which comparisons list them."""
 COMBINES = {rule.name: rule for rule in RULES}
