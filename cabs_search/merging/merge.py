@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cabs_search.checkpoints.vocabulary import SAME
 from cabs_search.merging.cache import StoredVector
+from cabs_search.merging.combine.gram import products_of
 from cabs_search.merging.combine.sums import TensorSum, write_sums
 from cabs_search.merging.family import Family
 from cabs_search.merging.packed import Packed
@@ -50,8 +51,12 @@ def merged_tensors(
             kept = {expert: vector.kept(name, base.numel()) for expert, vector in vectors.items()}
         parts = {expert: Packed.of(one) for expert, one in kept.items() if one is not None}
         if parts:
-            total = TensorSum(out.view(-1), base.reshape(-1), tuple(parts.values()))
-            write_sums([(total, [recipe.lambda_of(expert, name) for expert in parts])])
+            lambdas = {expert: recipe.lambda_of(expert, name) for expert in kept}
+            products = products_of(method.combine, kept.values(), base)
+            factors, of_base = method.combine.weigh(lambdas, products)
+            flat = base.reshape(-1)
+            total = TensorSum(out.view(-1), flat, tuple(parts.values()), of_base)
+            write_sums([(total, [factors[expert] for expert in parts])])
         yield name, out
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -167,9 +167,10 @@ class Recipe:
         """Short name of Σ λᵢ·τ̃ᵢ: recipes that share it are surely the same merged model.
 
         A vector with λ = 0 is not in the sum. It is in the name only if it shapes another one: by
-        being pruned before it, or by having a vote on its signs.
+        being pruned before it, by having a vote on its signs, or by an angle with it.
         """
         mask, order = self.method.mask, self.order
+        is_sum = self.method.is_sum and self.method.combine.weighs == "none"
         identities = [[expert, identity(mask, expert)] for expert in order]
         terms: list[Any] = []
         groups: Groups = ()
@@ -178,14 +179,14 @@ class Recipe:
             if not any(by_group.values()):
                 continue
             shaped_by = identities[: place + 1] if self.method.has_order else [identities[place]]
-            if not self.method.is_sum or mask.sees_all:
+            if not is_sum or mask.sees_all:
                 shaped_by = identities
             values = sorted(set(by_group.values()))
             if len(values) > 1:
                 groups = self.groups
             terms.append([shaped_by, values[0] if len(values) == 1 else by_group, expert])
         # a sum with normalised λ is a sum as well
-        combine = SUM.name if self.method.is_sum else self.method.combine.name
+        combine = SUM.name if is_sum else self.method.combine.name
         combine = combine if terms else ""
         return digest(json.dumps([combine, terms, groups], sort_keys=True))
 
@@ -217,7 +218,8 @@ def make_recipe(
         groups: groups of tensors.
 
     Raises:
-        ValueError: a λ is not finite, or too large for float32 sums.
+        ValueError: a λ is not finite, or too large for float32 sums; the method cannot merge so
+            many experts.
 
     """
     rounded: dict[LambdaKey, float] = {}
@@ -233,7 +235,19 @@ def make_recipe(
         if all(len(values) == 1 for values in by_expert.values()):
             groups = ()
             rounded = {LambdaKey(expert): values.pop() for expert, values in by_expert.items()}
-    return Recipe(method=method, lambdas=tuple(rounded.items()), groups=groups)
+    recipe = Recipe(method=method, lambdas=tuple(rounded.items()), groups=groups)
+    check_experts([method.name], recipe.experts, "method")
+    return recipe
+
+
+def check_experts(
+    methods: Iterable[str], experts: Collection[str], where: str = "space.method"
+) -> None:
+    """Raise ValueError, which begins with ``where``, if a method cannot merge so many experts."""
+    for name in methods:
+        count = combine_rule_of(name).experts
+        if count not in (None, len(experts)):
+            raise ValueError(f"{where}: {name} merges {count} experts, but got {len(experts)}")
 
 
 @lru_cache(maxsize=100_000)

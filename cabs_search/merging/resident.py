@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.merging.cache import StoredVector
+from cabs_search.merging.combine.gram import products_of
+from cabs_search.merging.combine.rule import CombineRule, Floats
 from cabs_search.merging.combine.sums import Placed, TensorSum, write_sums
 from cabs_search.merging.packed import Packed
 from cabs_search.merging.recipe import Recipe
@@ -53,6 +56,7 @@ class Resident:
         self._vectors: OrderedDict[Path, dict[str, Packed | Placed]] = OrderedDict()
         self._paths: tuple[tuple[str, Path], ...] | None = None
         self._sums: dict[str, tuple[TensorSum, list[str]]] = {}
+        self._inner: dict[tuple[str, tuple[Path, ...]], dict[str, Floats | None]] = {}
 
     @torch.no_grad()
     def materialize(self, vectors: Mapping[str, StoredVector], recipe: Recipe) -> None:
@@ -67,11 +71,26 @@ class Resident:
         last, self._paths = self._paths, None  # None until the model is whole again
         if last != paths:
             self._lay_out(vectors, is_whole=last is not None)
-        sums = []
+        rule, sums = recipe.method.combine, []
         for name, (total, experts) in self._sums.items():
-            sums.append((total, [recipe.lambda_of(expert, name) for expert in experts]))
+            lambdas = {expert: recipe.lambda_of(expert, name) for expert in vectors}
+            factors, of_base = rule.weigh(lambdas, self._products(rule, vectors, name))
+            one = total if of_base == 1 else replace(total, of_base=of_base)
+            sums.append((one, [factors[expert] for expert in experts]))
         write_sums(sums)
         self._paths = paths
+
+    def _products(
+        self, rule: CombineRule, vectors: Mapping[str, StoredVector], name: str
+    ) -> Floats | None:
+        """Return inner products on one tensor, computed once for all λ."""
+        key = rule.weighs, tuple(vector.path for vector in vectors.values())
+        found = self._inner.setdefault(key, {})
+        if name not in found:
+            base = self._base[name]
+            kept = (vector.kept(name, base.numel()) for vector in vectors.values())
+            found[name] = products_of(rule, kept, base)
+        return found[name]
 
     @property
     def summed(self) -> dict[str, tuple[str, ...]]:
@@ -124,6 +143,7 @@ class Resident:
     def forget(self) -> None:
         """Drop all vectors: a file of theirs has changed."""
         self._vectors.clear()
+        self._inner.clear()
         self._paths = None
 
     def _forget(self, used: Collection[Path]) -> None:

@@ -34,6 +34,7 @@ class Delta:
         base: Tensor | None = None,
         error: str = NOT_FINITE,
         *,
+        origin: Tensor | None = None,
         check: bool = True,
     ) -> None:
         """Prepare ``tuned`` minus ``base``; nothing is read.
@@ -42,6 +43,7 @@ class Delta:
             tuned, base: of any floating dtypes, one shape; no base: ``tuned`` itself. ``tuned`` may
                 have fewer rows than the base: τ of the others is 0.
             error: message if a weight is not finite.
+            origin: the base, where ``tuned`` is the difference already.
             check: whether weights must be finite.
 
         """
@@ -50,6 +52,7 @@ class Delta:
         self._error, self._check = error, check
         self._tuned = tuned.detach().reshape(-1)
         self._base = None if base is None else base.reshape(-1)
+        self._origin = origin if base is None else base
 
     def part(self, part: slice, out: Tensor | None = None) -> Tensor:
         """Read some weights in row-major order: float32, flat. Raises ValueError if one is not
@@ -73,6 +76,10 @@ class Delta:
         parallel_map(lambda part: self.part(part, values[part]), chunks(self.numel))
         return values.reshape(self.shape)
 
+    def base(self) -> Tensor:
+        """Return the base's values: of its dtype, the tensor's shape; zeros if there is no base."""
+        return torch.zeros(self.shape) if self._origin is None else self._origin
+
     def is_zero(self) -> bool:
         """Tell whether the expert left the tensor as it was; mostly the first chunk tells."""
         return not any(self.part(part).any() for part in chunks(self.numel, PROBE_SIZE))
@@ -89,7 +96,7 @@ def task_vector(base: Checkpoint, expert: Expert, name: str, rows: int | None = 
     """
     error = f"{expert.folder}: {NOT_FINITE}, but {name} minus the base's is not"
     if isinstance(expert, Adapter) and (update := expert.update(name)) is not None:
-        return Delta(update, error=error)
+        return Delta(update, error=error, origin=base.read(name))
     tuned = expert.read(name)
     tuned = tuned[:rows] if TOKEN_ROWS.search(name) else tuned
     return Delta(tuned, base.read(name), error)

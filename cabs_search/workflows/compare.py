@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cabs_search.common.formats import first_line
+from cabs_search.merging.recipe import check_experts
 from cabs_search.record.comparison_file import write_comparison
 from cabs_search.record.folder import StudyFolder, StudyId, only_driver, write_spec
 from cabs_search.record.outcomes import Outcomes
@@ -113,7 +114,8 @@ def compare(
 def _prune_calibrated(
     prepared: Prepared, rows: Sequence[Value], say: Say
 ) -> tuple[Calibrated, dict[str, str]]:
-    """Build the vectors that need calibration items, for all rows at once.
+    """Find the rows that cannot run; build the vectors that need calibration items, for all others
+    at once.
 
     Returns:
         What was built, and by row the reason why it cannot run.
@@ -123,6 +125,7 @@ def _prune_calibrated(
     needing: dict[str, Spec] = {}
     for row in rows:
         try:
+            check_experts(row.spec.methods, row.spec.experts)
             check_calibration(row.spec.methods, row.spec.experts, row.spec.heads)
             if calibrated_methods(row.spec.methods):
                 needing[row.label] = row.spec

@@ -14,7 +14,7 @@ from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
-from cabs_search.merging.recipe import BASE, Groups, Method, group_of
+from cabs_search.merging.recipe import BASE, Groups, Method, check_experts, group_of
 from cabs_search.record.comparison_file import check_folder
 from cabs_search.scoring.batches import blocks
 from cabs_search.scoring.calibrate import calibrated, check_calibration
@@ -98,6 +98,8 @@ def prepare(
     if cache_folder().exists() and not cache_folder().is_dir():
         raise ValueError(f"{cache_folder()}: the cache must be a folder; see CABS_SEARCH_CACHE")
     check_folder(folder, spec.space, over)
+    if over is None:  # of a comparison, a row fails by itself
+        check_experts(spec.methods, spec.experts)
     check_sampler(spec)
     check_objective(spec)
     check_pruner(spec.search, spec.tasks)

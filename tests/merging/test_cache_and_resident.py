@@ -31,7 +31,14 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.masks.n_m import conflict_aware
 from cabs_search.merging.merge import merged_tensors
 from cabs_search.merging.packed import Packed
-from cabs_search.merging.recipe import METHOD_NAMES, Method, Recipe, make_method, make_recipe
+from cabs_search.merging.recipe import (
+    METHOD_NAMES,
+    Method,
+    Recipe,
+    combine_rule_of,
+    make_method,
+    make_recipe,
+)
 from cabs_search.merging.resident import Resident
 from cabs_search.merging.sparse import Kept
 from cabs_search.scoring.workbench import Workbench
@@ -51,9 +58,10 @@ def per_expert(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.one_of(values, each)
 
 
+ANY_NUMBER = [name for name in METHOD_NAMES if combine_rule_of(name).experts is None]
 METHODS = st.builds(
     make_method,
-    st.sampled_from([*METHOD_NAMES, "ties-random", "ties-sum-cabs", "ties-task-arithmetic"]),
+    st.sampled_from([*ANY_NUMBER, "ties-random", "ties-sum-cabs", "ties-task-arithmetic"]),
     st.just(EXPERTS),
     nm=per_expert(st.sampled_from([(1, 4), (2, 8), (3, 8), (8, 32), (16, 16), (1, 300)])),
     density=per_expert(st.sampled_from([0.001, 0.1, 0.25, 0.6, 1.0])),
@@ -120,6 +128,28 @@ def test_the_nth_candidate_has_the_bits_of_a_fresh_merge(
         resident.materialize(vectors, recipe)
     for name, fresh in merged_tensors(family, candidates[-1], dtype):
         assert torch.equal(bits(tensors[name]), bits(fresh)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_nth_mean_of_two_has_the_bits_of_a_fresh_merge(
+    pico: Path, store: VectorCache, dtype: torch.dtype
+) -> None:
+    """Methods of two experts, after one another and with groups of tensors."""
+    names = EXPERTS[:2]
+    two = Family.open(pico / "base", {name: pico / name for name in names})
+    tensors = {n: torch.empty(s, dtype=dtype) for n, s in two.alignment.shapes.items()}
+    resident = Resident(two.base, tensors)
+    for name in ("slerp", "nuslerp", "slerp-cabs", "slerp"):
+        method = make_method(name, names, nm=(2, 8))
+        vectors = store.open(store.ensure(two, method))
+        for values in ((0.3, 1.1), (0.0, 1.0), (2.0, -0.7)):
+            by_group = {
+                f"{e}.{g}": v for e, v in zip(names, values, strict=True) for g, _ in GROUPS
+            }
+            recipe = make_recipe(method, by_group | {f"{names[0]}.rest": 0.6}, GROUPS)
+            resident.materialize(vectors, recipe)
+            for tensor, fresh in merged_tensors(two, recipe, dtype):
+                assert torch.equal(bits(tensors[tensor]), bits(fresh)), (name, tensor)
 
 
 def test_experts_with_equal_weights_keep_their_own_lambda(pico: Path, tmp_path: Path) -> None:

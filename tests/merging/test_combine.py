@@ -19,6 +19,7 @@ from cabs_search.search.candidates import Candidates
 from cabs_search.search.refine.check import check_refine
 from cabs_search.search.space import branches, params_of
 from cabs_search.spec.load import parse
+from cabs_search.workflows.prepare import prepare
 from tests.conftest import EXPERTS, pico_values
 from tests.merging.test_methods import LAMBDAS, NAMES, change, made_up, naive_top, pruned
 
@@ -151,6 +152,76 @@ def test_multi_slerp_is_the_middle_of_the_sphere() -> None:
     assert not change(method, opposite, ones).any()
 
 
+def test_slerp_is_on_the_arc() -> None:
+    """At t of the angle from one end, by its sines; straight between ends of one direction."""
+    base = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    deltas = made_up(2, 3, 4, count=2)
+    for name, origin in (("slerp", base), ("nuslerp", torch.zeros(3, 4))):
+        method = make_method(name, ("a", "b"))
+        ends = [(origin + tau).double().numpy().reshape(-1) for tau in deltas.values()]
+        angle = np.arccos(ends[0] @ ends[1] / np.prod([np.linalg.norm(e) for e in ends]))
+        for t in (0.0, 0.3, 1.0, 1.2):
+            recipe = make_recipe(method, {"a": 2 * (1 - t), "b": 2 * t})
+            shares = {e: recipe.lambda_of(e, "w") for e in "ab"}
+            on_arc = np.sin((1 - t) * angle) * ends[0] + np.sin(t * angle) * ends[1]
+            expected = on_arc / np.sin(angle) + (base - origin).numpy().reshape(-1)
+            found = change(method, deltas, shares, base).reshape(-1).numpy()
+            assert np.allclose(found, expected, atol=1e-5), (name, t)
+    shares, tau = {"a": 0.75, "b": 0.25}, deltas["a"]
+    for factor in (1.0, 3.0, -1.0, 0.0):
+        found = change(make_method("nuslerp", ("a", "b")), {"a": tau, "b": factor * tau}, shares)
+        share = 0.75 + 0.25 * factor if factor else np.sin(0.75 * np.pi / 2)
+        assert torch.allclose(found, float(share) * tau, atol=1e-6), factor
+
+
+def test_karcher_is_the_least_sum_of_squared_angles() -> None:
+    """No direction nearby is nearer to all; opposite models leave something finite."""
+    deltas, generator = made_up(4, 20), np.random.default_rng(3)
+    base, weights = torch.linspace(-1, 2, 20), {"a": 0.2, "b": 0.5, "c": 0.3}
+    ends = [(base + deltas[n]).double().numpy() for n in NAMES]
+    found = change(make_method("karcher", NAMES), deltas, weights, base).double().numpy()
+    lengths = [np.linalg.norm(end) for end in ends]
+    assert np.linalg.norm(found) == pytest.approx(np.dot(list(weights.values()), lengths))
+
+    def spread(point: Array) -> float:
+        cosines = [point @ e / np.linalg.norm(point) / np.linalg.norm(e) for e in ends]
+        return float(np.dot(list(weights.values()), np.arccos(cosines) ** 2))
+
+    least = spread(found)
+    for _ in range(100):
+        assert spread(found + 0.05 * generator.standard_normal(20)) > least
+    opposite = {"a": deltas["a"] - base, "b": -deltas["a"] - base}
+    halves = {"a": 0.5, "b": 0.5}
+    assert change(make_method("karcher", ("a", "b")), opposite, halves, base).isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["slerp", "nuslerp", "karcher", "multi-slerp"])
+def test_weights_of_a_mean_are_no_factors(method: str) -> None:
+    """All 0 is the base, one alone is its expert; one name for one model, another for others."""
+    names, made = ("a", "b"), make_method(method, ("a", "b"))
+    base, deltas = torch.linspace(-1, 2, 20).reshape(5, 4), made_up(7, 5, 4, count=2)
+    assert torch.equal(change(made, deltas, {"a": 0.0, "b": 0.0}, base), base)
+    found = change(made, deltas, {"a": 0.0, "b": 1.0}, base) - base
+    scale = 2 if method == "multi-slerp" else 1
+    assert torch.allclose(scale * found, deltas["b"], atol=1e-5)
+    keys = {make_recipe(made, {"a": 1.0, "b": x}).sum_key for x in (0.5, 1.0, 2.0)}
+    others = {
+        make_recipe(make_method(m, names), {"a": x, "b": x}).sum_key
+        for m, x in (("linear", 1.0), ("task-arithmetic", 0.5), ("task-arithmetic", 1.0))
+    }
+    assert len(keys) == 3
+    assert not keys & others
+
+
+def test_two_experts_and_no_more(pico: Path) -> None:
+    with pytest.raises(ValueError, match="method: slerp merges 2 experts, but got 3"):
+        make_recipe(make_method("slerp", NAMES), dict.fromkeys(NAMES, 1.0))
+    values = pico_values(pico)
+    values["space"]["method"] = ["nuslerp"]
+    with pytest.raises(ValueError, match=r"space\.method: nuslerp merges 2 experts, but got 3"):
+        prepare(parse(values), pico / "nowhere", None, print)
+
+
 def naive_tsv(vectors: list[Array], lambdas: list[float]) -> Array:
     """TSV-M as the paper builds it: all tasks' singular vectors side by side."""
     count = len(vectors)
@@ -189,6 +260,28 @@ def test_tsv_and_iso_c_by_hand() -> None:
     assert torch.allclose(found, 1.5 * 2 * torch.eye(2), atol=1e-6), "the mean of λ counts"
 
 
+@pytest.mark.parametrize("shape", [(9, 6), (4, 13), (7,)])
+def test_wudi_is_the_least_of_its_papers_loss(shape: tuple[int, ...]) -> None:
+    """Autograd's gradient is 0 there; vectors of rows at right angles are summed."""
+    deltas, method = made_up(12, *shape), make_method("wudi", NAMES)
+    ones = dict.fromkeys(NAMES, 1.0)
+    found = change(method, deltas, ones).double().requires_grad_()
+    if len(shape) == 1:
+        assert torch.allclose(found.float(), sum(deltas.values()) / 3)
+        return
+    taus = [tau.double() for tau in deltas.values()]
+    loss = sum(((found - tau) @ tau.T).square().sum() / tau.square().sum() for tau in taus)
+    loss.backward()
+    assert found.grad.abs().max() < 1e-4
+    start = sum(taus)
+    worse = sum(((start - tau) @ tau.T).square().sum() / tau.square().sum() for tau in taus)
+    assert loss < worse
+    apart = {"a": torch.eye(4)[:2] * 3, "b": torch.eye(4)[2:]}
+    assert torch.allclose(
+        change(make_method("wudi", ("a", "b")), apart, ones), apart["a"] + apart["b"], atol=1e-6
+    )
+
+
 def test_directions_of_no_length_are_left_out() -> None:
     """Updates of low rank: what an SVD returns beyond their rank is arbitrary."""
     torch.manual_seed(5)
@@ -214,5 +307,7 @@ def test_one_result_has_one_lambda_to_search(pico: Path) -> None:
 def test_normalised_lambdas_are_not_refined(pico: Path) -> None:
     values = pico_values(pico, refine=True)
     values["baselines"] = {"linear": {"lambda": [1.0]}}
-    with pytest.raises(ValueError, match=r"search\.refine: .*linear divides them by their sum"):
+    with pytest.raises(
+        ValueError, match=r"search\.refine: .*those of linear are weights of a mean"
+    ):
         check_refine(parse(values), (), 4)

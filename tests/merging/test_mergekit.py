@@ -77,6 +77,8 @@ def by_mergekit(
     density: float | None = 1.0,
     experts: Sequence[str] = EXPERTS,
     has_base: bool = True,
+    base: str = "base",
+    dtype: str = "float32",
     **settings: Any,
 ) -> Tensors:
     """What mergekit makes of the trunks, by tensor name; a skip that says why where it is not
@@ -88,7 +90,7 @@ def by_mergekit(
     if not (MERGEKIT / ".installed").exists():
         pytest.skip(f"mergekit is not installed: {reason()}")
     shares = {} if density is None else {"density": density}
-    config: dict[str, Any] = {"merge_method": method, "parameters": settings, "dtype": "float32"}
+    config: dict[str, Any] = {"merge_method": method, "parameters": settings, "dtype": dtype}
     config["models"] = [
         {
             "model": str(trunks / name / TENSORS),
@@ -97,7 +99,7 @@ def by_mergekit(
         for name in experts
     ]
     if has_base:
-        config["base_model"] = str(trunks / "base" / TENSORS)
+        config["base_model"] = str(trunks / base / TENSORS)
     recipe = out.with_suffix(".yaml")
     recipe.write_text(yaml.safe_dump(config))
     command = [MERGEKIT / "bin" / "mergekit-pytorch", recipe, out, "--device", "cpu"]
@@ -248,6 +250,46 @@ def test_fixed_coefficients_are_mergekits(
 ) -> None:
     expected = by_mergekit(alike, tmp_path / "out", theirs, weights)
     assert_same(by_us(alike, method, dict.fromkeys(EXPERTS, 1.0)), expected)
+
+
+@pytest.mark.parametrize("name", ["nuslerp", "slerp"])
+def test_two_models_on_an_arc_are_mergekits(alike: Path, tmp_path: Path, name: str) -> None:
+    """Theirs of whole models has one of the two as its base, and t instead of weights."""
+    one, other = EXPERTS[:2]
+    weights = {one: 0.9, other: 0.6}
+    given: dict[str, Any] = {"weights": weights}
+    if name == "slerp":
+        given = {"weights": None, "base": one, "t": 0.4}
+    expected = by_mergekit(
+        alike, tmp_path / "out", name, density=None, experts=[one, other], **given
+    )
+    assert_same(by_us(alike, name, weights), expected)
+
+
+def test_the_karcher_mean_is_mergekits(trunks: Path, alike: Path, tmp_path: Path) -> None:
+    """Theirs in float64: in float32 it loses angles below 3e-4, which arccos cannot tell from 0."""
+    weights = dict.fromkeys(EXPERTS, 1.0)
+    for place, folder in enumerate((trunks, alike)):
+        out = tmp_path / str(place)
+        expected = by_mergekit(folder, out, "karcher", None, has_base=False, dtype="float64")
+        assert_same(by_us(folder, "karcher", weights), expected)
+
+
+def test_weights_in_a_multi_slerp_are_mergekits(alike: Path, tmp_path: Path) -> None:
+    """Theirs divides them by their sum: it is ours with λ that sum up to the number of experts."""
+    weights = dict(zip(EXPERTS, (0.5, 1.0, 1.5), strict=True))
+    expected = by_mergekit(alike, tmp_path / "out", "multislerp", weights)
+    assert_same(by_us(alike, "multi-slerp", weights), expected)
+
+
+def test_arcee_fusion_is_mergekits(trunks: Path, tmp_path: Path) -> None:
+    """Theirs takes one expert; in float64, as ours: float32 loses the divergence of rows that
+    hardly moved, and with it the rank of weights.
+    """
+    (name, *_) = EXPERTS
+    out = tmp_path / "out"
+    expected = by_mergekit(trunks, out, "arcee_fusion", None, experts=[name], dtype="float64")
+    assert_same(by_us(trunks, "arcee-fusion", {name: 1.0}), expected)
 
 
 def test_nearswap_is_mergekits(trunks: Path, tmp_path: Path) -> None:

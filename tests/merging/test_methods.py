@@ -18,10 +18,12 @@ from torch import Tensor
 import cabs_search
 from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.merging.calibration import Calibration, write_calibration
+from cabs_search.merging.combine.gram import products_of
 from cabs_search.merging.combine.sums import TensorSum, write_sums
 from cabs_search.merging.masks.calibrated import DAMPING, sparsegpt, wanda_scores
 from cabs_search.merging.masks.della import keep_chances
 from cabs_search.merging.masks.prune import prune
+from cabs_search.merging.masks.rule import TensorView
 from cabs_search.merging.masks.selection import share
 from cabs_search.merging.packed import Packed
 from cabs_search.merging.recipe import METHOD_NAMES, Method, make_method, make_recipe
@@ -68,16 +70,23 @@ def pruned(
     return found
 
 
-def change(method: Method, deltas: Mapping[str, Tensor], lambdas: Mapping[str, float]) -> Tensor:
-    """A merged tensor of which the base is 0."""
-    numel = next(iter(deltas.values())).numel()
+def change(
+    method: Method,
+    deltas: Mapping[str, Tensor],
+    lambdas: Mapping[str, float],
+    base: Tensor | None = None,
+) -> Tensor:
+    """A merged tensor of which the base is 0, unless it is given."""
     kept = prune_all(method, {expert: {"w": tau} for expert, tau in deltas.items()})
     out = torch.zeros_like(next(iter(deltas.values())))
-    left = zip(kept, method.combine.combine(list(kept.values()), out.shape), strict=True)
-    parts = {name: Packed.of(one) for name, one in left if one is not None}
+    base = torch.zeros_like(out) if base is None else base
+    left = method.combine.combine(list(kept.values()), out.shape)
+    parts = {name: Packed.of(k) for name, k in zip(kept, left, strict=True) if k is not None}
     if parts:
-        one = TensorSum(out.view(-1), torch.zeros(numel), tuple(parts.values()))
-        write_sums([(one, [lambdas[name] for name in parts])])
+        products = products_of(method.combine, kept.values(), base)
+        factors, of_base = method.combine.weigh({n: lambdas[n] for n in kept}, products)
+        one = TensorSum(out.view(-1), base.view(-1), tuple(parts.values()), of_base)
+        write_sums([(one, [factors[name] for name in parts])])
     return out
 
 
@@ -537,3 +546,21 @@ def test_nearswap_cuts_changes_off() -> None:
     tau = torch.tensor([0.3, -0.02, 0.05, -9.0, 0.0])
     found = change(make_method("nearswap", ("a",), limit=0.05), {"a": tau}, {"a": 2.0})
     assert torch.allclose(found, 2 * torch.tensor([0.05, -0.02, 0.05, -0.05, 0.0]))
+
+
+def test_arcee_fusion_keeps_what_stands_out() -> None:
+    """One weight at a time: |τ| times the row's divergence, above the quartiles."""
+    torch.manual_seed(11)
+    for shape in ((6, 9), (13,), (2, 3, 4)):
+        base, tau = torch.randn(shape), torch.randn(shape) * (torch.rand(shape) > 0.2)
+        view = TensorView(tensor="w", expert="a", delta=Delta(base + tau, base))
+        found = make_method("arcee-fusion", ("a",)).mask.select(view)
+        rows = base.double().reshape(-1, shape[-1]).numpy()
+        moved = rows + view.tau.reshape(rows.shape)
+        p, q = ((e := np.exp(x)) / e.sum(axis=1, keepdims=True) + 1e-8 for x in (moved, rows))
+        score = np.abs(view.tau.reshape(rows.shape)) * (p * np.log(p / q)).sum(1)[:, None]
+        ranked = np.sort(score.reshape(-1))
+        low, middle, high = (ranked[int(x * (ranked.size - 1))] for x in (0.25, 0.5, 0.75))
+        expected = (score >= (middle + 1.5 * (high - low)) * (1 - 1e-6)).reshape(-1)
+        assert np.array_equal(found.mask, expected & (view.weights != 0))
+        assert np.array_equal(found.values, view.weights[found.mask])

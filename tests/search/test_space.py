@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
-from cabs_search.merging.recipe import METHOD_NAMES, LambdaKey, make_recipe
+from cabs_search.merging.recipe import METHOD_NAMES, LambdaKey, combine_rule_of, make_recipe
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.space import params_of, size, suggest
 from cabs_search.spec.load import parse
@@ -17,7 +17,7 @@ from tests.conftest import EXPERTS, pico_values
 GROUPS = {"embeddings": "embeddings", "lower": r"layer\.0\.", "rest": "."}
 SPACES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "all methods": {"method": list(METHOD_NAMES)},
+    "all methods": {"method": [n for n in METHOD_NAMES if combine_rule_of(n).experts is None]},
     "density": {"method": ["dare", "magnitude", "cabs"], "density": [0.1, 0.25, 1.0]},
     "density each": {
         "method": ["dare", "cabs", "task-arithmetic"],

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from cabs_search.merging.combine.gram import gram
 from cabs_search.merging.combine.rule import CombineRule
 
@@ -32,8 +34,9 @@ class ModelStock(CombineRule):
         """Return the share of each vector."""
         count = len(vectors)
         products = gram(vectors, math.prod(shape))
-        norms = products.diagonal().sqrt()
-        cosines = (products / norms.outer(norms)).nan_to_num(0.0)  # 0/0 where a vector is 0
+        norms = np.sqrt(products.diagonal())
+        sizes = np.outer(norms, norms)
+        cosines = np.divide(products, sizes, out=np.zeros_like(sizes), where=sizes > 0)
         pairs = [float(cosines[i, j]) for i in range(count) for j in range(i)]
         cosine = min(max(sum(pairs) / len(pairs), 0.0), 1.0) if pairs else 1.0
         if cosine == 0:

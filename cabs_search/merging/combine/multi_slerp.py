@@ -1,45 +1,43 @@
-"""Multi-SLERP: the mean direction of the vectors with their mean length.
+"""Multi-SLERP: the weighted mean direction of the vectors with their weighted mean length.
 
-Source: mergekit's ``multislerp`` with a base and equal weights.
+Source: mergekit's ``multislerp`` with a base.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Literal
 
-from cabs_search.merging.combine.gram import gram
-from cabs_search.merging.combine.rule import CombineRule
+import numpy as np
 
-if TYPE_CHECKING:
-    from cabs_search.merging.sparse import Kept
+from cabs_search.merging.combine.plain_sum import Sum
+from cabs_search.merging.combine.rule import Floats
 
 LEAST = 1e-6
-"""Length of the mean of unit vectors below which it has no direction."""
+"""Length of a weighted sum of unit vectors, as a share of Σ |λ|, below which it has no
+direction.
+"""
 
 
 @dataclass(frozen=True)
-class MultiSlerp(CombineRule):
-    """Scale each vector to one length, so that their sum is the mean direction of the tensor's
-    vectors, as long as they are in the mean.
+class MultiSlerp(Sum):
+    """Give the weighted sum of the tensor's unit vectors the weighted mean of their lengths.
 
-    Of two vectors it is the middle of spherical interpolation. Where directions cancel, nothing is
-    left.
+    Of two vectors with equal λ it is the middle of spherical interpolation. Where directions
+    cancel, nothing is left.
     """
 
     name: ClassVar[str] = "multi-slerp"
-    alone: ClassVar[str] = "task-arithmetic"
     beside: ClassVar[tuple[str, ...]] = ("task-arithmetic",)
+    weighs: ClassVar[Literal["none", "vectors", "models"]] = "vectors"
 
-    def combine(self, vectors: Sequence[Kept | None], shape: Sequence[int]) -> list[Kept | None]:
-        """Return each vector, rescaled."""
-        products = gram(vectors, math.prod(shape))
-        norms = products.diagonal().sqrt()
-        inverse = norms.reciprocal().nan_to_num(posinf=0.0)
-        length = float((inverse @ products @ inverse).clamp(min=0).sqrt())  # of the units' sum
-        if length < LEAST * len(vectors):
-            return [None] * len(vectors)
-        scales = (norms.mean() / length * inverse).tolist()
-        return [None if v is None else v.scaled(s) for v, s in zip(vectors, scales, strict=True)]
+    def factors(self, lambdas: Sequence[float], products: Floats) -> Sequence[float]:
+        """Return λᵢ/‖τᵢ‖ · (Σ λⱼ·‖τⱼ‖/N) / ‖Σ λⱼ·τⱼ/‖τⱼ‖‖ of each vector."""
+        weights, norms = np.array(lambdas), np.sqrt(products.diagonal())
+        units = np.divide(weights, norms, out=np.zeros(len(norms)), where=norms > 0)
+        length = float(np.sqrt(max(units @ products @ units, 0.0)))
+        if length <= LEAST * np.abs(weights).sum():
+            return [0.0] * len(norms)
+        factors: list[float] = (units * (weights @ norms / len(norms) / length)).tolist()
+        return factors

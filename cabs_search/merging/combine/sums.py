@@ -68,7 +68,7 @@ class Placed:
 
 @dataclass(frozen=True, eq=False)
 class TensorSum:
-    """One tensor that becomes base + Σ λᵢ·τ̃ᵢ, in float32.
+    """One tensor that becomes base + Σ λᵢ·τ̃ᵢ, in float32; the base may have a factor, too.
 
     Products are added vector after vector, then the base's value: the bits are the same in a
     resident model and in a fresh merge, by numba and by torch.
@@ -80,6 +80,8 @@ class TensorSum:
     """Values of the base, flat, any floating dtype."""
     vectors: tuple[Packed | Placed, ...]
     """Vectors that keep something, at least one; ``Placed`` on a GPU."""
+    of_base: float = 1.0
+    """Factor of the base's values."""
 
     @cached_property
     def _packed(self) -> _Arguments | None:
@@ -105,13 +107,17 @@ class TensorSum:
                     total += scaled
                 else:
                     total.index_add_(0, placed.positions, scaled)
-            self.out.copy_(total.add_(self.base.float()))
-        elif self.out.dtype == self.base.dtype == torch.float32:
+            self.out.copy_(total.add_(self._scaled_base(slice(None))))
+        elif self.out.dtype == self.base.dtype == torch.float32 and self.of_base == 1:
             self._packed.write(self.out, self.base, lambdas, part)
         else:
             total = torch.empty(part.stop - part.start)
             self._packed.write(total, None, lambdas, part, first=part.start)
-            self.out[part] = total.add_(self.base[part].float())
+            self.out[part] = total.add_(self._scaled_base(part))
+
+    def _scaled_base(self, part: slice) -> Tensor:
+        values = self.base[part].float()
+        return values if self.of_base == 1 else values * self.of_base
 
     def inner_products(self, gradient: Tensor) -> npt.NDArray[np.float64]:
         """Return ⟨gradient, τ̃ᵢ⟩ of each vector: the loss's gradient in λᵢ on this tensor.

@@ -7,6 +7,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
+from cabs_search.merging.masks.arcee_fusion import ArceeFusion
 from cabs_search.merging.masks.balanced import Balanced
 from cabs_search.merging.masks.breadcrumbs import Breadcrumbs
 from cabs_search.merging.masks.cabs import Cabs
@@ -36,6 +37,7 @@ RULES: tuple[type[MaskRule], ...] = (
     VectorMagnitude,
     Breadcrumbs,
     NearSwap,
+    ArceeFusion,
     Dare,
     Della,
     Random,

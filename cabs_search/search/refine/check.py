@@ -42,10 +42,11 @@ def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:
             f" {objective_name(spec)}"
         )
     methods = (*spec.space.method, *spec.baselines)
-    if normalized := [name for name in methods if combine_rule_of(name).normalizes]:
+    rules = {name: combine_rule_of(name) for name in methods}
+    if weights := [n for n, rule in rules.items() if rule.normalizes or rule.weighs != "none"]:
         raise ValueError(
             "search.refine: every method must have λ that are free of one another, but"
-            f" {normalized[0]} divides them by their sum; take task-arithmetic"
+            f" those of {weights[0]} are weights of a mean; take task-arithmetic"
         )
     if generating := [name for name, task in spec.tasks.items() if task.kind.generates]:
         raise ValueError(
