@@ -228,10 +228,15 @@ def _add_refine(command: argparse.ArgumentParser) -> None:
 
 
 def _add_merge(made: argparse.ArgumentParser, *, with_settings: bool) -> None:
-    made.add_argument("--base", required=True, metavar="B", help="a folder or a hub id")
-    made.add_argument("--expert", required=True, action="append", type=_pair, metavar="NAME=PATH")
+    made.add_argument("--base", metavar="B", help="a folder or a hub id")
     made.add_argument(
-        "--recipe", type=Path, metavar="FILE", help="an export's recipe.json: method, settings, λ"
+        "--expert", action="append", default=[], type=_pair, metavar="NAME=PATH", help="for each"
+    )
+    made.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="a YAML file with models, method, settings and λ, such as an export's recipe.yaml",
     )
     made.add_argument("--method", metavar="M", help="cabs (default), task-arithmetic, ties, ...")
     for setting in _mask_settings() if with_settings else ():
@@ -240,7 +245,6 @@ def _add_merge(made: argparse.ArgumentParser, *, with_settings: bool) -> None:
     made.add_argument(
         "--vocabulary",
         choices=("same", "common-rows"),
-        default="same",
         help="of language models with other numbers of tokens (default: refuse them)",
     )
     made.add_argument(
@@ -255,7 +259,9 @@ def _add_merge(made: argparse.ArgumentParser, *, with_settings: bool) -> None:
     made.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the base's own"
     )
-    made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
+    made.add_argument(
+        "--to", "--output", required=True, type=Path, metavar="PATH", help="a new folder"
+    )
 
 
 def _add_export(made: argparse.ArgumentParser) -> None:
