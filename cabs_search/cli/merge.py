@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cabs_search.cli.commands import print_export
+from cabs_search.cli.convert import read_for_merge
 
 if TYPE_CHECKING:
     from cabs_search.spec.recipe_file import RecipeFile
@@ -104,7 +105,6 @@ def _from_options(options: argparse.Namespace, experts: Mapping[str, str]) -> Re
 def _from_file(options: argparse.Namespace, experts: Mapping[str, str]) -> RecipeFile:
     """Return what the file of ``--recipe`` says, with the models of the options before its own."""
     from cabs_search.merging.masks.rules import SETTINGS
-    from cabs_search.spec.recipe_file import read_recipe
 
     given = {name: getattr(options, name) for name in SETTINGS}
     given |= {"method": options.method, "overlap-merge": options.overlap_merge}
@@ -112,7 +112,7 @@ def _from_file(options: argparse.Namespace, experts: Mapping[str, str]) -> Recip
     others = [name for name, value in given.items() if value is not None]
     if others:
         raise ValueError(f"--recipe: it has every setting, so --{others[0]} must not be given")
-    asked = read_recipe(options.recipe)
+    asked = read_for_merge(options.recipe)
     models = {**asked.experts, **experts}
     names = asked.recipe.experts
     if set(models) != set(names):

@@ -24,6 +24,7 @@ from cabs_search.cli.commands import (
     _ui,
     _vectors,
 )
+from cabs_search.cli.convert import MERGEKIT, RECIPE, convert
 from cabs_search.cli.merge import merge
 
 SPEC = "a YAML file, or the name of one in search_spaces/"
@@ -128,6 +129,16 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
 
     made = command("merge", merge, "merge experts by one recipe, without a search")
     _add_merge(made, with_settings=with_settings)
+
+    made = command("convert", convert, "write a recipe as mergekit's YAML, or the other way")
+    made.add_argument("file", type=Path, metavar="FILE")
+    made.add_argument(
+        "--to", dest="form", choices=(MERGEKIT, RECIPE), help="default: the form that FILE has not"
+    )
+    made.add_argument("--output", type=Path, metavar="FILE", help="default: print it")
+    made.add_argument(
+        "--lossy", action="store_true", help="even if what is lost changes the merged weights"
+    )
 
     made = command(
         "export", _export, "write a searched candidate as a checkpoint that transformers loads"

@@ -4,6 +4,7 @@ PATH/                  the merged trunk: ``AutoModel.from_pretrained(PATH)``; of
                        model all of it: ``AutoModelForCausalLM``; shards of 5 GB if it is larger
 PATH/recipe.json       the recipe
 PATH/recipe.yaml       the recipe with its models, as ``merge --recipe`` takes it
+PATH/mergekit.yaml     the same for mergekit, of a language model, if it can be said there
 PATH/README.md         a model card
 PATH/adapter/          the merge as a LoRA adapter of the base, if that is asked for
 PATH/heads/TASK/       trunk and head, for the ``AutoModelFor...`` of the task's kind; the trunk's
@@ -40,6 +41,9 @@ from cabs_search.merging.merge import merged_tensors
 from cabs_search.merging.recipe import BASE, Recipe
 from cabs_search.serving.adapter import ADAPTER, check_adapter, write_adapter
 from cabs_search.serving.card import location_of, model_card
+from cabs_search.spec.load import dump_plain
+from cabs_search.spec.mergekit.methods import Notes
+from cabs_search.spec.mergekit.write import write_mergekit
 from cabs_search.spec.recipe_file import RecipeFile
 from cabs_search.tasks.tokenizer import pad_token_id
 
@@ -52,7 +56,7 @@ SIDE_FILES = (
     "*.model",
 )
 TRUNK, HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-RECIPE = "recipe.yaml"
+RECIPE, MERGEKIT = "recipe.yaml", "mergekit.yaml"
 ROOT, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 MODEL_FILES = ("generation_config.json", "chat_template*")
@@ -132,6 +136,8 @@ def export(
         if not compact:
             asked = recipe_file(family, recipe, None if chosen == own else chosen, dtype)
             (work / RECIPE).write_text(asked.as_yaml(), encoding="utf-8")
+            if not own:
+                _write_mergekit(asked, work / MERGEKIT)
         (work / "README.md").write_text(
             model_card(family, recipe, list(chosen), facts, dtype), encoding="utf-8"
         )
@@ -155,6 +161,18 @@ def recipe_file(
         dtype=str(dtype).removeprefix("torch."),
         heads=heads,
     )
+
+
+def _write_mergekit(asked: RecipeFile, to: Path) -> None:
+    """Write the recipe for mergekit, with what differs there as comments; not if that is a lot."""
+    notes = Notes()
+    try:
+        values = write_mergekit(asked, notes)
+    except ValueError:
+        return
+    if not notes.losses:
+        comments = "".join(f"# {line}\n" for line in notes.lines)
+        to.write_text(comments + dump_plain(values), encoding="utf-8")
 
 
 def _hash_beside(family: Family) -> None:
