@@ -56,7 +56,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def by_mergekit(file: Path, to: Path) -> Any:
     if not (MERGEKIT / ".installed").exists():
         pytest.skip(f"mergekit is not installed: {reason()}")
-    command = [MERGEKIT / "bin" / "mergekit-yaml", file, to, "--no-copy-tokenizer"]
+    start = "from mergekit.scripts.run_yaml import main; main()"
+    command = [MERGEKIT / "bin" / "python", "-c", start, file, to, "--no-copy-tokenizer"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return read(to)
