@@ -11,10 +11,12 @@ import torch
 import yaml
 
 from cabs_search.cli.main import main
-from tests.merging.test_mergekit import DENSITY, GAMMA, LAMBDA, MERGEKIT, assert_same, read, reason
+from tests.merging.test_mergekit import LAMBDA, MERGEKIT, assert_same, read, reason
 
 pytestmark = pytest.mark.slow
 EXPERTS = ("one", "two", "three")
+DENSITY, GAMMA = 1 / 4, 1 / 16
+"""Shares of which every tensor here has a whole number of weights, so that none is rounded."""
 
 
 @pytest.fixture(scope="module")
