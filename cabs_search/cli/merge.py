@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cabs_search.cli.commands import print_export
+from cabs_search.cli.convert import read_for_merge
 
 if TYPE_CHECKING:
-    from cabs_search.merging.recipe import Recipe
+    from cabs_search.spec.recipe_file import RecipeFile
 
 
 def merge(options: argparse.Namespace) -> None:
@@ -34,7 +34,8 @@ def merge(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"--expert: a name must be letters, digits, _ and -, a letter first, but got {name}"
             )
-    recipe = _recipe(options, tuple(experts))
+    asked = _from_file(options, experts) if options.recipe else _from_options(options, experts)
+    recipe = asked.recipe
     if recipe.method.mask.calibration != "none":
         where = "--recipe" if options.recipe else "--method"
         raise ValueError(
@@ -42,11 +43,13 @@ def merge(options: argparse.Namespace) -> None:
             " run, compare or export"
         )
     family = Family.open(
-        locate(options.base),
-        {name: locate(path) for name, path in experts.items()},
-        options.vocabulary,
+        locate(asked.base or ""),
+        {name: locate(path) for name, path in asked.experts.items()},
+        asked.vocabulary,
     )
-    dtype = getattr(torch, options.dtype) if options.dtype else None
+    for name, expert in (asked.heads or {}).items():
+        if not family.alignment.heads.get(expert, True):
+            raise ValueError(f"{options.recipe}: heads.{name}: expert {expert} has no head")
     with tqdm(
         total=family.alignment.weights,
         unit="weight",
@@ -54,23 +57,30 @@ def merge(options: argparse.Namespace) -> None:
         desc="merge",
         file=sys.stderr,
     ) as bar:
-        to = export(family, recipe, options.to, dtype=dtype, progress=bar.update)
+        to = export(
+            family,
+            recipe,
+            options.to,
+            heads=asked.heads,
+            dtype=getattr(torch, asked.dtype) if asked.dtype else None,
+            progress=bar.update,
+        )
     print_export(options, recipe, to)
 
 
-def _recipe(options: argparse.Namespace, experts: tuple[str, ...]) -> Recipe:
-    """Return the recipe of ``--recipe``, else of the options."""
+def _from_options(options: argparse.Namespace, experts: Mapping[str, str]) -> RecipeFile:
+    """Return what the options say."""
+    from cabs_search.checkpoints.vocabulary import SAME
     from cabs_search.merging.masks.rules import SETTINGS
     from cabs_search.merging.recipe import make_method, make_recipe
+    from cabs_search.spec.recipe_file import RecipeFile
 
+    if not (options.base and experts):
+        raise ValueError(
+            f"{'--expert' if options.base else '--base'}: it must be given, or a --recipe that"
+            " names the models"
+        )
     settings = {name: getattr(options, name) for name in SETTINGS}
-    if options.recipe:
-        given = {**settings, "method": options.method, "overlap-merge": options.overlap_merge}
-        given["lambda"] = options.lambdas or None
-        others = [name for name, value in given.items() if value is not None]
-        if others:
-            raise ValueError(f"--recipe: it has every setting, so --{others[0]} must not be given")
-        return _read_recipe(options.recipe, experts)
     method = options.method or "cabs"
     lambdas = _mapping("--lambda", options.lambdas)
     unknown = [name for name in lambdas if name not in experts]
@@ -79,26 +89,46 @@ def _recipe(options: argparse.Namespace, experts: tuple[str, ...]) -> Recipe:
             f"--lambda: an expert must be named ({', '.join(experts)}), but got {unknown[0]}"
         )
     numbers = dict.fromkeys(experts, 1.0) | {k: _number(v) for k, v in lambdas.items()}
-    made = make_method(method, experts, overlap_merge=options.overlap_merge or "sum", **settings)
+    made = make_method(
+        method, tuple(experts), overlap_merge=options.overlap_merge or "sum", **settings
+    )
     _check_settings(method, options.overlap_merge, settings)
-    return make_recipe(made, numbers)
+    return RecipeFile(
+        recipe=make_recipe(made, numbers),
+        base=options.base,
+        experts=experts,
+        vocabulary=options.vocabulary or SAME,
+        dtype=options.dtype,
+    )
 
 
-def _read_recipe(path: Path, experts: Sequence[str]) -> Recipe:
-    """Read a recipe that an export has written, for these experts."""
-    from cabs_search.common.formats import first_line
-    from cabs_search.merging.recipe import Recipe
+def _from_file(options: argparse.Namespace, experts: Mapping[str, str]) -> RecipeFile:
+    """Return what the file of ``--recipe`` says, with the models of the options before its own."""
+    from cabs_search.merging.masks.rules import SETTINGS
 
-    try:
-        recipe = Recipe.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"--recipe {path}: holds no recipe: {first_line(error)}") from error
-    if set(recipe.experts) != set(experts):
+    given = {name: getattr(options, name) for name in SETTINGS}
+    given |= {"method": options.method, "overlap-merge": options.overlap_merge}
+    given["lambda"] = options.lambdas or None
+    others = [name for name, value in given.items() if value is not None]
+    if others:
+        raise ValueError(f"--recipe: it has every setting, so --{others[0]} must not be given")
+    asked = read_for_merge(options.recipe)
+    models = {**asked.experts, **experts}
+    names = asked.recipe.experts
+    if set(models) != set(names):
         raise ValueError(
-            f"--expert: the experts of {path} must be given ({', '.join(recipe.experts)}), but got"
-            f" {', '.join(experts)}"
+            f"--expert: the experts of {options.recipe} must be given ({', '.join(names)}), but got"
+            f" {', '.join(models) or 'none'}"
         )
-    return recipe
+    if not (options.base or asked.base):
+        raise ValueError(f"--base: it must be given, as {options.recipe} names none")
+    return replace(
+        asked,
+        base=options.base or asked.base,
+        experts={name: models[name] for name in names},
+        vocabulary=options.vocabulary or asked.vocabulary,
+        dtype=options.dtype or asked.dtype,
+    )
 
 
 def _check_settings(

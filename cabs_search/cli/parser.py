@@ -24,6 +24,7 @@ from cabs_search.cli.commands import (
     _ui,
     _vectors,
 )
+from cabs_search.cli.convert import MERGEKIT, RECIPE, convert
 from cabs_search.cli.merge import merge
 
 SPEC = "a YAML file, or the name of one in search_spaces/"
@@ -129,6 +130,16 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
     made = command("merge", merge, "merge experts by one recipe, without a search")
     _add_merge(made, with_settings=with_settings)
 
+    made = command("convert", convert, "write a recipe as mergekit's YAML, or the other way")
+    made.add_argument("file", type=Path, metavar="FILE")
+    made.add_argument(
+        "--to", dest="form", choices=(MERGEKIT, RECIPE), help="default: the form that FILE has not"
+    )
+    made.add_argument("--output", type=Path, metavar="FILE", help="default: print it")
+    made.add_argument(
+        "--lossy", action="store_true", help="even if what is lost changes the merged weights"
+    )
+
     made = command(
         "export", _export, "write a searched candidate as a checkpoint that transformers loads"
     )
@@ -228,10 +239,15 @@ def _add_refine(command: argparse.ArgumentParser) -> None:
 
 
 def _add_merge(made: argparse.ArgumentParser, *, with_settings: bool) -> None:
-    made.add_argument("--base", required=True, metavar="B", help="a folder or a hub id")
-    made.add_argument("--expert", required=True, action="append", type=_pair, metavar="NAME=PATH")
+    made.add_argument("--base", metavar="B", help="a folder or a hub id")
     made.add_argument(
-        "--recipe", type=Path, metavar="FILE", help="an export's recipe.json: method, settings, λ"
+        "--expert", action="append", default=[], type=_pair, metavar="NAME=PATH", help="for each"
+    )
+    made.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="a YAML file with models, method, settings and λ, such as an export's recipe.yaml",
     )
     made.add_argument("--method", metavar="M", help="cabs (default), task-arithmetic, ties, ...")
     for setting in _mask_settings() if with_settings else ():
@@ -240,7 +256,6 @@ def _add_merge(made: argparse.ArgumentParser, *, with_settings: bool) -> None:
     made.add_argument(
         "--vocabulary",
         choices=("same", "common-rows"),
-        default="same",
         help="of language models with other numbers of tokens (default: refuse them)",
     )
     made.add_argument(
@@ -255,7 +270,9 @@ def _add_merge(made: argparse.ArgumentParser, *, with_settings: bool) -> None:
     made.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="default: the base's own"
     )
-    made.add_argument("--to", required=True, type=Path, metavar="PATH", help="a new folder")
+    made.add_argument(
+        "--to", "--output", required=True, type=Path, metavar="PATH", help="a new folder"
+    )
 
 
 def _add_export(made: argparse.ArgumentParser) -> None:

@@ -91,6 +91,12 @@ def name_of(folder: Path) -> str:
     return hub_id(folder) or file_of(folder) or folder.name
 
 
+def location_of(folder: Path) -> str:
+    """Return a checkpoint's location as a spec or a recipe has it: its hub id, or its folder."""
+    name, revision = hub_id(folder), hub_revision(folder)
+    return f"{name}@{revision}" if name and revision else str(folder)
+
+
 def _listed_heads(heads: Iterable[str]) -> list[str]:
     lines = [f"- `heads/{name}`" for name in heads]
     return ["Heads:", "", *lines, ""] if lines else []

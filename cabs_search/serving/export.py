@@ -3,6 +3,8 @@
 PATH/                  the merged trunk: ``AutoModel.from_pretrained(PATH)``; of a causal language
                        model all of it: ``AutoModelForCausalLM``; shards of 5 GB if it is larger
 PATH/recipe.json       the recipe
+PATH/recipe.yaml       the recipe with its models, as ``merge --recipe`` takes it
+PATH/mergekit.yaml     the same for mergekit, of a language model, if it can be said there
 PATH/README.md         a model card
 PATH/adapter/          the merge as a LoRA adapter of the base, if that is asked for
 PATH/heads/TASK/       trunk and head, for the ``AutoModelFor...`` of the task's kind; the trunk's
@@ -31,13 +33,18 @@ from torch import Tensor
 
 from cabs_search.checkpoints.adapter import Expert
 from cabs_search.checkpoints.checkpoint import Checkpoint, all_finite
+from cabs_search.checkpoints.vocabulary import COMMON_ROWS, SAME
 from cabs_search.checkpoints.writer import CheckpointWriter
 from cabs_search.merging.cache import StoredVector
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
 from cabs_search.merging.recipe import BASE, Recipe
 from cabs_search.serving.adapter import ADAPTER, check_adapter, write_adapter
-from cabs_search.serving.card import model_card
+from cabs_search.serving.card import location_of, model_card
+from cabs_search.spec.load import dump_plain
+from cabs_search.spec.mergekit.methods import Notes
+from cabs_search.spec.mergekit.write import write_mergekit
+from cabs_search.spec.recipe_file import RecipeFile
 from cabs_search.tasks.tokenizer import pad_token_id
 
 SIDE_FILES = (
@@ -49,6 +56,7 @@ SIDE_FILES = (
     "*.model",
 )
 TRUNK, HEAD = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+RECIPE, MERGEKIT = "recipe.yaml", "mergekit.yaml"
 ROOT, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 MODEL_FILES = ("generation_config.json", "chat_template*")
@@ -125,6 +133,11 @@ def export(
         (work / "recipe.json").write_text(
             json.dumps(recipe.as_dict(), indent=2, ensure_ascii=False) + "\n"
         )
+        if not compact:
+            asked = recipe_file(family, recipe, None if chosen == own else chosen, dtype)
+            (work / RECIPE).write_text(asked.as_yaml(), encoding="utf-8")
+            if not own:
+                _write_mergekit(asked, work / MERGEKIT)
         (work / "README.md").write_text(
             model_card(family, recipe, list(chosen), facts, dtype), encoding="utf-8"
         )
@@ -134,6 +147,32 @@ def export(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return path
+
+
+def recipe_file(
+    family: Family, recipe: Recipe, heads: Mapping[str, str] | None, dtype: torch.dtype
+) -> RecipeFile:
+    """Return a merge as a file names it, with hub ids or absolute paths; ``heads``: as there."""
+    return RecipeFile(
+        recipe=recipe,
+        base=location_of(family.base.folder),
+        experts={name: location_of(one.folder) for name, one in family.experts.items()},
+        vocabulary=COMMON_ROWS if family.alignment.common_rows else SAME,
+        dtype=str(dtype).removeprefix("torch."),
+        heads=heads,
+    )
+
+
+def _write_mergekit(asked: RecipeFile, to: Path) -> None:
+    """Write the recipe for mergekit, with what differs there as comments; not if that is a lot."""
+    notes = Notes()
+    try:
+        values = write_mergekit(asked, notes)
+    except ValueError:
+        return
+    if not notes.losses:
+        comments = "".join(f"# {line}\n" for line in notes.lines)
+        to.write_text(comments + dump_plain(values), encoding="utf-8")
 
 
 def _hash_beside(family: Family) -> None:

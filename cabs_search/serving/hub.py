@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,12 @@ from cabs_search.common.formats import first_line
 
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """Variables of the environment, of which the first that is set holds the token."""
+
+
+def local_files(folder: Path) -> list[str]:
+    """Return the YAML files of an export that name folders of this machine."""
+    paths = re.compile(r"(^|[\s'\"+])/\S", re.MULTILINE)
+    return [file.name for file in folder.glob("*.yaml") if paths.search(file.read_text("utf-8"))]
 
 
 class Push:
@@ -53,7 +60,10 @@ class Push:
             if self._private and not self._api.repo_info(self.repo_id).private:
                 raise ValueError("the repository is public; say --public if it shall be")
             self._api.upload_folder(
-                repo_id=self.repo_id, folder_path=folder, commit_message="Upload by cabs-search"
+                repo_id=self.repo_id,
+                folder_path=folder,
+                commit_message="Upload by cabs-search",
+                ignore_patterns=local_files(folder),
             )
         except Exception as error:
             raise RuntimeError(

@@ -92,16 +92,16 @@ def parse(
     return _located(spec, values, source, relative_to or Path(), has_data=data)
 
 
-def load_plain(path: str | Path) -> dict[str, Any]:
-    """Read a spec's file as plain values, which ``parse`` checks.
+def load_plain(path: str | Path, what: str = "spec") -> dict[str, Any]:
+    """Read a file as plain values, which ``parse`` checks; ``what``: its name in errors.
 
     Raises:
         ValueError: it cannot be read, or is no mapping.
 
     """
-    values = _read(find_spec_file(path), path)
+    values = _read(find_spec_file(path), path, what)
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: a spec must be a mapping, but got {type(values).__name__}")
+        raise ValueError(f"{path}: a {what} must be a mapping, but got {type(values).__name__}")
     return values
 
 
@@ -122,10 +122,10 @@ def find_spec_file(path: str | Path) -> Path:
     raise ValueError(f"{path}: no such file")
 
 
-def _read(file: Path, path: str | Path) -> Any:
+def _read(file: Path, path: str | Path, what: str = "spec") -> Any:
     try:
         if file.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{path}: a spec must have {MOST_BYTES >> 20} MiB at most")
+            raise ValueError(f"{path}: a {what} must have {MOST_BYTES >> 20} MiB at most")
         return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except RecursionError:
         raise ValueError(f"{path}: cannot be read: it is nested too deeply") from None

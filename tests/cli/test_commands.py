@@ -226,10 +226,7 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "no study to export": (lambda _p, t: ["export", t, "--to", t / "out"], "holds no study"),
     "no runs": (lambda _p, t: ["ui", t], "holds no mlflow.db"),
     "merge n > m": (merge_with("--nm", "9:8"), "n <= m must hold, but got 9:8"),
-    "merge no recipe": (
-        merge_with("--recipe", "gone.json"),
-        "--recipe gone.json: holds no recipe: [Errno 2] No such file",
-    ),
+    "merge no recipe": (merge_with("--recipe", "gone.json"), "gone.json: no such file"),
     "merge recipe of others": (
         lambda p, t: merge_with("--recipe", recipe_of(t, "mood", "other"))(p, t),
         "must be given (mood, other), but got mood, animal, pair",

@@ -274,6 +274,12 @@ def test_an_export_scores_exactly_what_the_leaderboard_said(
     call(*(places.get(word, word) for word in command), cache=shared_cache)
     same = [(tmp_path / made / "model.safetensors").read_bytes() for made in ("best", "again")]
     assert same[0] == same[1]
+    arguments = ["merge", "--recipe", tmp_path / "best" / "recipe.yaml", "--to", tmp_path / "yaml"]
+    assert main([str(argument) for argument in arguments]) == 0
+    for file in (tmp_path / "best").rglob("*"):
+        if file.suffix in (".safetensors", ".json", ".yaml"):
+            other = tmp_path / "yaml" / file.relative_to(tmp_path / "best")
+            assert other.read_bytes() == file.read_bytes(), file
 
 
 def test_a_report_needs_neither_experts_nor_data(study: Path, tmp_path: Path) -> None:

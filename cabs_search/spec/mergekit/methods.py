@@ -1,0 +1,92 @@
+"""mergekit's methods that are here as well, and what a conversion could not carry over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Summed(NamedTuple):
+    """A method of mergekit that prunes task vectors, weighs them and adds them up."""
+
+    mask: str
+    """Mask rule here."""
+    elects: bool
+    """True if signs are elected, as in TIES."""
+    normalize: bool
+    """mergekit's defaults of ``normalize`` and ``rescale``."""
+    rescale: bool
+
+
+SUMMED = {
+    "task_arithmetic": Summed("task-arithmetic", False, False, False),
+    "ties": Summed("magnitude", True, True, False),
+    "dare_linear": Summed("dare", False, False, True),
+    "dare_ties": Summed("dare", True, False, True),
+    "breadcrumbs": Summed("breadcrumbs", False, False, False),
+    "breadcrumbs_ties": Summed("breadcrumbs", True, False, False),
+    "della_linear": Summed("della", False, False, True),
+    "della": Summed("della", True, True, True),
+}
+PLAIN = {
+    "sce": ("sce", {"select_topk": "density"}),
+    "ram": ("ram", {"epsilon": "threshold"}),
+    "ramplus_tl": ("ram-plus", {"epsilon": "threshold"}),
+    "model_stock": ("model-stock", {}),
+    "multislerp": ("multi-slerp", {}),
+    "nearswap": ("nearswap", {"t": "limit"}),
+}
+"""Methods without weights: ours with λ = 1, and our settings by mergekit's parameters."""
+FIXED: dict[str, dict[str, Any]] = {
+    "ramplus_tl": {"r": 0.1, "alpha": 0.2},
+    "model_stock": {"filter_wise": False},
+    "multislerp": {"normalize_weights": True},
+}
+"""Parameters of mergekit that have one value here."""
+METHODS = (*SUMMED, "linear", *PLAIN)
+REMARKS = {
+    "sce": "where the means of τ² add up to less than 1e-6, mergekit weighs all models alike",
+    "model_stock": "where angles are above 90° on average, mergekit goes backwards from the base;"
+    " here the tensor stays the base's",
+}
+"""What differs between two implementations of one method."""
+
+
+@dataclass
+class Notes:
+    """What a conversion says, line by line."""
+
+    losses: list[str] = field(default_factory=list)
+    """Settings that could not be carried over and that change the merged weights."""
+    notes: list[str] = field(default_factory=list)
+    """What was left out without such an effect, and what the two programs round or draw
+    differently.
+    """
+
+    def lose(self, line: str) -> None:
+        """Note a loss once."""
+        if line not in self.losses:
+            self.losses.append(line)
+
+    def note(self, line: str) -> None:
+        """Note another difference once."""
+        if line not in self.notes:
+            self.notes.append(line)
+
+    @property
+    def lines(self) -> list[str]:
+        """All lines, losses first."""
+        return [f"changes the weights: {line}" for line in self.losses] + [
+            f"note: {line}" for line in self.notes
+        ]
+
+
+def note_pruning(mask: str, densities: list[float], notes: Notes) -> None:
+    """Note how masks differ between the programs."""
+    if mask in ("dare", "random", "della"):
+        notes.note("parameters.density: random masks are drawn by either program in its own way")
+    elif min(densities, default=1.0) < 1:
+        notes.note(
+            "parameters.density: mergekit rounds the number of weights kept down, here it is"
+            " rounded to the nearest: one weight of a tensor, more or less"
+        )

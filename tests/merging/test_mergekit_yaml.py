@@ -1,0 +1,91 @@
+"""A converted YAML merged by both programs: mergekit's whole command on pico Llamas."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cabs_search.cli.main import main
+from tests.merging.test_mergekit import LAMBDA, MERGEKIT, assert_same, read, reason
+
+pytestmark = pytest.mark.slow
+EXPERTS = ("one", "two", "three")
+DENSITY, GAMMA = 1 / 4, 1 / 16
+"""Shares of which every tensor here has a whole number of weights, so that none is rounded."""
+
+
+@pytest.fixture(scope="module")
+def llamas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base with four layers, and experts that have some of their change in common."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    root = tmp_path_factory.mktemp("llamas")
+    torch.manual_seed(0)
+    settings = {"hidden_size": 16, "intermediate_size": 40, "vocab_size": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 4}
+    model = LlamaForCausalLM(LlamaConfig(**settings, **heads, tie_word_embeddings=False))
+    model.save_pretrained(root / "base")
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    common = {name: torch.randn_like(tensor) for name, tensor in base.items()}
+    for name in EXPERTS:
+        moved = {n: t + 0.05 * (common[n] + torch.randn_like(t)) for n, t in base.items()}
+        model.load_state_dict(moved)
+        model.save_pretrained(root / name)
+    return root
+
+
+GRADIENT = [{"filter": "self_attn", "value": [0, 0.5, 0.9]}, {"value": [1.0, 0.25]}]
+EQUAL: dict[str, Any] = {"weight": 1.0, "lambda": LAMBDA}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "task_arithmetic": ({"weight": GRADIENT}, {"lambda": 0.5, "normalize": True}),
+    "linear": ({"weight": [{"filter": "mlp", "value": 2.0}, {"value": 0.5}]}, {}),
+    "ties": ({"density": DENSITY}, {**EQUAL, "int8_mask": True}),
+    "breadcrumbs_ties": ({"density": DENSITY}, {**EQUAL, "gamma": GAMMA}),
+    "sce": ({}, {"select_topk": DENSITY}),
+    "ram": ({}, {"epsilon": 0.02}),
+    "ramplus_tl": ({}, {"epsilon": 0.02}),
+    "model_stock": ({}, {}),
+    "multislerp": ({}, {"weight": 1.0}),
+    "nearswap": ({}, {"t": 0.02}),
+}
+
+
+def by_mergekit(file: Path, to: Path) -> Any:
+    if not (MERGEKIT / ".installed").exists():
+        pytest.skip(f"mergekit is not installed: {reason()}")
+    start = "from mergekit.scripts.run_yaml import main; main()"
+    command = [MERGEKIT / "bin" / "python", "-c", start, file, to, "--no-copy-tokenizer"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return read(to)
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_both_programs_merge_alike(llamas: Path, tmp_path: Path, method: str) -> None:
+    """mergekit's file here; and what is written of it for mergekit, there."""
+    own, parameters = CASES[method]
+    chosen = EXPERTS[:1] if method == "nearswap" else EXPERTS
+    # the first expert has the parameters of the case, the others plain ones
+    plain = {"weight": 0.5} if "weight" in own else own
+    models = [
+        {"model": str(llamas / name), "parameters": plain if place else own}
+        for place, name in enumerate(chosen)
+    ]
+    values = {"merge_method": method, "models": models, "parameters": parameters}
+    values["dtype"] = "float32"
+    if method != "linear":
+        values["base_model"] = str(llamas / "base")
+    file, back = tmp_path / "mergekit.yaml", tmp_path / "back.yaml"
+    file.write_text(yaml.safe_dump(values))
+    expected = by_mergekit(file, tmp_path / "theirs")
+    assert main(["merge", "--recipe", str(file), "--to", str(tmp_path / "ours")]) == 0
+    assert_same(read(tmp_path / "ours"), expected)
+    if method in ("ties", "linear"):
+        recipe = tmp_path / "ours" / "recipe.yaml"
+        assert main(["convert", str(recipe), "--output", str(back)]) == 0
+        assert_same(by_mergekit(back, tmp_path / "again"), expected)

@@ -1,0 +1,179 @@
+"""mergekit's YAML as a recipe and back: λ by filter and gradient, and what is said of losses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cabs_search.cli.main import main
+from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.spec.load import dump_plain
+from cabs_search.spec.mergekit.methods import Notes
+from cabs_search.spec.mergekit.read import read_mergekit
+from cabs_search.spec.mergekit.write import write_mergekit
+from cabs_search.spec.recipe_file import RecipeFile
+
+EXPERTS = ("a", "b")
+TENSORS = [f"model.layers.{layer}.{part}.weight" for layer in range(4) for part in ("mlp", "attn")]
+
+
+def config(method: str, *own: dict[str, Any], **more: Any) -> dict[str, Any]:
+    models = [
+        {"model": f"you/{name}", "parameters": parameters}
+        for name, parameters in zip(EXPERTS, own or ({"weight": 0.5}, {"weight": 0.5}), strict=True)
+    ]
+    return {"merge_method": method, "base_model": "you/base", "models": models, **more}
+
+
+def read(values: dict[str, Any]) -> tuple[RecipeFile, Notes]:
+    notes = Notes()
+    return read_mergekit(values, notes), notes
+
+
+def test_filters_and_gradients_are_lambda_by_layer(tmp_path: Path) -> None:
+    """Values are those that mergekit's rule gives by hand, layer by layer."""
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 4}))
+    weight = [{"filter": "attn", "value": [0, 0.6, 0.9]}, {"value": [1, 0]}]
+    values = config("task_arithmetic", {"weight": weight}, {"weight": 2}, base_model=str(tmp_path))
+    recipe = read(values | {"parameters": {"lambda": 0.5}})[0].recipe
+    by_hand = {"attn": (0, 0.4, 0.7, 0.9), "mlp": (1, 2 / 3, 1 / 3, 0)}
+    for name in TENSORS:
+        layer, part = int(name.split(".")[2]), name.split(".")[3]
+        assert recipe.lambda_of("a", name) == pytest.approx(by_hand[part][layer] / 2, abs=1e-8)
+        assert recipe.lambda_of("b", name) == 1
+    assert recipe.lambda_of("a", "lm_head.weight") == 0.5
+    assert recipe.lambda_of("a", "model.attn_norm.weight") == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "name", "lambdas"),
+    [
+        ("task_arithmetic", {"normalize": True, "lambda": 2}, "task-arithmetic", (0.5, 1.5)),
+        ("dare_linear", {}, "dare", (0.5, 1.5)),
+        ("dare_linear", {"rescale": False}, "random", (0.5, 1.5)),
+        ("linear", {}, "linear", (0.5, 1.5)),
+        ("breadcrumbs", {"gamma": 0.1}, "breadcrumbs", (0.5, 1.5)),
+    ],
+)
+def test_weights_are_lambda(
+    method: str, parameters: dict[str, Any], name: str, lambdas: tuple[float, ...]
+) -> None:
+    values = config(method, {"weight": 0.5}, {"weight": 1.5}, parameters=parameters)
+    if method == "linear":
+        del values["base_model"]
+    found, notes = read(values)
+    assert found.recipe.method.name == name
+    assert tuple(value for _, value in found.recipe.lambdas) == lambdas
+    assert found.base == ("you/a" if method == "linear" else "you/base")
+    assert notes.losses == []
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        (config("ties", {"weight": 1}, {"weight": 2}), "parameters.weight: λ have no vote"),
+        (config("ties", parameters={"rescale": True}), "parameters.rescale: true is not here"),
+        (config("della", parameters={"rescale": False, "density": 0.5}), "parameters.rescale"),
+        (config("ramplus_tl", {}, {}, parameters={"r": 0.5}), "parameters.r: it is always 0.1"),
+        (config("model_stock", {}, {}, parameters={"filter_wise": True}), "filter_wise"),
+        (config("multislerp", {"weight": 1}, {"weight": 2}), "parameters.weight: all models"),
+        (config("ties", parameters={"density": [{"filter": "x", "value": 0.1}]}), "density"),
+        (config("linear", parameters={"normalize": False, "weight": 1}), "normalize: false"),
+        (config("sce", {}, {}, tokenizer_source="union"), "tokenizer_source"),
+        (config("sce", {}, {}, tokenizer={"source": "base", "pad_to_multiple_of": 8}), "pad_to"),
+    ],
+)
+def test_what_changes_the_weights_is_a_loss(values: dict[str, Any], line: str) -> None:
+    assert any(line in loss for loss in read(values)[1].losses)
+
+
+def test_what_changes_nothing_is_named() -> None:
+    parameters = {"int8_mask": True, "densty": 0.5}
+    more = {"parameters": parameters, "name": "x", "chat_template": "auto", "dtype": "bfloat16"}
+    found, notes = read(config("task_arithmetic", **more))
+    assert (found.dtype, notes.losses) == ("bfloat16", [])
+    for key in ("parameters.int8_mask", "parameters.densty", "name", "chat_template", "dtype"):
+        assert any(line.startswith(f"{key}: ") for line in notes.notes), key
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"merge_method": "slerp"}, "merge_method: must be one of task_arithmetic, ties"),
+        ({"models": None}, "models: a list of models is needed"),
+        ({"models": [{"model": 3}]}, "models[0].model: a model must be named, but got 3"),
+        ({"models": [{"model": "you/a"}]}, "parameters.weight: a value is needed"),
+        ({"base_model": None}, "base_model: ties needs one here"),
+        ({"parameters": {"lambda": "x"}}, "parameters.lambda: a number is needed, but got 'x'"),
+        ({"parameters": {"lambda": [0, 1]}}, "a gradient needs the number of layers"),
+        ({"parameters": {"density": 2, "normalize": "no"}}, "parameters.normalize: true or false"),
+        ({"slices": [{}, {}]}, "slices: stacks of layers are not here"),
+        ({"modules": {}}, "modules: not here"),
+        ({"dtype": "int64"}, "dtype: must be one of float32"),
+    ],
+)
+def test_what_cannot_be_read_meets_one_line(
+    change: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "m.yaml"
+    file.write_text(dump_plain(config("ties") | change))
+    assert main(["convert", str(file)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{file}: " in err
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("method", "lambdas", "given"),
+    [
+        ("task-arithmetic", (0.3, 1.1), {}),
+        ("linear", (0.3, 1.1), {}),
+        ("ties-magnitude", (0.7, 0.7), {"density": (("a", 0.2), ("b", 0.4))}),
+        ("ties-sum-dare", (0.7, 0.7), {"density": 0.3}),
+        ("random", (0.3, 1.1), {"density": 0.3}),
+        ("ties-breadcrumbs", (0.7, 0.7), {"density": 0.3, "gamma": 0.05}),
+        ("della", (0.3, 1.1), {"density": 0.4, "epsilon": 0.1}),
+        *((name, (1, 1), {}) for name in ("ram", "ram-plus", "model-stock", "multi-slerp")),
+        ("sce", (1, 1), {"density": 0.25}),
+    ],
+)
+def test_a_recipe_comes_back_from_mergekit(
+    method: str, lambdas: tuple[float, ...], given: dict[str, Any]
+) -> None:
+    recipe = make_recipe(
+        make_method(method, EXPERTS, **given), dict(zip(EXPERTS, lambdas, strict=True))
+    )
+    locations = {name: f"you/{name}" for name in EXPERTS}
+    base = "you/a" if method == "linear" else "you/base"
+    asked = RecipeFile(recipe=recipe, base=base, experts=locations, dtype="float32")
+    notes = Notes()
+    assert read(write_mergekit(asked, notes))[0] == asked
+    assert notes.losses == []
+
+
+def test_groups_come_back_as_filters_and_gradients(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 4}))
+    for weight in ([0.1, 0.2, 0.4, 0.8], [{"filter": "attn", "value": 0.1}, {"value": 0.5}]):
+        values = config("task_arithmetic", {"weight": weight}, {"weight": 1.0})
+        values["base_model"] = str(tmp_path)
+        written = write_mergekit(read(values)[0], Notes())
+        assert [model["parameters"]["weight"] for model in written["models"]] == [weight, 1.0]
+
+
+def test_convert_says_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, to = tmp_path / "m.yaml", tmp_path / "r.yaml"
+    file.write_text(dump_plain(config("ties", {"weight": 1, "density": 0.5}, {"weight": 2})))
+    assert main(["convert", str(file), "--output", str(to)]) == 2
+    err = capsys.readouterr().err
+    assert "changes the weights: parameters.weight" in err
+    assert "note: parameters.density" in err
+    assert "--lossy converts the rest" in err
+    assert not to.exists()
+    assert main(["convert", str(file), "--output", str(to), "--lossy"]) == 0
+    assert main(["convert", str(to), "--json"]) == 2
+    assert main(["merge", "--recipe", str(file), "--to", str(tmp_path / "out")]) == 2
+    assert "λ have no vote" in capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""A recipe as a YAML file: read as it was written, merged bit for bit, and refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cabs_search.cli.main import main
+from cabs_search.merging.family import Family
+from cabs_search.merging.masks.settings import NM
+from cabs_search.merging.recipe import LambdaKey, Recipe, make_method, make_recipe
+from cabs_search.serving.export import export
+from cabs_search.spec.load import dump_plain, load_plain
+from cabs_search.spec.recipe_file import RecipeFile, parse_recipe, read_recipe
+from tests.conftest import EXPERTS
+
+GROUPS = (("layer.0", r"^encoder\.layer\.0\."), ("rest: all", ""))
+LAMBDAS = {f"{e}.{g}": 0.1 + i + 1e-9 for i, e in enumerate(EXPERTS) for g, _ in GROUPS[:1]}
+LAMBDAS |= {f"{e}.{GROUPS[1][0]}": -1e-5 for e in EXPERTS}
+
+
+def grouped(method: str, **settings: Any) -> Recipe:
+    nested = {}
+    for expert in EXPERTS:
+        for group, _ in GROUPS:
+            nested[expert, group] = LAMBDAS[f"{expert}.{group}"]
+    by_key = {LambdaKey(*key): value for key, value in nested.items()}
+    return make_recipe(make_method(method, EXPERTS, **settings), by_key, GROUPS)
+
+
+RECIPES = (
+    grouped("cabs", nm=tuple((e, NM(i, 8)) for i, e in enumerate(EXPERTS, 1)), tail="drop"),
+    make_recipe(
+        make_method("ties-dare", EXPERTS, density=0.3, seed=7),
+        dict(zip(EXPERTS, (0.5, 1e-9, 2.0), strict=True)),
+    ),
+)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.method.name)
+def test_a_recipe_is_read_as_it_was_written(recipe: Recipe, tmp_path: Path) -> None:
+    locations = {name: f"owner/{name}@main" for name in EXPERTS}
+    asked = RecipeFile(recipe=recipe, base="owner/base", experts=locations, dtype="bfloat16")
+    (tmp_path / "recipe.yaml").write_text(asked.as_yaml(), encoding="utf-8")
+    assert read_recipe(tmp_path / "recipe.yaml") == asked
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.as_dict()))
+    assert read_recipe(tmp_path / "recipe.json").recipe == recipe
+
+
+def test_the_file_of_an_export_gives_the_same_files(pico: Path, tmp_path: Path) -> None:
+    family = Family.open(pico / "base", {name: pico / name for name in EXPERTS})
+    heads = {"mood": "mood", "again": "mood", "pair": "pair"}
+    made = export(family, RECIPES[0], tmp_path / "made", heads=heads, dtype=torch.bfloat16)
+    again = tmp_path / "again"
+    assert main(["merge", "--recipe", str(made / "recipe.yaml"), "--output", str(again)]) == 0
+    files = [file for file in made.rglob("*") if file.suffix in (".safetensors", ".json", ".yaml")]
+    assert {file.parent.name for file in files} == {"made", *heads}
+    for file in files:
+        assert (again / file.relative_to(made)).read_bytes() == file.read_bytes(), file
+
+
+def test_folders_are_relative_to_the_file(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts = {name: name for name in EXPERTS}
+    values = {"base": "base", "experts": experts, "method": "linear", "lambda": 1}
+    found = parse_recipe(values, "x.yaml", pico)
+    assert found.experts == {name: str(pico / name) for name in EXPERTS}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text(found.as_yaml())
+    assert read_recipe("x.yaml") == found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lamda": 1}, "lamda: no such field"),
+        ({"method": "magic"}, "method: method must be one of"),
+        ({"nm": "9:8"}, "nm: n <= m must hold, but got 9:8"),
+        ({"nm": {"mood": "2:8"}}, "nm: the value must be expert's (mood, animal, pair)"),
+        ({"order": ["mood"]}, "order: order must name every expert once"),
+        ({"density": 0.5}, "density: cabs does not use it; it has nm, order, overlap, tail"),
+        ({"lambda": {"mood": 1}}, "lambda: must have a value for each expert"),
+        ({"lambda": dict.fromkeys(EXPERTS, "much")}, "lambda.mood: a number is needed"),
+        ({"lambda": {e: {"low": 1} for e in EXPERTS}}, "lambda.mood: must have a value"),
+        ({"groups": {"low": "("}}, "groups.low: a group must be a regular expression"),
+        ({"heads": {"../up": "mood"}}, "heads"),
+        ({"heads": {"x": "cow"}}, "heads.x: an expert must be named"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"experts": 3}, "experts"),
+    ],
+)
+def test_a_bad_file_meets_one_line(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    asked = RecipeFile(
+        recipe=make_recipe(make_method("cabs", EXPERTS), dict.fromkeys(EXPERTS, 1.0)),
+        base="base",
+        experts={name: name for name in EXPERTS},
+    )
+    (tmp_path / "r.yaml").write_text(dump_plain(asked.as_dict() | change))
+    with pytest.raises(ValueError, match=r"r\.yaml: ") as found:
+        read_recipe(tmp_path / "r.yaml")
+    assert message in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_no_mapping_meets_one_line(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("- 1")
+    with pytest.raises(ValueError, match=r"r\.yaml: a recipe must be a mapping, but got list"):
+        load_plain(tmp_path / "r.yaml", "recipe")
