@@ -45,6 +45,7 @@ def merge(options: argparse.Namespace) -> None:
         locate(options.base),
         {name: locate(path) for name, path in experts.items()},
         options.vocabulary,
+        options.pickled,
     )
     dtype = getattr(torch, options.dtype) if options.dtype else None
     with tqdm(
@@ -88,10 +89,11 @@ def _read_recipe(path: Path, experts: Sequence[str]) -> Recipe:
     """Read a recipe that an export has written, for these experts."""
     from cabs_search.common.formats import first_line
     from cabs_search.merging.recipe import Recipe
+    from cabs_search.record.damage import WRONG_VALUES
 
     try:
         recipe = Recipe.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*WRONG_VALUES, OSError) as error:
         raise ValueError(f"--recipe {path}: holds no recipe: {first_line(error)}") from error
     if set(recipe.experts) != set(experts):
         raise ValueError(

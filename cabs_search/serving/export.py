@@ -298,8 +298,9 @@ def _set_pad_token(folder: Path) -> None:
     """Add to a decoder's config the pad token of its items; it takes no batches without one."""
     from transformers import AutoConfig, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.pad_token_id is None and any(folder.glob("tokenizer*")):
         values = json.loads((folder / "config.json").read_text())
-        values["pad_token_id"] = pad_token_id(config, AutoTokenizer.from_pretrained(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        values["pad_token_id"] = pad_token_id(config, tokenizer)
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
