@@ -34,6 +34,8 @@ PICKLED = ".bin"
 """Ending of files that torch wrote as pickles; others are read as safetensors."""
 MOST_NAME = 500
 """Characters of a tensor's name, at most."""
+MOST_FILE_NAME = 255
+"""Bytes of a file's name, at most."""
 MOST_JSON_BYTES = 48 << 20
 """Size of a JSON file, at most; what it holds takes up to twenty times as much memory."""
 DTYPES = frozenset((*DTYPE_NAMES, *DTYPE_NAMES.values(), torch.int8, "I8", "U16", "U32", "U64"))
@@ -95,6 +97,8 @@ class Checkpoint:
                 if name in self._files:
                     raise ValueError(f"{path}: holds {name}, which {self._files[name]} has, too")
                 self._files[name] = path
+        if not self._files:
+            raise ValueError(f"{self.folder}: holds no tensors")
         raw = {_modern(name): name for name in self._files}
         self._in_file = raw if base is None else renamed(raw, base)
         if len(self._in_file) < len(self._files):
@@ -113,7 +117,8 @@ class Checkpoint:
                 shards = sorted(set(map(str, file_of.values())))
                 kind = Path(single).suffix
                 for shard in shards:
-                    if Path(shard).name != shard or Path(shard).suffix != kind:
+                    is_short = len(shard.encode(errors="surrogatepass")) <= MOST_FILE_NAME
+                    if Path(shard).name != shard or Path(shard).suffix != kind or not is_short:
                         raise ValueError(
                             f"{index}: weight_map: must name files of its own folder, but got"
                             f" {shard[:MOST_NAME]!r}; they end in {kind}"

@@ -7,6 +7,7 @@ block's primary key is (recipe, split, block, task): no item is recorded or scor
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import time
 import uuid
@@ -274,7 +275,7 @@ class Outcomes:
             seconds = db.execute("SELECT split, sum(evaluate_seconds) FROM blocks GROUP BY split")
             amounts = {f"evaluate {split}": total for split, total in seconds}
             amounts |= dict(db.execute("SELECT what, amount FROM spent"))
-        return {k: v for k, v in amounts.items() if not k.startswith(SEARCHING)}
+        return {k: _amount(v) for k, v in amounts.items() if not k.startswith(SEARCHING)}
 
     @reads_record
     def search_seconds(self, value: str = "") -> float:
@@ -282,7 +283,7 @@ class Outcomes:
         query = "SELECT amount FROM spent WHERE what = ?"
         with self.transaction() as db:
             stored = db.execute(query, (SEARCHING + value,)).fetchone()
-        return stored[0] if stored else 0.0
+        return _amount(stored[0]) if stored else 0.0
 
     @reads_record
     def clusters(self, split: SplitName) -> dict[str, npt.NDArray[np.int64]]:
@@ -407,6 +408,13 @@ def _block_rows(block: Block) -> Iterator[tuple[str, str, int, str, bytes, bytes
         predictions = json.dumps(outcome.predictions.tolist())
         key = (block.recipe.key, block.split, block.number, task)
         yield *key, scores, losses, predictions, seconds
+
+
+def _amount(stored: Any) -> float:
+    """Return an amount that was spent. Raises ValueError if it is no finite number."""
+    if not math.isfinite(amount := float(stored)):
+        raise ValueError(f"an amount must be finite, but got {stored}")
+    return amount
 
 
 def _outcome(task: Task, rows: Iterable[BlockRow]) -> Outcome:

@@ -160,12 +160,8 @@ def safetensors_of(draw: st.DrawFn, path: Path) -> bytes:
 
 def spec(house: House) -> st.SearchStrategy[Callable[[], Verdict]]:
     """Plan a changed spec."""
-    values = house.values | {
-        "pickled": ["mood"],
-        "seed": 1,
-        "vocabulary": "same",
-        "dtype": "float32",
-    }
+    more = {"pickled": ["mood"], "seed": 1, "vocabulary": "same", "dtype": "float32"}
+    values = house.values | more
     values["search"] = values["search"] | {"refine": {"steps": 3}, "objective": "mean"}
     text = yaml.safe_dump(house.values).encode()
     texts = st.one_of(
@@ -255,23 +251,9 @@ def record(house: House) -> st.SearchStrategy[Callable[[], Verdict]]:
         "spent": ("what", "amount"),
     }
     cells = [(table, column) for table, columns in tables.items() for column in columns]
-    value = st.sampled_from(
-        (
-            None,
-            -1,
-            2**62,
-            1e308,
-            float("inf"),
-            "",
-            "x",
-            "[]",
-            "{}",
-            "null",
-            "[NaN]",
-            b"",
-            b"\xff" * 12,
-        )
-    ) | st.binary(max_size=12)
+    numbers = (None, -1, 2**62, 1e308, float("inf"))
+    texts = ("", "x", "[]", "{}", "null", "[NaN]", b"\xff" * 12)
+    value = st.sampled_from(numbers + texts) | st.binary(max_size=12)
 
     def bytewise(data: bytes) -> Verdict:
         study = house.fresh("study")
@@ -283,10 +265,12 @@ def record(house: House) -> st.SearchStrategy[Callable[[], Verdict]]:
         table, column = cell
         with closing(sqlite3.connect(study / RECORD)) as db:
             rows = [r for (r,) in db.execute(f"SELECT rowid FROM {table} ORDER BY rowid")]
-            query = f"UPDATE OR IGNORE {table} SET {column} = ? WHERE rowid = ?"
-            db.execute(query.replace("OR IGNORE", "OR REPLACE"), (new, rows[row % len(rows)])) if (
-                new is not None
-            ) else db.execute(f"DELETE FROM {table} WHERE rowid = ?", (rows[row % len(rows)],))
+            chosen = rows[row % len(rows)]
+            if new is None:
+                db.execute(f"DELETE FROM {table} WHERE rowid = ?", (chosen,))
+            else:
+                query = f"UPDATE OR REPLACE {table} SET {column} = ? WHERE rowid = ?"
+                db.execute(query, (new, chosen))
             db.commit()
         return house.report(study)
 

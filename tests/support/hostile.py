@@ -6,7 +6,7 @@ import io
 import json
 import os
 import shutil
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +58,9 @@ class House:
         """Make a spec, a model in shards, an adapter and a study's folder in ``root``."""
         self.root, self.pico = root, pico
         self.valid, self.work, self.out = root / "valid", root / "work", root / "out"
-        self.valid.mkdir(parents=True)
+        self.here = root / "here"
+        self.here.mkdir(parents=True)
+        self.valid.mkdir()
         self.values = pico_values(pico)
         self._make_shards(self.valid / "shards")
         self._make_adapter(self.valid / "adapter")
@@ -126,9 +128,8 @@ class House:
         """Merge an expert, called mood, into the base."""
         given = ["--base", base or self.pico / "base", "--expert", f"mood={expert}"]
         method = () if "--recipe" in more else ("--method", "task-arithmetic")
-        return self.call(
-            "merge", *given, *method, *more, "--to", self.out, named=("experts.mood", str(expert))
-        )
+        named = ("experts.mood", str(expert))
+        return self.call("merge", *given, *method, *more, "--to", self.out, named=named)
 
     def report(self, folder: Path) -> Verdict:
         return self.call("report", folder, named=(str(folder),))
@@ -142,18 +143,17 @@ class House:
         before = self._files()
         out, err = io.StringIO(), io.StringIO()
         try:
-            with redirect_stdout(out), redirect_stderr(err):
+            with chdir(self.here), redirect_stdout(out), redirect_stderr(err):
                 status = main([str(argument) for argument in arguments])
         except SystemExit as end:
             status = int(end.code or 0)
         text = err.getvalue()
         lines = [line for line in text.splitlines() if line.startswith("cabs-search")]
+        is_one = len(lines) == 1 and any(name in lines[0] for name in named)
         wrong = ""
         if status not in (0, 2):
             wrong = f"status {status}"
-        elif "Traceback" in text or (
-            status == 2 and not (len(lines) == 1 and any(name in lines[0] for name in named))
-        ):
+        elif "Traceback" in text or (status == 2 and not is_one):
             wrong = f"not one line that names {' or '.join(named)}"
         elif any(not character.isprintable() for line in lines for character in line):
             wrong = "a line for the terminal, not for people"
@@ -164,7 +164,7 @@ class House:
     def _files(self) -> set[str]:
         """List files beside the folders that a command may write to."""
         inside = (str(self.out), str(self.work / "study"), str(self.root / "cache"))
-        found = set(os.listdir("."))
+        found = set()
         for folder, _, names in os.walk(self.root):
             if not folder.startswith(inside):
                 found |= {f"{folder}/{name}" for name in names}
