@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable
 from functools import wraps
@@ -38,3 +39,10 @@ def reads_record(method: Method) -> Method:
             ) from error
 
     return cast("Method", wrapped)
+
+
+def amount_of(stored: Any) -> float:
+    """Return an amount that was spent. Raises ValueError if it is no finite number."""
+    if not math.isfinite(amount := float(stored)):
+        raise ValueError(f"an amount must be finite, but got {stored}")
+    return amount

@@ -7,7 +7,6 @@ block's primary key is (recipe, split, block, task): no item is recorded or scor
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 import time
 import uuid
@@ -24,7 +23,7 @@ from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
 from cabs_search.metrics.base import Values
 from cabs_search.record.binding import ItemsOfSplits, group_rows, groups_key, identity, item_rows
-from cabs_search.record.damage import is_damage, reads_record
+from cabs_search.record.damage import amount_of, is_damage, reads_record
 from cabs_search.record.entries import Block, Bound, Confirmation, Expected, Scored
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
@@ -275,7 +274,7 @@ class Outcomes:
             seconds = db.execute("SELECT split, sum(evaluate_seconds) FROM blocks GROUP BY split")
             amounts = {f"evaluate {split}": total for split, total in seconds}
             amounts |= dict(db.execute("SELECT what, amount FROM spent"))
-        return {k: _amount(v) for k, v in amounts.items() if not k.startswith(SEARCHING)}
+        return {k: amount_of(v) for k, v in amounts.items() if not k.startswith(SEARCHING)}
 
     @reads_record
     def search_seconds(self, value: str = "") -> float:
@@ -283,7 +282,7 @@ class Outcomes:
         query = "SELECT amount FROM spent WHERE what = ?"
         with self.transaction() as db:
             stored = db.execute(query, (SEARCHING + value,)).fetchone()
-        return _amount(stored[0]) if stored else 0.0
+        return amount_of(stored[0]) if stored else 0.0
 
     @reads_record
     def clusters(self, split: SplitName) -> dict[str, npt.NDArray[np.int64]]:
@@ -408,13 +407,6 @@ def _block_rows(block: Block) -> Iterator[tuple[str, str, int, str, bytes, bytes
         predictions = json.dumps(outcome.predictions.tolist())
         key = (block.recipe.key, block.split, block.number, task)
         yield *key, scores, losses, predictions, seconds
-
-
-def _amount(stored: Any) -> float:
-    """Return an amount that was spent. Raises ValueError if it is no finite number."""
-    if not math.isfinite(amount := float(stored)):
-        raise ValueError(f"an amount must be finite, but got {stored}")
-    return amount
 
 
 def _outcome(task: Task, rows: Iterable[BlockRow]) -> Outcome:

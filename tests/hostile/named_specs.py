@@ -196,6 +196,6 @@ DATA: dict[str, Bad] = {
     "empty parquet": data("", "tasks.mood.dataset: cannot be read", "parquet"),
     "binary rows": data(b"\xff\xfe\x00" * 99, "tasks.mood", "csv"),
     "rows of other lengths": data("text,label\na,0\nb,1,2,3\n", "tasks.mood.dataset: cannot be"),
-    "metric of a path": data(ROWS, "tasks.mood.metric: ", metric="../evil"),
-    "metric of a folder": data(ROWS, "tasks.mood.metric: ", metric="./metric.py"),
+    "metric of a path": data(ROWS, "tasks.mood.metric: a metric must be a name", metric="../x"),
+    "metric of a folder": data(ROWS, "tasks.mood.metric: a metric must be", metric="./metric.py"),
 }

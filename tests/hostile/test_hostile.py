@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,6 +67,28 @@ def test_slow_patterns_are_stopped(house: House, monkeypatch: pytest.MonkeyPatch
     assert "space.lambda.groups: a regular expression" in verdict.lines[0]
     assert patterns.slow_pattern(["a+", "(.+)+!", "."], ["x" * 60]) == "(.+)+!"
     assert patterns.slow_pattern([r"layer\.\d+\.", "."], ["layer.1.x"]) is None
+
+
+def test_code_of_a_model_never_runs(house: House) -> None:
+    """Nor is anybody asked at the terminal whether it may."""
+    folder = house.fresh("model")
+    (folder / "evil.py").write_text("open('canary', 'w')\nclass Evil: pass\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        values = json.loads((folder / name).read_text())
+        values |= {"model_type": "evil", "tokenizer_class": "Evil"}
+        classes = {"AutoConfig": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}
+        (folder / name).write_text(json.dumps(values | {"auto_map": classes}))
+    base = shutil.copytree(house.valid / "base", house.work / "base")
+    shutil.copy(folder / "config.json", base)
+    values = house.values | {"base": str(base), "experts": {"mood": str(folder)}, "baselines": {}}
+    values |= {"tasks": {"mood": house.values["tasks"]["mood"]}, "space": {}}
+    path = house.root / "evil.yaml"
+    path.write_text(yaml.safe_dump(values))
+    verdict = house.plan(path)
+    assert (verdict.status, verdict.wrong) == (2, "")
+    assert "experts.mood: " in verdict.lines[0]
+    assert "cannot be read" in verdict.lines[0]
+    assert not (house.here / "canary").exists()
 
 
 @pytest.mark.parametrize("kind", TARGETS)
