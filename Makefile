@@ -8,7 +8,7 @@ MERGEKIT_PIP := $(MERGEKIT)/bin/python -m pip install --quiet --disable-pip-vers
 
 LM_EVAL := .venv-lm-eval
 
-.PHONY: setup quickstart quickstart-language-model test test-browser test-all check chaos soak bench bench-large bench-gpu bench-search bench-docs calibration docs clean .venv-mergekit .venv-lm-eval
+.PHONY: setup quickstart quickstart-language-model test test-browser test-all check chaos soak bench bench-large bench-gpu bench-search bench-docs calibration fuzz docs clean .venv-mergekit .venv-lm-eval
 
 setup: $(STAMP)
 
@@ -103,6 +103,10 @@ chaos: setup
 # 3,000 candidates of a two-layer model: do memory, open files or the folder grow? ARGS="--candidates 600"
 soak: setup
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+# 20,000 changed specs, headers, indexes, adapters and records, and a tally; ARGS="--examples 2000 --seed 3"
+fuzz: setup
+	$(BIN)/python -m benchmarks.fuzz $(ARGS)
 
 # The picture of packages and their imports, from the import contract and the code.
 docs: setup

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cabs_search.checkpoints.adapter_settings import FILE, AdapterSettings
-from cabs_search.checkpoints.checkpoint import WEIGHTS, Checkpoint, read_json, renamed
+from cabs_search.checkpoints.checkpoint import WEIGHTS, Checkpoint, read_config, renamed
 from cabs_search.checkpoints.low_rank import BIAS, EMBEDDING, LAYER, MAGNITUDE, LowRank, sort_names
 from cabs_search.common.formats import digest
 
@@ -30,8 +30,10 @@ EMBEDDINGS = r"(embed_tokens|wte|embed_in|word_embeddings)$"
 class Adapter:
     """An expert that is the base with a LoRA adapter; it reads as a checkpoint does."""
 
-    def __init__(self, folder: str | Path, *, base: Checkpoint) -> None:
+    def __init__(self, folder: str | Path, *, base: Checkpoint, pickled: bool = False) -> None:
         """Open the adapter in ``folder``, its tensors under the names of ``base``.
+
+        ``pickled``: as of ``Checkpoint``.
 
         Raises:
             ValueError: the adapter cannot be read, is of a kind that is refused, or does not fit
@@ -42,8 +44,9 @@ class Adapter:
         if any((self.folder / file).is_file() for file in WEIGHTS):
             raise ValueError(f"{folder}: must hold an adapter or a whole model, but holds both")
         self._settings = AdapterSettings.read(self.folder)
-        self._file = Checkpoint(self.folder, files=FILES)
+        self._file = Checkpoint(self.folder, files=FILES, pickled=pickled)
         modules, whole = sort_names(self._file)
+        self._settings.check_patterns(self.folder / FILE, list(modules))
         self._drop_tied_output(modules, whole)
         # The adapted model may have a prefix more than the base, or one less.
         tuned = [*whole, *(f"{module}.weight" for module in modules)]
@@ -162,7 +165,8 @@ class Adapter:
         names.
         """
         own = self.folder / "config.json"
-        config = dict(read_json(own) if own.is_file() else self._base.config)
+        most = len(self._base.names)
+        config = dict(read_config(own, most) if own.is_file() else self._base.config)
         if not self._settings.head:
             return config
         stem = re.sub(r"(LMHeadModel|Model|For\w+)$", "", (config.get("architectures") or [""])[0])
@@ -179,6 +183,11 @@ class Adapter:
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
         return sorted(self._in_model)
+
+    @property
+    def is_pickled(self) -> bool:
+        """True if the adapter is in a pickled file."""
+        return self._file.is_pickled
 
     def model_name(self, name: str) -> str:
         """Return this tensor's name in the loaded model's ``state_dict``."""
@@ -301,17 +310,19 @@ Expert: TypeAlias = Checkpoint | Adapter
 """A whole model, or the base with an adapter."""
 
 
-def open_expert(folder: str | Path, base: Checkpoint) -> Expert:
+def open_expert(folder: str | Path, base: Checkpoint, *, pickled: bool = False) -> Expert:
     """Open an expert under the base's names: an adapter if the folder holds one, else a model.
+
+    ``pickled``: as of ``Checkpoint``.
 
     Raises:
         ValueError: it cannot be read, or is an adapter that does not fit to the base.
 
     """
     if is_adapter(folder):
-        return Adapter(folder, base=base)
+        return Adapter(folder, base=base, pickled=pickled)
     try:
-        return Checkpoint(folder, base=base)
+        return Checkpoint(folder, base=base, pickled=pickled)
     except ValueError as error:
         if any((Path(folder) / file).is_file() for file in FILES):
             raise ValueError(f"{folder}: holds the weights of an adapter, but no {FILE}") from error

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cabs_search.checkpoints.checkpoint import read_json
+from cabs_search.common.patterns import slow_pattern
 
 FILE = "adapter_config.json"
 HEADS = {
@@ -96,6 +97,12 @@ class AdapterSettings:
             base_name=str(values.get("base_model_name_or_path") or ""),
         )
 
+    def check_patterns(self, path: Path, modules: Sequence[str]) -> None:
+        """Raise ValueError if a pattern takes too long to be searched for in modules' names."""
+        keys = {_pattern(key): key for key in (*self.ranks, *self.alphas)}
+        if slow := slow_pattern(keys, modules):
+            raise ValueError(f"{path}: {keys[slow]!r} takes too long to be searched for in names")
+
     def rank_of(self, module: str) -> int:
         """Return a module's rank."""
         return int(_by_pattern(self.ranks, module, self.rank))
@@ -112,8 +119,13 @@ class AdapterSettings:
 
 def _by_pattern(values: Mapping[str, float], module: str, default: float) -> float:
     """Return the value of the first pattern that a module's name, or an end of it, matches."""
-    fitting = (v for key, v in values.items() if re.fullmatch(rf"(.*\.)?({key})", module))
+    fitting = (v for key, v in values.items() if re.search(_pattern(key), module))
     return next(fitting, default)
+
+
+def _pattern(key: str) -> str:
+    """Return the pattern of whole names that a module's name, or an end of it, must match."""
+    return rf"\A(?:(.*\.)?({key}))\Z"
 
 
 def _check(path: Path, values: Mapping[str, Any]) -> None:
@@ -141,8 +153,8 @@ def _check(path: Path, values: Mapping[str, Any]) -> None:
         numbers |= {f"{field}.{key}": value for key, value in found.items()}
         for key in found:
             try:
-                re.compile(key)
-            except re.error as error:
+                re.compile(_pattern(key))
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(
                     f"{path}: {field}: {key!r} is no regular expression: {error}"
                 ) from error

@@ -213,6 +213,14 @@ def _check_whole(base: Checkpoint, name: str, expert: Expert, shared: Sequence[s
                 f"experts.{name}: an expert must have every tensor of the base's trunk, but"
                 f" {expert.folder} has no {tensor}"
             )
+    for tensor in sorted(set(base.names).intersection(expert.names) - base.constants):
+        is_weight = tensor.startswith(prefix) and tensor.endswith((".weight", ".bias"))
+        if is_weight and base.is_float(tensor) != expert.is_float(tensor):
+            owner, other = (expert, base) if base.is_float(tensor) else (base, expert)
+            raise ValueError(
+                f"experts.{name}: weights must be floating-point in base and expert alike, but"
+                f" {tensor} is an integer in {owner.folder} and none in {other.folder}"
+            )
 
 
 def _check_shapes(

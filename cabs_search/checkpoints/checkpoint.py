@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -26,11 +25,36 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cabs_search.checkpoints.writer import as_bytes
+from cabs_search.checkpoints.writer import DTYPE_NAMES, as_bytes
 from cabs_search.common.formats import first_line
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Files of a model's weights, the first that is there counts; whole, or sharded with an index."""
+PICKLED = ".bin"
+"""Ending of files that torch wrote as pickles; others are read as safetensors."""
+MOST_NAME = 500
+"""Characters of a tensor's name, at most."""
+MOST_FILE_NAME = 255
+"""Bytes of a file's name, at most."""
+MOST_JSON_BYTES = 48 << 20
+"""Size of a JSON file, at most; what it holds takes up to twenty times as much memory."""
+DTYPES = frozenset((*DTYPE_NAMES, *DTYPE_NAMES.values(), torch.int8, "I8", "U16", "U32", "U64"))
+"""Data types of tensors, as torch and as safetensors has them; others are refused."""
+FLOATS = frozenset(
+    part for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point for part in (dtype, name)
+)
+CONFIG_TYPES: Mapping[str, tuple[type, str]] = {
+    "architectures": (list, "a list"),
+    "model_type": (str, "a text"),
+    **dict.fromkeys(
+        ("rope_parameters", "rope_scaling", "id2label", "label2id"), (dict, "a mapping")
+    ),
+}
+"""Types of fields of ``config.json`` that are read, and how errors name them."""
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
+SIZES = ("max_position_embeddings", "n_positions", "num_labels", "vocab_size")
+MOST_SIZE = 1 << 25
+"""Largest of a config's sizes, of which models and configs make tables before weights are read."""
 CONSTANTS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$|(^|\.)position_ids$")
 """Names of masks, angles and positions, which no training changes."""
 OUTPUT_LAYER = re.compile(r"(^|\.)lm_head\.weight$")
@@ -45,6 +69,7 @@ class Checkpoint:
         *,
         base: Checkpoint | None = None,
         files: tuple[str, str] = WEIGHTS,
+        pickled: bool = False,
     ) -> None:
         """Open the checkpoint in ``folder``.
 
@@ -52,22 +77,28 @@ class Checkpoint:
             folder: the folder.
             base: the checkpoint whose names its tensors go by; None: their own.
             files: names of the weights' file, the first that is there counts.
+            pickled: whether the weights may be pickled (``.bin``); tensors alone are read of them.
 
         Raises:
-            ValueError: no such folder, no weights in it, or a damaged file.
+            ValueError: no such folder, no weights in it, or a file that is damaged, or pickled
+                where that is not allowed.
 
         """
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
+        self._pickled = pickled
         self._files: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
         self._fingerprint, self._hashing = "", Lock()
         for path in self._weight_files(files):
             for name in self._reader(path).keys():  # noqa: SIM118 (a reader is no mapping)
+                self._check_tensor(path, name)
                 if name in self._files:
                     raise ValueError(f"{path}: holds {name}, which {self._files[name]} has, too")
                 self._files[name] = path
+        if not self._files:
+            raise ValueError(f"{self.folder}: holds no tensors")
         raw = {_modern(name): name for name in self._files}
         self._in_file = raw if base is None else renamed(raw, base)
         if len(self._in_file) < len(self._files):
@@ -82,51 +113,72 @@ class Checkpoint:
             if index.is_file():
                 file_of = read_json(index).get("weight_map")
                 if not file_of or not isinstance(file_of, dict):
-                    raise ValueError(f"{index}: names no files")
+                    raise ValueError(f"{index}: weight_map: names no files")
                 shards = sorted(set(map(str, file_of.values())))
-                outside = [shard for shard in shards if Path(shard).name != shard]
-                if outside:
-                    raise ValueError(
-                        f"{index}: must name files of its own folder, but got {outside[0]}"
-                    )
+                kind = Path(single).suffix
+                for shard in shards:
+                    is_short = len(shard.encode(errors="surrogatepass")) <= MOST_FILE_NAME
+                    if Path(shard).name != shard or Path(shard).suffix != kind or not is_short:
+                        raise ValueError(
+                            f"{index}: weight_map: must name files of its own folder, but got"
+                            f" {shard[:MOST_NAME]!r}; they end in {kind}"
+                        )
                 return [self.folder / shard for shard in shards]
         raise ValueError(f"{self.folder}: holds neither {' nor '.join(files)}, whole or sharded")
+
+    def _check_tensor(self, path: Path, name: str) -> None:
+        """Raise ValueError if a tensor's name or data type cannot be merged."""
+        if len(name) > MOST_NAME or not name.isprintable():
+            raise ValueError(
+                f"{path}: names must be of at most {MOST_NAME} printable characters, but got"
+                f" {name[:MOST_NAME]!r}"
+            )
+        if (dtype := self._dtype(path, name)) not in DTYPES:
+            raise ValueError(
+                f"{path}: weights must be of 16 bits or more, but {name} is {dtype}: what such"
+                " weights are scaled by is not known here"
+            )
+
+    def _dtype(self, path: Path, name: str) -> Any:
+        """Return a tensor's data type, as its file has it."""
+        reader = self._reader(path)
+        return (
+            reader[name].dtype if isinstance(reader, dict) else reader.get_slice(name).get_dtype()
+        )
 
     def _reader(self, path: Path) -> Any:
         if path not in self._open:
             if not path.is_file():  # opening another thing, such as a pipe, might never return
                 raise ValueError(f"{path}: no such file")
-            try:
-                if path.suffix == ".bin":
-                    # Files from before torch 1.6 are not zip archives and cannot be mapped.
-                    tensors = torch.load(
-                        path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True
+            if path.suffix == PICKLED:
+                if not self._pickled:
+                    raise ValueError(
+                        f"{path}: is a pickled file, which is read only of models that `pickled`"
+                        " names"
                     )
-                    if not isinstance(tensors, dict):
-                        raise ValueError(f"{path}: must hold tensors by name")
-                    self._open[path] = tensors
-                else:
+                self._open[path] = _unpickled(path)
+            else:
+                try:
                     self._open[path] = safe_open(path, framework="pt")
-            except (
-                OSError,
-                EOFError,
-                RuntimeError,
-                SafetensorError,
-                pickle.UnpicklingError,
-            ) as error:
-                raise ValueError(f"{path}: cannot be read: {first_line(error)}") from error
+                except (OSError, SafetensorError) as error:
+                    raise ValueError(f"{path}: cannot be read: {first_line(error)}") from error
         return self._open[path]
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """Content of ``config.json``; empty if there is no such file."""
         path = self.folder / "config.json"
-        return read_json(path) if path.is_file() else {}
+        return read_config(path, len(self._files)) if path.is_file() else {}
 
     @property
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
         return sorted(self._in_file)
+
+    @property
+    def is_pickled(self) -> bool:
+        """True if the weights are in pickled files."""
+        return any(path.suffix == PICKLED for path in self._open)
 
     def model_name(self, name: str) -> str:
         """Return this tensor's name in the loaded model's ``state_dict``."""
@@ -149,7 +201,8 @@ class Checkpoint:
 
     def is_float(self, name: str) -> bool:
         """Tell whether a tensor is floating-point."""
-        return self.read(name).is_floating_point()
+        raw = self._in_file[name]
+        return self._dtype(self._files[raw], raw) in FLOATS
 
     @cached_property
     def constants(self) -> frozenset[str]:
@@ -206,6 +259,41 @@ class Checkpoint:
         return digest.hexdigest()
 
 
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a pickled file; nothing else is made of it, and no code is run.
+
+    Raises:
+        ValueError: it holds something else, or tensors that are larger than the file says.
+
+    """
+    try:
+        # Files from before torch 1.6 are not zip archives and cannot be mapped.
+        tensors = torch.load(
+            path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True
+        )
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(f"{path}: cannot be read: {first_line(error)}") from error
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{path}: must hold tensors by name, but got {type(tensors).__name__}")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"{path}: must hold tensors by name, but {str(name)[:MOST_NAME]!r} is"
+                f" {type(tensor).__name__}"
+            )
+        # strides of 0 make a tensor of any size of a few bytes
+        if (
+            tensor.layout != torch.strided
+            or tensor.is_meta
+            or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+        ):
+            raise ValueError(
+                f"{path}: every weight of a tensor must be in the file, but not those of"
+                f" {name[:MOST_NAME]!r}"
+            )
+    return tensors
+
+
 def all_finite(tensor: Tensor) -> bool:
     """Tell whether all weights are finite.
 
@@ -242,12 +330,41 @@ def _prefixes(names: Iterable[str]) -> list[str]:
     return sorted({name.split(".", 1)[0] + "." for name in names})
 
 
+def read_config(path: Path, tensors: int) -> dict[str, Any]:
+    """Read the ``config.json`` of a checkpoint of so many tensors.
+
+    Raises:
+        ValueError: it cannot be read, or a field has another type or is too large for any model.
+
+    """
+    config = read_json(path)
+    for field, (wanted, name) in CONFIG_TYPES.items():
+        value = config.get(field)
+        if value is not None and not isinstance(value, wanted):
+            raise ValueError(f"{path}: {field}: must be {name}, but got {str(value)[:MOST_NAME]}")
+    for field, most in {
+        **dict.fromkeys(LAYERS, tensors),
+        **dict.fromkeys(SIZES, MOST_SIZE),
+    }.items():
+        value = config.get(field)
+        if value is not None and not (isinstance(value, int) and 0 <= value <= most):
+            raise ValueError(
+                f"{path}: {field}: must be a whole number up to {most}, but got"
+                f" {str(value)[:MOST_NAME]}"
+            )
+    return config
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; raise ValueError if it holds none."""
+    """Return the JSON object in a file; raise ValueError if it holds none, or is too large."""
     try:
-        content = json.loads(path.read_text())
+        if path.stat().st_size > MOST_JSON_BYTES:
+            raise ValueError(f"it must have {MOST_JSON_BYTES >> 20} MiB at most")
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {first_line(error)}") from error
+    except RecursionError:
+        raise ValueError(f"{path}: cannot be read: it is nested too deeply") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must hold a JSON object, but got {type(content).__name__}")
     return content

@@ -143,6 +143,7 @@ def _vectors(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from cabs_search.record.comparison_file import is_comparison
+    from cabs_search.record.versions_file import recorded_versions
     from cabs_search.reporting.html.page import write_page
     from cabs_search.reporting.terminal.leaderboard import leaderboard_text
     from cabs_search.results.comparison import Comparison
@@ -150,6 +151,7 @@ def _report(options: argparse.Namespace) -> None:
     from cabs_search.results.read_comparison import read_comparison
 
     folder = options.folder
+    recorded_versions(folder)  # which the page needs, after the numbers are out
     results = read_comparison(folder) if is_comparison(folder) else read_leaderboard(folder)
     if isinstance(results, Comparison):
         _print_comparison(results, as_json=options.json)

@@ -70,6 +70,7 @@ def _fail(error: BaseException, status: int) -> int:
     if os.environ.get("CABS_SEARCH_DEBUG"):
         raise error
     text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)  # nothing for a terminal
     expected = isinstance(error, (ValueError, RuntimeError, OSError))
     print(f"{PROGRAM}: {text if expected else f'{type(error).__name__}: {text}'}", file=sys.stderr)
     if not expected:

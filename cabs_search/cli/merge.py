@@ -46,6 +46,7 @@ def merge(options: argparse.Namespace) -> None:
         locate(asked.base or ""),
         {name: locate(path) for name, path in asked.experts.items()},
         asked.vocabulary,
+        options.pickled,
     )
     for name, expert in (asked.heads or {}).items():
         if not family.alignment.heads.get(expert, True):

@@ -259,6 +259,13 @@ def _add_merge(made: argparse.ArgumentParser, *, with_settings: bool) -> None:
         help="of language models with other numbers of tokens (default: refuse them)",
     )
     made.add_argument(
+        "--pickled",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an expert, or base, whose weights may be a pickled .bin file (repeat)",
+    )
+    made.add_argument(
         "--lambda",
         dest="lambdas",
         action="append",

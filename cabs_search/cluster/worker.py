@@ -75,7 +75,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             spec, files = context.spec, context.calibrations
             carrier = Carrier(context.source, context.cache)
             base, experts = carrier.model(spec.base), carrier.models(spec.experts)
-            family = Family.open(base, experts, spec.vocabulary)
+            family = Family.open(base, experts, spec.vocabulary, spec.pickled)
             _check_weights(family, context.weights)
             self._bench = Workbench(
                 family,

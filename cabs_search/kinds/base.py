@@ -185,6 +185,8 @@ class Kind(ABC):
             )
         if name in names:
             return
+        if not name.isidentifier():  # of a path, ``evaluate`` would run the code
+            raise ValueError(f"a metric must be a name, such as {names[0]}, but got {name}")
         if not self.takes_other_metrics:
             raise ValueError(f"{self} must have {' or '.join(sorted(names))}, but got {name}")
         if any(name == metric.name for metric in METRICS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,19 +37,32 @@ class Family:
 
     @classmethod
     def open(
-        cls, base: str | Path, experts: Mapping[str, str | Path], vocabulary: str = SAME
+        cls,
+        base: str | Path,
+        experts: Mapping[str, str | Path],
+        vocabulary: str = SAME,
+        pickled: Collection[str] = (),
     ) -> Family:
-        """Open folders; ``vocabulary``: as of ``alignment.align``.
+        """Open folders.
+
+        Args:
+            base: the base's folder.
+            experts: folders by name.
+            vocabulary: as of ``alignment.align``.
+            pickled: names of experts, or ``BASE``, whose weights may be pickled.
 
         Raises:
             ValueError: one cannot be read or is of another architecture or shape.
 
         """
-        opened = Checkpoint(base)
+        try:
+            opened = Checkpoint(base, pickled=BASE in pickled)
+        except ValueError as error:
+            raise ValueError(f"{BASE}: {error}") from error
         tuned: dict[str, Expert] = {}
         for name, path in experts.items():
             try:
-                tuned[name] = open_expert(path, opened)
+                tuned[name] = open_expert(path, opened, pickled=name in pickled)
             except ValueError as error:
                 raise ValueError(f"experts.{name}: {error}") from error
         return cls(base=opened, experts=tuned, alignment=align(opened, tuned, vocabulary))
@@ -82,7 +95,8 @@ class Family:
         try:
             _ = self.checkpoint(name).fingerprint
         except ValueError as error:
-            raise ValueError(str(error) if name == BASE else f"experts.{name}: {error}") from error
+            where = name if name == BASE else f"experts.{name}"
+            raise ValueError(f"{where}: {error}") from error
 
     @cached_property
     def vectors(self) -> dict[str, TaskVector]:

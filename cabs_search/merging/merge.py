@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ def merge(
     *,
     overlap_merge: str = "sum",
     vocabulary: str = SAME,
+    pickled: Collection[str] = (),
     dtype: torch.dtype | None = None,
     **settings: Any,
 ) -> dict[str, Tensor]:
@@ -84,6 +85,7 @@ def merge(
         order: pruning order; None: the order of ``experts``.
         overlap_merge: as in ``recipe.make_method``.
         vocabulary: as of ``alignment.align``.
+        pickled: as of ``Family.open``.
         dtype: of the result; None: the base's own.
         settings: other settings of the method's mask rule, such as ``density``, ``overlap``,
             ``tail`` and ``seed``.
@@ -97,7 +99,7 @@ def merge(
     """
     if not experts:
         raise ValueError("at least one expert is needed")
-    family = Family.open(base, experts, vocabulary)
+    family = Family.open(base, experts, vocabulary, pickled)
     chosen = make_method(
         method, tuple(experts), nm=nm, order=order, overlap_merge=overlap_merge, **settings
     )

@@ -20,7 +20,7 @@ from cabs_search.merging.combine.rule import CombineRule
 from cabs_search.merging.combine.rules import COMBINES
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import MASKS, SETTINGS, identity, order_of, settings
-from cabs_search.merging.masks.settings import check_choice
+from cabs_search.merging.masks.settings import check_choice, is_pairs
 
 Groups = tuple[tuple[str, str], ...]
 """Groups of tensors with λ of their own: (name, pattern); a tensor is in the first group that
@@ -148,12 +148,26 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """Make the recipe that ``as_dict`` described."""
+        """Make the recipe that ``as_dict`` described.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: the values are something else.
+
+        """
         combine, mask = split_name(values["method"])
         rule = MASKS[mask]
         chosen = {name: one.from_plain(values[name]) for name, one in settings(rule).items()}
         groups = tuple((str(name), str(pattern)) for name, pattern in values.get("groups", ()))
         lambdas = {lambda_key(key, groups): float(value) for key, value in values["lambda"].items()}
+        experts = tuple(dict.fromkeys(key.expert for key in lambdas))
+        for name, one in settings(rule).items():
+            if not is_pairs(chosen[name]):
+                one.check(chosen[name], experts)
+            elif sorted(dict(chosen[name])) != sorted(experts):
+                raise ValueError(f"{name}: every expert must have one, but got {values[name]}")
+        for key, value in lambdas.items():
+            if not abs(value) <= MOST_LAMBDA:
+                raise ValueError(f"-1e6 <= λ <= 1e6 must hold, but got {key}={value}")
         method = Method(mask=rule(**chosen), combine=COMBINES[combine]())
         return cls(method=method, lambdas=tuple(lambdas.items()), groups=groups)
 

@@ -10,7 +10,7 @@ import yaml
 
 from cabs_search.common.files import write_whole
 from cabs_search.record.folder import StudyFolder, values_to_keep
-from cabs_search.spec.load import parse
+from cabs_search.spec.load import load_plain, parse
 from cabs_search.spec.space import Space
 from cabs_search.spec.study import Spec
 
@@ -42,11 +42,8 @@ def stored_comparison(folder: Path) -> dict[str, Any]:
 
     """
     path = StudyFolder(folder).comparison
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(plain, dict) or any(not isinstance(plain.get(f), t) for f, t in FIELDS):
+    plain = load_plain(path)
+    if any(not isinstance(plain.get(f), t) for f, t in FIELDS):
         raise ValueError(f"{path}: spec, over, failures and notes must be in it")
     return plain
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cabs_search.merging.recipe import Recipe
+from cabs_search.record.damage import reads_record
 from cabs_search.record.outcomes import ADD_AMOUNT, Outcomes
 
 SCHEMA = """
@@ -63,7 +64,7 @@ class Evaluations:
     """Refinements in the file of a study's record."""
 
     def __init__(self, outcomes: Outcomes) -> None:
-        self._outcomes = outcomes
+        self._outcomes, self.path = outcomes, outcomes.path
         with outcomes.transaction() as db:
             db.execute(SCHEMA)
 
@@ -85,6 +86,7 @@ class Evaluations:
                 db.executemany("INSERT OR REPLACE INTO evaluations VALUES (?,?,?,?,?,?,?,?)", rows)
             db.executemany(ADD_AMOUNT, spent.items())
 
+    @reads_record
     def read(self, recipe: Recipe) -> list[tuple[int, str, TaskValues]]:
         """Return what is known of a recipe: block, task and results."""
         query = (
@@ -118,8 +120,9 @@ class Notes:
     """Notes of a search on its refinement; ``value``: of a comparison, which search."""
 
     def __init__(self, outcomes: Outcomes, value: str = "") -> None:
-        self._outcomes, self._value = outcomes, value
+        self._outcomes, self._value, self.path = outcomes, value, outcomes.path
 
+    @reads_record
     def _read(self, what: str) -> Any:
         text = self._outcomes.kept_text(f"{what} {self._value}")
         return json.loads(text) if text else None
@@ -128,12 +131,14 @@ class Notes:
         self._outcomes.keep_text(f"{what} {self._value}", json.dumps(plain))
 
     @property
+    @reads_record
     def start(self) -> Recipe | None:
         """Candidate that is being refined, or was at last."""
         plain = self._read("refine start")
         return Recipe.from_dict(plain["recipe"]) if plain else None
 
     @property
+    @reads_record
     def candidates(self) -> int:
         """Number of candidates that ``start`` was chosen from; 0 if nothing was refined yet."""
         plain = self._read("refine start")

@@ -23,6 +23,7 @@ from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
 from cabs_search.metrics.base import Values
 from cabs_search.record.binding import ItemsOfSplits, group_rows, groups_key, identity, item_rows
+from cabs_search.record.damage import amount_of, is_damage, reads_record
 from cabs_search.record.entries import Block, Bound, Confirmation, Expected, Scored
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
@@ -118,6 +119,7 @@ class Outcomes:
 
         Raises:
             RuntimeError: the disk does not take it.
+            ValueError: the file is damaged.
 
         """
         try:
@@ -127,9 +129,11 @@ class Outcomes:
                 return
             with closing(connect(self.path)) as db, db:
                 yield db
-        except sqlite3.OperationalError as error:
-            if not getattr(error, "sqlite_errorname", "").startswith(DISK_ERRORS):
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
                 raise
+            if not getattr(error, "sqlite_errorname", "").startswith(DISK_ERRORS):
+                raise ValueError(f"{self.path}: is damaged: {error}") from error
             raise RuntimeError(
                 f"{self.path}: cannot be written: {error}; once it can, the same command goes on"
             ) from error
@@ -159,6 +163,7 @@ class Outcomes:
             db.executemany("INSERT OR IGNORE INTO items VALUES (?, ?, ?, ?, ?)", item_rows(items))
             db.executemany("INSERT OR IGNORE INTO search VALUES (?, ?)", group_rows(items))
 
+    @reads_record
     def bound(self) -> list[Bound]:
         """Return the items that the record is tied to, by task and split."""
         with self.transaction() as db:
@@ -199,6 +204,7 @@ class Outcomes:
             kept = [sorted(confirmation.ended), sorted(confirmation.tied)]
             self.keep_text("confirmation", json.dumps(kept))
 
+    @reads_record
     def confirmation(self) -> Confirmation | None:
         """Return which rows ended early; None where all rows are scored on all items."""
         kept = self.kept_text("confirmation")
@@ -231,6 +237,7 @@ class Outcomes:
         """Return what candidates were expected to score, in the order of their proposals."""
         return self._kept_as("expected %")
 
+    @reads_record
     def _kept_as(self, pattern: str) -> list[Expected]:
         query = "SELECT value FROM search WHERE key LIKE ? ORDER BY rowid"
         with self.transaction() as db:
@@ -260,21 +267,24 @@ class Outcomes:
             db.executemany("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             db.executemany(ADD_AMOUNT, amounts.items())
 
+    @reads_record
     def spent(self) -> dict[str, float]:
         """Return seconds and other amounts of all runs, by what they were spent on."""
         with self.transaction() as db:
             seconds = db.execute("SELECT split, sum(evaluate_seconds) FROM blocks GROUP BY split")
             amounts = {f"evaluate {split}": total for split, total in seconds}
             amounts |= dict(db.execute("SELECT what, amount FROM spent"))
-        return {k: v for k, v in amounts.items() if not k.startswith(SEARCHING)}
+        return {k: amount_of(v) for k, v in amounts.items() if not k.startswith(SEARCHING)}
 
+    @reads_record
     def search_seconds(self, value: str = "") -> float:
         """Return the seconds that were searched; ``value``: of a comparison, in which search."""
         query = "SELECT amount FROM spent WHERE what = ?"
         with self.transaction() as db:
             stored = db.execute(query, (SEARCHING + value,)).fetchone()
-        return stored[0] if stored else 0.0
+        return amount_of(stored[0]) if stored else 0.0
 
+    @reads_record
     def clusters(self, split: SplitName) -> dict[str, npt.NDArray[np.int64]]:
         """Return the number of each item's group by task, counted from 0, [items]."""
         query = "SELECT task, count(*) FROM items WHERE split = ? GROUP BY task"
@@ -287,12 +297,14 @@ class Outcomes:
             for task, text in stored.items()
         }
 
+    @reads_record
     def done_blocks(self, recipe: Recipe, split: SplitName) -> set[int]:
         """Return the numbers of a split's blocks that are scored for a recipe."""
         query = "SELECT DISTINCT block FROM blocks WHERE recipe = ? AND split = ?"
         with self.transaction() as db:
             return {number for (number,) in db.execute(query, (recipe.key, split))}
 
+    @reads_record
     def block_results(
         self, recipe: Recipe, split: SplitName
     ) -> dict[int, dict[str, tuple[Floats, Floats]]]:
@@ -308,6 +320,7 @@ class Outcomes:
                 by_block.setdefault(number, {})[task] = scores, losses
         return by_block
 
+    @reads_record
     def unfinished(self, split: SplitName) -> tuple[int, int]:
         """Return how many recipes have some items of a split scored but not all, and the items."""
         query = "SELECT recipe, sum(length(scores)) / 4 FROM blocks WHERE split = ? GROUP BY recipe"
@@ -316,6 +329,7 @@ class Outcomes:
             parts = [n for _, n in db.execute(query, (split,)) if n < count]
         return len(parts), sum(parts)
 
+    @reads_record
     def scored(
         self,
         split: SplitName,
@@ -344,6 +358,7 @@ class Outcomes:
         }
         return {key: scored for key, scored in completed.items() if scored is not None}
 
+    @reads_record
     def scored_one(
         self,
         split: SplitName,
@@ -374,6 +389,7 @@ class Outcomes:
             scores[name] = task.measure.of(found.scores, found.predictions, labels[name][:count])
         return Scored(recipe, tasks, scores, sum(row[4] for row in rows))
 
+    @reads_record
     def labels(self, split: SplitName) -> dict[str, Values]:
         """Return the items' labels by task, in the study's order."""
         query = "SELECT task, label FROM items WHERE split = ? ORDER BY task, position"
@@ -400,6 +416,8 @@ def _outcome(task: Task, rows: Iterable[BlockRow]) -> Outcome:
         scores += block_scores
         losses += block_losses
         predictions += json.loads(block_predictions)
+    if not len(scores) == len(losses) == 4 * len(predictions):
+        raise ValueError("a block must have a score, a loss and a prediction of each item")
     return Outcome(
         np.frombuffer(scores, "<f4"), np.frombuffer(losses, "<f4"), task.kind.values(predictions)
     )

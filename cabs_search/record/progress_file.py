@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
+
+from pydantic import TypeAdapter, ValidationError
 
 from cabs_search.common.files import write_whole
 from cabs_search.common.formats import first_line
@@ -27,8 +30,8 @@ class Share:
 
     unit: str
     """One of candidate, item and second."""
-    spent: float
-    limit: float
+    spent: int | float
+    limit: int | float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,7 @@ def read_status(folder: Path) -> Status:
         raise ValueError(f"{folder}: no search has begun there")
     try:
         return parse_status(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: cannot be read: {first_line(error)}; it may be deleted"
         ) from error
@@ -124,6 +127,15 @@ def parse_status(text: str) -> Status:
     if not isinstance(values, dict) or not isinstance(values.get("spent"), list):
         raise ValueError("it is no news of a search")
     age, _ = values.pop("age", None), values.pop("is_silent", None)
-    spent = tuple(Share(**part) for part in values.pop("spent"))
-    found = Status(**values, spent=spent)
-    return found if age is None else replace(found, noted=time.time() - age)
+    try:
+        found = TypeAdapter(Status).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}") from None
+    amounts = [found.noted, found.items_per_second, found.seconds_left or 0.0, age or 0.0]
+    amounts += [amount for share in found.spent for amount in (share.spent, share.limit)]
+    if not all(map(math.isfinite, amounts)):
+        raise ValueError("amounts and times must be finite")
+    noted = found.noted if age is None else time.time() - age
+    return replace(found, spent=tuple(found.spent), noted=noted)

@@ -30,8 +30,11 @@ def recorded_versions(folder: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     try:
-        return [dict(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
+        entries = [dict(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        if not all(isinstance(text, str) for entry in entries for text in entry.values()):
+            raise ValueError("each version must be a text")
+        return entries
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: cannot be read: {first_line(error)}; it may be deleted"
         ) from error

@@ -52,9 +52,9 @@ def load_model(
             model, loading = _load_adapted(auto, checkpoint, shared, dtype)
         else:
             model, loading = auto.from_pretrained(
-                checkpoint.folder, dtype=dtype, output_loading_info=True
+                checkpoint.folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
             )
-    except (ValueError, RuntimeError) as error:  # RuntimeError: config and weights disagree
+    except Exception as error:  # a config of somebody's can raise anything
         raise ValueError(f"{where}: cannot be loaded for {kind}: {first_line(error)}") from error
     # transformers would fill missing tensors with random values.
     if missing := sorted(loading["missing_keys"]):
@@ -105,7 +105,7 @@ def _load_adapted(
     """Load an adapted model, as ``from_pretrained`` does; tensors of ``shared`` come from there."""
     config = adapted_config(adapter)
     with torch.device("meta"):
-        model_class = type(auto.from_config(config))
+        model_class = type(auto.from_config(config, trust_remote_code=False))
     tensors = {
         adapter.model_name(name): shared[name] if name in shared else adapter.read(name)
         for name in adapter.names

@@ -12,7 +12,7 @@ import yaml
 from cabs_search.checkpoints.origin import file_of
 from cabs_search.checkpoints.vocabulary import COMMON_ROWS
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import MOST_SHOWN, Recipe
+from cabs_search.merging.recipe import BASE, MOST_SHOWN, Recipe
 
 
 def model_card(
@@ -61,6 +61,8 @@ def _command(family: Family, dtype: torch.dtype) -> list[str]:
     parts = ["cabs-search merge --recipe recipe.json", f"--base {base}"]
     parts += [f"--expert {name}={quote(name_of(e.folder))}" for name, e in family.experts.items()]
     parts += [f"--vocabulary {COMMON_ROWS}"] if family.alignment.common_rows else []
+    models = {BASE: family.base, **family.experts}
+    parts += [f"--pickled {name}" for name, model in models.items() if model.is_pickled]
     parts += [f"--dtype {str(dtype).removeprefix('torch.')}", "--to PATH"]
     return ["The same tensors again:", "", "```", " \\\n  ".join(parts), "```", ""]
 

@@ -35,6 +35,7 @@ from cabs_search.checkpoints.adapter import Expert
 from cabs_search.checkpoints.checkpoint import Checkpoint, all_finite
 from cabs_search.checkpoints.vocabulary import COMMON_ROWS, SAME
 from cabs_search.checkpoints.writer import CheckpointWriter
+from cabs_search.common.formats import first_line
 from cabs_search.merging.cache import StoredVector
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
@@ -285,7 +286,7 @@ def _write_head(
             writer.add(in_model, _converted(name, tensor, dtype))
     _write_index(to, dict.fromkeys(names, trunk) | dict.fromkeys(own.values(), HEAD))
     _copy_side_files(checkpoint, to, dtype, fallback=family.base)
-    _set_pad_token(to)
+    _set_pad_token(to, checkpoint.folder)
 
 
 def compact_bytes(family: Family, heads: Iterable[str], dtype: torch.dtype) -> int:
@@ -333,12 +334,22 @@ def _copy_side_files(
             return
 
 
-def _set_pad_token(folder: Path) -> None:
-    """Add to a decoder's config the pad token of its items; it takes no batches without one."""
+def _set_pad_token(folder: Path, source: Path) -> None:
+    """Add to a decoder's config the pad token of its items; it takes no batches without one.
+
+    Args:
+        folder: the model that is written.
+        source: the expert's folder, for errors.
+
+    """
     from transformers import AutoConfig, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a config of somebody's can raise anything
+        raise ValueError(f"{source}: config.json cannot be read: {first_line(error)}") from error
     if config.pad_token_id is None and any(folder.glob("tokenizer*")):
         values = json.loads((folder / "config.json").read_text())
-        values["pad_token_id"] = pad_token_id(config, AutoTokenizer.from_pretrained(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        values["pad_token_id"] = pad_token_id(config, tokenizer)
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")

@@ -93,7 +93,8 @@ class Served:
             if name != first:
                 return self.loaded(first)
         auto: Any = getattr(transformers, f"AutoModel{kind.head}")
-        model = auto.from_pretrained(folder, dtype="auto").eval().to(self._device)
+        model = auto.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+        model = model.eval().to(self._device)
         index = folder / "model.safetensors.index.json"
         files = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
         for tensor_name, tensor in model.state_dict(keep_vars=True).items():
@@ -101,7 +102,7 @@ class Served:
             if file.startswith(".."):  # a trunk's, which all heads share
                 tensor.data = self._trunks.setdefault((file, tensor_name), tensor.data)
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, **kind.tokenizer_arguments(model.config)
+            folder, trust_remote_code=False, **kind.tokenizer_arguments(model.config)
         )
         return model, model.config, tokenizer
 

@@ -8,8 +8,10 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 STRICT = ConfigDict(extra="forbid", str_strip_whitespace=True)
 NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Count = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
+MOST = 10**9
+"""Largest whole number of a spec, but for seeds."""
+Count = Annotated[int, Field(gt=0, le=MOST)]
 Coefficient = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
 

@@ -10,18 +10,23 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cabs_search.common.files import shipped_folder
-from cabs_search.spec.locations import UnreachableError, local_folder, locate
+from cabs_search.spec.locations import UnreachableError, as_path, local_folder, locate
 from cabs_search.spec.study import Spec
 from cabs_search.spec.task import Task
 
 MOST_BYTES = 1 << 20
 """Size of a spec's file, at most."""
+MOST_VALUES = 20_000
+"""Values in a spec, at most, those of aliases counted wherever they stand."""
+MOST_ERROR = 1_000
+"""Characters of an error, at most."""
 
 
 def load(path: str | Path, *, locations: bool = True, data: bool = True) -> Spec:
@@ -125,12 +130,33 @@ def find_spec_file(path: str | Path) -> Path:
 def _read(file: Path, path: str | Path, what: str = "spec") -> Any:
     try:
         if file.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{path}: a {what} must have {MOST_BYTES >> 20} MiB at most")
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+            raise ValueError(f"a {what} must have {MOST_BYTES >> 20} MiB at most")
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except RecursionError:
         raise ValueError(f"{path}: cannot be read: it is nested too deeply") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (
+        *(OSError, yaml.YAMLError),
+        *(AttributeError, LookupError, OverflowError, TypeError, ValueError),  # of odd tags
+    ) as error:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    _check_size(path, values)
+    return values
+
+
+def _check_size(path: str | Path, values: Any) -> None:
+    """Raise ValueError if a file holds too much once its aliases are written in full."""
+    left, count = [values], 0
+    while left:
+        value = left.pop()
+        if isinstance(value, Mapping):
+            left += [*value, *value.values()]
+        elif isinstance(value, (list, tuple, set)):
+            left += value
+        count += 1
+        if count + len(left) > MOST_VALUES:
+            raise ValueError(
+                f"{path}: a spec must hold {MOST_VALUES:,} values at most, with aliases in full"
+            )
 
 
 def _located(
@@ -193,7 +219,10 @@ def _with_data(task: Task, where: str, folder: Path) -> Task:
         return replace(task, dataset=replace(task.dataset, include=str(found)))
     for kind in ("csv", "json", "parquet"):
         if text := getattr(task.dataset, kind):
-            path = (folder / Path(text).expanduser()).resolve()
+            try:
+                path = (folder / as_path(text)).resolve()
+            except ValueError as error:
+                raise ValueError(f"{where}.dataset.{kind}: {error}") from None
             if not path.is_file():
                 raise ValueError(f"{where}.dataset.{kind}: {text}: no such file")
             located: dict[str, Any] = {kind: str(path)}
@@ -253,7 +282,8 @@ def _one_line(error: ValidationError) -> str:
     elif first["type"] not in ("value_error", "missing", "missing_argument"):
         # Cut at any depth: written in full, a few aliases of aliases are gigabytes.
         message += f", but got {_SHORT.repr(first['input'])}"
-    return f"{where}: {message}" if where else message
+    text = f"{where}: {message}" if where else message
+    return text if len(text) <= MOST_ERROR else f"{text[:MOST_ERROR]}…"
 
 
 _SHORT = reprlib.Repr()
@@ -263,16 +293,43 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 200, 200
 class _Loader(yaml.SafeLoader):
     """YAML in which 3:32 is text (not 212, in base 60) and a repeated key is an error."""
 
+    count = 0
+    """Nodes so far."""
+
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         # Keys of a merge (<<) may be given again: that is what it is for.
         own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        keys = [self.construct_object(key, deep=deep) for key in own]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(
-                    f"{key} stands twice, line {node.start_mark.line + 1} and after"
-                )
+        line, seen = node.start_mark.line + 1, set()
+        for key in own:
+            name = self.construct_object(key, deep=deep)
+            if not isinstance(name, (str, int, float, NoneType)):
+                raise yaml.YAMLError(f"a field's name must be a text, line {line} and after")
+            if name in seen:
+                raise yaml.YAMLError(f"{name} stands twice, line {line} and after")
+            seen.add(name)
         return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Make the next node, unless there are too many: each takes a tenth of a millisecond."""
+        self.count += 1
+        if self.count > MOST_VALUES:
+            raise yaml.YAMLError(f"it must hold {MOST_VALUES:,} values at most")
+        return super().compose_node(parent, index)
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Put merged mappings in, unless they are many: each may itself be merged from many."""
+        merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
+        sources = [
+            one for value in merged for one in (value.value if value.id == "sequence" else [value])
+        ]
+        count = 0
+        for source in sources:
+            if source.id == "mapping":
+                self.flatten_mapping(source)
+                count += len(source.value)
+            if count > MOST_VALUES:
+                raise yaml.YAMLError(f"merges hold more than {MOST_VALUES:,} values")
+        super().flatten_mapping(node)
 
 
 def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:

@@ -27,6 +27,8 @@ FILES = (
 """Files to download from the hub."""
 OLD_FILES = ("pytorch_model*", "adapter_model.bin")
 """Files that older models and adapters have in place of safetensors."""
+MOST_NAME_BYTES, MOST_PATH = 255, 4000
+"""Lengths of a file's name and of its path, at most."""
 
 
 class UnreachableError(ValueError):
@@ -55,7 +57,7 @@ def locate(text: str, relative_to: Path | None = None) -> Path:
     """
     if not text:
         raise ValueError("a folder or a hub id is needed, but got nothing")
-    if is_hub_id(text, (relative_to or Path()) / Path(text).expanduser()):
+    if is_hub_id(text, (relative_to or Path()) / as_path(text)):
         return _download(text)
     path = _local_path(text, relative_to)
     try:
@@ -63,6 +65,24 @@ def locate(text: str, relative_to: Path | None = None) -> Path:
         return gguf.dequantized(file, cache_folder()) if file else _existing(path, text)
     except gguf.NotInstalledError as error:
         raise UnreachableError(str(error)) from error
+
+
+def as_path(text: str) -> Path:
+    """Return the path that a text names, with ``~`` expanded.
+
+    Raises:
+        ValueError: no file can have this name, or there is no such user.
+
+    """
+    path = Path(text)
+    has_control = any(ord(letter) < 32 or ord(letter) == 127 for letter in text)
+    longest = max((len(part.encode(errors="surrogatepass")) for part in path.parts), default=0)
+    if has_control or longest > MOST_NAME_BYTES or len(text) > MOST_PATH:
+        raise ValueError(f"{text[:MOST_NAME_BYTES]!r}: no file can have this name")
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text}: {error}") from error
 
 
 def is_hub_id(text: str, path: Path) -> bool:
@@ -85,14 +105,14 @@ def _local_path(text: str, relative_to: Path | None) -> Path:
     """Return the path that a location names, which need not be there."""
     kind, _, rest = text.partition(":")
     if kind == "cache":
-        return cache_folder() / rest
+        return cache_folder() / as_path(rest)
     if kind == "package":
         name, _, inside = rest.partition("/")
         package = find_spec(name) if name.isidentifier() else None
         if package is None or not package.submodule_search_locations:
             raise ValueError(f"{text}: package {name} is not installed")
         return Path(package.submodule_search_locations[0]) / inside
-    return (relative_to or Path()) / Path(text).expanduser()
+    return (relative_to or Path()) / as_path(text)
 
 
 def _existing(path: Path, text: str) -> Path:

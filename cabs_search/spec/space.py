@@ -42,7 +42,7 @@ def _method(name: str) -> str:
 def _pattern(text: str) -> str:
     try:
         re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(
             f"a group must be a regular expression, but got {text!r}: {error}"
         ) from None

@@ -135,12 +135,16 @@ class Tracking:
 class Spec:
     """Everything that defines one study."""
 
-    name: Annotated[str, Field(pattern=r"^[^/\\?%.][^/\\?%]*$")]
+    name: Annotated[
+        str, Field(pattern=r"^[^/\\?%.\x00-\x1f\x7f][^/\\?%\x00-\x1f\x7f]*$", max_length=100)
+    ]
     base: str
     experts: Annotated[dict[Name, str], Field(min_length=1)]
     tasks: Annotated[dict[Name, Task], Field(min_length=1)]
     vocabulary: Literal["same", "common-rows"] = "same"
     """Treatment of language models whose vocabularies have other sizes than the base's."""
+    pickled: tuple[Name, ...] = ()
+    """Models whose weights may be pickled files: experts, or ``base``."""
     space: Space = Space()
     baselines: dict[MethodName, Baseline] = Field(default_factory=dict)
     search: Search = Search()
@@ -153,6 +157,7 @@ class Spec:
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
         self._check_experts()
+        self._check_pickled()
         self._check_kinds()
         self._check_orders()
         self._check_weights()
@@ -173,6 +178,14 @@ class Spec:
                 raise ValueError(
                     f"tasks.{name}: a task must name its expert ({', '.join(self.experts)}), but"
                     f" got {self.expert_of(name)}"
+                )
+
+    def _check_pickled(self) -> None:
+        for name in self.pickled:
+            if name not in (BASE, *self.experts):
+                raise ValueError(
+                    f"pickled: a model must be named ({', '.join((BASE, *self.experts))}), but got"
+                    f" {name}"
                 )
 
     def _check_kinds(self) -> None:

@@ -26,7 +26,7 @@ from cabs_search.kinds.registry import KINDS
 from cabs_search.merging.recipe import BASE
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.scored import scored_metric
-from cabs_search.spec.fields import STRICT, Name, listed
+from cabs_search.spec.fields import MOST, STRICT, Name, listed
 
 DEFAULT_LABEL = "label"
 SOURCES = ("hub", "csv", "json", "parquet", "callable", "harness")
@@ -51,7 +51,7 @@ class DataSource:
     """Name of a task of lm-evaluation-harness; the fields below go with it."""
     include: str | None = None
     """Folder of YAML files of such tasks; None: those that the harness has."""
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    num_fewshot: Annotated[int, Field(ge=0, le=MOST)] | None = None
     """Examples before each document; None: as many as the task says, or none."""
     chat_template: bool = False
     """Whether prompts are rendered by the tokenizer's chat template, each example as a turn."""
@@ -83,7 +83,7 @@ class Split:
 
     split: str | None = None
     """The data's own split; None: the task's ``split``."""
-    items: Annotated[int, Field(ge=2)] | None = None
+    items: Annotated[int, Field(ge=2, le=MOST)] | None = None
     """Most rows; None: all."""
 
 
@@ -251,12 +251,12 @@ class Task:
     """Name as in ``evaluate``; None: the kind's first."""
     metric_arguments: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the metric, such as ``average: macro`` for f1."""
-    max_length: Annotated[int, BeforeValidator(_default_length), Field(ge=4)] = Field(
+    max_length: Annotated[int, BeforeValidator(_default_length), Field(ge=4, le=MOST)] = Field(
         default=None, validate_default=True, kw_only=True
     )
     """Number of tokens that an item, or each of its windows, is cut to; None: the kind's."""
     stride: Annotated[
-        Annotated[int, Field(ge=0)] | None,
+        Annotated[int, Field(ge=0, le=MOST)] | None,
         BeforeValidator(_default_stride),
         AfterValidator(_check_stride),
     ] = Field(default=None, validate_default=True, kw_only=True)
@@ -268,7 +268,7 @@ class Task:
     ] = ()
     """Texts of which the first that is written ends a generated text, and is not a part of it."""
     max_new_tokens: Annotated[
-        Annotated[int, Field(ge=1)] | None,
+        Annotated[int, Field(ge=1, le=MOST)] | None,
         BeforeValidator(_default_new_tokens),
         AfterValidator(_check_generates),
         AfterValidator(_check_new_tokens),

@@ -43,7 +43,7 @@ def load_items(spec: Spec, name: str) -> dict[SplitName, Items]:
     task, expert, where = spec.tasks[name], spec.expert_of(name), f"tasks.{name}"
     model = expert if expert == BASE else f"experts.{expert}"
     folder = Path(spec.experts.get(expert, spec.base))
-    config, tokenizer = _open_model(model, folder, spec.base, task.kind)
+    config, tokenizer = _open_model(model, folder, spec, task.kind)
     task.kind.check_head(where, model, config)
     check_metric(where, task, class_names(config))
     has_twin = any(
@@ -91,17 +91,21 @@ def check_metric(where: str, task: Task, classes: Sequence[str]) -> None:
         ) from error
 
 
-def _open_model(model: str, folder: Path, base: str, kind: Kind) -> tuple[Any, Any]:
+def _open_model(model: str, folder: Path, spec: Spec, kind: Kind) -> tuple[Any, Any]:
     """Return a model's config and tokenizer, the base's tokenizer if it has none."""
     from transformers import AutoConfig, AutoTokenizer
 
     try:
         if is_adapter(folder):
-            config = adapted_config(Adapter(folder, base=Checkpoint(base)))
+            base = Checkpoint(spec.base, pickled=BASE in spec.pickled)
+            is_pickled = model.removeprefix("experts.") in spec.pickled
+            config = adapted_config(Adapter(folder, base=base, pickled=is_pickled))
         else:
-            config = AutoConfig.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(
-            folder if has_tokenizer(folder) else base, **kind.tokenizer_arguments(config)
+            folder if has_tokenizer(folder) else spec.base,
+            trust_remote_code=False,
+            **kind.tokenizer_arguments(config),
         )
     except Exception as error:
         raise ValueError(

@@ -53,7 +53,7 @@ def export_trial(
     board, study = read_leaderboard(folder), StudyFolder(Path(folder))
     spec = load(study.spec, data=False)
     chosen = _chosen(spec, study, trial)
-    family = Family.open(spec.base, spec.experts, spec.vocabulary)
+    family = Family.open(spec.base, spec.experts, spec.vocabulary, spec.pickled)
     return chosen.recipe, export(
         family,
         chosen.recipe,

@@ -320,13 +320,13 @@ def _check_models(spec: Spec, missing: Mapping[str, str]) -> Family | None:
     experts = {name: at for name, at in spec.experts.items() if f"experts.{name}" not in missing}
     pick_device(spec.device)
     if "base" in missing:
-        for folder in experts.values():
+        for name, folder in experts.items():
             if is_adapter(folder):
                 AdapterSettings.read(Path(folder))
             else:
-                Checkpoint(folder)
+                Checkpoint(folder, pickled=name in spec.pickled)
         return None
-    family = Family.open(spec.base, experts, spec.vocabulary)
+    family = Family.open(spec.base, experts, spec.vocabulary, spec.pickled)
     at_hand = {BASE, *experts}
     check_heads({task: name for task, name in spec.heads.items() if name in at_hand}, family)
     is_whole = len(experts) == len(spec.experts)

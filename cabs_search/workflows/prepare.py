@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cabs_search.common.patterns import slow_pattern
 from cabs_search.common.redact import without_password
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
@@ -104,7 +105,7 @@ def prepare(
     check_objective(spec)
     check_pruner(spec.search, spec.tasks)
     say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
-    family = Family.open(spec.base, spec.experts, spec.vocabulary)
+    family = Family.open(spec.base, spec.experts, spec.vocabulary, spec.pickled)
     check_heads(spec.heads, family)
     check_groups(spec.space.groups, family.alignment.shared)
     items = load_study_items(spec)
@@ -193,6 +194,11 @@ def check_groups(groups: Groups, tensors: Collection[str], *, is_whole: bool = T
         ValueError: a tensor is in no group, or a group has no tensor.
 
     """
+    if slow := slow_pattern([pattern for _, pattern in groups], [*tensors]):
+        raise ValueError(
+            "space.lambda.groups: a regular expression must be searched for in seconds, but"
+            f" {slow!r} is not"
+        )
     used = set()
     for tensor in tensors if groups else ():
         try:

@@ -125,7 +125,7 @@ class _Runs:
     def _become(self, row: Row) -> Workbench:
         spec = self._spec
         if self._bench is None:
-            family = Family.open(spec.base, spec.experts, spec.vocabulary)
+            family = Family.open(spec.base, spec.experts, spec.vocabulary, spec.pickled)
             tasks = {name: spec.tasks[name] for name in self._items}
             cache = VectorCache(cache_folder())
             self._bench = Workbench(family, tasks, cache, device=spec.device, dtype=spec.dtype)

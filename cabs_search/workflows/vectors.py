@@ -118,7 +118,7 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
         spec = replace(spec, space=space, baselines={})
     spec = replace(spec, space=spec.space.replace(density_shared=True))
     family, store = (
-        Family.open(spec.base, spec.experts, spec.vocabulary),
+        Family.open(spec.base, spec.experts, spec.vocabulary, spec.pickled),
         VectorCache(cache_folder()),
     )
     methods: dict[MaskRule, Method] = {}

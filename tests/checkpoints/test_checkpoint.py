@@ -39,7 +39,7 @@ def test_one_file_shards_and_bin_read_alike(pico: Path, tmp_path: Path) -> None:
     one = Checkpoint(pico / "mood")
     for other in (
         Checkpoint(sharded(pico / "mood", tmp_path / "s")),
-        Checkpoint(as_bin(pico / "mood", tmp_path / "b")),
+        Checkpoint(as_bin(pico / "mood", tmp_path / "b"), pickled=True),
     ):
         assert other.names == one.names
         assert other.fingerprint == one.fingerprint

@@ -166,7 +166,8 @@ ALIASES += "name: *j"
         ("space: {more: {}}", "space.more: no such field"),
         ("name: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         ("name: " + "x" * (1 << 20), "at most"),
-        (ALIASES, "name: "),
+        (ALIASES, "20,000 values at most, with aliases in full"),
+        ("name: &a [*a]", "20,000 values at most"),
     ],
 )
 def test_a_file_that_is_no_spec(tmp_path: Path, text: str, message: str) -> None:
