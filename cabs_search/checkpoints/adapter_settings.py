@@ -164,7 +164,8 @@ def _check(path: Path, values: Mapping[str, Any]) -> None:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not 0 < value <= MOST:
             raise ValueError(
-                f"{path}: {field}: must be a number above 0, up to {MOST:g}, but got {repr(value)[:200]}"
+                f"{path}: {field}: must be a number above 0, up to {MOST:g}, but got"
+                f" {repr(value)[:200]}"
             )
         if not field.startswith(("lora_alpha", "alpha_pattern")) and value != int(value):
             raise ValueError(f"{path}: {field}: must be a whole number, but got {value!r}")
