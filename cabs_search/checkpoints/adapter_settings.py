@@ -13,6 +13,8 @@ from cabs_search.checkpoints.checkpoint import read_json
 from cabs_search.common.patterns import slow_pattern
 
 FILE = "adapter_config.json"
+MOST = 10**9
+"""Largest rank and α."""
 HEADS = {
     "SEQ_CLS": "ForSequenceClassification",
     "TOKEN_CLS": "ForTokenClassification",
@@ -160,8 +162,11 @@ def _check(path: Path, values: Mapping[str, Any]) -> None:
                 ) from error
     for field, value in numbers.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not 0 < value < math.inf:
-            raise ValueError(f"{path}: {field}: must be a number above 0, but got {value!r}")
+        if not is_number or not 0 < value <= MOST:
+            raise ValueError(
+                f"{path}: {field}: must be a number above 0, up to {MOST:g}, but got"
+                f" {repr(value)[:200]}"
+            )
         if not field.startswith(("lora_alpha", "alpha_pattern")) and value != int(value):
             raise ValueError(f"{path}: {field}: must be a whole number, but got {value!r}")
     for field, (wanted, name) in TYPES.items():

@@ -292,10 +292,17 @@ class Outcomes:
             known = dict(db.execute("SELECT key, value FROM search"))
             counts = dict(db.execute(query, (split,)))
         stored = {task: known.get(groups_key(split, task)) for task in self._tasks}
-        return {
-            task: np.array(json.loads(text) if text else range(counts[task]), dtype=np.int64)
-            for task, text in stored.items()
-        }
+        found = {}
+        for task, text in stored.items():
+            found[task] = np.array(json.loads(text) if text else range(counts[task]), np.int64)
+            if (
+                found[task].shape != (counts[task],)
+                or not 0 <= found[task].min() <= found[task].max() < counts[task]
+            ):
+                raise ValueError(
+                    f"the groups of {task} must be a number below {counts[task]} an item"
+                )
+        return found
 
     @reads_record
     def done_blocks(self, recipe: Recipe, split: SplitName) -> set[int]:

@@ -28,8 +28,7 @@ PREPARING, PREPARING_SECONDS = "preparing", 1800.0
 class Share:
     """Part of a limit of the search that is spent."""
 
-    unit: str
-    """One of candidate, item and second."""
+    unit: Literal["candidate", "item", "second"]
     spent: int | float
     limit: int | float
 

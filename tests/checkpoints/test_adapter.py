@@ -323,7 +323,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensors], Any], str]] = {
         )
         for start in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")
     },
-    "no rank": (lambda v, _: v.pop("r"), "r: must be a number above 0, but got None"),
+    "no rank": (lambda v, _: v.pop("r"), "r: must be a number above 0, up to 1e.09, but got None"),
     "another rank": (lambda v, _: v.update(r=8), "dense must have two matrices of rank 8"),
     "a broken pattern": (
         lambda v, _: v.update(rank_pattern={"(": 4}),
