@@ -19,13 +19,12 @@ MERGEKIT, RECIPE = "mergekit", "recipe"
 def convert(options: argparse.Namespace) -> None:
     """Write a file in the other form, and say line by line what could not be carried over."""
     from cabs_search.common.files import write_whole
-    from cabs_search.spec.load import dump_plain, load_plain
-    from cabs_search.spec.mergekit.read import is_mergekit, read_any
+    from cabs_search.spec.load import dump_plain
+    from cabs_search.spec.mergekit.read import read_any
     from cabs_search.spec.mergekit.write import write_mergekit
 
-    from_mergekit = is_mergekit(load_plain(options.file, RECIPE))
+    asked, notes, from_mergekit = read_any(options.file)
     target = options.form or (RECIPE if from_mergekit else MERGEKIT)
-    asked, notes = read_any(options.file)
     try:
         values = write_mergekit(asked, notes) if target == MERGEKIT else asked.as_dict()
     except ValueError as error:
@@ -51,7 +50,7 @@ def read_for_merge(path: Path) -> RecipeFile:
     """Read a file to merge by. Raises ValueError if it is mergekit's and something is lost."""
     from cabs_search.spec.mergekit.read import read_any
 
-    asked, notes = read_any(path)
+    asked, notes, _ = read_any(path)
     for line in notes.lines:
         print(line, file=sys.stderr)
     if notes.losses:

@@ -131,14 +131,7 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
     _add_merge(made, with_settings=with_settings)
 
     made = command("convert", convert, "write a recipe as mergekit's YAML, or the other way")
-    made.add_argument("file", type=Path, metavar="FILE")
-    made.add_argument(
-        "--to", dest="form", choices=(MERGEKIT, RECIPE), help="default: the form that FILE has not"
-    )
-    made.add_argument("--output", type=Path, metavar="FILE", help="default: print it")
-    made.add_argument(
-        "--lossy", action="store_true", help="even if what is lost changes the merged weights"
-    )
+    _add_convert(made)
 
     made = command(
         "export", _export, "write a searched candidate as a checkpoint that transformers loads"
@@ -279,6 +272,17 @@ def _add_merge(made: argparse.ArgumentParser, *, with_settings: bool) -> None:
     )
     made.add_argument(
         "--to", "--output", required=True, type=Path, metavar="PATH", help="a new folder"
+    )
+
+
+def _add_convert(made: argparse.ArgumentParser) -> None:
+    made.add_argument("file", type=Path, metavar="FILE")
+    made.add_argument(
+        "--to", dest="form", choices=(MERGEKIT, RECIPE), help="default: the form that FILE has not"
+    )
+    made.add_argument("--output", type=Path, metavar="FILE", help="default: print it")
+    made.add_argument(
+        "--lossy", action="store_true", help="even if what is lost changes the merged weights"
     )
 
 

@@ -65,6 +65,11 @@ class Method:
         return isinstance(self.combine, Sum)
 
     @property
+    def is_linear(self) -> bool:
+        """True if, besides, λ or its share is each vector's factor, whatever the others are."""
+        return self.is_sum and self.combine.weighs == "none"
+
+    @property
     def has_order(self) -> bool:
         """True if the pruning order makes a difference."""
         return "order" in settings(self.mask)
@@ -184,7 +189,6 @@ class Recipe:
         being pruned before it, by having a vote on its signs, or by an angle with it.
         """
         mask, order = self.method.mask, self.order
-        is_sum = self.method.is_sum and self.method.combine.weighs == "none"
         identities = [[expert, identity(mask, expert)] for expert in order]
         terms: list[Any] = []
         groups: Groups = ()
@@ -193,14 +197,14 @@ class Recipe:
             if not any(by_group.values()):
                 continue
             shaped_by = identities[: place + 1] if self.method.has_order else [identities[place]]
-            if not is_sum or mask.sees_all:
+            if not self.method.is_linear or mask.sees_all:
                 shaped_by = identities
             values = sorted(set(by_group.values()))
             if len(values) > 1:
                 groups = self.groups
             terms.append([shaped_by, values[0] if len(values) == 1 else by_group, expert])
         # a sum with normalised λ is a sum as well
-        combine = SUM.name if is_sum else self.method.combine.name
+        combine = SUM.name if self.method.is_linear else self.method.combine.name
         combine = combine if terms else ""
         return digest(json.dumps([combine, terms, groups], sort_keys=True))
 

@@ -83,7 +83,9 @@ class Resident:
     def _products(
         self, rule: CombineRule, vectors: Mapping[str, StoredVector], name: str
     ) -> Floats | None:
-        """Return inner products on one tensor, computed once for all λ."""
+        """Return inner products on one tensor, computed once for all λ; None if none are needed."""
+        if rule.weighs == "none":
+            return None
         key = rule.weighs, tuple(vector.path for vector in vectors.values())
         found = self._inner.setdefault(key, {})
         if name not in found:

@@ -95,8 +95,7 @@ def check_adapter(family: Family, recipe: Recipe, rank: int | None) -> dict[str,
 
 def _is_exact(recipe: Recipe, experts: Mapping[str, Adapter]) -> bool:
     """Tell whether a merge is a sum of products of matrices."""
-    is_sum = recipe.method.is_sum and recipe.method.combine.weighs == "none"
-    if not isinstance(recipe.method.mask, KeepAll) or not is_sum:
+    if not isinstance(recipe.method.mask, KeepAll) or not recipe.method.is_linear:
         return False
     whole = frozenset[str]().union(*(expert.whole for expert in experts.values()))
     return all(

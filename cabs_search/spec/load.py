@@ -91,7 +91,7 @@ def parse(
     try:
         spec = TypeAdapter(Spec).validate_python(dict(values))
     except ValidationError as error:
-        raise ValueError(f"{source}: {_one_line(error)}") from None
+        raise ValueError(f"{source}: {one_line(error)}") from None
     if not locations:
         return spec
     return _located(spec, values, source, relative_to or Path(), has_data=data)
@@ -139,11 +139,11 @@ def _read(file: Path, path: str | Path, what: str = "spec") -> Any:
         *(AttributeError, LookupError, OverflowError, TypeError, ValueError),  # of odd tags
     ) as error:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    _check_size(path, values)
+    _check_size(path, values, what)
     return values
 
 
-def _check_size(path: str | Path, values: Any) -> None:
+def _check_size(path: str | Path, values: Any, what: str) -> None:
     """Raise ValueError if a file holds too much once its aliases are written in full."""
     left, count = [values], 0
     while left:
@@ -155,7 +155,7 @@ def _check_size(path: str | Path, values: Any) -> None:
         count += 1
         if count + len(left) > MOST_VALUES:
             raise ValueError(
-                f"{path}: a spec must hold {MOST_VALUES:,} values at most, with aliases in full"
+                f"{path}: a {what} must hold {MOST_VALUES:,} values at most, with aliases in full"
             )
 
 
@@ -257,10 +257,10 @@ def _described(task: Task, given: Mapping[str, Any], where: str) -> Task:
     try:
         return TypeAdapter(Task).validate_python(fields)
     except ValidationError as error:
-        raise ValueError(f"{where}.{_one_line(error)}") from None
+        raise ValueError(f"{where}.{one_line(error)}") from None
 
 
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError) -> str:
     """Return the first error of a spec as ``field: rule and value``."""
     errors = error.errors()
     # Each branch of a union has errors: a validator's own message says most.

@@ -91,6 +91,16 @@ def is_hub_id(text: str, path: Path) -> bool:
     return not is_path and re.fullmatch(HUB_ID, text) is not None
 
 
+def path_of(text: str, folder: Path) -> Path | None:
+    """Return the path that a location names; None for hub ids, packages and the cache.
+
+    ``folder``: start of relative paths.
+    """
+    path = folder / as_path(text)
+    is_elsewhere = text.startswith(("cache:", "package:")) or is_hub_id(text, path)
+    return None if is_elsewhere else path
+
+
 def local_folder(text: str, relative_to: Path | None = None) -> Path:
     """Return the folder that a location names, as ``locate`` does, but never of the hub.
 

@@ -39,8 +39,8 @@ from cabs_search.merging.recipe import (
     rule_of,
 )
 from cabs_search.spec.fields import STRICT, Name
-from cabs_search.spec.load import _one_line, dump_plain, load_plain
-from cabs_search.spec.locations import is_hub_id
+from cabs_search.spec.load import dump_plain, one_line
+from cabs_search.spec.locations import path_of
 from cabs_search.spec.space import MethodName, Pattern
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -101,16 +101,6 @@ class _Fields:
     heads: dict[Name, str] | None = None
 
 
-def read_recipe(path: str | Path) -> RecipeFile:
-    """Read a recipe's file; its relative folders begin where it is.
-
-    Raises:
-        ValueError: it cannot be read, or is no recipe.
-
-    """
-    return parse_recipe(load_plain(path, WHAT), str(path), Path(path).parent)
-
-
 def parse_recipe(values: Mapping[str, Any], source: str, folder: Path) -> RecipeFile:
     """Make a recipe from plain values.
 
@@ -128,7 +118,7 @@ def parse_recipe(values: Mapping[str, Any], source: str, folder: Path) -> Recipe
     try:
         fields = TypeAdapter(_Fields).validate_python(rest)
     except ValidationError as error:
-        raise ValueError(f"{source}: {_one_line(error)}") from None
+        raise ValueError(f"{source}: {one_line(error)}") from None
     try:
         experts = _experts(fields)
         recipe = make_recipe(
@@ -151,9 +141,8 @@ def parse_recipe(values: Mapping[str, Any], source: str, folder: Path) -> Recipe
 
 def located(text: str, folder: Path) -> str:
     """Return a location that does not depend on the working directory."""
-    path = folder / Path(text).expanduser()
-    is_elsewhere = text.startswith(("cache:", "package:")) or is_hub_id(text, path)
-    return text if is_elsewhere or not text else str(path.absolute())
+    path = path_of(text, folder)
+    return str(path.absolute()) if path and text else text
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from cabs_search.common.formats import digest
 from cabs_search.common.redact import without_password
 from cabs_search.spec.load import dump_plain, find_spec_file, load_plain, parse
-from cabs_search.spec.locations import is_hub_id
+from cabs_search.spec.locations import path_of
 
 SPEC = "spec.yaml"
 DATA = "data"
@@ -90,9 +90,8 @@ def _models(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _local(text: str, folder: Path) -> Path | None:
     """Return the path of a model that lies at one; None for hub ids, packages and the cache."""
-    path = folder / Path(text).expanduser()
-    is_elsewhere = text.startswith(("cache:", "package:")) or is_hub_id(text, path)
-    return None if is_elsewhere else path.resolve()
+    path = path_of(text, folder)
+    return path and path.resolve()
 
 
 def _is_in(path: Path, shared: Sequence[Path]) -> bool:

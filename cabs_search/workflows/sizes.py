@@ -56,7 +56,7 @@ class GPU:
     model: int
     base: int
     vectors: int
-    """Of the method whose vectors take most."""
+    """Bytes of the method whose vectors take most."""
     largest: str
     """Name of that method."""
     spare: int

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import yaml
 from peft import PeftModel
 
 from cabs_search.checkpoints.adapter import Adapter
@@ -20,6 +21,8 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.recipe import Recipe, make_method, make_recipe
 from cabs_search.serving.adapter import ADAPTER, check_adapter, read_facts
 from cabs_search.serving.export import export
+from cabs_search.serving.hub import local_files
+from cabs_search.spec.mergekit.read import read_any
 from tests.support.adapters import adapt, merged
 
 LLAMA = {
@@ -89,6 +92,25 @@ def test_a_sum_of_adapters_is_an_exact_adapter(
     print_export(argparse.Namespace(json=False), recipe_of(), to)
     assert f"as an adapter: {to}/adapter (rank 7, exact)" in capsys.readouterr().out
     assert "a LoRA adapter of the base, rank 7, exact" in (to / "README.md").read_text()
+
+
+def test_an_export_names_its_merge_for_mergekit(tmp_path: Path) -> None:
+    """Adapters are named on their base; λ and method come back; a push leaves such paths out."""
+    family = llama(tmp_path, {"target_modules": QUERY}, {"target_modules": QUERY})
+    to = export(family, recipe_of(), tmp_path / "out")
+    values = yaml.safe_load((to / "mergekit.yaml").read_text("utf-8"))
+    assert [one["model"] for one in values["models"]] == [
+        f"{tmp_path}/base+{tmp_path}/{name}" for name in ("a", "b")
+    ]
+    asked, notes, is_mergekit = read_any(to / "mergekit.yaml")
+    assert is_mergekit
+    assert (asked.recipe, notes.losses) == (recipe_of(), [])
+    assert asked.experts == {name: str(tmp_path / name) for name in ("a", "b")}
+    assert sorted(local_files(to)) == ["mergekit.yaml", "recipe.yaml"]
+    (to / "recipe.yaml").write_text("base: owner/base\nexperts: {a: owner/a@main}\n")
+    assert local_files(to) == ["mergekit.yaml"]
+    pruned = export(family, recipe_of("cabs"), tmp_path / "cabs")
+    assert not (pruned / "mergekit.yaml").exists()
 
 
 @pytest.mark.parametrize("rank", [4, 32])

@@ -35,7 +35,10 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
         def repo_info(self, repo_id: str) -> Any:
             return SimpleNamespace(private="public" not in repo_id)
 
-        def upload_folder(self, *, repo_id: str, folder_path: Path, **_: Any) -> None:
+        def upload_folder(
+            self, *, repo_id: str, folder_path: Path, ignore_patterns: list[str], **_: Any
+        ) -> None:
+            assert ignore_patterns == hub.local_files(folder_path)
             made.append(("upload", (repo_id, folder_path)))
 
     def export_trial(_: Path, trial: str, to: Path, **__: Any) -> tuple[Recipe, Path]:

@@ -15,7 +15,8 @@ from cabs_search.merging.masks.settings import NM
 from cabs_search.merging.recipe import LambdaKey, Recipe, make_method, make_recipe
 from cabs_search.serving.export import export
 from cabs_search.spec.load import dump_plain, load_plain
-from cabs_search.spec.recipe_file import RecipeFile, parse_recipe, read_recipe
+from cabs_search.spec.mergekit.read import read_any
+from cabs_search.spec.recipe_file import RecipeFile, parse_recipe
 from tests.conftest import EXPERTS
 
 GROUPS = (("layer.0", r"^encoder\.layer\.0\."), ("rest: all", ""))
@@ -46,9 +47,9 @@ def test_a_recipe_is_read_as_it_was_written(recipe: Recipe, tmp_path: Path) -> N
     locations = {name: f"owner/{name}@main" for name in EXPERTS}
     asked = RecipeFile(recipe=recipe, base="owner/base", experts=locations, dtype="bfloat16")
     (tmp_path / "recipe.yaml").write_text(asked.as_yaml(), encoding="utf-8")
-    assert read_recipe(tmp_path / "recipe.yaml") == asked
+    assert read_any(tmp_path / "recipe.yaml").asked == asked
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.as_dict()))
-    assert read_recipe(tmp_path / "recipe.json").recipe == recipe
+    assert read_any(tmp_path / "recipe.json").asked.recipe == recipe
 
 
 def test_the_file_of_an_export_gives_the_same_files(pico: Path, tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_folders_are_relative_to_the_file(
     assert found.experts == {name: str(pico / name) for name in EXPERTS}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.yaml").write_text(found.as_yaml())
-    assert read_recipe("x.yaml") == found
+    assert read_any("x.yaml").asked == found
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_a_bad_file_meets_one_line(change: dict[str, Any], message: str, tmp_pat
     )
     (tmp_path / "r.yaml").write_text(dump_plain(asked.as_dict() | change))
     with pytest.raises(ValueError, match=r"r\.yaml: ") as found:
-        read_recipe(tmp_path / "r.yaml")
+        read_any(tmp_path / "r.yaml")
     assert message in str(found.value)
     assert "\n" not in str(found.value)
 

@@ -31,7 +31,7 @@ class CombineRule:
     has_one_lambda: ClassVar[bool] = False
     """True if each vector has an equal part of one result, so that a search has one λ for all."""
     weighs: ClassVar[Literal["none", "vectors", "models"]] = "none"
-    """What ``factors`` weighs by λ: task vectors, or whole models; none: λ are factors."""
+    """Things that ``factors`` weighs by λ: task vectors, or whole models; none: λ are factors."""
 
     def combine(self, vectors: Sequence[Kept | None], shape: Sequence[int]) -> list[Kept | None]:
         """Return what is left of each vector on one tensor, so that merged = base + Σ λᵢ times it.

@@ -43,24 +43,26 @@ FIXED: dict[str, dict[str, Any]] = {
     "multislerp": {"normalize_weights": True},
 }
 """Parameters of mergekit that have one value here."""
+EXTRA = {"breadcrumbs": ("gamma", 0.01), "della": ("epsilon", 0.15)}
+"""Setting that a mask rule has beside its density, with mergekit's default."""
 METHODS = (*SUMMED, "linear", *PLAIN)
 REMARKS = {
     "sce": "where the means of τ² add up to less than 1e-6, mergekit weighs all models alike",
     "model_stock": "where angles are above 90° on average, mergekit goes backwards from the base;"
     " here the tensor stays the base's",
 }
-"""What differs between two implementations of one method."""
+"""Differences between two implementations of one method."""
 
 
 @dataclass
 class Notes:
-    """What a conversion says, line by line."""
+    """Lines that a conversion says."""
 
     losses: list[str] = field(default_factory=list)
     """Settings that could not be carried over and that change the merged weights."""
     notes: list[str] = field(default_factory=list)
-    """What was left out without such an effect, and what the two programs round or draw
-    differently.
+    """Settings that were left out without such an effect, and differences in how the two programs
+    round or draw.
     """
 
     def lose(self, line: str) -> None:
@@ -85,6 +87,11 @@ def note_pruning(mask: str, densities: list[float], notes: Notes) -> None:
     """Note how masks differ between the programs."""
     if mask in ("dare", "random", "della"):
         notes.note("parameters.density: random masks are drawn by either program in its own way")
+        if mask != "random":
+            notes.note(
+                "parameters.rescale: kept weights are divided by their probability; mergekit gives"
+                " each tensor its L1 norm back, which is the same on average"
+            )
     elif min(densities, default=1.0) < 1:
         notes.note(
             "parameters.density: mergekit rounds the number of weights kept down, here it is"

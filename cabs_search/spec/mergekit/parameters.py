@@ -72,7 +72,7 @@ def number(name: str, value: Any) -> float:
     """Read a number. Raises ValueError if it is none."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise ValueError(f"parameters.{name}: a number is needed, but got {value!r:.100}") from None
 
 

@@ -7,13 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cabs_search.merging.masks.settings import collapsed
 from cabs_search.merging.recipe import BASE, LambdaKey, Recipe, make_method, make_recipe
 from cabs_search.spec.load import load_plain
-from cabs_search.spec.locations import HUB_ID, local_folder
+from cabs_search.spec.locations import local_folder
 from cabs_search.spec.mergekit.methods import (
+    EXTRA,
     FIXED,
     METHODS,
     PLAIN,
@@ -24,7 +25,7 @@ from cabs_search.spec.mergekit.methods import (
     note_pruning,
 )
 from cabs_search.spec.mergekit.parameters import Ladder, Scopes, ladder, number, regions
-from cabs_search.spec.recipe_file import WHAT, RecipeFile, parse_recipe
+from cabs_search.spec.recipe_file import WHAT, RecipeFile, located, parse_recipe
 
 KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -38,26 +39,29 @@ class _Model:
     parameters: Mapping[str, Any]
 
 
-def read_any(path: str | Path) -> tuple[RecipeFile, Notes]:
-    """Read a recipe's file or mergekit's, and what of the latter could not be carried over.
+class Read(NamedTuple):
+    """Content of a recipe's file, or of mergekit's."""
+
+    asked: RecipeFile
+    notes: Notes
+    """Lines on what could not be carried over."""
+    is_mergekit: bool
+
+
+def read_any(path: str | Path) -> Read:
+    """Read a recipe's file or mergekit's.
 
     Raises:
         ValueError: it is neither.
 
     """
-    values = load_plain(path, WHAT)
-    if not is_mergekit(values):
-        return parse_recipe(values, str(path), Path(path).parent), Notes()
-    notes = Notes()
+    values, notes = load_plain(path, WHAT), Notes()
+    if "merge_method" not in values:
+        return Read(parse_recipe(values, str(path), Path(path).parent), notes, False)
     try:
-        return read_mergekit(values, notes), notes
+        return Read(read_mergekit(values, notes), notes, True)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def is_mergekit(values: Mapping[str, Any]) -> bool:
-    """Tell whether a file's values are mergekit's."""
-    return "merge_method" in values
 
 
 def read_mergekit(values: Mapping[str, Any], notes: Notes) -> RecipeFile:
@@ -126,17 +130,15 @@ def _path(value: Any) -> str:
 
 
 def _absolute(text: str) -> str:
-    """Return a folder's absolute path, which begins where the command is run, as mergekit's do."""
-    path = Path(text).expanduser()
-    is_hub = not path.exists() and re.fullmatch(HUB_ID, text) and not text.startswith(".")
-    return text if is_hub else str(path.absolute())
+    """Return a location whose path begins where the command is run, as mergekit's do."""
+    return located(text, Path())
 
 
 def _models(values: Mapping[str, Any], base: str | None) -> list[_Model]:
     given, field = values.get("models"), "models"
     own: Mapping[str, Any] = {}
     if slices := values.get("slices"):
-        if len(slices) != 1 or not isinstance(slices[0], Mapping):
+        if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], Mapping):
             raise ValueError("slices: stacks of layers are not here; one slice of all layers is")
         own = _mapping("slices[0].parameters", slices[0].get("parameters"))
         given, field = slices[0].get("sources"), "slices[0].sources"
@@ -149,11 +151,16 @@ def _models(values: Mapping[str, Any], base: str | None) -> list[_Model]:
         where = f"{field}[{place}]"
         one = _mapping(where, one)
         if slices:
-            _check_whole(where, one.get("layer_range"), base or _absolute(str(given[0]["model"])))
+            _check_whole(where, one.get("layer_range"), base or _first(given[0]))
         parameters = _mapping(f"{where}.parameters", one.get("parameters"))
         parameters = {**own, **parameters}
         found.append(_Model(_location(f"{where}.model", one.get("model"), base), parameters))
     return found
+
+
+def _first(source: Any) -> str:
+    where = "slices[0].sources[0]"
+    return _location(f"{where}.model", _mapping(where, source).get("model"), None)
 
 
 def _check_whole(where: str, layers: Any, base: str) -> None:
@@ -251,11 +258,6 @@ def _mask(kind: Summed, shared: Scopes, notes: Notes) -> str:
         return "random"
     if rescale != (kind.mask in ("dare", "della")):
         notes.lose(f"parameters.rescale: {str(rescale).lower()} is not here with {kind.mask}")
-    elif rescale:
-        notes.note(
-            "parameters.rescale: kept weights are divided by their probability; mergekit gives each"
-            " tensor its L1 norm back, which is the same on average"
-        )
     return kind.mask
 
 
@@ -268,12 +270,12 @@ def _pruning(mask: str, scopes: Mapping[str, Scopes], notes: Notes) -> dict[str,
         raise ValueError("parameters.density: must be above 0")
     note_pruning(mask, list(densities.values()), notes)
     given: dict[str, Any] = {"density": collapsed(densities)}
-    extra = {"breadcrumbs": ("gamma", 0.01), "della": ("epsilon", 0.15)}.get(mask)
-    if extra:
-        values = {_one(extra[0], own, extra[1], notes) for own in scopes.values()}
+    if mask in EXTRA:
+        name, default = EXTRA[mask]
+        values = {_one(name, own, default, notes) for own in scopes.values()}
         if len(values) > 1:
-            notes.lose(f"parameters.{extra[0]}: all models must have one value here")
-        given[extra[0]] = max(values)
+            notes.lose(f"parameters.{name}: all models must have one value here")
+        given[name] = max(values)
     return given
 
 
@@ -339,9 +341,8 @@ def _used(name: str) -> set[str]:
     """Return the parameters of a method that were read."""
     if name in SUMMED:
         kind = SUMMED[name]
-        extra = {"breadcrumbs": {"gamma"}, "della": {"epsilon"}}.get(kind.mask, set())
         pruning = set() if kind.mask == "task-arithmetic" else {"density", "rescale"}
-        return {"weight", "lambda", "normalize"} | pruning | extra
+        return {"weight", "lambda", "normalize"} | pruning | set(EXTRA.get(kind.mask, ())[:1])
     if name == "linear":
         return {"weight", "normalize"}
     weight = {"weight"} if name == "multislerp" else set()
@@ -366,8 +367,8 @@ def _others(values: Mapping[str, Any], base: str, notes: Notes) -> str | None:
             notes.note("chat_template: the base's is kept")
         elif key not in (*KEYS, "tokenizer_source", "tokenizer"):
             notes.note(f"{key}: no field of mergekit's")
-    tokenizer = values.get("tokenizer") or {}
-    source = values.get("tokenizer_source") or _mapping("tokenizer", tokenizer).get("source")
+    tokenizer = _mapping("tokenizer", values.get("tokenizer"))
+    source = values.get("tokenizer_source") or tokenizer.get("source")
     if tokenizer and not source:
         source = "union"
     if source and source != "base" and _absolute(str(source)) != base:

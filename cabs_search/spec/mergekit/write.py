@@ -136,9 +136,4 @@ def _summed(name: str, recipe: Recipe, notes: Notes) -> Parameters:
     if "density" in settings(mask):
         shared["rescale"] = mask.name in ("dare", "della")
         note_pruning(mask.name, [own["density"] for own in per_expert.values()], notes)
-        if shared["rescale"]:
-            notes.note(
-                "density: kept weights are divided by their probability; mergekit gives each tensor"
-                " its L1 norm back, which is the same on average"
-            )
     return name, shared, per_expert
