@@ -172,6 +172,10 @@ def test_slerp_is_on_the_arc() -> None:
         found = change(make_method("nuslerp", ("a", "b")), {"a": tau, "b": factor * tau}, shares)
         share = 0.75 + 0.25 * factor if factor else np.sin(0.75 * np.pi / 2)
         assert torch.allclose(found, float(share) * tau, atol=1e-6), factor
+    near = {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([np.cos(0.02), np.sin(0.02)]).float()}
+    for name, length in (("nuslerp", 1.0), ("slerp", np.cos(0.01))):  # models go straight there
+        found = change(make_method(name, ("a", "b")), near, {"a": 0.5, "b": 0.5}, torch.zeros(2))
+        assert float(found.norm()) == pytest.approx(length, abs=1e-6), name
 
 
 def test_karcher_is_the_least_sum_of_squared_angles() -> None:
@@ -276,6 +280,8 @@ def test_wudi_is_the_least_of_its_papers_loss(shape: tuple[int, ...]) -> None:
     start = sum(taus)
     worse = sum(((start - tau) @ tau.T).square().sum() / tau.square().sum() for tau in taus)
     assert loss < worse
+    faint = {"a": torch.diag(torch.tensor([1.0, 1e-4]))}
+    assert torch.allclose(change(make_method("wudi", ("a",)), faint, {"a": 1.0}), faint["a"])
     apart = {"a": torch.eye(4)[:2] * 3, "b": torch.eye(4)[2:]}
     assert torch.allclose(
         change(make_method("wudi", ("a", "b")), apart, ones), apart["a"] + apart["b"], atol=1e-6

@@ -38,13 +38,16 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
         def upload_folder(
             self, *, repo_id: str, folder_path: Path, ignore_patterns: list[str], **_: Any
         ) -> None:
-            assert ignore_patterns == hub.local_files(folder_path)
+            assert ignore_patterns == ["recipe.yaml"], "it names folders of this machine"
             made.append(("upload", (repo_id, folder_path)))
 
     def export_trial(_: Path, trial: str, to: Path, **__: Any) -> tuple[Recipe, Path]:
         made.append(("export", trial))
         if trial != "best":
             raise ValueError("--trial: no such candidate")
+        to.mkdir()
+        (to / "recipe.yaml").write_text(f"base: {to}\n")
+        (to / "other.yaml").write_text("base: owner/base\n")
         return make_recipe(make_method("task-arithmetic", ("a",)), {"a": 1.0}), to
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
