@@ -16,54 +16,62 @@ NOTE_SECONDS = 2.0
 
 
 class Progress:
-    """Bar on stderr: what is spent of the limit that is nearest, items, best score; then the rows
-    to confirm. Every two seconds the same is noted in a file.
+    """Bar on stderr: what is spent of the limit that is nearest, items, best score; then the items
+    of refining, and of the rows to confirm. Every two seconds the same is noted in a file.
     """
 
     def __init__(self, study: JobSource, note: Path | None = None) -> None:
         self._study, self._note = study, note
-        self._began, self._noted = time.monotonic(), -NOTE_SECONDS
-        share = self._first_share = self._share
+        self._stage, share = self._present()
+        self._began = self._stage_began = time.monotonic()
+        self._stage_first, self._noted = share.spent, -NOTE_SECONDS
         self._bar = tqdm(
             total=share.limit,
             initial=share.spent,
             unit=share.unit,
-            desc="search",
+            desc=study.phase,
             file=sys.stderr,
             dynamic_ncols=True,
             mininterval=0.5,
         )
 
-    @property
-    def _share(self) -> Share:
-        return max(self._study.shares, key=lambda share: share.spent / share.limit)
+    def _present(self) -> tuple[str, Share]:
+        """Return the stage after the search, or no text, and what is spent of the present one."""
+        share = self._study.stage_share
+        if share is not None:
+            return self._study.phase, share
+        return "", max(self._study.shares, key=lambda share: share.spent / share.limit)
 
     def refresh(self) -> None:
         """Show the study's present state, and note it now and then."""
-        study, best, share = self._study, self._study.best, self._share
-        if self._bar.unit != share.unit:
-            self._bar.unit, self._bar.initial = share.unit, share.spent
-            self._bar.reset(total=share.limit)
-        self._bar.n = share.spent
-        self._bar.set_description_str(study.phase, refresh=False)
+        study, bar = self._study, self._bar
+        stage, share = self._present()
+        if (stage, share.unit) != (self._stage, bar.unit):
+            self._stage, self._stage_began = stage, time.monotonic()
+            self._stage_first = bar.initial = share.spent
+            bar.unit = share.unit
+            bar.reset(total=share.limit)
+        bar.set_description_str(study.phase, refresh=False)
+        bar.n, bar.total = share.spent, share.limit
         counts = [f"{study.scored_items} items"]
         if share.unit != "candidate":
             counts.insert(0, f"{study.done} candidates")
-        self._bar.set_postfix_str(
+        best = study.best
+        bar.set_postfix_str(
             ", ".join(counts) + (f", best {best.rank:.4f}" if best else ""), refresh=False
         )
-        self._bar.update(0)
+        bar.update(0)
         if time.monotonic() - self._noted >= NOTE_SECONDS:
-            self._write("at work")
+            self._write("at work", share)
 
-    def _write(self, state: State) -> None:
+    def _write(self, state: State, share: Share) -> None:
         """Note the study's present state."""
         if self._note is None:
             return
-        self._noted, study, share = time.monotonic(), self._study, self._share
-        seconds, first = self._noted - self._began, self._first_share
-        gained = share.spent - first.spent if share.unit == first.unit else 0
-        left = seconds * (share.limit - share.spent) / gained if gained > 0 else None
+        self._noted, study = time.monotonic(), self._study
+        seconds, of_stage = self._noted - self._began, self._noted - self._stage_began
+        gained = share.spent - self._stage_first
+        left = of_stage * (share.limit - share.spent) / gained if gained > 0 else None
         status = Status(
             name=study.spec.name,
             state=state,
@@ -85,4 +93,4 @@ class Progress:
         self.refresh()
         self._bar.close()
         is_whole = self._study.is_finished and not self._study.failure
-        self._write("finished" if is_whole else "stopped")
+        self._write("finished" if is_whole else "stopped", self._present()[1])

@@ -52,7 +52,7 @@ class Status:
     items_per_second: float
     """Rate of this run."""
     seconds_left: float | None
-    """Time until the first limit is reached at this run's rate; None if it is not known."""
+    """Time until the phase is over at its rate in this run; None if it is not known."""
     noted: float
     """Time of the note, in seconds since 1970, by the driver's clock."""
 

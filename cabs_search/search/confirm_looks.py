@@ -14,6 +14,7 @@ import numpy as np
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.entries import Confirmation
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.progress_file import Share
 from cabs_search.spec.study import Spec
 from cabs_search.stats.sequential import Decisions, decide, first_items, look_ends
 from cabs_search.stats.simultaneous import REPLICATES, Floats, resample_weights
@@ -45,6 +46,7 @@ class ConfirmLooks:
         self._stays: set[str] = set()
         self._ended: set[str] = set()
         sizes = [[len(block[task]) for task in spec.tasks] for block in blocks]
+        self._block_items = [sum(by_task) for by_task in sizes]
         self._items = np.cumsum(sizes, axis=0).tolist()
         """Items of each task in the first blocks."""
         is_mean = all(task.measure.is_mean for task in spec.tasks.values())
@@ -55,6 +57,17 @@ class ConfirmLooks:
         self._done = 0
         self.are_over = False
         """True if no row will have more items scored than are due now."""
+
+    @property
+    def share(self) -> Share:
+        """Items of all rows that are scored, of those that are scored at most."""
+        spent = limit = 0
+        for key, recipe in self._family.items():
+            done = self._outcomes.done_blocks(recipe, "confirm")
+            scored = sum(self._block_items[number] for number in done)
+            spent += scored
+            limit += scored if key in self._ended else sum(self._block_items)
+        return Share("item", spent, limit)
 
     def start(self, candidates: Collection[Recipe], stays: Collection[Recipe]) -> None:
         """Take in what the search has found, and the rows of it that are seen to the end."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.entries import Expected, Scored
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.progress_file import Share
 from cabs_search.search.candidates import Candidates, best_of, ranked
 from cabs_search.search.confirm_looks import ConfirmLooks
 from cabs_search.spec.study import Spec
@@ -67,6 +68,11 @@ class ConfirmStage:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def share(self) -> Share:
+        """Items of all rows that are scored, of those that are scored at most."""
+        return self._looks.share
 
     @property
     def are_over(self) -> bool:

@@ -96,6 +96,10 @@ class JobSource(Protocol):
         """Parts of all limits of the search that are spent."""
 
     @property
+    def stage_share(self) -> Share | None:
+        """Items of the stage after the search that are spent; None while candidates are scored."""
+
+    @property
     def done(self) -> int:
         """Candidates that have ended."""
 

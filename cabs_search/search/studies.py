@@ -88,6 +88,11 @@ class Studies:
         ]
 
     @property
+    def stage_share(self) -> Share | None:
+        """None: studies are at different stages."""
+        return None
+
+    @property
     def _unopened(self) -> list[str]:
         return [name for name in self._planned if name not in self._opened]
 

@@ -145,6 +145,11 @@ class Study:
         return self._searching.budget.shares(self.done)
 
     @property
+    def stage_share(self) -> Share | None:
+        """Items of the stage after the search that are spent; None while candidates are scored."""
+        return self._confirming.share if self._confirming.has_candidates else self._refining.share
+
+    @property
     def done(self) -> int:
         """Candidates that have ended, of the budget."""
         return self._searching.done
@@ -168,9 +173,9 @@ class Study:
     @property
     def phase(self) -> str:
         """The stage of the work, for the progress bar."""
-        if not self._confirming.has_candidates:
-            return self._refining.phase or "search"
-        return f"confirm ({len(self._confirming) + len(self._jobs)} rows left)"
+        if self._confirming.has_candidates:
+            return "confirm"
+        return self._refining.phase or "search"
 
     @property
     def is_finished(self) -> bool:

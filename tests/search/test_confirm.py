@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cabs_search.record.progress_file import Share
 from cabs_search.reporting.terminal.leaderboard import leaderboard_text
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search.candidates import Candidates, ranked
@@ -65,6 +66,9 @@ def test_rows_end_early_and_those_of_the_verdict_do_not(
     bench = confirm(spec, items, searched, tmp_path / "early", ())
     whole = confirm(spec_of(pico, confirm_stops=False), items, searched, tmp_path / "whole", ())
     assert len(bench.scored) < 0.8 * len(whole.scored)
+    shares = [one.study.stage_share for one in (bench, whole)]
+    assert shares[1] == Share("item", 240 * len(whole.outcomes.scored("confirm")), shares[1].limit)
+    assert shares[0].spent == shares[0].limit < 0.8 * shares[1].limit
     assert whole.outcomes.confirmation() is None
     board, of_all = (build_leaderboard(b.spec, b.outcomes) for b in (bench, whole))
     assert [row.label for row in board.rows] == [row.label for row in of_all.rows]

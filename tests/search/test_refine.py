@@ -123,7 +123,16 @@ def test_entropy_asks_for_no_temperature_and_is_recorded_apart(
     pico: Path, items: Any, tmp_path: Path
 ) -> None:
     refine = {"objective": "entropy", "steps": 3, "levels": "expert"}
-    bench = Bench(parse(pico_values(pico, trials=4, refine=refine)), tmp_path, items)
+    spec = parse(pico_values(pico, trials=4, refine=refine))
+    bench = Bench(spec, tmp_path, items)
+    bench.run(18)
+    share = bench.study.stage_share
+    assert share is not None
+    sizes = [sum(map(len, block.values())) for block in bench.study.blocks["search"]]
+    cost = sum(3 * sizes[block] for *_, block in bench.evaluated)
+    assert 0 < cost == share.spent < share.limit
+    assert bench.study.phase == "refine λ by expert"
+    bench = Bench(spec, tmp_path, items)
     bench.run()
     purposes = {purpose for _, purpose, _ in bench.evaluated}
     assert purposes == {"gradient", "held out"}

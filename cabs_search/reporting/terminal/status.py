@@ -18,7 +18,7 @@ def status_text(status: Status) -> str:
         rows.append(["best on search items", f"{status.best:.4f}"])
     rows.append(["items of this run", f"{status.items:,} ({status.items_per_second:.1f} a second)"])
     if status.state == "at work" and status.seconds_left is not None and not status.is_silent:
-        rows.append(["time left to search", _time(status.seconds_left)])
+        rows.append(["time left of this phase", _time(status.seconds_left)])
     text = "\n".join([status.name, *(f"  {line}" for line in table(rows))])
     goes_on = "the same command goes on where it stopped"
     return text + (f"\n{goes_on}" if status.is_silent or status.state == "stopped" else "")

@@ -18,7 +18,9 @@ from cabs_search.record.evaluations import (
     TaskValues,
 )
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.progress_file import Share
 from cabs_search.search.jobs import BlockResult, Job
+from cabs_search.search.refine.check import most_items
 from cabs_search.search.refine.evaluated import Evaluated
 from cabs_search.search.refine.goals import goals_of
 from cabs_search.search.refine.refinement import Refinement
@@ -51,6 +53,7 @@ class RefineStage:
         self._outcomes, self._notes = outcomes, Notes(outcomes, value)
         self._evaluations = Evaluations(outcomes) if spec.search.refine else None
         self._refinement: Refinement | None = None
+        self._spent = 0
         self.refined_ever = self._notes.refined
         """Keys of all recipes that were ever refined."""
         self.refined: list[Recipe] = []
@@ -67,6 +70,16 @@ class RefineStage:
     def phase(self) -> str | None:
         """The stage of the work, for the progress bar; None if nothing is being refined."""
         return self._refinement.phase if self._refinement and not self.is_over else None
+
+    @property
+    def share(self) -> Share | None:
+        """Items of this run's evaluations, of those that refining takes at most, as
+        ``most_items`` counts them; None if nothing is being refined.
+        """
+        if self._refinement is None or self.is_over:
+            return None
+        items = sum(len(rows) for block in self._blocks for rows in block.values())
+        return Share("item", self._spent, most_items(self._spec, items, len(self._blocks)))
 
     @property
     def waiting(self) -> int:
@@ -160,7 +173,9 @@ class RefineStage:
         self._evaluations.add(evaluations, seconds)
         for evaluation in evaluations:
             self._refinement.add(evaluation.recipe, evaluation.block)
-        return sum(evaluation.items for evaluation in evaluations)
+        items = sum(evaluation.items for evaluation in evaluations)
+        self._spent += items
+        return items
 
     def _evaluation(self, job: Job, result: BlockResult) -> Evaluation:
         items = sum(map(len, self._blocks[result.block].values()))
