@@ -129,7 +129,7 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
         scores.stopped,
         is_refined=RECOMMENDED in refined,
     )
-    found = refined | _found_rows(spec, scores, recommendation, refined)
+    found = refined | _found_rows(spec, scores, recommendation, refined, shared)
     entries = reference_entries(reference_recipes(spec.experts), spec.heads, confirmed)
     entries += [
         merged_entry(f"best shared-λ {s.recipe.method.name}", "baseline", s, confirmed)
@@ -180,6 +180,7 @@ def _found_rows(
     scores: RecordScores,
     recommendation: Recommendation | None,
     refined: Collection[str],
+    shared: Sequence[Scored],
 ) -> dict[str, Scored]:
     """Return what the search found and is confirmed, by the label of its row.
 
@@ -188,11 +189,15 @@ def _found_rows(
         scores: without candidates that were refined.
         recommendation: what the search recommends.
         refined: labels of refined candidates.
+        shared: the best shared-λ candidates, which have rows.
 
     """
     top = best_of(scores.searched.values(), spec.search.confirm)
-    labels = [FOUND, *(f"found #{place}" for place in range(2, len(top) + 1))]
-    rows = dict(zip(labels, top, strict=False))
+    rows = {FOUND: top[0]} if top else {}
+    has_row = {s.recipe.key for s in shared}
+    for place, one in enumerate(top[1:], 2):
+        if one.recipe.key not in has_row:
+            rows[f"found #{place}"] = one
     if recommendation is not None and RECOMMENDED not in refined:
         rows = {RECOMMENDED: scores.searched[recommendation.key]} | rows
     start = scores.refinement.start if scores.refinement and refined else ""

@@ -321,10 +321,13 @@ def test_ties_do_not_depend_on_which_ended_first(spec: Spec, items: Any, tmp_pat
 
     bench.result = equal  # type: ignore[method-assign]
     bench.run()
-    labels = [row.label for row in build_leaderboard(spec, bench.outcomes).rows]
-    wanted = {"best shared-λ task-arithmetic", "best shared-λ cabs", "best found", "found #2"}
-    assert wanted <= set(labels)
+    rows = build_leaderboard(spec, bench.outcomes).rows
+    wanted = {"best shared-λ task-arithmetic", "best shared-λ cabs", "best found"}
+    assert wanted <= {row.label for row in rows}
     scored = list(bench.outcomes.scored("search").values())
+    assert {s.recipe.key for s in ranked(scored)[: spec.search.confirm]} <= {r.key for r in rows}
+    keys = [row.key for row in rows if row.label != "best found"]
+    assert len(keys) == len(set(keys)), "a baseline has one row"
     assert ranked(scored) != scored
     assert [s.recipe for s in ranked(scored)] == [s.recipe for s in ranked(scored[::-1])]
 
