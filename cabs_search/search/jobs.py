@@ -18,7 +18,7 @@ from cabs_search.record.progress_file import Share
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import Ints, SplitName
 
-Purpose: TypeAlias = Literal["score", "temperature", "gradient", "held out"]
+Purpose: TypeAlias = Literal["score", "temperature", "gradient", "losses"]
 """Use of a job; all but ``score`` are evaluations of a refinement, no candidate's."""
 
 

@@ -36,7 +36,7 @@ class Refine:
     and ``tensor``, or ``groups`` if the space has some.
     """
     steps: Annotated[int, Field(ge=2, le=10_000)] = 6
-    """Evaluations with a gradient for each level and fold."""
+    """Evaluations for each level and fold; all but the last of ``lbfgs`` have a gradient."""
     optimizer: Literal["lbfgs", "adam"] = "lbfgs"
     """``lbfgs`` evaluates all items of a fold at each step, ``adam`` one block."""
     objective: Objective = "loss"

@@ -135,7 +135,7 @@ def test_entropy_asks_for_no_temperature_and_is_recorded_apart(
     bench = Bench(spec, tmp_path, items)
     bench.run()
     purposes = {purpose for _, purpose, _ in bench.evaluated}
-    assert purposes == {"gradient", "held out"}
+    assert purposes == {"gradient", "losses"}
     note = Notes(bench.outcomes).found
     assert note is not None
     assert set(note["temperatures"].values()) == {ENTROPY}
@@ -214,7 +214,7 @@ def test_a_level_that_held_out_items_do_not_like_is_not_kept(
 
     def worse(bench: Bench, job: Any, block: int) -> Any:
         result = whole(bench, job, block)
-        if job.purpose == "held out":
+        if job.purpose == "losses":
             for outcome in result.outcomes.values():
                 outcome.scores[:] -= next(numbers)
         return result

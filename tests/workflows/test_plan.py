@@ -121,8 +121,9 @@ def test_a_plan_predicts_candidates_items_and_seconds(
     values["search"] |= {"block": 8, "refine": {"levels": "expert", "steps": 4, "ridge": [0, 1]}}
     refined = plan(write_spec(tmp_path / "x.yaml", values))
     assert refined.needs is not None
-    # the start's temperatures and loss; with each ridge four steps and the end; the candidate
-    assert refined.needs.refine_items == 2 * 72 + 2 * (4 * 3 * 72 + 72) + 72
+    # the start's temperatures and loss; with each ridge four steps, of which the last has
+    # no gradient, and the end; the candidate
+    assert refined.needs.refine_items == 2 * 72 + 2 * ((3 * 3 + 1) * 72 + 72) + 72
     assert refined.rows == 1 + 3 + 2 + 1
     assert f"at most {refined.needs.refine_items:,}" in refined.as_text()
 

@@ -87,9 +87,10 @@ def most_items(spec: Spec, items: int, blocks: int) -> int:
     settings = spec.search.refine
     if settings is None:
         return 0
-    step = items if settings.optimizer == "lbfgs" else FOLDS * items / blocks
+    is_lbfgs = settings.optimizer == "lbfgs"
+    step = items if is_lbfgs else FOLDS * items / blocks
     # each path's steps, its end on held-out items, and the level's candidate
-    path = settings.steps * (1 + BACKWARD) * step + items
+    path = (settings.steps * (1 + BACKWARD) - is_lbfgs * BACKWARD) * step + items
     levels = len(levels_of(settings, spec.space.groups))
     # before: the start on held-out items, and at every temperature
     begin = items * (1 + settings.seeks_temperatures)

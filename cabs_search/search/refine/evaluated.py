@@ -51,6 +51,8 @@ class Evaluated:
     def forget(self, recipe: Recipe) -> None:
         """Read a recipe again, of which something new is on record."""
         self._known.pop(recipe.key, None)
+        for key in [key for key in self._values if key[0] == recipe.key]:
+            del self._values[key]
 
     def read(self, recipe: Recipe, temperature: float | None = None) -> ByBlock:
         """Return what is known of a recipe; ``temperature``: None for that of each task."""
@@ -84,7 +86,7 @@ class Evaluated:
         return sums
 
     def value(self, recipe: Recipe, blocks: tuple[int, ...], places: Sequence[int]) -> Value:
-        """Return the weighted mean loss on some blocks, and its gradient.
+        """Return the weighted mean loss on some blocks, and its gradient; zeros if not known.
 
         Args:
             recipe: what was evaluated.
@@ -110,8 +112,8 @@ class Evaluated:
                 part = weight / self.goals[task].scale / items
                 loss += part * sum(float(one.losses.sum(dtype=float)) for one in own)
                 for one in own:
-                    assert one.gradients is not None
-                    gradient += part * one.gradients.reshape(gradient.shape)
+                    if one.gradients is not None:
+                        gradient += part * one.gradients.reshape(gradient.shape)
         return loss, gradient
 
     def held_out(self, recipes: Mapping[Recipe, Sequence[int]]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cabs_search.merging.recipe import Groups, LambdaKey, Recipe, group_of, make_recipe
+from cabs_search.search.jobs import Purpose
 from cabs_search.search.refine.check import FOLDS, levels_of
 from cabs_search.search.refine.evaluated import Ask, Evaluated
 from cabs_search.search.refine.goals import Goal
@@ -21,6 +22,8 @@ from cabs_search.search.refine.groups import groups_of
 from cabs_search.search.refine.paths import DIGITS, Floats, Path, Value, follow
 from cabs_search.spec.refine import Level, Refine
 
+GRADIENT: Purpose = "gradient"
+LOSSES: Purpose = "losses"
 MOST_ERRORS = 4.0
 """Standard errors by which held-out scores may fall: the start was chosen by these items, and λ
 that were fitted to half of them are much worse than the mean of both folds'.
@@ -236,7 +239,7 @@ class Refinement:
 
     def _missing_held_out(self, recipe: Recipe, fold: int) -> list[Ask]:
         """Return what is missing of a fold's recipe on the blocks that the fold does not see."""
-        return self._evaluated.missing(recipe, self._folds[1 - fold], "held out")
+        return self._evaluated.missing(recipe, self._folds[1 - fold], LOSSES)
 
     def _held_out(self, recipes: Sequence[Recipe]) -> dict[Recipe, tuple[int, ...]]:
         """Return the folds' recipes with the blocks that they do not see."""
@@ -250,11 +253,13 @@ class Refinement:
         one_block = self._settings.optimizer == "adam"
 
         def evaluate(lambdas: Floats, step: int) -> Value:
-            blocks = self._folds[fold]
+            blocks, purpose = self._folds[fold], GRADIENT
             if one_block:
                 blocks = (blocks[step % len(blocks)],)
+            elif step == self._settings.steps - 1:
+                purpose = LOSSES  # no step follows
             recipe = level.recipe(lambdas)
-            if missing := self._evaluated.missing(recipe, blocks, "gradient"):
+            if missing := self._evaluated.missing(recipe, blocks, purpose):
                 raise _Missing(missing)
             return self._evaluated.value(recipe, blocks, level.places)
 
