@@ -27,10 +27,14 @@ def rows_to_confirm(candidates: Candidates, scored: Mapping[str, Scored], top: i
 def rows_to_compare(
     candidates: Candidates, scored: Mapping[str, Scored], recommended: Recipe | None
 ) -> list[Recipe]:
-    """Choose what the verdict is about: the best found, what is recommended, the best baseline."""
-    groups = (scored.values(), candidates.best_shared(scored).values())
-    best = [ranked(group)[0].recipe for group in groups if group]
-    return [*best, *([recommended] if recommended else [])]
+    """Choose what the verdict is about: the best baseline, and what is recommended, else the best
+    found.
+    """
+    shared = candidates.best_shared(scored).values()
+    rows = [ranked(shared)[0].recipe] if shared else []
+    if recommended is None and scored:
+        recommended = ranked(scored.values())[0].recipe
+    return [*rows, *([recommended] if recommended else [])]
 
 
 class ConfirmStage:
@@ -107,7 +111,8 @@ class ConfirmStage:
             self.chosen = refined[-1]
         levels = [level.recipe for level in refined if level]
         rows = [*levels, *rows_to_confirm(self._candidates, searched, self._top)]
-        compared = [*rows_to_compare(self._candidates, searched, best), *levels[-1:]]
+        final = levels[-1] if levels else best
+        compared = rows_to_compare(self._candidates, searched, final)
         first = [] if best is None else [best]
         self._waiting.extend({recipe.key: recipe for recipe in (*first, *rows)}.values())
         self.has_candidates = True
