@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import pytest
 
 from cabs_search.merging.recipe import Recipe, group_of
 from cabs_search.record.entries import Expected
-from cabs_search.record.evaluations import Notes
+from cabs_search.record.evaluations import Notes, TaskValues
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.scoring.forward import ENTROPY
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.refine.check import check_refine
+from cabs_search.search.refine.evaluated import Evaluated
+from cabs_search.search.refine.goals import Goal
 from cabs_search.search.refine.groups import groups_of
 from cabs_search.search.refine.paths import Value, follow
 from cabs_search.spec.load import parse
@@ -70,7 +73,7 @@ def test_a_path_finds_the_least_loss_however_often_it_is_broken_off(optimizer: s
     path = None
     while path is None:
         with suppress(InterruptedError):
-            path = follow(settings, start, 0.0, evaluate)
+            path = follow(settings, start, 0.0, evaluate, lambda: scales**2)
     assert asked == len(path.points) <= settings.steps
     assert path.end == pytest.approx(best, abs=0.03)
     # a ridge keeps λ near the start, evenly for equal curvature
@@ -79,8 +82,55 @@ def test_a_path_finds_the_least_loss_however_often_it_is_broken_off(optimizer: s
         start,
         1e3,
         lambda at, _: Value(float(((at - best) ** 2).sum()), 2 * (at - best)),
+        lambda: np.full(3, 2.0),
     )
     assert np.abs(near.end - start).max() < 0.01
+
+
+def test_steps_follow_the_curvature() -> None:
+    """With λ of very different curvature, few steps reach what a plain gradient does not."""
+    curved = np.geomspace(1e-4, 1, 40)
+    best = np.full(40, 1.5)
+
+    def evaluate(at: Any, _step: int) -> Value:
+        return Value(float(curved @ (at - best) ** 2 / 2), curved * (at - best))
+
+    start, settings = np.ones(40), Refine(steps=4)
+    known, unknown = (
+        follow(settings, start, 0.0, evaluate, lambda each=each: each)
+        for each in (curved, 1 + 0 * curved)
+    )
+    assert known.losses[-1] < 0.3 * unknown.losses[-1]
+    first = known.points[1] - start
+    assert np.linalg.norm(first) == pytest.approx(0.05 * 40**0.5, rel=1e-3)
+    damped = curved + 0.3 * curved.mean()
+    assert first / np.linalg.norm(first) == pytest.approx(
+        curved / damped / np.linalg.norm(curved / damped), abs=1e-3
+    )
+    flat = follow(settings, start, 0.0, lambda at, _: Value(1.0, 0 * at), lambda: 0 * start)
+    assert flat.end.tolist() == start.tolist()
+
+
+def test_curvature_is_the_mean_square_of_an_items_gradient() -> None:
+    rng, sizes, places = np.random.default_rng(0), {0: 4, 1: 2}, [0, 1, 0]
+    weights, scales = {"a": 0.75, "b": 0.25}, {"a": 1.0, "b": 2.0}
+    recipe: Any = SimpleNamespace(key="r", experts=("x", "y"))
+    sums = {(b, t): rng.normal(size=(2, 3)).astype(np.float32) for b in sizes for t in weights}
+    known = [
+        (block, task, TaskValues(np.zeros(sizes[block]), np.zeros(sizes[block]), [], each.ravel()))
+        for (block, task), each in sums.items()
+    ]
+    record: Any = SimpleNamespace(read=lambda _: known)
+    evaluated = Evaluated(record, 3, weights, lambda *_: 0.0)
+    evaluated.goals = {task: Goal(temperature=1.0, scale=scales[task]) for task in weights}
+    wanted = []
+    for expert, group in itertools.product(range(2), range(2)):
+        squares = 0.0
+        for (block, task), each in sums.items():
+            slope = sum(each[expert][tensor] for tensor in range(3) if places[tensor] == group)
+            squares += weights[task] * (slope / scales[task]) ** 2 / sizes[block]
+        wanted.append(squares / 2)
+    assert evaluated.curvature(recipe, (0, 1), places) == pytest.approx(wanted, rel=1e-5)
 
 
 SETTINGS = {"levels": ["expert", "layer"], "steps": 8}

@@ -102,6 +102,31 @@ class Evaluated:
         sums = [np.bincount(places, weights=each, minlength=count) for each in by_tensor]
         return Value(loss, np.concatenate(sums))
 
+    def curvature(self, recipe: Recipe, blocks: Sequence[int], places: Sequence[int]) -> Floats:
+        """Estimate the curvature of the weighted mean loss in each λ from gradients by block.
+
+        It is the diagonal of the empirical Fisher information: the mean square of an item's
+        gradient. Of a block's summed gradient it takes the square over the number of items, which
+        is as large where items' gradients are independent.
+
+        Args:
+            recipe: what was evaluated with gradients.
+            blocks: the blocks.
+            places: the group of each tensor, [tensors].
+
+        """
+        known, count = self.read(recipe), max(places) + 1
+        total = np.zeros(len(recipe.experts) * count)
+        for task, weight in self._weights.items():
+            for block in blocks:
+                one = known[block][task]
+                if one.gradients is None or len(one.losses) == 0:
+                    continue
+                by_tensor = one.gradients.reshape(-1, self._tensors) / self.goals[task].scale
+                sums = [np.bincount(places, weights=each, minlength=count) for each in by_tensor]
+                total += weight * np.concatenate(sums) ** 2 / len(one.losses)
+        return total / len(blocks)
+
     def _sum(self, recipe: Recipe, blocks: tuple[int, ...]) -> tuple[float, Floats]:
         """Return the weighted mean loss, and its gradient, [experts, tensors]."""
         known = self.read(recipe)

@@ -19,8 +19,13 @@ from cabs_search.spec.refine import Refine
 Floats: TypeAlias = npt.NDArray[np.float64]
 DIGITS = 4
 """Digits of λ after the point: the same λ on machines whose sums differ in the last bits."""
-STEP = 0.3
-"""Length of the first step, as a part of the start's mean |λ|."""
+STEP = 0.05
+"""Length of the first step of L-BFGS, as a part of the start's length."""
+ADAM_STEP = 0.3
+"""Length of Adam's first step over all λ, as a part of the start's mean |λ|."""
+DAMPING = 0.3
+"""Part of the mean curvature that is added to that of each λ: estimates by a few blocks are rough.
+"""
 MOMENTUM, SQUARES = 0.9, 0.99
 """Weights of the past in Adam's means of gradients and of their squares (arXiv 1412.6980)."""
 AVERAGED = 0.5
@@ -54,14 +59,24 @@ Evaluate: TypeAlias = Callable[[Floats, int], Value]
 """Returns the value at some λ in a step; raises what it likes where it is not known yet."""
 
 
-def follow(settings: Refine, start: Floats, ridge: float, evaluate: Evaluate) -> Path:
+def follow(
+    settings: Refine,
+    start: Floats,
+    ridge: float,
+    evaluate: Evaluate,
+    curvature: Callable[[], Floats],
+) -> Path:
     """Follow the gradient from a start for as many steps as are set.
+
+    L-BFGS moves λ in units of 1 / √curvature, in which all are about as steep: without this, a few
+    large tensors set the length of every step.
 
     Args:
         settings: optimizer and steps.
         start: λ, [λ]; a penalty keeps others near it.
         ridge: weight of half the mean squared distance from it.
         evaluate: returns values; what it raises leaves the path.
+        curvature: estimates the curvature of the loss in each λ at the start, which is known then.
 
     """
     points, losses, known = list[Floats](), list[float](), set[bytes]()
@@ -80,13 +95,23 @@ def follow(settings: Refine, start: Floats, ridge: float, evaluate: Evaluate) ->
             losses.append(loss)
         return Value(loss, value.gradient + ridge * away / len(away))
 
-    length = STEP * max(float(np.abs(start).mean()), 0.1)
     if settings.optimizer == "adam":
-        return _adam(settings.steps, start, length / len(start) ** 0.5, penalized, points, losses)
+        length = ADAM_STEP * max(float(np.abs(start).mean()), 0.1) / len(start) ** 0.5
+        return _adam(settings.steps, start, length, penalized, points, losses)
+
+    length = STEP * max(float(np.linalg.norm(start)), 0.1 * len(start) ** 0.5)
+    gradient = penalized(start).gradient
+    if not gradient.any():
+        return Path(points, losses, points[0])
+    curved = curvature() + ridge / len(start)
+    curved += DAMPING * curved.mean()
+    newton, units = gradient / curved, 1 / np.sqrt(curved)
+    # scipy's first step has length 1: one of ``length`` in λ
+    units *= length * float(np.linalg.norm(units * gradient) / np.linalg.norm(newton))
 
     def scaled(x: Floats) -> tuple[float, Floats]:
-        value = penalized(start + length * x)  # scipy's first step has length 1
-        return value.loss, length * value.gradient
+        value = penalized(start + units * x)
+        return value.loss, units * value.gradient
 
     with suppress(_Done):
         optimize.minimize(scaled, np.zeros_like(start), jac=True, method="L-BFGS-B")
