@@ -132,7 +132,7 @@ def _split_rows(
     if task.dataset.harness:
         rows = read_documents(where, task, names, tokenizer)
     else:
-        rows = {name: read_rows(where, task, name, config) for name in names.values()}
+        rows = {name: read_rows(where, task, name, config) for name in set(names.values())}
     parts = {split: rows[names[split]] for split in SPLITS}
     if task.dataset.average == "macro":
         _check_members(where, task, parts)
