@@ -65,6 +65,20 @@ def by_mergekit(file: Path, to: Path) -> Any:
     return read(to)
 
 
+@pytest.mark.parametrize("method", ["task-arithmetic", "linear"])
+def test_anchors_are_mergekits_gradients(llamas: Path, tmp_path: Path, method: str) -> None:
+    """All tensors, also those outside the layers: embeddings, final norm and output layer."""
+    anchors: dict[str, Any] = {"one": [0.2, 0.9, 0.4], "two": [1.0, 0.1, 0.3], "three": 0.5}
+    models = {name: str(llamas / name) for name in EXPERTS}
+    asked: dict[str, Any] = {"base": str(llamas / "base"), "experts": models, "method": method}
+    asked |= {"layers": 4, "lambda": anchors, "dtype": "float32"}
+    recipe, file = tmp_path / "recipe.yaml", tmp_path / "mergekit.yaml"
+    recipe.write_text(yaml.safe_dump(asked))
+    assert main(["convert", str(recipe), "--output", str(file)]) == 0
+    assert main(["merge", "--recipe", str(recipe), "--to", str(tmp_path / "ours")]) == 0
+    assert_same(read(tmp_path / "ours"), by_mergekit(file, tmp_path / "theirs"))
+
+
 @pytest.mark.parametrize("method", CASES)
 def test_both_programs_merge_alike(llamas: Path, tmp_path: Path, method: str) -> None:
     """mergekit's file here; and what is written of it for mergekit, there."""

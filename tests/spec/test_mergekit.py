@@ -167,6 +167,25 @@ def test_groups_come_back_as_filters_and_gradients(tmp_path: Path) -> None:
         assert [model["parameters"]["weight"] for model in written["models"]] == [weight, 1.0]
 
 
+@pytest.mark.parametrize("method", ["task-arithmetic", "linear", "dare"])
+def test_anchors_are_gradients(tmp_path: Path, method: str) -> None:
+    """What mergekit's file gives each tensor is what the recipe gave it, bit for bit."""
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 4}))
+    lambdas = {"a.1": 0.3, "a.2": 0.9, "a.3": 0.2, **dict.fromkeys(("b.1", "b.2", "b.3"), 0.5)}
+    recipe = make_recipe(make_method(method, EXPERTS), lambdas, layers=4)
+    base = str(tmp_path)
+    locations = {"a": base if method == "linear" else "you/a", "b": "you/b"}
+    notes = Notes()
+    written = write_mergekit(RecipeFile(recipe=recipe, base=base, experts=locations), notes)
+    assert not notes.losses
+    weights = [model["parameters"]["weight"] for model in written["models"]]
+    assert weights == [[0.3, 0.9, 0.2], 0.5]
+    found = read(written)[0].recipe
+    for tensor in [*TENSORS, "lm_head.weight", "model.embed.weight"]:
+        by_name = [recipe.lambda_of(e, tensor) for e in EXPERTS]
+        assert [found.lambda_of(e, tensor) for e in found.experts] == by_name
+
+
 def test_convert_says_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, to = tmp_path / "m.yaml", tmp_path / "r.yaml"
     file.write_text(dump_plain(config("ties", {"weight": 1, "density": 0.5}, {"weight": 2})))

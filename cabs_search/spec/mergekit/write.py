@@ -93,6 +93,9 @@ def _method(recipe: Recipe, notes: Notes) -> Parameters:
 
 def _lambda_of(recipe: Recipe, expert: str) -> Any:
     """Return an expert's λ as mergekit's value, filters or gradient."""
+    if recipe.layers:
+        values = list(recipe.anchors_of(expert))
+        return values if len(set(values)) > 1 else values[0]
     own = {key.group: value for key, value in recipe.lambdas if key.expert == expert}
     return written(recipe.groups, own)
 
