@@ -127,15 +127,21 @@ class Recipe:
         """Factors of vectors: λ, or its share of their sum; 0 where the sum counts as 0."""
         if not self.method.combine.normalizes:
             return self._values
-        by_group: dict[str, list[float]] = {}
+        factors = dict(self._values)
+        for part, own in self.by_part.items():
+            total = sum(own.values())
+            is_zero = abs(total) <= LEAST_SUM * max(map(abs, own.values()))
+            for expert, value in own.items():
+                factors[LambdaKey(expert, part)] = 0.0 if is_zero else round(value / total, 9)
+        return factors
+
+    @property
+    def by_part(self) -> dict[str, dict[str, float]]:
+        """λ by expert, of each group, or of each layer where there are anchors."""
+        found: dict[str, dict[str, float]] = {}
         for key, value in self._values.items():
-            by_group.setdefault(key.group, []).append(value)
-        sums = {group: sum(own) for group, own in by_group.items()}
-        is_zero = {g: abs(sums[g]) <= LEAST_SUM * max(map(abs, own)) for g, own in by_group.items()}
-        return {
-            key: 0.0 if is_zero[key.group] else round(value / sums[key.group], 9)
-            for key, value in self._values.items()
-        }
+            found.setdefault(key.group, {})[key.expert] = value
+        return found
 
     @cached_property
     def lambda_by_name(self) -> dict[str, float]:
