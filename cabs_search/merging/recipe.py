@@ -18,6 +18,7 @@ from cabs_search.common.formats import digest
 from cabs_search.merging.combine.plain_sum import Sum
 from cabs_search.merging.combine.rule import CombineRule
 from cabs_search.merging.combine.rules import COMBINES
+from cabs_search.merging.layers import check_anchors, layer_of, spread
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import MASKS, SETTINGS, identity, order_of, settings
 from cabs_search.merging.masks.settings import check_choice, is_pairs
@@ -31,6 +32,8 @@ BASE = "base"
 SUM = Sum()
 MOST_SHOWN = 12
 """Most λ that a recipe's text names one by one; of more it has each expert's least and largest."""
+MOST_SHOWN_ANCHORS = 5
+"""Most anchors of an expert that a recipe's text names one by one."""
 LEAST_SUM = 1e-3
 """Sum of λ, as a share of the largest |λ|, that counts as 0 where λ are divided by it."""
 MOST_LAMBDA = 1e6
@@ -38,10 +41,11 @@ MOST_LAMBDA = 1e6
 
 
 class LambdaKey(NamedTuple):
-    """Owner of a λ: an expert, or one group of an expert's tensors."""
+    """Owner of a λ: an expert, or one group of an expert's tensors, or one of its anchors."""
 
     expert: str
     group: str = ""
+    """Name of the group; number of the anchor, from 1, as text."""
 
     def __str__(self) -> str:
         return f"{self.expert}.{self.group}" if self.group else self.expert
@@ -100,25 +104,48 @@ class Recipe:
     lambdas: tuple[tuple[LambdaKey, float], ...]
     """λ in the family's order of experts."""
     groups: Groups = ()
+    layers: int = 0
+    """Number of the model's layers, over which λ is interpolated between anchors; 0: λ has none."""
+
+    def anchors_of(self, expert: str) -> tuple[float, ...]:
+        """Return an expert's λ at its anchors, or in its groups: the first layer's first."""
+        return tuple(value for key, value in self.lambdas if key.expert == expert)
+
+    @cached_property
+    def _values(self) -> dict[LambdaKey, float]:
+        """λ by expert and group; where there are anchors, by expert and layer."""
+        if not self.layers:
+            return dict(self.lambdas)
+        return {
+            LambdaKey(expert, str(layer)): value
+            for expert in self.experts
+            for layer, value in enumerate(spread(self.anchors_of(expert), self.layers))
+        }
 
     @cached_property
     def _factors(self) -> dict[LambdaKey, float]:
         """Factors of vectors: λ, or its share of their sum; 0 where the sum counts as 0."""
         if not self.method.combine.normalizes:
-            return dict(self.lambdas)
-        by_group: dict[str, list[float]] = {}
-        for key, value in self.lambdas:
-            by_group.setdefault(key.group, []).append(value)
-        sums = {group: sum(own) for group, own in by_group.items()}
-        is_zero = {g: abs(sums[g]) <= LEAST_SUM * max(map(abs, own)) for g, own in by_group.items()}
-        return {
-            key: 0.0 if is_zero[key.group] else round(value / sums[key.group], 9)
-            for key, value in self.lambdas
-        }
+            return self._values
+        factors = dict(self._values)
+        for part, own in self.by_part.items():
+            total = sum(own.values())
+            is_zero = abs(total) <= LEAST_SUM * max(map(abs, own.values()))
+            for expert, value in own.items():
+                factors[LambdaKey(expert, part)] = 0.0 if is_zero else round(value / total, 9)
+        return factors
+
+    @property
+    def by_part(self) -> dict[str, dict[str, float]]:
+        """λ by expert, of each group, or of each layer where there are anchors."""
+        found: dict[str, dict[str, float]] = {}
+        for key, value in self._values.items():
+            found.setdefault(key.group, {})[key.expert] = value
+        return found
 
     @cached_property
     def lambda_by_name(self) -> dict[str, float]:
-        """λ by ``EXPERT``, or ``EXPERT.GROUP``, as JSON and MLflow name them."""
+        """λ by ``EXPERT``, ``EXPERT.GROUP`` or ``EXPERT.ANCHOR``, as JSON and MLflow name them."""
         return {str(key): value for key, value in self.lambdas}
 
     @property
@@ -138,8 +165,20 @@ class Recipe:
 
     def lambda_of(self, expert: str, tensor: str) -> float:
         """Return λ of one expert's vector in one tensor, or its share where they are normalised."""
-        group = group_of(self.groups, tensor) if self.groups else ""
-        return self._factors[LambdaKey(expert, group)]
+        return self._factors[LambdaKey(expert, self._group_of(tensor))]
+
+    def _group_of(self, tensor: str) -> str:
+        """Return the key's group in ``_values``. Raises ValueError if a tensor is in none."""
+        if self.groups:
+            return group_of(self.groups, tensor)
+        if not self.layers:
+            return ""
+        layer = layer_of(tensor) or 0  # outside all layers the first anchor's λ counts
+        if layer >= self.layers:
+            raise ValueError(
+                f"layers: must be the model's number, but {tensor} is beyond {self.layers}"
+            )
+        return str(layer)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, from which ``from_dict`` makes an equal recipe."""
@@ -149,6 +188,8 @@ class Recipe:
             plain[name] = one.as_plain(getattr(mask, name))
         if self.groups:  # as a list, because their order counts
             plain["groups"] = [list(group) for group in self.groups]
+        if self.layers:
+            plain["layers"] = self.layers
         return plain | {"lambda": self.lambda_by_name}
 
     @classmethod
@@ -163,7 +204,9 @@ class Recipe:
         rule = MASKS[mask]
         chosen = {name: one.from_plain(values[name]) for name, one in settings(rule).items()}
         groups = tuple((str(name), str(pattern)) for name, pattern in values.get("groups", ()))
-        lambdas = {lambda_key(key, groups): float(value) for key, value in values["lambda"].items()}
+        layers = int(values.get("layers", 0))
+        has_parts = bool(groups or layers)
+        lambdas = {lambda_key(k, has_parts): float(v) for k, v in values["lambda"].items()}
         experts = tuple(dict.fromkeys(key.expert for key in lambdas))
         for name, one in settings(rule).items():
             if not is_pairs(chosen[name]):
@@ -174,7 +217,25 @@ class Recipe:
             if not abs(value) <= MOST_LAMBDA:
                 raise ValueError(f"-1e6 <= λ <= 1e6 must hold, but got {key}={value}")
         method = Method(mask=rule(**chosen), combine=COMBINES[combine]())
-        return cls(method=method, lambdas=tuple(lambdas.items()), groups=groups)
+        recipe = cls(method=method, lambdas=tuple(lambdas.items()), groups=groups, layers=layers)
+        recipe.check_layers()
+        return recipe
+
+    def check_layers(self) -> None:
+        """Raise ValueError unless each expert has the same anchors, and none has groups."""
+        if not self.layers:
+            return
+        if self.groups:
+            raise ValueError("layers: must not stand beside groups")
+        experts = self.experts
+        count = len(self.lambdas) // max(1, len(experts))
+        check_anchors(count, self.layers)
+        names = [LambdaKey(e, name) for e in experts for name in anchor_names(count)]
+        if [key for key, _ in self.lambdas] != names:
+            raise ValueError(
+                f"lambda: every expert must have {count} anchors, but got"
+                f" {', '.join(self.lambda_by_name)}"
+            )
 
     @cached_property
     def key(self) -> str:
@@ -201,7 +262,7 @@ class Recipe:
                 shaped_by = identities
             values = sorted(set(by_group.values()))
             if len(values) > 1:
-                groups = self.groups
+                groups = self.groups  # those of anchors are layers, which the names tell
             terms.append([shaped_by, values[0] if len(values) == 1 else by_group, expert])
         # a sum with normalised λ is a sum as well
         combine = SUM.name if self.method.is_linear else self.method.combine.name
@@ -211,49 +272,70 @@ class Recipe:
     def __str__(self) -> str:
         if self.is_shared:
             return f"{self.method} λ={self.lambdas[0][1]:g}"
-        if len(self.lambdas) <= MOST_SHOWN:
+        if not self.layers and len(self.lambdas) <= MOST_SHOWN:
             shown = [f"{key}={value:g}" for key, value in self.lambdas]
         else:
-            values = {e: [v for key, v in self.lambdas if key.expert == e] for e in self.experts}
-            shown = [f"{e}={min(own):.2g}…{max(own):.2g}" for e, own in values.items()]
+            shown = [f"{expert}={self._short(expert)}" for expert in self.experts]
         return " ".join([str(self.method), *shown])
 
+    def _short(self, expert: str) -> str:
+        """Write an expert's λ in one word: those at anchors, or the least and the largest."""
+        values = self.anchors_of(expert)
+        if self.layers and len(values) <= MOST_SHOWN_ANCHORS:
+            return arrows(values)
+        return f"{min(values):.2g}…{max(values):.2g}"
 
-def lambda_key(name: str, groups: Groups) -> LambdaKey:
-    """Read ``EXPERT``, or with groups ``EXPERT.GROUP``."""
-    return LambdaKey(*name.split(".", 1)) if groups else LambdaKey(name)
+
+def lambda_key(name: str, has_parts: bool) -> LambdaKey:
+    """Read ``EXPERT``, or with groups or anchors ``EXPERT.GROUP``."""
+    return LambdaKey(*name.split(".", 1)) if has_parts else LambdaKey(name)
+
+
+def arrows(anchors: Sequence[float]) -> str:
+    """Write the values at anchors in one word; one value if all are equal."""
+    return "→".join(f"{value:g}" for value in anchors[: None if len(set(anchors)) > 1 else 1])
+
+
+def anchor_names(count: int) -> tuple[str, ...]:
+    """Return the names of anchors in keys of λ: their numbers, from 1."""
+    return tuple(str(place) for place in range(1, count + 1))
 
 
 def make_recipe(
-    method: Method, lambdas: Mapping[LambdaKey, float] | Mapping[str, float], groups: Groups = ()
+    method: Method,
+    lambdas: Mapping[LambdaKey, float] | Mapping[str, float],
+    groups: Groups = (),
+    layers: int = 0,
 ) -> Recipe:
     """Make a recipe with λ rounded to 1e-9, so that 0.1 + 0.2 and 0.3 are one candidate.
 
     Args:
         method: the method.
-        lambdas: λ by expert, or by key. Groups in which every expert has one λ are left out: it is
-            the same merged model.
+        lambdas: λ by expert, or by key. Groups, or anchors, in which every expert has one λ are
+            left out: it is the same merged model.
         groups: groups of tensors.
+        layers: number of the model's layers, where λ are those of anchors; else 0.
 
     Raises:
         ValueError: a λ is not finite, or too large for float32 sums; the method cannot merge so
-            many experts.
+            many experts; there are more anchors than layers.
 
     """
     rounded: dict[LambdaKey, float] = {}
     for name, value in lambdas.items():
         if not abs(value) <= MOST_LAMBDA:
             raise ValueError(f"-1e6 <= λ <= 1e6 must hold, but got {name}={value}")
-        key = lambda_key(name, groups) if isinstance(name, str) else name
+        key = lambda_key(name, bool(groups or layers)) if isinstance(name, str) else name
         rounded[key] = round(float(value), 9) + 0.0
-    if groups:
+    if groups or layers:
         by_expert: dict[str, set[float]] = {}
         for key, value in rounded.items():
             by_expert.setdefault(key.expert, set()).add(value)
         if all(len(values) == 1 for values in by_expert.values()):
-            groups = ()
+            groups, layers = (), 0
             rounded = {LambdaKey(expert): values.pop() for expert, values in by_expert.items()}
-    recipe = Recipe(method=method, lambdas=tuple(rounded.items()), groups=groups)
+    recipe = Recipe(method=method, lambdas=tuple(rounded.items()), groups=groups, layers=layers)
+    recipe.check_layers()
     check_experts([method.name], recipe.experts, "method")
     return recipe
 

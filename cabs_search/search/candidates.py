@@ -117,9 +117,9 @@ class Candidates:
 
     @cached_property
     def lambda_keys(self) -> tuple[LambdaKey, ...]:
-        """Experts, or groups of each expert, that have a λ."""
-        groups = [name for name, _ in self.space.groups] or [""]
-        return tuple(LambdaKey(expert, group) for expert in self.experts for group in groups)
+        """Experts, or groups or anchors of each expert, that have a λ."""
+        parts = self.space.lambda_parts
+        return tuple(LambdaKey(expert, part) for expert in self.experts for part in parts)
 
     @cached_property
     def baseline_recipes(self) -> tuple[Recipe, ...]:

@@ -2,8 +2,8 @@
 
 Parameters: ``method``; the searched settings of a method (``nm``, ``density``, ``order``, …),
 with ``.EXPERT`` where each expert has a value of its own; ``lambda``, with ``.EXPERT``,
-``.GROUP`` or both. A method with a range of λ of its own has parameters of its own for it, with
-``METHOD:`` before them.
+``.GROUP`` (or ``.ANCHOR``, its number) or both. A method with a range of λ of its own has
+parameters of its own for it, with ``METHOD:`` before them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def suggest(candidates: Candidates, trial: optuna.Trial) -> Recipe:
         value = trial.suggest_float(param, range_.low, range_.high, step=range_.step)
         lambdas |= dict.fromkeys(keys, value)
     ordered = {key: lambdas[key] for key in candidates.lambda_keys}
-    return make_recipe(candidates.method(method, **chosen), ordered, candidates.space.groups)
+    space = candidates.space
+    chosen_method = candidates.method(method, **chosen)
+    return make_recipe(chosen_method, ordered, space.groups, space.lambda_.layers or 0)
 
 
 def _lambda_names(candidates: Candidates, method: str) -> Iterator[tuple[str, Sequence[LambdaKey]]]:
@@ -49,11 +51,9 @@ def _lambda_names(candidates: Candidates, method: str) -> Iterator[tuple[str, Se
     is_shared = space.lambda_.shared or combine_rule_of(method).has_one_lambda
     if not is_shared:
         yield from ((f"{start}.{key}", [key]) for key in keys)
-    elif space.groups:
-        for group, _ in space.groups:
-            yield f"{start}.{group}", [key for key in keys if key.group == group]
     else:
-        yield start, keys
+        for part in space.lambda_parts:
+            yield f"{start}.{part}" if part else start, [key for key in keys if key.group == part]
 
 
 def params_of(candidates: Candidates, recipe: Recipe) -> dict[str, Any] | None:
@@ -81,14 +81,15 @@ def _setting_params(candidates: Candidates, method: str, chosen: dict[str, Any])
 
 def _lambda_params(candidates: Candidates, method: str, recipe: Recipe) -> dict[str, float] | None:
     space = candidates.space
-    if recipe.groups not in ((), space.groups):
+    given, keys = dict(recipe.lambdas), candidates.lambda_keys
+    is_of_space = (recipe.groups, recipe.layers) == (space.groups, space.lambda_.layers or 0)
+    if not (recipe.groups or recipe.layers):
+        given = {key: given[LambdaKey(key.expert)] for key in keys}
+    elif not is_of_space or given.keys() != set(keys):
         return None
-    given = dict(recipe.lambdas)
-    if not recipe.groups:
-        given = {key: given[LambdaKey(key.expert)] for key in candidates.lambda_keys}
     params = {}
-    for param, keys in _lambda_names(candidates, method):
-        values = {given[key] for key in keys}
+    for param, owners in _lambda_names(candidates, method):
+        values = {given[key] for key in owners}
         if len(values) > 1 or next(iter(values)) not in space.range_of(method):
             return None
         params[param] = next(iter(values))

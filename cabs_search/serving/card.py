@@ -12,7 +12,7 @@ import yaml
 from cabs_search.checkpoints.origin import file_of
 from cabs_search.checkpoints.vocabulary import COMMON_ROWS
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import BASE, MOST_SHOWN, Recipe
+from cabs_search.merging.recipe import BASE, MOST_SHOWN, Recipe, arrows
 
 
 def model_card(
@@ -69,6 +69,9 @@ def _command(family: Family, dtype: torch.dtype) -> list[str]:
 
 def _lambdas(recipe: Recipe, expert: str) -> str:
     """Write λ of one expert in words; of many the range, as recipe.json has them all."""
+    if recipe.layers:
+        text = arrows(recipe.anchors_of(expert))
+        return f"λ = {text} from the first to the last of {recipe.layers} layers"
     own = [(key.group, value) for key, value in recipe.lambdas if key.expert == expert]
     if len(own) > MOST_SHOWN:
         values = [value for _, value in own]

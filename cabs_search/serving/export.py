@@ -38,6 +38,7 @@ from cabs_search.checkpoints.writer import CheckpointWriter
 from cabs_search.common.formats import first_line
 from cabs_search.merging.cache import StoredVector
 from cabs_search.merging.family import Family
+from cabs_search.merging.layers import count_layers
 from cabs_search.merging.merge import merged_tensors
 from cabs_search.merging.recipe import BASE, Recipe
 from cabs_search.serving.adapter import ADAPTER, check_adapter, write_adapter
@@ -96,13 +97,16 @@ def export(
         The folder.
 
     Raises:
-        ValueError: the folder is not empty, a checkpoint cannot be read, or the merge cannot be
-            written as an adapter.
+        ValueError: the folder is not empty, a checkpoint cannot be read, the recipe is for another
+            number of layers, or the merge cannot be written as an adapter.
 
     """
     path = Path(to)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{to}: must be a new or an empty folder")
+    layers = count_layers(family.alignment.shared)
+    if recipe.layers not in (0, layers):
+        raise ValueError(f"layers: must be the model's number, {layers}, but got {recipe.layers}")
     rank = None if adapter == "exact" else adapter
     if adapter:
         check_adapter(family, recipe, rank)

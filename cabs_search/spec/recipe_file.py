@@ -12,6 +12,9 @@ groups: {lower: 'layer\.[0-5]\.', rest: .}
 lambda: {mrpc: {lower: 0.8, rest: 1.2}, rte: 1.1}
 ```
 
+With ``layers: 12`` in place of ``groups``, λ are values at anchors spread evenly from the first
+of so many layers to the last: ``lambda: {mrpc: [0.8, 1.0, 1.2], rte: 1.1}``.
+
 An export's ``recipe.json`` is read as well; it names no models. Errors name file and field.
 """
 
@@ -20,12 +23,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from cabs_search.checkpoints.vocabulary import SAME
+from cabs_search.merging.layers import LEAST_ANCHORS, MOST_LAYERS, check_anchors
 from cabs_search.merging.masks.rules import SETTINGS, settings
 from cabs_search.merging.masks.settings import collapsed
 from cabs_search.merging.recipe import (
@@ -34,6 +38,7 @@ from cabs_search.merging.recipe import (
     LambdaKey,
     Method,
     Recipe,
+    anchor_names,
     make_method,
     make_recipe,
     rule_of,
@@ -74,6 +79,8 @@ class RecipeFile:
         for key, value in recipe.lambdas:
             if recipe.groups:
                 lambdas.setdefault(key.expert, {})[key.group] = value
+            elif recipe.layers:
+                lambdas.setdefault(key.expert, []).append(value)
             else:
                 lambdas[key.expert] = value
         rest: dict[str, Any] = {} if self.vocabulary == SAME else {"vocabulary": self.vocabulary}
@@ -92,10 +99,13 @@ class _Fields:
 
     method: MethodName
     lambda_: Any = Field(alias="lambda")
-    """One number, or numbers by expert, or by expert and group; read by ``_lambdas``."""
+    """One number, or numbers by expert, or by expert and group, or lists of numbers at anchors by
+    expert; read by ``_lambdas``.
+    """
     base: str | None = None
     experts: dict[Name, str] = Field(default_factory=dict)
     groups: dict[str, Pattern] = Field(default_factory=dict)
+    layers: Annotated[int, Field(ge=LEAST_ANCHORS, le=MOST_LAYERS)] | None = None
     vocabulary: Vocabulary = "same"
     dtype: Dtype | None = None
     heads: dict[Name, str] | None = None
@@ -125,6 +135,7 @@ def parse_recipe(values: Mapping[str, Any], source: str, folder: Path) -> Recipe
             _method(fields.method, given, experts),
             _lambdas(fields, experts),
             tuple(fields.groups.items()),
+            fields.layers or 0,
         )
         _check_heads(fields.heads or {}, experts)
     except ValueError as error:
@@ -148,6 +159,11 @@ def located(text: str, folder: Path) -> str:
 def _nested(values: dict[str, Any]) -> dict[str, Any]:
     """Return values in which groups and λ of a ``recipe.json`` are as the YAML has them."""
     groups, lambdas = values.get("groups"), values.get("lambda")
+    if "layers" in values and isinstance(lambdas, Mapping) and all("." in str(k) for k in lambdas):
+        anchors: dict[str, list[Any]] = {}
+        for name, value in lambdas.items():
+            anchors.setdefault(str(name).partition(".")[0], []).append(value)
+        return values | {"lambda": anchors}
     is_json = isinstance(groups, list) and all(
         isinstance(group, list) and len(group) == 2 for group in groups
     )
@@ -204,11 +220,14 @@ def _method(name: str, given: Mapping[str, Any], experts: tuple[str, ...]) -> Me
 
 def _lambdas(fields: _Fields, experts: tuple[str, ...]) -> dict[LambdaKey, float]:
     """Return λ by expert and group. Raises ValueError if a group has none, or is unknown."""
+    given = fields.lambda_
+    each = {e: given[e] if isinstance(given, Mapping) else given for e in experts}
+    if fields.layers:
+        return _at_anchors(each, fields.layers)
     groups: Groups = tuple(fields.groups.items())
     names = [name for name, _ in groups] or [""]
     found: dict[LambdaKey, float] = {}
-    for expert in experts:
-        own = fields.lambda_[expert] if isinstance(fields.lambda_, Mapping) else fields.lambda_
+    for expert, own in each.items():
         if isinstance(own, Mapping) and set(own) != set(fields.groups):
             raise ValueError(
                 f"lambda.{expert}: must have a value for each of groups"
@@ -217,6 +236,28 @@ def _lambdas(fields: _Fields, experts: tuple[str, ...]) -> dict[LambdaKey, float
         for name in names:
             key = LambdaKey(expert, name)
             found[key] = _number(f"lambda.{key}", own[name] if isinstance(own, Mapping) else own)
+    return found
+
+
+def _at_anchors(each: Mapping[str, Any], layers: int) -> dict[LambdaKey, float]:
+    """Return λ by expert and anchor. Raises ValueError unless all have as many, as layers allow."""
+    counts = {len(own): expert for expert, own in each.items() if isinstance(own, list)}
+    if len(counts) > 1:
+        raise ValueError(
+            "lambda: every expert must have as many values as the others, but"
+            f" {' and '.join(f'{expert} has {count}' for count, expert in counts.items())}"
+        )
+    count = next(iter(counts), LEAST_ANCHORS)
+    try:
+        check_anchors(count, layers)
+    except ValueError as error:
+        raise ValueError(f"lambda: {error}") from None
+    found: dict[LambdaKey, float] = {}
+    for expert, own in each.items():
+        values = own if isinstance(own, list) else [own] * count
+        for name, value in zip(anchor_names(count), values, strict=True):
+            key = LambdaKey(expert, name)
+            found[key] = _number(f"lambda.{key}", value)
     return found
 
 

@@ -19,9 +19,10 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
+from cabs_search.merging.layers import LEAST_ANCHORS, MOST_LAYERS, check_anchors
 from cabs_search.merging.masks import settings
 from cabs_search.merging.masks.rules import SETTINGS
-from cabs_search.merging.recipe import Groups, split_name
+from cabs_search.merging.recipe import Groups, anchor_names, split_name
 from cabs_search.spec.fields import STRICT, Coefficient, Name, Once, listed
 
 MOST_STEPS = 1_000_000
@@ -112,8 +113,24 @@ class Lambda(Range):
     """Tensors that have λ of their own: a regular expression searched for in their names, by the
     group's name; a tensor is in the first group that fits.
     """
+    anchors: Annotated[int, Field(ge=LEAST_ANCHORS, le=MOST_LAYERS)] | None = None
+    """Values of each λ at places spread evenly from the first layer to the last, between which it
+    is interpolated; outside all layers the first one counts. None: one λ in all layers.
+    """
+    layers: Annotated[int, Field(ge=LEAST_ANCHORS, le=MOST_LAYERS)] | None = None
+    """Number of the model's layers, of a space with anchors. None: it is still to be counted."""
     methods: dict[MethodName, Range] = Field(default_factory=dict)
     """Ranges of methods that need another one, as those do that rescale what they keep."""
+
+    @model_validator(mode="after")
+    def _one_division(self) -> Self:
+        if self.anchors and self.groups:
+            raise ValueError("anchors must not stand beside groups: λ go by depth or by name")
+        if self.layers:
+            if not self.anchors:
+                raise ValueError("layers must not stand without anchors")
+            check_anchors(self.anchors, self.layers)
+        return self
 
 
 SPACE_SETTINGS = ("nm", "density", "order", "overlap", "tail")
@@ -175,6 +192,7 @@ class Space:
             "density": _as_text(self.densities),
             "lambda.shared": str(self.lambda_.shared),
             "lambda.groups": _as_text(self.groups),
+            **({"lambda.anchors": str(self.lambda_.anchors)} if self.lambda_.anchors else {}),
         }
 
     def replace(self, **changes: Any) -> Space:
@@ -198,6 +216,12 @@ class Space:
     def groups(self) -> Groups:
         """Groups of tensors with λ of their own."""
         return tuple(self.lambda_.groups.items())
+
+    @cached_property
+    def lambda_parts(self) -> tuple[str, ...]:
+        """Parts of the model with a λ for each expert: groups, anchors, or the whole, ``""``."""
+        names = tuple(self.lambda_.groups) or anchor_names(self.lambda_.anchors or 0)
+        return names or ("",)
 
 
 def _read(name: str, value: Any) -> tuple[Any, ...]:

@@ -66,11 +66,12 @@ def compare(
 
     """
     spec = spec if isinstance(spec, Spec) else load(spec)
-    rows = [value for value in axis_values(spec, over) if value.same_as is None]
+    axis_values(spec, over)  # wrong axes are told before anything is read
     name = experiment_name(spec.name, over)
     prepared = prepare(spec, output or Path("results") / name, address, say, over)
-    check_databases(spec, prepared.folder, tracking_uri)
-    folder, items = prepared.folder, prepared.items
+    spec, folder, items = prepared.spec, prepared.folder, prepared.items
+    rows = [value for value in axis_values(spec, over) if value.same_as is None]
+    check_databases(spec, folder, tracking_uri)
     with only_driver(folder) as is_new, BackgroundTracker(folder, tracking_uri, say) as book:
         from cabs_search.cluster.driver import search
 

@@ -38,7 +38,7 @@ from cabs_search.spec.locations import UnreachableError, cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS, Items, SplitName
 from cabs_search.tasks.load import has_tokenizer, load_items
-from cabs_search.workflows.prepare import check_groups
+from cabs_search.workflows.prepare import check_groups, with_layers
 from cabs_search.workflows.reckon import Reckoned, reckon
 from cabs_search.workflows.sizes import Entry, entries_of, worker_bytes
 
@@ -209,6 +209,8 @@ def plan(path: str | Path) -> Plan:
     most = min(spec.search.budget.candidates or sys.maxsize, space + len(baselines))
     rows = _most_rows(spec, most)
     family = _check_models(spec, missing)
+    if family is not None and len(family.experts) == len(spec.experts):
+        spec = with_layers(spec, family.alignment.shared)
     items, unreachable = _check_items(spec, missing)
     methods = {
         *itertools.islice(candidates.methods(), MOST_METHODS),

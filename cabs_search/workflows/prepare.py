@@ -13,6 +13,7 @@ from cabs_search.common.patterns import slow_pattern
 from cabs_search.common.redact import without_password
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
+from cabs_search.merging.layers import check_anchors, count_layers
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.recipe import BASE, Groups, Method, check_experts, group_of
@@ -108,6 +109,7 @@ def prepare(
     family = Family.open(spec.base, spec.experts, spec.vocabulary, spec.pickled)
     check_heads(spec.heads, family)
     check_groups(spec.space.groups, family.alignment.shared)
+    spec = with_layers(spec, family.alignment.shared)
     items = load_study_items(spec)
     check_refine(spec, family.alignment.shared, len(blocks(items["search"], spec.search.block)))
     if address is None:
@@ -214,6 +216,38 @@ def check_groups(groups: Groups, tensors: Collection[str], *, is_whole: bool = T
                 f"space.lambda.groups.{name}: a group must have tensors of its own, but got"
                 f" {pattern!r}"
             )
+
+
+def with_layers(spec: Spec, tensors: Collection[str]) -> Spec:
+    """Return the spec with the number of the model's layers, if λ has anchors.
+
+    Args:
+        spec: the spec.
+        tensors: names of the merged tensors.
+
+    Raises:
+        ValueError: no tensor is in a layer, there are more anchors than layers, or the spec says
+            another number.
+
+    """
+    given = spec.space.lambda_
+    if given.anchors is None:
+        return spec
+    layers = count_layers(tensors)
+    if not layers:
+        raise ValueError(
+            "space.lambda.anchors: needs tensors in numbered layers, but these have none:"
+            f" {', '.join([*tensors][:3])}"
+        )
+    if given.layers not in (None, layers):
+        raise ValueError(
+            f"space.lambda.layers: must be the model's number, {layers}, but got {given.layers}"
+        )
+    try:
+        check_anchors(given.anchors, layers)
+    except ValueError as error:
+        raise ValueError(f"space.lambda: {error}") from None
+    return replace(spec, space=spec.space.replace(lambda_=replace(given, layers=layers)))
 
 
 def check_reachable(address: str) -> None:

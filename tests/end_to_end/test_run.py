@@ -28,11 +28,12 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from cabs_search.cli.main import main
+from cabs_search.merging.recipe import Recipe
 from cabs_search.record.folder import StudyId
 from cabs_search.reporting.terminal.leaderboard import leaderboard_text
 from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
 from cabs_search.scoring.forward import evaluate
-from cabs_search.spec.load import load, parse
+from cabs_search.spec.load import load, load_plain, parse
 from cabs_search.tasks.load import load_study_items
 from cabs_search.tracking.server import default_uri, ui_links
 from cabs_search.tracking.summary import summary_of
@@ -469,8 +470,10 @@ DECODER_TRIALS = 100
 
 @pytest.fixture
 def long_spec(pico: Path, tmp_path: Path) -> Path:
-    """Write the spec of a search that is long enough to be killed on the way."""
-    return write_spec(tmp_path / "pico.yaml", pico_values(pico, trials=LONG, block=4))
+    """Write the spec of a search, over anchors, that is long enough to be killed on the way."""
+    values = pico_values(pico, trials=LONG, block=4)
+    values["space"]["lambda"]["anchors"] = 2
+    return write_spec(tmp_path / "pico.yaml", values)
 
 
 @pytest.mark.parametrize(
@@ -502,6 +505,32 @@ def test_a_driver_that_is_killed_or_interrupted_goes_on(
     last = Running(long_spec, folder, shared_cache)
     assert last.wait() == 0, last.text()
     check_complete(folder, LONG)
+    check_anchors(folder)
+
+
+def check_anchors(folder: Path) -> None:
+    """Check that a study over two anchors shows them wherever it shows λ."""
+    assert load(folder / "spec.yaml").space.lambda_.layers == 2
+    searched = record_of(folder).scored("search").values()
+    anchored = [scored.recipe for scored in searched if scored.recipe.layers]
+    assert len(anchored) > LONG / 2
+    params = [run.data.params for run in children(folder)]
+    shown = [p for p in params if p.get("layers") == "2"]
+    assert len(shown) == len(anchored)
+    assert all({f"lambda.{e}.{n}" for e in EXPERTS for n in "12"} <= p.keys() for p in shown)
+    names = {name for trial in trials(folder) for name in trial.params if "lambda" in name}
+    assert names == {f"lambda.{e}.{n}" for e in EXPERTS for n in "12"}
+    row = read_leaderboard(folder).row("best found")
+    assert row.recipe is not None
+    best = Recipe.from_dict(row.recipe)
+    to = folder.with_name("exported")
+    assert main(["export", str(folder), "--to", str(to)]) == 0
+    if best.layers:  # it is not when equal anchors are the best
+        text = " ".join(str(best).split()[-len(EXPERTS) :])
+        assert "→" in text
+        assert text in (folder / "report.html").read_text(encoding="utf-8")
+        assert "from the first to the last of 2 layers" in (to / "README.md").read_text()
+        assert load_plain(to / "recipe.yaml")["layers"] == 2
 
 
 @pytest.mark.slow

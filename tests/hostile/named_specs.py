@@ -139,6 +139,18 @@ SPECS: dict[str, Bad] = {
     "pattern with a huge repeat": field(
         "space.lambda.groups", {"a": "a{99999999999}"}, "space.lambda.groups.a: "
     ),
+    "no anchors": field("space.lambda", {"anchors": 0}, "space.lambda.anchors: "),
+    "one anchor": field("space.lambda", {"anchors": 1}, "greater than or equal to 2, but got 1"),
+    "more anchors than layers": field(
+        "space.lambda", {"anchors": 9}, "space.lambda: 2 <= anchors <= layers <= 1000 must hold"
+    ),
+    "huge number of anchors": field("space.lambda", {"anchors": HUGE}, "space.lambda.anchors: "),
+    "half an anchor": field("space.lambda", {"anchors": 2.5}, "space.lambda.anchors: "),
+    "anchors of a text": field("space.lambda", {"anchors": "deep"}, "space.lambda.anchors: "),
+    "anchors of a list": field("space.lambda", {"anchors": [0, 1]}, "space.lambda.anchors: "),
+    "other layers": field(
+        "space.lambda", {"anchors": 2, "layers": 40}, "space.lambda.layers: must be the model's"
+    ),
     "order of nobody": field("space.order", [["x"]], "space.order[0]: "),
     "order of numbers": field("space.order", [[1, 2, 3]], "space.order"),
     "method as a number": field("space.method", 5, "space.method"),

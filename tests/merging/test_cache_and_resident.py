@@ -78,9 +78,10 @@ METHODS = st.builds(
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     method = draw(METHODS)
-    groups = draw(st.sampled_from([(), GROUPS]))
-    keys = [f"{e}.{g}" for e in EXPERTS for g, _ in groups] or EXPERTS
-    return make_recipe(method, {key: draw(LAMBDAS) for key in keys}, groups)
+    groups, layers = draw(st.sampled_from([((), 0), (GROUPS, 0), ((), 2)]))
+    parts = ["1", "2"] if layers else [name for name, _ in groups]
+    keys = [f"{e}.{part}" for e in EXPERTS for part in parts] or EXPERTS
+    return make_recipe(method, {key: draw(LAMBDAS) for key in keys}, groups, layers)
 
 
 @pytest.fixture(scope="module")

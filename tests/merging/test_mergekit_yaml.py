@@ -50,9 +50,19 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ram": ({}, {"epsilon": 0.02}),
     "ramplus_tl": ({}, {"epsilon": 0.02}),
     "model_stock": ({}, {}),
-    "multislerp": ({}, {"weight": 1.0}),
+    "multislerp": ({"weight": [0.5, 2.0, 1.0]}, {}),
     "nearswap": ({}, {"t": 0.02}),
+    "slerp": ({}, {"t": [{"filter": "self_attn", "value": [0, 0.7, 0.3]}, {"value": 0.4}]}),
+    "nuslerp": ({"weight": [0.2, 1.5]}, {}),
+    "karcher": ({}, {"max_iter": 10, "tol": 1e-5}),
+    "arcee_fusion": ({}, {}),
 }
+COUNT = {"nearswap": 1, "arcee_fusion": 1, "slerp": 2, "nuslerp": 2}
+"""Models beside the base; of slerp it is one of them."""
+EXACT = ("karcher", "arcee_fusion")
+"""Methods whose float32 differs from ours, see the remarks of a conversion."""
+BACK = ("ties", "linear", "multislerp", "nuslerp", "karcher", "arcee_fusion")
+"""Methods whose recipe is written for mergekit again, and merged there."""
 
 
 def by_mergekit(file: Path, to: Path) -> Any:
@@ -65,11 +75,27 @@ def by_mergekit(file: Path, to: Path) -> Any:
     return read(to)
 
 
+@pytest.mark.parametrize("method", ["task-arithmetic", "linear", "slerp", "nuslerp", "multi-slerp"])
+def test_anchors_are_mergekits_gradients(llamas: Path, tmp_path: Path, method: str) -> None:
+    """All tensors, also those outside the layers: embeddings, final norm and output layer."""
+    anchors: dict[str, Any] = {"one": [0.2, 0.9, 0.4], "two": [1.0, 0.1, 0.3], "three": 0.5}
+    if "slerp" in method and method != "multi-slerp":
+        del anchors["three"]
+    models = {name: str(llamas / name) for name in anchors}
+    asked: dict[str, Any] = {"base": str(llamas / "base"), "experts": models, "method": method}
+    asked |= {"layers": 4, "lambda": anchors, "dtype": "float32"}
+    recipe, file = tmp_path / "recipe.yaml", tmp_path / "mergekit.yaml"
+    recipe.write_text(yaml.safe_dump(asked))
+    assert main(["convert", str(recipe), "--output", str(file)]) == 0
+    assert main(["merge", "--recipe", str(recipe), "--to", str(tmp_path / "ours")]) == 0
+    assert_same(read(tmp_path / "ours"), by_mergekit(file, tmp_path / "theirs"))
+
+
 @pytest.mark.parametrize("method", CASES)
 def test_both_programs_merge_alike(llamas: Path, tmp_path: Path, method: str) -> None:
     """mergekit's file here; and what is written of it for mergekit, there."""
     own, parameters = CASES[method]
-    chosen = EXPERTS[:1] if method == "nearswap" else EXPERTS
+    chosen = EXPERTS[: COUNT.get(method, 3)]
     # the first expert has the parameters of the case, the others plain ones
     plain = {"weight": 0.5} if "weight" in own else own
     models = [
@@ -77,15 +103,18 @@ def test_both_programs_merge_alike(llamas: Path, tmp_path: Path, method: str) ->
         for place, name in enumerate(chosen)
     ]
     values = {"merge_method": method, "models": models, "parameters": parameters}
-    values["dtype"] = "float32"
-    if method != "linear":
-        values["base_model"] = str(llamas / "base")
+    values |= {"dtype": "float64" if method in EXACT else "float32", "out_dtype": "float32"}
+    if method not in ("linear", "karcher"):
+        values["base_model"] = str(llamas / ("one" if method == "slerp" else "base"))
     file, back = tmp_path / "mergekit.yaml", tmp_path / "back.yaml"
     file.write_text(yaml.safe_dump(values))
     expected = by_mergekit(file, tmp_path / "theirs")
     assert main(["merge", "--recipe", str(file), "--to", str(tmp_path / "ours")]) == 0
     assert_same(read(tmp_path / "ours"), expected)
-    if method in ("ties", "linear"):
+    if method in BACK:
         recipe = tmp_path / "ours" / "recipe.yaml"
         assert main(["convert", str(recipe), "--output", str(back)]) == 0
+        if method in EXACT:
+            back.write_text(back.read_text().replace("dtype: float32", "dtype: float64"))
+            back.write_text(back.read_text() + "out_dtype: float32\n")
         assert_same(by_mergekit(back, tmp_path / "again"), expected)

@@ -142,6 +142,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"refine": {"levels": "groups"}}, "search.refine.levels: groups must be in space.lambda"),
     ({"refine": {"levels": ["tensor", "layer"]}}, "search.refine.levels: .* coarse to fine"),
 ]
+ANCHORS = {"lambda": {"low": 0, "high": 1, "step": 0.1, "anchors": 2, "layers": 2}}
 
 
 @pytest.mark.parametrize(("search", "message"), WRONG)
@@ -151,6 +152,29 @@ def test_what_cannot_be_refined_is_refused(
     with pytest.raises(ValueError, match=message):
         prepare(parse(pico_values(pico, **search)), tmp_path / "out", None, lambda _: None)
     assert not (tmp_path / "out").exists()
+
+
+def test_anchors_are_refined_by_layer(pico: Path, items: Any, tmp_path: Path) -> None:
+    """The first level starts from what the anchors give each layer."""
+    values = pico_values(pico, trials=1, sampler="random", refine={"steps": 3})
+    values |= {"baselines": {}}
+    values["space"] |= ANCHORS
+    bench = Bench(parse(values), tmp_path, items)
+    bench.run()
+    start = Notes(bench.outcomes).start
+    assert start is not None
+    assert start.layers == 2
+    first = next(key for key, purpose, _ in bench.evaluated if purpose == "gradient")
+    level = bench.study._refining._refinement._levels["layer"]  # type: ignore[union-attr]
+    begun = level.recipe(level.lambdas(start))
+    assert begun.key == first
+    for expert in start.experts:
+        found = [begun.lambda_of(expert, tensor) for tensor in TENSORS]
+        anchors = [start.lambda_by_name[f"{expert}.{place}"] for place in (1, 2)]
+        assert found == [*anchors, anchors[0]], "embeddings have the first anchor's"
+    values["search"]["refine"]["levels"] = "expert"
+    with pytest.raises(ValueError, match="layer, module or tensor must be refined where"):
+        check_refine(parse(values, locations=False), TENSORS, 4)
 
 
 def test_written_texts_have_no_gradient(pico: Path) -> None:

@@ -32,6 +32,22 @@ SPACES: dict[str, dict[str, Any]] = {
     "groups shared": {
         "lambda": {"low": 0, "high": 1, "step": 0.05, "groups": GROUPS, "shared": True}
     },
+    "anchors": {
+        "method": ["linear", "ties-dare"],
+        "lambda": {"low": -1, "high": 1, "step": 0.25, "anchors": 3, "layers": 7},
+    },
+    "anchors shared": {
+        "method": ["cabs", "dare"],
+        "lambda": {
+            "low": 0,
+            "high": 1,
+            "step": 0.05,
+            "anchors": 2,
+            "layers": 2,
+            "shared": True,
+            "methods": {"dare": {"low": 1, "high": 3, "step": 0.5}},
+        },
+    },
     "own ranges": {
         "method": ["cabs", "random", "ties"],
         "lambda": {
@@ -92,6 +108,21 @@ def test_what_is_outside_has_no_parameters(pico: Path) -> None:
         assert (params_of(candidates, recipe) is not None) == inside, recipe
 
 
+def test_recipes_with_other_anchors_have_no_parameters(pico: Path) -> None:
+    candidates = candidates_of(pico, SPACES["anchors"])
+    grouped = candidates_of(pico, SPACES["groups"])
+    method = candidates.method("linear")
+    for count, layers, inside in ((3, 7, True), (2, 7, False), (3, 8, False)):
+        names = [LambdaKey(e, str(place)) for e in EXPERTS for place in range(1, count + 1)]
+        lambdas = {key: 0.25 * place for place, key in enumerate(names)}
+        lambdas |= {key: 1.0 for key in names if lambdas[key] > 1}
+        recipe = make_recipe(method, lambdas, layers=layers)
+        found = params_of(candidates, recipe)
+        assert (found is not None) == inside
+        assert params_of(grouped, recipe) is None
+        assert found is None or found["lambda.mood.2"] == 0.25
+
+
 def test_methods_have_the_dimensions_of_their_rule(pico: Path) -> None:
     candidates = candidates_of(pico, {"density": [0.1, 0.5]})
     assert set(candidates.dimensions("cabs")) == {"nm", "order"}
@@ -117,6 +148,10 @@ def test_size_counts_every_dimension(pico: Path) -> None:
     assert size(candidates_of(pico, {"method": "dare", "lambda": shared})) == 3**3
     each = shared | {"shared": False}
     assert size(candidates_of(pico, {"method": "dare", "lambda": each})) == 3**9
+    anchors = {"low": 0, "high": 1, "step": 0.5, "anchors": 4}  # layers are not counted yet
+    assert size(candidates_of(pico, {"method": "dare", "lambda": anchors})) == 3**12
+    anchors["shared"] = True
+    assert size(candidates_of(pico, {"method": "dare", "lambda": anchors})) == 3**4
 
 
 def test_random_masks_take_the_studys_seed(pico: Path) -> None:
@@ -139,6 +174,15 @@ def test_random_masks_take_the_studys_seed(pico: Path) -> None:
         (
             {"lambda": {"groups": {"x": "("}}},
             "space.lambda.groups.x: a group must be a regular expression, but got '('",
+        ),
+        (
+            {"lambda": {"anchors": 3, "groups": {"all": "."}}},
+            "space.lambda: anchors must not stand beside groups",
+        ),
+        ({"lambda": {"layers": 3}}, "space.lambda: layers must not stand without anchors"),
+        (
+            {"lambda": {"anchors": 3, "layers": 2}},
+            "space.lambda: 2 <= anchors <= layers <= 1000 must hold, but got (anchors=3, layers=2)",
         ),
         ({"lambda": {"methods": {"magic": {}}}}, "method must be one of"),
         (

@@ -469,6 +469,50 @@ def test_a_setting_that_is_given_or_left_out_later_is_refused(
         Bench(parse(values), tmp_path / "with", items)
 
 
+def test_anchors_stay_as_they_were(pico: Path, items: Any, tmp_path: Path) -> None:
+    values = pico_values(pico, trials=4)
+    Bench(parse(values), tmp_path / "without", items).study.close()
+    values["space"]["lambda"] |= {"anchors": 2, "layers": 2}
+    Bench(parse(values), tmp_path / "with", items).study.close()
+    with pytest.raises(ValueError, match=r"space.lambda.anchors: .*not given.*, but got 2"):
+        Bench(parse(values), tmp_path / "without", items)
+    del values["space"]["lambda"]["anchors"], values["space"]["lambda"]["layers"]
+    with pytest.raises(ValueError, match=r"space.lambda.anchors: .*\(2\).*, but got none"):
+        Bench(parse(values), tmp_path / "with", items)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_killed_search_over_anchors_goes_on(
+    pico: Path, items: Any, tmp_path: Path, shared: bool
+) -> None:
+    """With the surface: it proposes and recommends by anchors, and equal models are one."""
+    values = pico_values(pico, trials=14, sampler="surface")
+    values["space"] = {
+        "method": ["magnitude", "dare"],
+        "lambda": {"low": 0, "high": 1, "step": 0.5, "anchors": 2, "layers": 2, "shared": shared},
+    }
+    spec = parse(values)
+    Bench(spec, tmp_path, items).run(20)
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    candidates = Candidates.of(spec)
+    proposed = [f.recipe for f in bench.finished if not candidates.is_baseline(f.recipe)]
+    assert len(bench.finished) == 14
+    assert max(len(recipe.lambdas) for recipe in proposed) == 6
+    params = {name for trial in bench.trials() for name in trial.params}
+    names = {"lambda.1", "lambda.2"} if shared else {f"lambda.{k}" for k in candidates.lambda_keys}
+    assert params == {"method", *names}
+    by_layers = [
+        tuple(r.lambda_of(e, f"encoder.layer.{n}.weight") for e in r.experts for n in (0, 1))
+        for r in proposed
+    ]
+    models = {(r.method, v) for r, v in zip(proposed, by_layers, strict=True)}
+    assert len(models) == len({recipe.key for recipe in proposed}), "equal models are one candidate"
+    chosen = bench.study.chosen
+    assert chosen is not None
+    assert space.params_of(candidates, chosen.recipe) is not None
+
+
 def test_a_full_disk_ends_a_search_that_goes_on(spec: Spec, items: Any, tmp_path: Path) -> None:
     bench = Bench(spec, tmp_path, items)
     bench.run(blocks=8)

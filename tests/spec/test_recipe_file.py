@@ -36,6 +36,11 @@ def grouped(method: str, **settings: Any) -> Recipe:
 RECIPES = (
     grouped("cabs", nm=tuple((e, NM(i, 8)) for i, e in enumerate(EXPERTS, 1)), tail="drop"),
     make_recipe(
+        make_method("magnitude", EXPERTS, density=0.25),
+        {f"{e}.{place}": 0.1 * i + 0.7 * place for i, e in enumerate(EXPERTS) for place in (1, 2)},
+        layers=2,
+    ),
+    make_recipe(
         make_method("ties-dare", EXPERTS, density=0.3, seed=7),
         dict(zip(EXPERTS, (0.5, 1e-9, 2.0), strict=True)),
     ),
@@ -52,16 +57,35 @@ def test_a_recipe_is_read_as_it_was_written(recipe: Recipe, tmp_path: Path) -> N
     assert read_any(tmp_path / "recipe.json").asked.recipe == recipe
 
 
-def test_the_file_of_an_export_gives_the_same_files(pico: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", RECIPES[:2], ids=["groups", "anchors"])
+def test_the_file_of_an_export_gives_the_same_files(
+    pico: Path, tmp_path: Path, recipe: Recipe
+) -> None:
     family = Family.open(pico / "base", {name: pico / name for name in EXPERTS})
     heads = {"mood": "mood", "again": "mood", "pair": "pair"}
-    made = export(family, RECIPES[0], tmp_path / "made", heads=heads, dtype=torch.bfloat16)
+    made = export(family, recipe, tmp_path / "made", heads=heads, dtype=torch.bfloat16)
     again = tmp_path / "again"
     assert main(["merge", "--recipe", str(made / "recipe.yaml"), "--output", str(again)]) == 0
     files = [file for file in made.rglob("*") if file.suffix in (".safetensors", ".json", ".yaml")]
     assert {file.parent.name for file in files} == {"made", *heads}
     for file in files:
         assert (again / file.relative_to(made)).read_bytes() == file.read_bytes(), file
+
+
+def test_a_recipe_for_another_number_of_layers_meets_one_line(
+    pico: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = {name: str(pico / name) for name in EXPERTS}
+    for layers in (3, 12):
+        lambdas = {f"{e}.{place}": 0.5 * place for e in EXPERTS for place in (1, 2, 3)}
+        recipe = make_recipe(make_method("magnitude", EXPERTS), lambdas, layers=layers)
+        asked = RecipeFile(recipe=recipe, base=str(pico / "base"), experts=models)
+        (tmp_path / "r.yaml").write_text(asked.as_yaml())
+        to = tmp_path / "out"
+        assert main(["merge", "--recipe", str(tmp_path / "r.yaml"), "--to", str(to)]) == 2
+        message = f"layers: must be the model's number, 2, but got {layers}"
+        assert message in capsys.readouterr().err.splitlines()[-1]
+        assert not to.exists()
 
 
 def test_folders_are_relative_to_the_file(
@@ -89,6 +113,23 @@ def test_folders_are_relative_to_the_file(
         ({"lambda": dict.fromkeys(EXPERTS, "much")}, "lambda.mood: a number is needed"),
         ({"lambda": {e: {"low": 1} for e in EXPERTS}}, "lambda.mood: must have a value"),
         ({"groups": {"low": "("}}, "groups.low: a group must be a regular expression"),
+        ({"layers": 1}, "layers: Input should be greater than or equal to 2, but got 1"),
+        ({"layers": "many"}, "layers: "),
+        ({"layers": 4, "lambda": dict.fromkeys(EXPERTS, "much")}, "lambda.mood.1: a number is"),
+        ({"layers": 4, "lambda": {e: [1, "x"] for e in EXPERTS}}, "lambda.mood.2: a number is"),
+        (
+            {"layers": 4, "lambda": {"mood": [1, 2], "animal": [1, 2, 3], "pair": 1}},
+            "as many values as the others, but mood has 2 and animal has 3",
+        ),
+        (
+            {"layers": 4, "lambda": {e: [1, 2, 3, 4, 5] for e in EXPERTS}},
+            "must hold, but got (anchors=5, layers=4)",
+        ),
+        (
+            {"layers": 4, "lambda": {e: [] for e in EXPERTS}},
+            "must hold, but got (anchors=0, layers=4)",
+        ),
+        ({"lambda": {e: [1, 2] for e in EXPERTS}}, "lambda.mood: a number is needed"),
         ({"heads": {"../up": "mood"}}, "heads"),
         ({"heads": {"x": "cow"}}, "heads.x: an expert must be named"),
         ({"dtype": "int8"}, "dtype"),

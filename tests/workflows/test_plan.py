@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import transformers
+from safetensors.torch import load_file, save_file
 
 from cabs_search.checkpoints.origin import ORIGIN
 from cabs_search.cli.main import main
@@ -128,8 +129,31 @@ def test_a_plan_predicts_candidates_items_and_seconds(
     assert f"at most {refined.needs.refine_items:,}" in refined.as_text()
 
 
+def test_a_plan_counts_layers_and_anchors(pico: Path, cache: Path, tmp_path: Path) -> None:
+    values = pico_values(pico, confirm=2, workers=1)
+    values["space"] = {"lambda": {"low": 0, "high": 1, "step": 0.5, "anchors": 2}}
+    found = plan(write_spec(tmp_path / "x.yaml", values))
+    assert found.space == 3 ** (2 * 3)
+    assert found.spec["space"]["lambda"]["layers"] == 2
+    assert "anchors: 2" in found.as_text()
+    without_base(values)
+    assert plan(write_spec(tmp_path / "x.yaml", values)).space == 3 ** (2 * 3)
+
+
 def no_such_column(values: dict[str, Any], _: Path) -> None:
     values["tasks"]["animal"]["text"] = "nope"
+
+
+def names_without_numbers(values: dict[str, Any], tmp: Path) -> None:
+    values["space"]["lambda"] |= {"anchors": 2}
+    for name, folder in [("base", values["base"]), *values["experts"].items()]:
+        shutil.copytree(folder, tmp / name)
+        file = tmp / name / "model.safetensors"
+        tensors = {n: t for n, t in load_file(file).items() if ".layer." not in n}
+        save_file(tensors, file, {"format": "pt"})
+        if name != "base":
+            values["experts"][name] = str(tmp / name)
+    values["base"] = str(tmp / "base")
 
 
 def an_empty_group(values: dict[str, Any], _: Path) -> None:
@@ -164,6 +188,7 @@ def calibration_without_a_task(values: dict[str, Any], _: Path) -> None:
 WRONG = [
     (no_such_column, without_base, "tasks.animal.text: no column nope"),
     (no_such_column, without_an_expert, "tasks.animal.text: no column nope"),
+    (names_without_numbers, without_data, "space.lambda.anchors: needs tensors in numbered layers"),
     (an_empty_group, without_an_expert, "space.lambda.groups.none: a group must have tensors"),
     (a_damaged_expert, without_base, "damaged/model.safetensors: cannot be read"),
     (an_expert_of_another_shape, without_an_expert, "experts.animal: an expert must have"),

@@ -71,6 +71,11 @@ def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:
             "search.refine.levels: groups or tensor must be refined where space.lambda.groups has"
             f" some, but got {min(wrong)}"
         )
+    if spec.space.lambda_.anchors and "expert" in levels:
+        raise ValueError(
+            "search.refine.levels: layer, module or tensor must be refined where"
+            " space.lambda.anchors is set, but got expert"
+        )
     for level in levels if tensors else ():
         groups_of(level, tensors, spec.space.groups)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from cabs_search.merging.layers import LAYER
 from cabs_search.merging.recipe import Groups
 from cabs_search.spec.refine import Level
 
-LAYER = re.compile(r"^(?P<stack>.*?)\.(?P<number>\d+)\.(?P<module>[^.]+)")
-"""Name of a tensor in a layer, such as ``encoder.layer.3.attention.output.dense.weight``."""
 REST = "rest"
 """Group of the tensors outside all layers, such as embeddings."""
 

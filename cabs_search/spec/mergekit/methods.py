@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from cabs_search.merging.recipe import LEAST_SUM, Recipe
+
 
 class Summed(NamedTuple):
     """A method of mergekit that prunes task vectors, weighs them and adds them up."""
@@ -33,23 +35,35 @@ PLAIN = {
     "ram": ("ram", {"epsilon": "threshold"}),
     "ramplus_tl": ("ram-plus", {"epsilon": "threshold"}),
     "model_stock": ("model-stock", {}),
-    "multislerp": ("multi-slerp", {}),
     "nearswap": ("nearswap", {"t": "limit"}),
+    "karcher": ("karcher", {}),
+    "arcee_fusion": ("arcee-fusion", {}),
 }
 """Methods without weights: ours with λ = 1, and our settings by mergekit's parameters."""
 FIXED: dict[str, dict[str, Any]] = {
     "ramplus_tl": {"r": 0.1, "alpha": 0.2},
     "model_stock": {"filter_wise": False},
-    "multislerp": {"normalize_weights": True},
+    "multislerp": {"eps": 1e-8},
+    "karcher": {"max_iter": 10, "tol": 1e-5},
+    "nuslerp": {"nuslerp_flatten": True},
 }
 """Parameters of mergekit that have one value here."""
 EXTRA = {"breadcrumbs": ("gamma", 0.01), "della": ("epsilon", 0.15)}
 """Setting that a mask rule has beside its density, with mergekit's default."""
-METHODS = (*SUMMED, "linear", *PLAIN)
+METHODS = (*SUMMED, "linear", *PLAIN, "multislerp", "slerp", "nuslerp")
+OF_MODELS = ("linear", "karcher", "slerp")
+"""Methods of whole models, in which mergekit counts the base as one of them."""
+OF_ONE = ("nearswap", "arcee_fusion")
+"""Methods that take one model beside the base."""
 REMARKS = {
     "sce": "where the means of τ² add up to less than 1e-6, mergekit weighs all models alike",
     "model_stock": "where angles are above 90° on average, mergekit goes backwards from the base;"
     " here the tensor stays the base's",
+    "multislerp": "where the directions of two models cancel, mergekit takes their weighted mean;"
+    " here the tensor stays the base's",
+    "karcher": "mergekit computes angles in float32, which loses those below 3e-4",
+    "arcee_fusion": "mergekit computes divergences in float32, and quartiles of a tensor with more"
+    " than a million weights from a million that it draws",
 }
 """Differences between two implementations of one method."""
 
@@ -81,6 +95,13 @@ class Notes:
         return [f"changes the weights: {line}" for line in self.losses] + [
             f"note: {line}" for line in self.notes
         ]
+
+
+def cancels(recipe: Recipe) -> bool:
+    """Tell whether λ are divided by a sum that somewhere counts as 0, and leaves the base there."""
+    parts = (list(own.values()) for own in recipe.by_part.values())
+    is_zero = (abs(sum(own)) <= LEAST_SUM * max(map(abs, own)) for own in parts)
+    return recipe.method.combine.normalizes and any(is_zero)
 
 
 def note_pruning(mask: str, densities: list[float], notes: Notes) -> None:

@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cabs_search.merging.layers import between, depth_of
 from cabs_search.merging.recipe import Groups
 
 MOST_REGIONS = 2000
 """Most groups of tensors that filters and gradients may make."""
-OUTSIDE = -1
-"""Layer of tensors that are in none."""
 Scopes = Sequence[Mapping[str, Any]]
 """Parameters of a model and of the whole file, the first of which goes before."""
 
@@ -35,12 +34,7 @@ class Ladder:
     def at(self, step: int, depth: float) -> float:
         """Return the value of a filter at a depth from 0, the first layer, to 1, the last."""
         value = self.values[step]
-        if not isinstance(value, tuple):
-            return value
-        place = depth * (len(value) - 1)
-        low = min(int(place), len(value) - 1)
-        high = min(low + 1, len(value) - 1)
-        return value[low] + (place - low) * (value[high] - value[low])
+        return between(value, depth) if isinstance(value, tuple) else value
 
 
 def ladder(name: str, scopes: Scopes, default: float | None) -> Ladder:
@@ -109,8 +103,7 @@ def regions(ladders: Sequence[Ladder], layers: int | None) -> list[Region]:
             "parameters: a gradient needs the number of layers, but the base's config.json is not"
             " at hand"
         )
-    # mergekit gives tensors outside all layers the gradient's first value
-    numbers = [*range(layers or 0), OUTSIDE] if has_gradient else [OUTSIDE]
+    numbers = [*range(layers or 0), None] if has_gradient else [None]
     count = len(numbers)
     for kind in kinds:
         count *= len(kind)
@@ -119,26 +112,24 @@ def regions(ladders: Sequence[Ladder], layers: int | None) -> list[Region]:
     return list(_regions(kinds, numbers))
 
 
-def _regions(kinds: Sequence[tuple[str, ...]], numbers: Sequence[int]) -> Iterator[Region]:
-    last = max(1, len(numbers) - 2)
+def _regions(kinds: Sequence[tuple[str, ...]], numbers: Sequence[int | None]) -> Iterator[Region]:
     for layer in numbers:
-        depth = 0.0 if layer == OUTSIDE else layer / last if len(numbers) > 2 else 1.0
         for places in itertools.product(*(range(len(kind)) for kind in kinds)):
             found = [kind[place] for kind, place in zip(kinds, places, strict=True)]
             filters = list(dict.fromkeys(text for text in found if text))
-            names = [*([] if layer == OUTSIDE else [f"layer{layer}"]), *filters]
+            names = [*([] if layer is None else [f"layer{layer}"]), *filters]
             yield Region(
                 "+".join(names) or "rest",
                 _pattern(layer, filters),
-                depth,
+                depth_of(layer, len(numbers) - 1),
                 dict(zip(kinds, places, strict=True)),
             )
 
 
-def _pattern(layer: int, filters: Sequence[str]) -> str:
+def _pattern(layer: int | None, filters: Sequence[str]) -> str:
     """Return the regular expression of a layer, all filters, or both."""
     in_layer = rf"\D*\.{layer}\."  # the first number in a name is the layer's
-    if layer == OUTSIDE:
+    if layer is None:
         if len(filters) < 2:
             return re.escape(filters[0]) if filters else ""
         return "^" + "".join(rf"(?=.*{re.escape(text)})" for text in filters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ from cabs_search.merging.masks.rules import settings
 from cabs_search.merging.masks.settings import value_for
 from cabs_search.merging.recipe import Recipe
 from cabs_search.spec.locations import local_folder
-from cabs_search.spec.mergekit.methods import PLAIN, REMARKS, SUMMED, Notes, note_pruning
+from cabs_search.spec.mergekit.methods import (
+    OF_MODELS,
+    OF_ONE,
+    PLAIN,
+    REMARKS,
+    SUMMED,
+    Notes,
+    cancels,
+    note_pruning,
+)
 from cabs_search.spec.mergekit.parameters import written
 from cabs_search.spec.recipe_file import RecipeFile
 
@@ -27,18 +37,24 @@ def write_mergekit(asked: RecipeFile, notes: Notes) -> dict[str, Any]:
     recipe = asked.recipe
     if not (asked.base and asked.experts):
         raise ValueError("base: base and experts must be named")
-    name, shared, per_expert = _method(recipe, notes)
     base = _path(asked.base)
+    at = {expert: _path(asked.experts[expert]) for expert in recipe.experts}
+    first = next((e for e, path in at.items() if path == base), recipe.experts[0])
+    name, shared, per_expert = _method(recipe, first, notes)
+    if cancels(recipe):
+        notes.lose("lambda: those that sum up to 0 leave the base's tensors here")
     models = []
     for expert in recipe.experts:
-        model = _model(base, _path(asked.experts[expert]))
+        model = _model(base, at[expert])
         own = per_expert.get(expert, {})
         models.append({"model": model} | ({"parameters": own} if own else {}))
     values: dict[str, Any] = {"merge_method": name}
-    if name != "linear" or base in (model["model"] for model in models):
+    if name not in OF_MODELS or base in (model["model"] for model in models):
         values["base_model"] = base
     else:
-        notes.note("base: linear has none; mergekit takes tokenizer and config of the first model")
+        notes.note(f"base: {name} has none; mergekit takes tokenizer and config of the first model")
+        if name == "slerp":
+            values["base_model"] = models[0]["model"]
     values["models"] = models
     if shared:
         values["parameters"] = shared
@@ -74,11 +90,16 @@ Parameters = tuple[str, dict[str, Any], Mapping[str, dict[str, Any]]]
 """A method's name, parameters of all models, and of each."""
 
 
-def _method(recipe: Recipe, notes: Notes) -> Parameters:
+def _method(recipe: Recipe, first: str, notes: Notes) -> Parameters:
+    """Return the method; ``first`` is the expert from which a slerp begins."""
     combine, mask = recipe.method.combine.name, recipe.method.mask.name
-    if combine == "linear" and mask == "task-arithmetic":
-        weights = {e: {"weight": _lambda_of(recipe, e)} for e in recipe.experts}
-        return "linear", {"normalize": True}, weights
+    if recipe.method.name in ("linear", "nuslerp"):
+        shared = {"normalize": True} if combine == "linear" else {"nuslerp_flatten": True}
+        return combine, shared, {e: {"weight": _lambda_of(recipe, e)} for e in recipe.experts}
+    if recipe.method.name == "slerp":
+        return "slerp", {"t": _shares(recipe, first)}, {}
+    if recipe.method.name == "multi-slerp":
+        return _multislerp(recipe, notes)
     plain = next((name for name, (ours, _) in PLAIN.items() if ours == recipe.method.name), None)
     if plain:
         return _plain(plain, recipe, notes)
@@ -93,12 +114,49 @@ def _method(recipe: Recipe, notes: Notes) -> Parameters:
 
 def _lambda_of(recipe: Recipe, expert: str) -> Any:
     """Return an expert's λ as mergekit's value, filters or gradient."""
+    if recipe.layers:
+        values = list(recipe.anchors_of(expert))
+        return values if len(set(values)) > 1 else values[0]
     own = {key.group: value for key, value in recipe.lambdas if key.expert == expert}
     return written(recipe.groups, own)
 
 
+def _written(recipe: Recipe, values: Mapping[str, float]) -> Any:
+    """Return a value by group, or by layer, as mergekit's value, filters or gradient."""
+    if recipe.layers and len(set(values.values())) > 1:
+        return list(values.values())
+    return written(recipe.groups, values)
+
+
+def _shares(recipe: Recipe, first: str) -> Any:
+    """Return how far mergekit goes from the first of two experts to the other."""
+    own = recipe.by_part.items()
+    return _written(
+        recipe, {part: round(1 - at[first] / (sum(at.values()) or 1), 9) for part, at in own}
+    )
+
+
+def _multislerp(recipe: Recipe, notes: Notes) -> Parameters:
+    """Return λ as weights if they sum up to their number, else divided by it."""
+    count = len(recipe.experts)
+    if count == 1 and any(value != 1 for _, value in recipe.lambdas):
+        notes.lose("lambda: multislerp takes a single model as it is, so that it must be 1")
+    normalize = all(
+        math.isclose(sum(own.values()), count, abs_tol=1e-6) for own in recipe.by_part.values()
+    )
+    divisor = 1 if normalize else count
+    weights = {}
+    for expert in recipe.experts:
+        values = {part: own[expert] / divisor for part, own in recipe.by_part.items()}
+        weights[expert] = {"weight": _written(recipe, values)}
+    return "multislerp", {"normalize_weights": normalize}, weights
+
+
 def _plain(name: str, recipe: Recipe, notes: Notes) -> Parameters:
-    if any(value != 1 for _, value in recipe.lambdas):
+    if name == "karcher":
+        if any(len(set(own.values())) > 1 for own in recipe.by_part.values()):
+            notes.lose("lambda: karcher weighs all models alike, so that all must be equal")
+    elif any(value != 1 for _, value in recipe.lambdas):
         notes.lose(f"lambda: {name} has none, so that all must be 1")
     mask = recipe.method.mask
     shared = {}
@@ -109,10 +167,9 @@ def _plain(name: str, recipe: Recipe, notes: Notes) -> Parameters:
         shared[theirs] = value_for(value, recipe.experts[0])
     if name == "sce":
         note_pruning(mask.name, [shared["select_topk"]], notes)
-    if name == "nearswap" and len(recipe.experts) > 1:
-        raise ValueError(f"experts: nearswap takes one, but got {len(recipe.experts)}")
-    weight = {"weight": 1.0} if name == "multislerp" else {}
-    return name, shared, {expert: dict(weight) for expert in recipe.experts}
+    if name in OF_ONE and len(recipe.experts) > 1:
+        raise ValueError(f"experts: {name} takes one, but got {len(recipe.experts)}")
+    return name, shared, {}
 
 
 def _summed(name: str, recipe: Recipe, notes: Notes) -> Parameters:
