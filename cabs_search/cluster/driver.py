@@ -14,7 +14,8 @@ import shutil
 import socket
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from cabs_search.cluster.worker import Context, Worker
 from cabs_search.common.signals import kept_handler
 from cabs_search.scoring.models import pick_device
 from cabs_search.search.jobs import JobSource
+from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import Items, SplitName
 
 TUNE_SETTINGS = {
@@ -47,6 +49,9 @@ TUNE_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+FIRST = "first"
+"""Id of the job that is opened before there are workers."""
+
 
 def search(
     study: JobSource,
@@ -59,6 +64,8 @@ def search(
     note: Path | None = None,
 ) -> None:
     """Run a study's jobs until its budget is spent and the leaderboard's rows are confirmed.
+
+    Where all of it is on record, Ray is not started.
 
     Args:
         study: one or several studies.
@@ -80,10 +87,6 @@ def search(
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.tune", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    was_joined = ray.is_initialized()
-    if not was_joined:
-        with kept_handler():
-            start_ray(max(study.spec.workers, os.cpu_count() or 1), address)
     context = Context(
         spec=replace(study.spec, search=replace(study.spec.search, storage=None)),  # no password
         items=items,
@@ -92,20 +95,40 @@ def search(
         threads=1,
         calibrations=calibrations or {},
     )
+    with study.connected(), Progress(study, note) as progress:
+        if _has_jobs(study):
+            with _joined_ray(study.spec, address):
+                if address is not None:
+                    models = [study.spec.base, *study.spec.experts.values()]
+                    source = Source.here(models, cache)
+                    context = replace(context, source=source, weights=weights or {})
+                _run(study, context, progress, is_cluster=address is not None)
+        if not study.is_finished and not study.failure:
+            raise KeyboardInterrupt
+    if study.failure:
+        raise RuntimeError(study.failure)
+
+
+def _has_jobs(study: JobSource) -> bool:
+    """Tell whether workers are needed; the job that is opened to know it waits for them."""
+    if study.next_job(FIRST) is None:
+        return not study.is_finished
+    study.put_back(FIRST)
+    return True
+
+
+@contextmanager
+def _joined_ray(spec: Spec, address: str | None) -> Iterator[None]:
+    """Join Ray, or start it, inside the context, unless this process has joined one."""
+    was_joined = ray.is_initialized()
+    if not was_joined:
+        with kept_handler():
+            start_ray(max(spec.workers, os.cpu_count() or 1), address)
     try:
-        if address is not None:
-            models = [study.spec.base, *study.spec.experts.values()]
-            source = Source.here(models, cache)
-            context = replace(context, source=source, weights=weights or {})
-        with study.connected(), Progress(study, note) as progress:
-            _run(study, context, progress, is_cluster=address is not None)
-            if not study.is_finished and not study.failure:
-                raise KeyboardInterrupt
+        yield
     finally:
         if not was_joined:
             stop_ray()
-    if study.failure:
-        raise RuntimeError(study.failure)
 
 
 def _run(study: JobSource, context: Context, progress: Progress, *, is_cluster: bool) -> None:

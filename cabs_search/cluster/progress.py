@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,11 +26,14 @@ class Progress:
         self._stage, share = self._present()
         self._began = self._stage_began = time.monotonic()
         self._stage_first, self._noted = share.spent, -NOTE_SECONDS
-        self._bar = tqdm(
+        self._bar = self._new_bar(share)
+
+    def _new_bar(self, share: Share) -> tqdm[Any]:
+        return tqdm(
             total=share.limit,
             initial=share.spent,
             unit=share.unit,
-            desc=study.phase,
+            desc=self._study.phase,
             file=sys.stderr,
             dynamic_ncols=True,
             mininterval=0.5,
@@ -40,18 +44,40 @@ class Progress:
         share = self._study.stage_share
         if share is not None:
             return self._study.phase, share
-        return "", max(self._study.shares, key=lambda share: share.spent / share.limit)
+        return "", self._nearest
+
+    @property
+    def _nearest(self) -> Share:
+        """What is spent of the limit of the search that is nearest."""
+        return max(self._study.shares, key=lambda share: share.spent / share.limit)
 
     def refresh(self) -> None:
         """Show the study's present state, and note it now and then."""
-        study, bar = self._study, self._bar
         stage, share = self._present()
-        if (stage, share.unit) != (self._stage, bar.unit):
+        if stage != self._stage:
+            self._end_stage()
             self._stage, self._stage_began = stage, time.monotonic()
-            self._stage_first = bar.initial = share.spent
-            bar.unit = share.unit
+            self._stage_first = share.spent
+            self._bar = self._new_bar(share)
+        self._show(share)
+        if time.monotonic() - self._noted >= NOTE_SECONDS:
+            self._write("at work", share)
+
+    def _end_stage(self) -> None:
+        """Leave the bar of a stage that is over on its line."""
+        bar = self._bar
+        if self._stage:
+            bar.total = max(bar.n, 1)  # the limit was the most that it could take
+        elif bar.unit == self._nearest.unit:
+            bar.n = self._nearest.spent
+        bar.close()
+
+    def _show(self, share: Share) -> None:
+        study, bar = self._study, self._bar
+        if bar.unit != share.unit:
+            bar.unit, bar.initial = share.unit, share.spent
             bar.reset(total=share.limit)
-        bar.set_description_str(study.phase, refresh=False)
+        bar.set_description_str(self._stage or study.phase, refresh=False)
         bar.n, bar.total = share.spent, share.limit
         counts = [f"{study.scored_items} items"]
         if share.unit != "candidate":
@@ -61,8 +87,6 @@ class Progress:
             ", ".join(counts) + (f", best {best.rank:.4f}" if best else ""), refresh=False
         )
         bar.update(0)
-        if time.monotonic() - self._noted >= NOTE_SECONDS:
-            self._write("at work", share)
 
     def _write(self, state: State, share: Share) -> None:
         """Note the study's present state."""

@@ -135,6 +135,9 @@ class JobSource(Protocol):
     def finish(self, job_id: str, error: str | None = None) -> None:
         """Close a job whose blocks are recorded, or that failed."""
 
+    def put_back(self, job_id: str) -> None:
+        """Keep a job for another worker, as if it had not been given out."""
+
     def job_lost(self, job_id: str) -> None:
         """Keep a job whose worker died for another worker."""
 

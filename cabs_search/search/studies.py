@@ -177,6 +177,10 @@ class Studies:
         """Close a job whose blocks are recorded, or that failed."""
         self._opened[self._study_of_job.pop(job_id)].finish(job_id, error)
 
+    def put_back(self, job_id: str) -> None:
+        """Keep a job for another worker, as if it had not been given out."""
+        self._opened[self._study_of_job.pop(job_id)].put_back(job_id)
+
     def job_lost(self, job_id: str) -> None:
         """Keep a job whose worker died for another worker."""
         name = self._study_of_job.pop(job_id)

@@ -147,7 +147,16 @@ class Study:
     @property
     def stage_share(self) -> Share | None:
         """Items of the stage after the search that are spent; None while candidates are scored."""
-        return self._confirming.share if self._confirming.has_candidates else self._refining.share
+        if self._confirming.has_candidates:
+            return self._confirming.share
+        return self._refining.share if self._is_refining else None
+
+    @property
+    def _is_refining(self) -> bool:
+        """True while λ are refined, and until what was found is scored."""
+        return self._refining.has_begun and (
+            not self._refining.is_over or self._searching.is_refining
+        )
 
     @property
     def done(self) -> int:
@@ -175,7 +184,7 @@ class Study:
         """The stage of the work, for the progress bar."""
         if self._confirming.has_candidates:
             return "confirm"
-        return self._refining.phase or "search"
+        return self._refining.phase if self._is_refining else "search"
 
     @property
     def is_finished(self) -> bool:
@@ -347,6 +356,10 @@ class Study:
             self.stop(f"{job.recipe} could not be {what}: {error}")
         elif job.purpose == "score" and job.split == "search":
             self._searching.take_references()
+
+    def put_back(self, job_id: str) -> None:
+        """Keep a job for another worker, as if it had not been given out."""
+        self._jobs.wait(job_id)
 
     def job_lost(self, job_id: str) -> None:
         """Keep a job whose worker died for another worker; too many deaths fail its candidate."""

@@ -38,12 +38,15 @@ def test_bar_and_note_follow_the_stages(
     progress.refresh()
     assert read_status(tmp_path).seconds_left == pytest.approx(10 * 50 / 20)
 
+    study.shares = [Share("candidate", 3, 10), Share("item", 100, 100)]
     study.phase, study.stage_share = "confirm", Share("item", 100, 400)
     progress.refresh()
     now[0], study.stage_share = 115.0, Share("item", 200, 300)  # a row ended early
     with progress:
         pass
-    shown = last_shown(capsys.readouterr().err)
+    err = capsys.readouterr().err
+    assert last_shown(err.split("\n")[0]).startswith("search: 100%"), "left on its line"
+    shown = last_shown(err)
     assert shown.startswith("confirm:  67%")
     assert "200/300" in shown
     status = read_status(tmp_path)

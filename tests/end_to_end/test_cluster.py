@@ -103,7 +103,7 @@ def call(
 
 def test_a_search_runs_as_a_job(head: dict[str, str], pico: Path, tmp_path: Path) -> None:
     """The spec and its data travel; models lie where the cluster sees them."""
-    spec = write_spec(tmp_path / "pico.yaml", pico_values(pico, trials=40, block=4))
+    spec = write_spec(tmp_path / "pico.yaml", pico_values(pico, trials=12, block=4))
     out = tmp_path / "out"
     shared = [part for name in ("base", *EXPERTS) for part in ("--shared", pico / name)]
     hidden = call(head, "submit", spec, "--output", out, status=2)
@@ -120,10 +120,10 @@ def test_a_search_runs_as_a_job(head: dict[str, str], pico: Path, tmp_path: Path
     assert call(head, "stop", job).stdout.startswith(f"job {job}: ")
     last = call(head, "submit", spec, "--output", out, *shared, "--follow")
     assert "best found" in last.stdout
-    assert read_leaderboard(out).candidates == 40
+    assert read_leaderboard(out).candidates == 12
     told = call(head, "status", out).stdout
     assert "finished" in told
-    assert "40 of 40 (100%)" in told
+    assert "12 of 12 (100%)" in told
 
 
 def test_a_job_that_fails_says_so(head: dict[str, str], pico: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def copy_program(folder: Path) -> Path:
     """Copy the package and what ships with it into a new folder."""
     for name in ("cabs_search", "search_spaces", "dashboards"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc"))
     return folder
 
 

@@ -67,17 +67,14 @@ class RefineStage:
         return self._refinement is not None
 
     @property
-    def phase(self) -> str | None:
-        """The stage of the work, for the progress bar; None if nothing is being refined."""
-        return self._refinement.phase if self._refinement and not self.is_over else None
+    def phase(self) -> str:
+        """The stage of the work, for the progress bar."""
+        assert self._refinement is not None
+        return self._refinement.phase
 
     @property
-    def share(self) -> Share | None:
-        """Items of this run's evaluations, of those that refining takes at most, as
-        ``most_items`` counts them; None if nothing is being refined.
-        """
-        if self._refinement is None or self.is_over:
-            return None
+    def share(self) -> Share:
+        """Items of this run's evaluations, of those that refining takes at most."""
         items = sum(len(rows) for block in self._blocks for rows in block.values())
         return Share("item", self._spent, most_items(self._spec, items, len(self._blocks)))
 
