@@ -22,8 +22,8 @@ from cabs_search.checkpoints.writer import checksum_holds
 from cabs_search.merging.calibration import Calibration, write_calibration
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rule import MaskRule
-from cabs_search.merging.masks.rules import CALIBRATED, MASKS
-from cabs_search.merging.recipe import BASE, split_name
+from cabs_search.merging.masks.rules import CALIBRATED
+from cabs_search.merging.recipe import BASE, CALIBRATION_ITEMS, calibrated_methods
 from cabs_search.scoring.batches import batches, collate
 from cabs_search.scoring.likelihoods import trunk_inputs
 from cabs_search.scoring.models import load_model, own_tensors, pick_device
@@ -31,8 +31,6 @@ from cabs_search.spec.task import heads
 from cabs_search.tasks.items import Items
 
 FORMAT = 1
-ITEMS = 128
-"""Number of items of a task; Wanda and SparseGPT take as many sequences."""
 
 
 def calibrated(
@@ -72,7 +70,7 @@ def calibrated(
 
 
 def _first(items: Items) -> Items:
-    return replace(items, keys=items.keys[:ITEMS], rows=items.rows[:ITEMS])
+    return replace(items, keys=items.keys[:CALIBRATION_ITEMS], rows=items.rows[:CALIBRATION_ITEMS])
 
 
 def _name(family: Family, expert: str, items: Items, *, whole: bool) -> str:
@@ -224,8 +222,3 @@ def check_calibration(
             f"space.method: {needing[0]} takes calibration items from a task of each expert, but"
             f" {min(idle)} has none"
         )
-
-
-def calibrated_methods(methods: Iterable[str]) -> list[str]:
-    """Return the methods whose mask rule needs a calibration pass."""
-    return [name for name in methods if issubclass(MASKS[split_name(name)[1]], CALIBRATED)]

@@ -20,7 +20,7 @@ from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import BASE, Method, check_experts
+from cabs_search.merging.recipe import BASE, Method, calibration_note, check_experts
 from cabs_search.record.folder import values_to_keep
 from cabs_search.scoring.batches import batches_of, blocks
 from cabs_search.scoring.calibrate import check_calibration
@@ -232,7 +232,7 @@ def plan(path: str | Path) -> Plan:
         rows=rows,
         vectors=vectors,
         heads=family.alignment.heads if family else {},
-        notes=tuple(family.notes) if family else (),
+        notes=(*(family.notes if family else ()), *filter(None, [calibration_note(spec.methods)])),
         needs=needs,
         reckoned=None if needs else reckon(spec, methods, trials, rows, family),
         unreachable=tuple(unreachable),

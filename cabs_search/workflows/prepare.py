@@ -15,7 +15,14 @@ from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
-from cabs_search.merging.recipe import BASE, Groups, Method, check_experts, group_of
+from cabs_search.merging.recipe import (
+    BASE,
+    Groups,
+    Method,
+    calibration_note,
+    check_experts,
+    group_of,
+)
 from cabs_search.record.comparison_file import check_folder
 from cabs_search.scoring.batches import blocks
 from cabs_search.scoring.calibrate import calibrated, check_calibration
@@ -141,6 +148,7 @@ def prune_calibrated(prepared: Prepared, specs: Iterable[Spec], say: Say) -> Cal
         say: receives the notes.
 
     """
+    specs = list(specs)
     masks = dict.fromkeys(mask for spec in specs for mask in _calibrated_masks(spec))
     if not masks:
         return Calibrated()
@@ -153,9 +161,10 @@ def prune_calibrated(prepared: Prepared, specs: Iterable[Spec], say: Say) -> Cal
             total=total, unit="weight", unit_scale=True, desc=mask.name, file=sys.stderr
         ) as bar:
             VectorCache(cache_folder()).ensure(family, Method(mask=mask), bar.update)
-        if (note := _note(family, mask)) not in notes:
-            notes[note] = None
-            say(note)
+        notes[_note(family, mask)] = None
+    notes[calibration_note(method for spec in specs for method in spec.methods)] = None
+    for note in notes:
+        say(note)
     files = {expert: statistics.path for expert, statistics in family.calibrations.items()}
     return Calibrated(files=files, notes=tuple(notes))
 
@@ -177,7 +186,7 @@ def _note(family: Family, mask: MaskRule) -> str:
     share = sum(map(family.numel, other)) / family.alignment.weights
     return (
         f"{mask.name}: {len(other)} of {len(family.alignment.shared)} tensors ({share:.0%} of"
-        " the weights) are no linear layer's and are pruned by magnitude."
+        f" the weights) are no linear layer's and are {mask.elsewhere}."
     )
 
 

@@ -18,11 +18,11 @@ from cabs_search.cluster.driver import stop_ray
 from cabs_search.common.formats import finite
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import METHOD_NAMES, make_method
+from cabs_search.merging.recipe import CALIBRATION_ITEMS, METHOD_NAMES, make_method
 from cabs_search.record.entries import Scored
 from cabs_search.reporting.terminal.comparison import comparison_text
 from cabs_search.results.read_comparison import read_comparison
-from cabs_search.scoring.calibrate import ITEMS, calibrated
+from cabs_search.scoring.calibrate import calibrated
 from cabs_search.search.axes import axis_values
 from cabs_search.search.candidates import Candidates
 from cabs_search.spec.load import parse
@@ -38,8 +38,8 @@ from tests.end_to_end.test_run import call
 from tests.support.records import record_of
 
 ROWS = (
-    *("task-arithmetic", "magnitude-vector", "della", "wanda", "sparsegpt", "bs", "cabs"),
-    *("linear", "ties", "ties-dare", "sce", "ram", "model-stock", "tsv", "iso-c"),
+    *("task-arithmetic", "magnitude-vector", "della", "wanda", "sparsegpt", "regmean", "bs"),
+    *("cabs", "linear", "ties", "ties-dare", "sce", "ram", "model-stock", "tsv", "iso-c"),
 )
 """Methods of every sort; what all of them merge is tested in ``tests/merging``."""
 OVER = f"method={','.join(ROWS)}"
@@ -86,6 +86,11 @@ def test_every_method_is_a_row(methods: Path) -> None:
     assert (
         "wanda: 26 of 39 tensors (21% of the weights) are no linear layer's and are pruned by"
         " magnitude." in text
+    )
+    assert "(21% of the weights) are no linear layer's and are averaged." in text
+    assert (
+        "What a vector keeps rests on the first 128 search items of each expert's task, without"
+        " their labels, in wanda, sparsegpt, regmean." in text
     )
 
 
@@ -293,8 +298,8 @@ def test_a_study_that_is_the_same_at_every_density_is_run_once(pico: Path) -> No
     [
         (
             ["magic"],
-            "--over: one of method, order, nm, density, epsilon, limit, gamma, threshold is needed,"
-            " but got magic",
+            "--over: one of method, order, nm, density, alpha, epsilon, limit, gamma, threshold is"
+            " needed, but got magic",
         ),
         (
             ["method", "method"],
@@ -530,7 +535,7 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
             lambda _, inputs, into=seen: into.append(inputs[0].reshape(-1, inputs[0].shape[-1]))
         )
         with torch.inference_mode():
-            for i in range(min(ITEMS, len(items["pair"]))):
+            for i in range(min(CALIBRATION_ITEMS, len(items["pair"]))):
                 one = {k: torch.tensor([v]) for k, v in items["pair"].rows[i].sequences[0].items()}
                 model(**one)
         hook.remove()

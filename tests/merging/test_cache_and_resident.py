@@ -72,6 +72,7 @@ METHODS = st.builds(
     seed=st.integers(0, 3),
     gamma=st.sampled_from([0.0, 0.01, 0.3]),
     epsilon=st.sampled_from([0.0, 0.15]),
+    alpha=st.sampled_from([0.5, 0.9]),
 )
 
 
@@ -98,7 +99,10 @@ def family(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Family:
     return replace(
         opened,
         calibrations={
-            e: write_calibration(folder / f"{e}.safetensors", grams, {}, []) for e in EXPERTS
+            e: write_calibration(
+                folder / f"{e}.safetensors", {t: size * g for t, g in grams.items()}, {}, []
+            )
+            for size, e in enumerate(EXPERTS, 1)
         },
     )
 

@@ -32,8 +32,8 @@ class TensorView:
     """Positions that earlier vectors keep, [weights]; None: none, or a rule without an order."""
     survey: Any = None
     """Result of the rule's ``survey`` of the whole vector."""
-    calibration: Calibration | None = None
-    """Statistics of the expert's layers, for rules that need them."""
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    """Statistics on calibration items by expert, for rules that need them."""
     vectors: Mapping[str, Mapping[str, Delta]] = field(default_factory=dict)
     """τ of all experts, by expert and tensor, for rules that compare them."""
 
@@ -66,6 +66,8 @@ class MaskRule:
     """Name in a spec and on the command line."""
     calibration: ClassVar[Literal["none", "diagonal", "gram"]] = "none"
     """Statistics of layers that the rule needs: the diagonal of XᵀX, or all of it."""
+    elsewhere: ClassVar[str] = "pruned by magnitude"
+    """What a rule that needs statistics does with tensors that have none."""
 
     sees_all: ClassVar[bool] = False
     """True if what is kept of a vector depends on all others."""

@@ -22,6 +22,7 @@ from cabs_search.merging.masks.magnitude_vector import VectorMagnitude
 from cabs_search.merging.masks.nearswap import NearSwap
 from cabs_search.merging.masks.random_plain import Random
 from cabs_search.merging.masks.random_rescaled import RandomRescaled
+from cabs_search.merging.masks.regmean import RegMean
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.settings import NM_SETTING, Setting, value_for
 from cabs_search.merging.masks.sparse_gpt import SparseGpt
@@ -44,6 +45,7 @@ RULES: tuple[type[MaskRule], ...] = (
     RandomRescaled,
     Wanda,
     SparseGpt,
+    RegMean,
     Balanced,
     ConflictAware,
     Cabs,
