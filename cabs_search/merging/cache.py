@@ -123,7 +123,7 @@ class VectorCache:
         paths: dict[str, Path] = {}
         before: list[Any] = []
         fingerprints = family.fingerprints  # before the base's, which is hashed at the same time
-        rows_of = family.alignment.common_rows
+        rows_of, calibrations = family.alignment.common_rows, family.calibrations_for(mask)
         for expert in order_of(mask, tuple(family.experts)):
             key = identity(mask, expert) | {
                 "base": family.base.fingerprint,
@@ -137,7 +137,7 @@ class VectorCache:
             if "order" in settings(mask):
                 key["before"] = before[:]
                 before.append([fingerprints[expert], identity(mask, expert), *rows])
-            used = check_calibrated(mask, expert, family.calibrations, fingerprints)
+            used = check_calibrated(mask, expert, calibrations, fingerprints)
             if used:
                 keys = [one.key for one in used]
                 key["calibration"] = keys if mask.sees_all else keys[0]

@@ -126,7 +126,7 @@ def _prune_calibrated(
     for row in rows:
         try:
             check_experts(row.spec.methods, row.spec.experts)
-            check_calibration(row.spec.methods, row.spec.experts, row.spec.heads)
+            check_calibration(row.spec.methods, row.spec.experts, row.spec.tasks)
             if calibrated_methods(row.spec.methods):
                 needing[row.label] = row.spec
         except ValueError as error:

@@ -198,7 +198,7 @@ def plan(path: str | Path) -> Plan:
 
     """
     spec, missing = load_reachable(path)
-    check_calibration(spec.methods, spec.experts, spec.heads)
+    check_calibration(spec.methods, spec.experts, spec.tasks)
     check_experts(spec.methods, spec.experts)
     check_sampler(spec)
     check_objective(spec)

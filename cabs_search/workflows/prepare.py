@@ -12,6 +12,7 @@ from tqdm import tqdm
 from cabs_search.common.patterns import slow_pattern
 from cabs_search.common.redact import without_password
 from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.calibration import CalibrationKey
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
@@ -65,8 +66,8 @@ class Prepared:
 class Calibrated:
     """Results of pruning by rules that need calibration items."""
 
-    files: Mapping[str, Path] = field(default_factory=dict)
-    """Files of calibration statistics by expert; none if no rule needs them."""
+    files: Mapping[CalibrationKey, Path] = field(default_factory=dict)
+    """Files of calibration statistics; none if no rule needs them."""
     notes: tuple[str, ...] = ()
     """Sentences for the report on what those rules could not prune."""
 
@@ -161,16 +162,17 @@ def prune_calibrated(prepared: Prepared, specs: Iterable[Spec], say: Say) -> Cal
             total=total, unit="weight", unit_scale=True, desc=mask.name, file=sys.stderr
         ) as bar:
             VectorCache(cache_folder()).ensure(family, Method(mask=mask), bar.update)
-        notes[_note(family, mask)] = None
+        if mask.calibration != "fisher":  # which every tensor has
+            notes[_note(family, mask)] = None
     notes[calibration_note(method for spec in specs for method in spec.methods)] = None
     for note in notes:
         say(note)
-    files = {expert: statistics.path for expert, statistics in family.calibrations.items()}
+    files = {key: statistics.path for key, statistics in family.calibrations.items()}
     return Calibrated(files=files, notes=tuple(notes))
 
 
 def _calibrated_masks(spec: Spec) -> list[MaskRule]:
-    check_calibration(spec.methods, spec.experts, spec.heads)
+    check_calibration(spec.methods, spec.experts, spec.tasks)
     # With one density for all experts each vector is there already: it is pruned alone.
     shared = replace(spec, space=spec.space.replace(density_shared=True))
     methods = Candidates.of(shared).all_methods()
@@ -178,10 +180,11 @@ def _calibrated_masks(spec: Spec) -> list[MaskRule]:
 
 
 def _note(family: Family, mask: MaskRule) -> str:
+    calibrations = family.calibrations_for(mask)
     other = [
         tensor
         for tensor in family.alignment.shared
-        if not all(s.knows(tensor) for s in family.calibrations.values())
+        if not all(s.knows(tensor) for s in calibrations.values())
     ]
     share = sum(map(family.numel, other)) / family.alignment.weights
     return (

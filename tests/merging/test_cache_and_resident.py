@@ -95,13 +95,15 @@ def family(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Family:
         if len(shape) == 2
     }
     grams = {t: x.T @ x for t, x in inputs.items() if "embeddings" not in t}
+    fishers = {t: torch.rand(shape) for t, shape in opened.alignment.shapes.items()}
     folder = tmp_path_factory.mktemp("calibration")
     return replace(
         opened,
         calibrations={
-            e: write_calibration(
-                folder / f"{e}.safetensors", {t: size * g for t, g in grams.items()}, {}, []
+            (kind, e): write_calibration(
+                folder / f"{kind}-{e}.safetensors", {t: size * g for t, g in found.items()}
             )
+            for kind, found in (("layers", grams), ("fisher", fishers))
             for size, e in enumerate(EXPERTS, 1)
         },
     )

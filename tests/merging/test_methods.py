@@ -17,9 +17,11 @@ from torch import Tensor
 
 import cabs_search
 from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.calibration import Calibration, write_calibration
 from cabs_search.merging.combine.gram import products_of
 from cabs_search.merging.combine.sums import TensorSum, write_sums
+from cabs_search.merging.family import Family
 from cabs_search.merging.masks.calibrated import DAMPING, sparsegpt, wanda_scores
 from cabs_search.merging.masks.della import keep_chances
 from cabs_search.merging.masks.prune import prune
@@ -533,13 +535,58 @@ def test_regmean_of_one_expert_is_the_expert_and_elsewhere_the_mean(tmp_path: Pa
         pruned(method, deltas, calibrations={"a": statistics["a"]})
 
 
+def test_fisher_is_the_mean_weighted_by_fisher_information(tmp_path: Path) -> None:
+    torch.manual_seed(15)
+    base, deltas = torch.randn(6, 20), made_up(15, 6, 20)
+    fishers = {name: torch.rand(6, 20) ** 8 for name in NAMES}
+    for own in fishers.values():
+        own[2, 3] = 0.0
+    fishers["a"][4], fishers["b"][4] = 1.0, 0.0
+    fishers["c"][4] = 0.0
+    statistics = {
+        name: write_calibration(tmp_path / f"{name}.safetensors", {"w": own})
+        for name, own in fishers.items()
+    }
+    parts = pruned(make_method("fisher", NAMES), deltas, calibrations=statistics)
+    merged = (base + sum(parts.values())).numpy()
+    for row, column in np.ndindex(6, 20):
+        own = {n: float(f[row, column]) + 1e-6 for n, f in fishers.items()}
+        whole = {n: float((base + tau)[row, column]) for n, tau in deltas.items()}
+        mean = sum(own[n] * whole[n] for n in NAMES) / sum(own.values())
+        assert merged[row, column] == pytest.approx(mean, abs=1e-5)
+    assert merged[2, 3] == pytest.approx(np.mean([(base + t)[2, 3] for t in deltas.values()]))
+    assert np.allclose(merged[4], (base + deltas["a"])[4], atol=1e-4)
+    for name, part in pruned(make_method("fisher", NAMES), deltas, "unused", statistics).items():
+        assert torch.allclose(part, deltas[name] / 3), "no model uses it"
+
+
+def test_what_a_vector_keeps_by_all_statistics_is_cached_by_all(pico: Path, tmp_path: Path) -> None:
+    """Of Wanda only the vector whose statistics changed is another; of RegMean all are."""
+    from dataclasses import replace
+
+    family = Family.open(pico / "base", {n: pico / n for n in EXPERTS})
+    cache = VectorCache(tmp_path)
+    found = []
+    for last in ("pair", "other"):
+        files = {expert: tmp_path / f"{expert}.safetensors" for expert in EXPERTS[:2]}
+        files["pair"] = tmp_path / f"{last}.safetensors"
+        statistics = {("layers", e): write_calibration(path, {}) for e, path in files.items()}
+        own = replace(family, calibrations=statistics)
+        found.append({m: cache.paths(own, make_method(m, EXPERTS)) for m in ("wanda", "regmean")})
+    one, other = found
+    assert [e for e in EXPERTS if one["wanda"][e] != other["wanda"][e]] == ["pair"]
+    assert [e for e in EXPERTS if one["regmean"][e] != other["regmean"][e]] == list(EXPERTS)
+    own_alpha = cache.paths(own, make_method("regmean", EXPERTS, alpha=0.5))
+    assert not set(own_alpha.values()) & set(other["regmean"].values())
+
+
 def test_statistics_survive_the_disk(tmp_path: Path) -> None:
     inputs = torch.randn(9, 4)
     found = calibration_for(tmp_path, inputs, transposed=True)["a"]
     assert found.is_transposed("w")
-    assert found.gram("v") is None
+    assert found.read("v") is None
     assert torch.allclose(
-        wanda_scores(torch.ones(1, 4), found.gram("w")), inputs.norm(dim=0), atol=1e-5
+        wanda_scores(torch.ones(1, 4), found.read("w")), inputs.norm(dim=0), atol=1e-5
     )  # type: ignore[arg-type]
 
 

@@ -45,7 +45,7 @@ def select_by_layer(
     import torch
 
     own = view.calibrations[view.expert]
-    gram = own.gram(view.tensor)
+    gram = own.read(view.tensor)
     if gram is None:
         return kept(view.weights, largest_of_rows(view.weights, len(view.weights), density))
     tau = torch.from_numpy(view.tau)

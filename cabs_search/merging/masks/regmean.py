@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from cabs_search.merging.masks.rule import MaskRule, Selection, TensorView
+from cabs_search.merging.masks.rule import MaskRule, Selection, Statistic, TensorView
 from cabs_search.merging.masks.settings import Setting, number_between, setting
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class RegMean(MaskRule):
 
     alpha: float = setting(ALPHA)
     name: ClassVar[str] = "regmean"
-    calibration: ClassVar[Literal["none", "diagonal", "gram"]] = "gram"
+    calibration: ClassVar[Statistic] = "gram"
     elsewhere: ClassVar[str] = "averaged"
     sees_all: ClassVar[bool] = True
 
@@ -63,7 +63,7 @@ class RegMean(MaskRule):
 
     def _gram(self, statistics: Calibration, tensor: str) -> Tensor:
         """Return G with smaller off-diagonals, float64, [in, in]."""
-        gram = statistics.gram(tensor)
+        gram = statistics.read(tensor)
         assert gram is not None, "select() asks first"
         scaled = gram.double() * self.alpha
         scaled.diagonal().copy_(gram.diagonal().double() * (1 + RIDGE))

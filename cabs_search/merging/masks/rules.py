@@ -15,6 +15,7 @@ from cabs_search.merging.masks.changed import Changed
 from cabs_search.merging.masks.conflict_aware import ConflictAware
 from cabs_search.merging.masks.dare import Dare
 from cabs_search.merging.masks.della import Della
+from cabs_search.merging.masks.fisher import Fisher
 from cabs_search.merging.masks.keep_all import KeepAll
 from cabs_search.merging.masks.magnitude import Magnitude
 from cabs_search.merging.masks.magnitude_row import RowMagnitude
@@ -46,6 +47,7 @@ RULES: tuple[type[MaskRule], ...] = (
     Wanda,
     SparseGpt,
     RegMean,
+    Fisher,
     Balanced,
     ConflictAware,
     Cabs,
