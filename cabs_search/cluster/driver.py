@@ -33,6 +33,7 @@ from cabs_search.cluster.travel import Source
 from cabs_search.cluster.tune import Recorder, StopWhenFinished, WorkerSearcher
 from cabs_search.cluster.worker import Context, Worker
 from cabs_search.common.signals import kept_handler
+from cabs_search.merging.calibration import CalibrationKey
 from cabs_search.scoring.models import pick_device
 from cabs_search.search.jobs import JobSource
 from cabs_search.spec.study import Spec
@@ -58,7 +59,7 @@ def search(
     items: Mapping[SplitName, Mapping[str, Items]],
     cache: Path,
     *,
-    calibrations: Mapping[str, Path] | None = None,
+    calibrations: Mapping[CalibrationKey, Path] | None = None,
     weights: Mapping[str, str] | None = None,
     address: str | None = None,
     note: Path | None = None,
@@ -71,7 +72,7 @@ def search(
         study: one or several studies.
         items: their items by split and task.
         cache: the vector cache's folder on this node; other nodes get what they lack from it.
-        calibrations: files of what experts' layers saw, for mask rules that need it.
+        calibrations: files of calibration statistics, for mask rules that need them.
         weights: fingerprints of base and experts by name; models that a cluster's other nodes have
             must have the same.
         address: of a running Ray cluster; None: the one this process has joined, else Ray is

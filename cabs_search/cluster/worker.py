@@ -21,6 +21,7 @@ from cabs_search.cluster.dispatcher import STEP_SECONDS, Batch, Report
 from cabs_search.cluster.travel import Carrier, Source
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.calibration import CalibrationKey
 from cabs_search.merging.family import Family
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.jobs import BlockResult, Job
@@ -46,7 +47,7 @@ class Context:
     """Vector cache on the driver's node; on others unless their environment has one."""
     threads: int
     """Torch threads of a worker."""
-    calibrations: Mapping[str, Path]
+    calibrations: Mapping[CalibrationKey, Path]
     """Files of what experts' layers saw, for mask rules that need it."""
     source: Source | None = None
     """The node that has models and vectors; None: every node has them."""
@@ -83,7 +84,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
                 VectorCache(carrier.cache, carrier.entry),
                 device=spec.device,
                 dtype=spec.dtype,
-                calibrations={expert: carrier.statistics(p) for expert, p in files.items()},
+                calibrations={key: carrier.statistics(p) for key, p in files.items()},
             )
         except Exception as error:
             # the first step reports it: if raised here, Tune would try again and then hide it

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cabs_search.kinds.base import Item, Outcome, TaskFields, Texts, text_columns, to_host, widened
 from cabs_search.kinds.causal import Continuing, Request, joined, sums_by_part
-from cabs_search.kinds.classes import class_entropies, class_losses, padded
+from cabs_search.kinds.classes import class_losses, padded
 from cabs_search.kinds.multiple_choice import MultipleChoice
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.choices import ChoiceAccuracy
@@ -27,7 +27,6 @@ class ChoicesByLikelihood(Continuing, MultipleChoice):
 
     name: ClassVar[str] = "choices-by-likelihood"
     metrics: ClassVar[tuple[Metric, ...]] = OF_CHOICES
-    has_entropies: ClassVar[bool] = True
     harness_text: ClassVar[str] = "context"
 
     def texts(self, where: str, task: TaskFields, row: Mapping[str, Any]) -> Texts:
@@ -67,13 +66,9 @@ class ChoicesByLikelihood(Continuing, MultipleChoice):
         assert isinstance(task.measure, ChoiceAccuracy)
         return tuple(map(task.measure.size, texts[len(text_columns(task)) :]))
 
-    def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
-        """Return the cross-entropy of each item's choices."""
-        return class_losses(padded(sums_by_part(widened(output), items)), items)
-
-    def entropies(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
-        """Return the entropy of each item's choices."""
-        return class_entropies(padded(sums_by_part(widened(output), items)))
+    def answer_logits(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the log-likelihoods of each item's choices."""
+        return padded(sums_by_part(widened(output), items))
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score log-likelihoods, [targets]."""

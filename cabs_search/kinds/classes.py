@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from cabs_search.kinds.base import Item, Outcome, TaskFields
+from cabs_search.kinds.base import Item, Kind, Outcome, TaskFields
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Choosing(Kind):
+    """A kind whose items have one answer out of a few, to each of which the model gives a
+    probability.
+    """
+
+    has_entropies: ClassVar[bool] = True
+
+    @abstractmethod
+    def answer_logits(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the logits of each item's answers, [items, most answers]; -inf where it has fewer.
+
+        Arguments, dtype and device are as of ``losses``.
+        """
+
+    def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the cross-entropy of each item's answers."""
+        return class_losses(self.answer_logits(task, output, items), items)
+
+    def entropies(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the entropy of each item's answers."""
+        return class_entropies(self.answer_logits(task, output, items))
 
 
 def class_names(config: Any) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cabs_search.kinds.base import Item, Kind, Outcome, TaskFields, Texts, to_host, widened
-from cabs_search.kinds.classes import class_entropies, class_losses, class_of, score_classes
+from cabs_search.kinds.base import Item, Outcome, TaskFields, Texts, to_host, widened
+from cabs_search.kinds.classes import Choosing, class_of, score_classes
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_CLASSES
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Classification(Kind):
+class Classification(Choosing):
     """A text or a pair, and one class: a number, or a name in the head's ``label2id``.
 
     An item's score is 1 if its class is right, else 0.
@@ -24,19 +24,15 @@ class Classification(Kind):
     head: ClassVar[str] = "ForSequenceClassification"
     metrics: ClassVar[tuple[Metric, ...]] = OF_CLASSES
     predicts: ClassVar[type[Any]] = int
-    has_entropies: ClassVar[bool] = True
 
     def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> int:
         """Return the head's class."""
         return class_of(where, task, config, value)
 
-    def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
-        """Return the cross-entropy of each item."""
-        return class_losses(widened(output.logits), items)
-
-    def entropies(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
-        """Return the entropy of each item's classes."""
-        return class_entropies(widened(output.logits))
+    def answer_logits(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the logits of each item's classes."""
+        logits: Tensor = widened(output.logits)
+        return logits
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [items, classes]."""

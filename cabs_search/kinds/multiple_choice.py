@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cabs_search.kinds.base import (
     Item,
-    Kind,
     Outcome,
     TaskFields,
     Texts,
@@ -17,7 +16,7 @@ from cabs_search.kinds.base import (
     to_host,
     widened,
 )
-from cabs_search.kinds.classes import class_entropies, class_losses, padded, score_classes
+from cabs_search.kinds.classes import Choosing, padded, score_classes
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_CLASSES
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class MultipleChoice(Kind):
+class MultipleChoice(Choosing):
     """Choices of which one is right; rows may have more or fewer of them.
 
     Each choice is a sequence of its own: the pair (context, "question choice"). An item's score is
@@ -36,7 +35,6 @@ class MultipleChoice(Kind):
     head: ClassVar[str] = "ForMultipleChoice"
     metrics: ClassVar[tuple[Metric, ...]] = OF_CLASSES
     predicts: ClassVar[type[Any]] = int
-    has_entropies: ClassVar[bool] = True
     takes_choices: ClassVar[bool] = True
 
     def check_choices(self, choices: str | tuple[str, ...] | None) -> None:
@@ -91,13 +89,9 @@ class MultipleChoice(Kind):
         """
         return {field: tensor[None] for field, tensor in batch.items()}
 
-    def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
-        """Return the cross-entropy of each item's choices."""
-        return class_losses(_by_item(widened(output.logits), items), items)
-
-    def entropies(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
-        """Return the entropy of each item's choices."""
-        return class_entropies(_by_item(widened(output.logits), items))
+    def answer_logits(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
+        """Return the logits of each item's choices."""
+        return _by_item(widened(output.logits), items)
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [1, sequences]."""

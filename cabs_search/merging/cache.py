@@ -24,7 +24,7 @@ from torch import Tensor
 from cabs_search.checkpoints.writer import CheckpointWriter, checksum_holds
 from cabs_search.common.formats import digest
 from cabs_search.merging.family import Family
-from cabs_search.merging.masks.prune import needs_task
+from cabs_search.merging.masks.prune import check_calibrated
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import identity, order_of, settings
 from cabs_search.merging.packed import SPAN, Packed
@@ -123,7 +123,7 @@ class VectorCache:
         paths: dict[str, Path] = {}
         before: list[Any] = []
         fingerprints = family.fingerprints  # before the base's, which is hashed at the same time
-        rows_of = family.alignment.common_rows
+        rows_of, calibrations = family.alignment.common_rows, family.calibrations_for(mask)
         for expert in order_of(mask, tuple(family.experts)):
             key = identity(mask, expert) | {
                 "base": family.base.fingerprint,
@@ -137,10 +137,10 @@ class VectorCache:
             if "order" in settings(mask):
                 key["before"] = before[:]
                 before.append([fingerprints[expert], identity(mask, expert), *rows])
-            if mask.calibration != "none":
-                if expert not in family.calibrations:
-                    raise ValueError(needs_task(mask, expert))
-                key["calibration"] = family.calibrations[expert].key
+            used = check_calibrated(mask, expert, calibrations, fingerprints)
+            if used:
+                keys = [one.key for one in used]
+                key["calibration"] = keys if mask.sees_all else keys[0]
             if mask.sees_all:
                 key["among"] = [[own, *rows_of.get(e, ())[1:]] for e, own in fingerprints.items()]
             paths[expert] = self._path(key)

@@ -16,7 +16,7 @@ from cabs_search.checkpoints.alignment import Alignment, align
 from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.checkpoints.origin import origin_note
 from cabs_search.checkpoints.vocabulary import SAME
-from cabs_search.merging.calibration import Calibration
+from cabs_search.merging.calibration import Calibration, CalibrationKey
 from cabs_search.merging.chunks import parallel_map
 from cabs_search.merging.masks.prune import prune
 from cabs_search.merging.masks.rule import MaskRule
@@ -32,8 +32,8 @@ class Family:
     base: Checkpoint
     experts: Mapping[str, Expert]
     alignment: Alignment
-    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
-    """Statistics of experts' layers on calibration items, for the rules that need them."""
+    calibrations: Mapping[CalibrationKey, Calibration] = field(default_factory=dict)
+    """Statistics of experts on calibration items, for the rules that need them."""
 
     @classmethod
     def open(
@@ -110,6 +110,11 @@ class Family:
         chosen = self.experts if experts is None else experts
         return {expert: mask.survey(expert, self.vectors[expert]) for expert in chosen}
 
+    def calibrations_for(self, mask: MaskRule) -> dict[str, Calibration]:
+        """Return the statistics that a rule needs, by expert, as far as there are any."""
+        chosen = "fisher" if mask.calibration == "fisher" else "layers"
+        return {expert: one for (of, expert), one in self.calibrations.items() if of == chosen}
+
     def prune(
         self,
         mask: MaskRule,
@@ -120,7 +125,7 @@ class Family:
         """Prune one tensor of every vector; ``survey`` as the method returned it, else as in
         ``prune``.
         """
-        return prune(mask, tensor, self.vectors, survey, self.calibrations, pruned or {})
+        return prune(mask, tensor, self.vectors, survey, self.calibrations_for(mask), pruned or {})
 
     def delta(self, tensor: str, expert: str) -> Tensor:
         """Read one expert's task vector on one tensor."""

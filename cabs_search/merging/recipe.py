@@ -38,6 +38,8 @@ LEAST_SUM = 1e-3
 """Sum of λ, as a share of the largest |λ|, that counts as 0 where λ are divided by it."""
 MOST_LAMBDA = 1e6
 """Largest |λ|, so that float32 sums stay finite."""
+CALIBRATION_ITEMS = 128
+"""Calibration items of each expert's task; Wanda and SparseGPT take as many sequences."""
 
 
 class LambdaKey(NamedTuple):
@@ -348,6 +350,22 @@ def check_experts(
         count = combine_rule_of(name).experts
         if count not in (None, len(experts)):
             raise ValueError(f"{where}: {name} merges {count} experts, but got {len(experts)}")
+
+
+def calibrated_methods(methods: Iterable[str]) -> list[str]:
+    """Return the methods whose mask rule needs calibration items."""
+    return [name for name in methods if rule_of(name).calibration != "none"]
+
+
+def calibration_note(methods: Iterable[str]) -> str:
+    """Return the sentence for plans and reports on calibration items; empty if none are used."""
+    names = dict.fromkeys(calibrated_methods(methods))
+    if not names:
+        return ""
+    return (
+        f"What a vector keeps rests on the first {CALIBRATION_ITEMS} search items of each expert's"
+        f" task, without their labels, in {', '.join(names)}."
+    )
 
 
 @lru_cache(maxsize=100_000)

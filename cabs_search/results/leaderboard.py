@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cabs_search.common.formats import as_p, finite, number, points, points_between
+from cabs_search.merging.recipe import calibration_note
 from cabs_search.record.entries import Scored
 from cabs_search.record.folder import StudyFolder
 from cabs_search.record.outcomes import Outcomes
@@ -66,6 +67,8 @@ class Leaderboard:
     tried: tuple[Tried, ...]
     objective: str = ""
     """Sentence that says what the score is; empty: the mean of the tasks' metrics."""
+    calibration: str = ""
+    """Sentence on the methods that used calibration items; empty: none did."""
     front: tuple[str, ...] = ()
     """Keys of the candidates on the Pareto front, if the search had several objectives."""
 
@@ -171,6 +174,7 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
         spent=spent,
         tried=tuple(tried_candidates(searched)),
         objective=scores.objective.text,
+        calibration=calibration_note(spec.methods),
         front=tuple(s.recipe.key for s in on_front(searched.values())) if several else (),
     )
 

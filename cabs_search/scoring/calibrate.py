@@ -1,4 +1,4 @@
-"""Calibration pass: statistics of the inputs of an expert's linear layers on its own task.
+"""Calibration pass: statistics of an expert on its own task.
 
 Items are the first of the task's search split; the confirm split stays unseen.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -14,25 +15,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from cabs_search.checkpoints.writer import checksum_holds
-from cabs_search.merging.calibration import Calibration, write_calibration
+from cabs_search.kinds.classes import Choosing
+from cabs_search.merging.calibration import Calibration, CalibrationKey, write_calibration
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rule import MaskRule
-from cabs_search.merging.masks.rules import CALIBRATED, MASKS
-from cabs_search.merging.recipe import BASE, split_name
+from cabs_search.merging.recipe import BASE, CALIBRATION_ITEMS, calibrated_methods, rule_of
 from cabs_search.scoring.batches import batches, collate
+from cabs_search.scoring.forward import model_outputs, shared_pass
 from cabs_search.scoring.likelihoods import trunk_inputs
 from cabs_search.scoring.models import load_model, own_tensors, pick_device
-from cabs_search.spec.task import heads
+from cabs_search.spec.task import Task, heads
 from cabs_search.tasks.items import Items
 
 FORMAT = 1
-ITEMS = 128
-"""Number of items of a task; Wanda and SparseGPT take as many sequences."""
 
 
 def calibrated(
@@ -52,32 +53,45 @@ def calibrated(
         device: ``cpu``, ``cuda``, or ``auto``.
 
     """
-    needing = [mask for mask in masks if isinstance(mask, CALIBRATED)]
-    if not needing:
+    needed = {mask.calibration for mask in masks} - {"none"}
+    if not needed:
         return family
-    whole = any(mask.calibration == "gram" for mask in needing)
     own = tasks_of_experts(heads({task: i.task for task, i in items.items()}), family.experts)
     first = {expert: _first(items[task]) for expert, task in own.items()}
     folder = cache / f"calibration-v{FORMAT}"
-    paths = {expert: folder / _name(family, expert, first[expert], whole=whole) for expert in first}
-    missing = [e for e, path in paths.items() if not (path.exists() and checksum_holds(path))]
+    whole = "gram" in needed
+    paths: dict[CalibrationKey, Path] = {}
+    for expert, its in first.items():
+        if needed - {"fisher"}:
+            paths["layers", expert] = folder / _name(family, expert, its, whole)
+        if "fisher" in needed:
+            paths["fisher", expert] = folder / _name(family, expert, its, "fisher")
+    missing = [at for at, path in paths.items() if not (path.exists() and checksum_holds(path))]
     if missing:
-        total = sum(len(first[expert]) for expert in missing)
+        total = sum(len(first[expert]) for _, expert in missing)
         with tqdm(total=total, unit="item", desc="calibrate", file=sys.stderr) as bar:
-            for expert in missing:
-                found = statistics(family, expert, first[expert], device, bar, whole=whole)
-                write_calibration(paths[expert], *found)
-    calibrations = {expert: Calibration(path) for expert, path in paths.items()}
+            for key in missing:
+                kind, expert = key
+                if kind == "fisher":
+                    found = fisher(family, expert, first[expert], device, bar)
+                    write_calibration(paths[key], found)
+                else:
+                    seen = statistics(family, expert, first[expert], device, bar, whole=whole)
+                    write_calibration(paths[key], *seen)
+    calibrations = {key: Calibration(path) for key, path in paths.items()}
     return replace(family, calibrations=calibrations)
 
 
 def _first(items: Items) -> Items:
-    return replace(items, keys=items.keys[:ITEMS], rows=items.rows[:ITEMS])
+    return replace(items, keys=items.keys[:CALIBRATION_ITEMS], rows=items.rows[:CALIBRATION_ITEMS])
 
 
-def _name(family: Family, expert: str, items: Items, *, whole: bool) -> str:
-    """Return a file name that changes with everything the content depends on."""
-    seen = [items.digest, whole, family.fingerprints[expert], sorted(family.alignment.shared)]
+def _name(family: Family, expert: str, items: Items, what: bool | str) -> str:
+    """Return a file name that changes with everything the content depends on.
+
+    ``what`` is ``fisher``, or of statistics of layers whether they are whole.
+    """
+    seen = [items.digest, what, family.fingerprints[expert], sorted(family.alignment.shared)]
     return hashlib.blake2b(json.dumps(seen).encode(), digest_size=16).hexdigest() + ".safetensors"
 
 
@@ -108,13 +122,7 @@ def statistics(
 
     """
     on = torch.device(pick_device(device))
-    model = load_model(family, expert, items.task.kind, {}, torch.float32, on)
-    known = model.get_input_embeddings().weight.shape[0]
-    if (most := int(items.tokens["input_ids"].max())) >= known:  # of the base's vocabulary
-        raise ValueError(
-            f"experts.{expert}: calibration runs the expert itself, which has {known} tokens, but"
-            f" an item has token {most}"
-        )
+    model = _load(family, expert, items, on)
     model.config.pad_token_id = items.pad["input_ids"]  # a decoder takes no batches without it
     layers = _linear_layers(model, family, expert)
     grams = _Grams(whole=whole)
@@ -132,6 +140,87 @@ def statistics(
                 bar.update(len(batch))
     sums = {name: total.float() for name, total in grams.sums.items()}
     return sums, grams.same, [name for name, layer in layers.items() if _is_transposed(layer)]
+
+
+def _load(family: Family, expert: str, items: Items, device: torch.device) -> Any:
+    """Load an expert in float32. Raises ValueError if it does not know a token of the items."""
+    model = load_model(family, expert, items.task.kind, {}, torch.float32, device)
+    known = model.get_input_embeddings().weight.shape[0]
+    if (most := int(items.tokens["input_ids"].max())) >= known:  # of the base's vocabulary
+        raise ValueError(
+            f"experts.{expert}: calibration runs the expert itself, which has {known} tokens, but"
+            f" an item has token {most}"
+        )
+    return model
+
+
+def fisher(
+    family: Family, expert: str, items: Items, device: str = "auto", bar: tqdm[Any] | None = None
+) -> dict[str, Tensor]:
+    """Return the diagonal of an expert's Fisher information, divided by its root mean square.
+
+    That is the mean over items of Σ p(y|x)·(∂ log p(y|x)/∂θ)² over all answers y, with p the
+    expert's own probabilities: no label is read (arXiv 2111.09832). It takes one backward
+    pass for each item and answer.
+
+    Args:
+        family, expert, device, bar: as of ``statistics``.
+        items: the task's, of a kind that chooses among answers.
+
+    Returns:
+        By shared name, float32, in the tensor's shape.
+
+    """
+    on, kind = torch.device(pick_device(device)), items.task.kind
+    assert isinstance(kind, Choosing), "check_calibration() asks first"
+    model = _load(family, expert, items, on).requires_grad_(False)
+    own = own_tensors(model, family.experts[expert], family.alignment.shared)
+    used = {name: tensor for name, tensor in own.items() if isinstance(tensor, torch.nn.Parameter)}
+    for parameter in used.values():
+        parameter.requires_grad_()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.sparse = True  # an item has few of the rows
+    sums = {name: torch.zeros_like(parameter) for name, parameter in used.items()}
+    scored = [(model, items, np.arange(len(items)))]
+    with shared_pass(scored):
+        for place, item in enumerate(items.rows):
+            (output,) = model_outputs(scored, np.array([place]), on)
+            logs = kind.answer_logits(items.task, output, [item])[0].log_softmax(0)
+            for answer, chance in enumerate(logs.detach().exp().tolist()):
+                found = torch.autograd.grad(
+                    logs[answer], [*used.values()], retain_graph=True, allow_unused=True
+                )
+                for total, gradient in zip(sums.values(), found, strict=True):
+                    _add_square(total, gradient, chance)
+            if bar is not None:
+                bar.update(1)
+    shared = {name: _as_base(total, family, expert, name) for name, total in sums.items()}
+    squares = sum(float(total.square().sum(dtype=torch.float64)) for total in shared.values())
+    size = math.sqrt(squares / sum(total.numel() for total in shared.values())) or 1.0
+    return {name: (total / size).cpu() for name, total in shared.items()}
+
+
+def _as_base(total: Tensor, family: Family, expert: str, name: str) -> Tensor:
+    """Return a tensor of the base's shape: of embeddings the rows that the expert has, too."""
+    shape = tuple(family.alignment.shapes[name])
+    if tuple(total.shape) == shape:
+        return total
+    _, common = family.alignment.common_rows[expert]
+    whole = total.new_zeros(shape)
+    whole[:common] = total[:common]
+    return whole
+
+
+def _add_square(total: Tensor, gradient: Tensor | None, factor: float) -> None:
+    """Add a gradient's squares times a factor; None: the tensor is not used."""
+    if gradient is None:
+        return
+    if gradient.is_sparse:
+        rows = gradient.coalesce()
+        total.index_add_(0, rows.indices()[0], rows.values().square(), alpha=factor)
+    else:
+        total.addcmul_(gradient, gradient, value=factor)
 
 
 class _Grams:
@@ -207,25 +296,29 @@ def tasks_of_experts(heads: Mapping[str, str], experts: Iterable[str]) -> dict[s
 
 
 def check_calibration(
-    methods: Iterable[str], experts: Iterable[str], expert_of: Mapping[str, str]
+    methods: Iterable[str], experts: Iterable[str], tasks: Mapping[str, Task]
 ) -> None:
-    """Raise ValueError if a mask rule needs calibration items of an expert without a task.
+    """Raise ValueError if a mask rule needs calibration items that an expert has none of, or none
+    of a kind of task that gives it what it needs.
 
     Args:
         methods: names of methods.
         experts: names.
-        expert_of: model whose head scores a task, an expert or the base, by the task's name.
+        tasks: by name.
 
     """
     needing = calibrated_methods(methods)
-    idle = set(experts) - tasks_of_experts(expert_of, experts).keys()
+    own = tasks_of_experts(heads(tasks), experts)
+    idle = set(experts) - own.keys()
     if idle and needing:
         raise ValueError(
             f"space.method: {needing[0]} takes calibration items from a task of each expert, but"
             f" {min(idle)} has none"
         )
-
-
-def calibrated_methods(methods: Iterable[str]) -> list[str]:
-    """Return the methods whose mask rule needs a calibration pass."""
-    return [name for name in methods if issubclass(MASKS[split_name(name)[1]], CALIBRATED)]
+    for name in needing:
+        for task in own.values() if rule_of(name).calibration == "fisher" else ():
+            if not isinstance(tasks[task].kind, Choosing):
+                raise ValueError(
+                    f"space.method: {name} needs the probabilities of classes or choices, but task"
+                    f" {task} is {tasks[task].kind}"
+                )

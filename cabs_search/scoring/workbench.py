@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.cache import StoredVector, VectorCache
-from cabs_search.merging.calibration import Calibration
+from cabs_search.merging.calibration import Calibration, CalibrationKey
 from cabs_search.merging.chunks import keep_memory
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rules import CALIBRATED
@@ -51,7 +51,7 @@ class Workbench:
         *,
         device: str = "auto",
         dtype: str = "float32",
-        calibrations: Mapping[str, Path] | None = None,
+        calibrations: Mapping[CalibrationKey, Path] | None = None,
     ) -> None:
         """Load the base and the heads of all tasks.
 
@@ -61,7 +61,7 @@ class Workbench:
             cache: cache of the experts' vectors.
             device: ``cpu``, ``cuda``, or ``auto``.
             dtype: name of the model's dtype.
-            calibrations: files of calibration statistics by expert, for mask rules that need them.
+            calibrations: files of calibration statistics, for mask rules that need them.
 
         Raises:
             ValueError: a head does not fit to its task or to the base.
@@ -106,7 +106,7 @@ class Workbench:
 
     def _open_vectors(self, method: Method) -> dict[str, StoredVector]:
         if isinstance(method.mask, CALIBRATED) and not self.family.calibrations:
-            opened = {expert: Calibration(path) for expert, path in self._calibrations.items()}
+            opened = {key: Calibration(path) for key, path in self._calibrations.items()}
             self.family = replace(self.family, calibrations=opened)
         return self._cache.open(self._cache.ensure(self.family, method))
 

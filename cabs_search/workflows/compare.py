@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cabs_search.common.formats import first_line
-from cabs_search.merging.recipe import check_experts
+from cabs_search.merging.recipe import calibrated_methods, check_experts
 from cabs_search.record.comparison_file import write_comparison
 from cabs_search.record.folder import StudyFolder, StudyId, only_driver, write_spec
 from cabs_search.record.outcomes import Outcomes
@@ -20,7 +20,7 @@ from cabs_search.results.comparison import Comparison
 from cabs_search.results.leaderboard import board_of
 from cabs_search.results.read_comparison import read_comparison
 from cabs_search.results.scores import RecordScores
-from cabs_search.scoring.calibrate import calibrated_methods, check_calibration
+from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.search.axes import Value, axis_values, experiment_name
 from cabs_search.search.candidates import Candidates, reference_recipes
 from cabs_search.spec.load import load
@@ -127,7 +127,7 @@ def _prune_calibrated(
     for row in rows:
         try:
             check_experts(row.spec.methods, row.spec.experts)
-            check_calibration(row.spec.methods, row.spec.experts, row.spec.heads)
+            check_calibration(row.spec.methods, row.spec.experts, row.spec.tasks)
             if calibrated_methods(row.spec.methods):
                 needing[row.label] = row.spec
         except ValueError as error:

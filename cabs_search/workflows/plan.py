@@ -20,7 +20,7 @@ from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import BASE, Method, check_experts
+from cabs_search.merging.recipe import BASE, Method, calibration_note, check_experts
 from cabs_search.record.folder import values_to_keep
 from cabs_search.scoring.batches import batches_of, blocks
 from cabs_search.scoring.calibrate import check_calibration
@@ -198,7 +198,7 @@ def plan(path: str | Path) -> Plan:
 
     """
     spec, missing = load_reachable(path)
-    check_calibration(spec.methods, spec.experts, spec.heads)
+    check_calibration(spec.methods, spec.experts, spec.tasks)
     check_experts(spec.methods, spec.experts)
     check_sampler(spec)
     check_objective(spec)
@@ -234,7 +234,7 @@ def plan(path: str | Path) -> Plan:
         rows=rows,
         vectors=vectors,
         heads=family.alignment.heads if family else {},
-        notes=tuple(family.notes) if family else (),
+        notes=(*(family.notes if family else ()), *filter(None, [calibration_note(spec.methods)])),
         needs=needs,
         reckoned=None if needs else reckon(spec, methods, trials, rows, family),
         unreachable=tuple(unreachable),

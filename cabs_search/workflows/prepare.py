@@ -12,11 +12,19 @@ from tqdm import tqdm
 from cabs_search.common.patterns import slow_pattern
 from cabs_search.common.redact import without_password
 from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.calibration import CalibrationKey
 from cabs_search.merging.family import Family
 from cabs_search.merging.layers import check_anchors, count_layers
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
-from cabs_search.merging.recipe import BASE, Groups, Method, check_experts, group_of
+from cabs_search.merging.recipe import (
+    BASE,
+    Groups,
+    Method,
+    calibration_note,
+    check_experts,
+    group_of,
+)
 from cabs_search.record.comparison_file import check_folder
 from cabs_search.scoring.batches import blocks
 from cabs_search.scoring.calibrate import calibrated, check_calibration
@@ -59,8 +67,8 @@ class Prepared:
 class Calibrated:
     """Results of pruning by rules that need calibration items."""
 
-    files: Mapping[str, Path] = field(default_factory=dict)
-    """Files of calibration statistics by expert; none if no rule needs them."""
+    files: Mapping[CalibrationKey, Path] = field(default_factory=dict)
+    """Files of calibration statistics; none if no rule needs them."""
     notes: tuple[str, ...] = ()
     """Sentences for the report on what those rules could not prune."""
 
@@ -143,6 +151,7 @@ def prune_calibrated(prepared: Prepared, specs: Iterable[Spec], say: Say) -> Cal
         say: receives the notes.
 
     """
+    specs = list(specs)
     masks = dict.fromkeys(mask for spec in specs for mask in _calibrated_masks(spec))
     if not masks:
         return Calibrated()
@@ -155,15 +164,17 @@ def prune_calibrated(prepared: Prepared, specs: Iterable[Spec], say: Say) -> Cal
             total=total, unit="weight", unit_scale=True, desc=mask.name, file=sys.stderr
         ) as bar:
             VectorCache(cache_folder()).ensure(family, Method(mask=mask), bar.update)
-        if (note := _note(family, mask)) not in notes:
-            notes[note] = None
-            say(note)
-    files = {expert: statistics.path for expert, statistics in family.calibrations.items()}
+        if mask.calibration != "fisher":  # which every tensor has
+            notes[_note(family, mask)] = None
+    notes[calibration_note(method for spec in specs for method in spec.methods)] = None
+    for note in notes:
+        say(note)
+    files = {key: statistics.path for key, statistics in family.calibrations.items()}
     return Calibrated(files=files, notes=tuple(notes))
 
 
 def _calibrated_masks(spec: Spec) -> list[MaskRule]:
-    check_calibration(spec.methods, spec.experts, spec.heads)
+    check_calibration(spec.methods, spec.experts, spec.tasks)
     # With one density for all experts each vector is there already: it is pruned alone.
     shared = replace(spec, space=spec.space.replace(density_shared=True))
     methods = Candidates.of(shared).all_methods()
@@ -171,15 +182,16 @@ def _calibrated_masks(spec: Spec) -> list[MaskRule]:
 
 
 def _note(family: Family, mask: MaskRule) -> str:
+    calibrations = family.calibrations_for(mask)
     other = [
         tensor
         for tensor in family.alignment.shared
-        if not all(s.knows(tensor) for s in family.calibrations.values())
+        if not all(s.knows(tensor) for s in calibrations.values())
     ]
     share = sum(map(family.numel, other)) / family.alignment.weights
     return (
         f"{mask.name}: {len(other)} of {len(family.alignment.shared)} tensors ({share:.0%} of"
-        " the weights) are no linear layer's and are pruned by magnitude."
+        f" the weights) are no linear layer's and are {mask.elsewhere}."
     )
 
 

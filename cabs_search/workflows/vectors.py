@@ -125,7 +125,7 @@ def vectors(spec: Spec, only: Sequence[str] = ()) -> list[Vectors]:
     for method in Candidates.of(spec).all_methods():
         methods.setdefault(method.mask, method)
     if any(isinstance(mask, CALIBRATED) for mask in methods):
-        check_calibration(spec.methods, spec.experts, spec.heads)
+        check_calibration(spec.methods, spec.experts, spec.tasks)
         items = load_study_items(spec)["search"]
         family = calibrated(family, items, methods, cache_folder(), spec.device)
     with tqdm(methods.values(), desc="vectors", unit="method", file=sys.stderr) as bar:

@@ -265,6 +265,10 @@ WRONG: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
         merge_with("--method", "ties-wanda"),
         "ties-wanda needs calibration items, which only a study has",
     ),
+    "merge fisher": (
+        merge_with("--method", "fisher"),
+        "fisher needs calibration items, which only a study has",
+    ),
     "no task to calibrate on": (
         wrong(lambda v: (v["space"].update(method="wanda"), v["tasks"].pop("pair"))),
         (

@@ -18,11 +18,12 @@ from cabs_search.cluster.driver import stop_ray
 from cabs_search.common.formats import finite
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import METHOD_NAMES, make_method
+from cabs_search.merging.recipe import CALIBRATION_ITEMS, METHOD_NAMES, make_method
 from cabs_search.record.entries import Scored
 from cabs_search.reporting.terminal.comparison import comparison_text
+from cabs_search.reporting.terminal.leaderboard import leaderboard_text
 from cabs_search.results.read_comparison import read_comparison
-from cabs_search.scoring.calibrate import ITEMS, calibrated
+from cabs_search.scoring.calibrate import calibrated
 from cabs_search.search.axes import axis_values
 from cabs_search.search.candidates import Candidates
 from cabs_search.spec.load import parse
@@ -38,8 +39,8 @@ from tests.end_to_end.test_run import call
 from tests.support.records import record_of
 
 ROWS = (
-    *("task-arithmetic", "magnitude-vector", "della", "wanda", "sparsegpt", "bs", "cabs"),
-    *("linear", "ties", "ties-dare", "sce", "ram", "model-stock", "tsv", "iso-c"),
+    *("task-arithmetic", "magnitude-vector", "della", "wanda", "sparsegpt", "regmean", "fisher"),
+    *("bs", "cabs", "linear", "ties", "ties-dare", "sce", "ram", "model-stock", "tsv", "iso-c"),
 )
 """Methods of every sort; what all of them merge is tested in ``tests/merging``."""
 OVER = f"method={','.join(ROWS)}"
@@ -86,6 +87,11 @@ def test_every_method_is_a_row(methods: Path) -> None:
     assert (
         "wanda: 26 of 39 tensors (21% of the weights) are no linear layer's and are pruned by"
         " magnitude." in text
+    )
+    assert "(21% of the weights) are no linear layer's and are averaged." in text
+    assert (
+        "What a vector keeps rests on the first 128 search items of each expert's task, without"
+        " their labels, in wanda, sparsegpt, regmean, fisher." in text
     )
 
 
@@ -279,8 +285,8 @@ def test_a_study_that_is_the_same_at_every_density_is_run_once(pico: Path) -> No
     [
         (
             ["magic"],
-            "--over: one of method, order, nm, density, epsilon, limit, gamma, threshold is needed,"
-            " but got magic",
+            "--over: one of method, order, nm, density, alpha, epsilon, limit, gamma, threshold is"
+            " needed, but got magic",
         ),
         (
             ["method", "method"],
@@ -501,7 +507,7 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
 
     def calibrations(method: str) -> Any:
         mask = make_method(method, EXPERTS).mask
-        return calibrated(family, items, [mask], tmp_path).calibrations
+        return calibrated(family, items, [mask], tmp_path).calibrations_for(mask)
 
     found = calibrations("sparsegpt")
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -516,23 +522,23 @@ def test_calibration_items_are_the_searchs_and_padding_counts_for_nothing(
             lambda _, inputs, into=seen: into.append(inputs[0].reshape(-1, inputs[0].shape[-1]))
         )
         with torch.inference_mode():
-            for i in range(min(ITEMS, len(items["pair"]))):
+            for i in range(min(CALIBRATION_ITEMS, len(items["pair"]))):
                 one = {k: torch.tensor([v]) for k, v in items["pair"].rows[i].sequences[0].items()}
                 model(**one)
         hook.remove()
         inputs = torch.cat(seen)
-        gram = found["pair"].gram(tensor)
+        gram = found["pair"].read(tensor)
         assert gram is not None
         assert torch.allclose(gram, inputs.T @ inputs, rtol=1e-4, atol=1e-3), tensor
-    assert found["pair"].gram("embeddings.word_embeddings.weight") is None
+    assert found["pair"].read("embeddings.word_embeddings.weight") is None
     again = calibrations("wanda")
-    diagonal = again["pair"].gram("pooler.dense.weight")
+    diagonal = again["pair"].read("pooler.dense.weight")
     assert diagonal is not None
     assert torch.allclose(
-        diagonal, torch.diagonal(found["pair"].gram("pooler.dense.weight")), rtol=1e-5
+        diagonal, torch.diagonal(found["pair"].read("pooler.dense.weight")), rtol=1e-5
     )  # type: ignore[arg-type]
     key, value = (
-        found["pair"].gram(f"encoder.layer.0.attention.self.{name}.weight")
+        found["pair"].read(f"encoder.layer.0.attention.self.{name}.weight")
         for name in ("key", "value")
     )
     assert key is not None
@@ -553,10 +559,11 @@ def test_an_export_of_a_calibrated_method_is_what_was_scored(
     import yaml
 
     values = yaml.safe_load(spec_path.read_text())
-    values["space"] |= {"method": ["wanda"]}
-    values["baselines"], values["name"] = {"wanda": {"lambda": [0.5, 1.0]}}, "w"
+    values["space"] |= {"method": ["regmean"]}
+    values["baselines"], values["name"] = {"regmean": {"lambda": [0.5, 1.0]}}, "w"
     values["search"]["trials"] = 2
-    run(parse(values), tmp_path / "out", say=lambda _: None)
+    board = run(parse(values), tmp_path / "out", say=lambda _: None).leaderboard
+    assert "without their labels, in regmean." in leaderboard_text(board)
     export_trial(tmp_path / "out", "best", tmp_path / "best")
     import torch
     from transformers import AutoModelForSequenceClassification

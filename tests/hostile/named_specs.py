@@ -156,6 +156,7 @@ SPECS: dict[str, Bad] = {
     "method as a number": field("space.method", 5, "space.method"),
     "unknown method": field("space.method", "../x", "space.method[0]: method must be one of"),
     "γ above 1": field("space.gamma", 7, "gamma: 0 <= gamma <= 1"),
+    "α below 0": field("space.alpha", -0.1, "alpha: 0 <= alpha <= 1"),
     "ε of a list": field("space.epsilon", [[1]], "epsilon: "),
     "baseline without λ": field("baselines", {"cabs": {}}, "baselines.cabs.lambda: "),
     "baseline of nothing": field("baselines", {"magic": {"lambda": [1]}}, "baselines.magic"),

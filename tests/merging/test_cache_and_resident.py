@@ -72,6 +72,7 @@ METHODS = st.builds(
     seed=st.integers(0, 3),
     gamma=st.sampled_from([0.0, 0.01, 0.3]),
     epsilon=st.sampled_from([0.0, 0.15]),
+    alpha=st.sampled_from([0.5, 0.9]),
 )
 
 
@@ -95,11 +96,16 @@ def family(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Family:
         if len(shape) == 2
     }
     grams = {t: x.T @ x for t, x in inputs.items() if "embeddings" not in t}
+    fishers = {t: torch.rand(shape) for t, shape in opened.alignment.shapes.items()}
     folder = tmp_path_factory.mktemp("calibration")
     return replace(
         opened,
         calibrations={
-            e: write_calibration(folder / f"{e}.safetensors", grams, {}, []) for e in EXPERTS
+            (kind, e): write_calibration(
+                folder / f"{kind}-{e}.safetensors", {t: size * g for t, g in found.items()}
+            )
+            for kind, found in (("layers", grams), ("fisher", fishers))
+            for size, e in enumerate(EXPERTS, 1)
         },
     )
 

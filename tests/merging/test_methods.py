@@ -17,9 +17,11 @@ from torch import Tensor
 
 import cabs_search
 from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.calibration import Calibration, write_calibration
 from cabs_search.merging.combine.gram import products_of
 from cabs_search.merging.combine.sums import TensorSum, write_sums
+from cabs_search.merging.family import Family
 from cabs_search.merging.masks.calibrated import DAMPING, sparsegpt, wanda_scores
 from cabs_search.merging.masks.della import keep_chances
 from cabs_search.merging.masks.prune import prune
@@ -448,13 +450,143 @@ def test_calibrated_rules_fall_back_to_magnitude_where_no_linear_layer_is(tmp_pa
             pruned(make_method(name, ("a",), density=0.3), deltas)
 
 
+def statistics_of(
+    tmp_path: Path, inputs: Mapping[str, Tensor], *, transposed: bool = False
+) -> dict[str, Calibration]:
+    """Statistics of each expert's layer "w" on inputs of its own."""
+    return {
+        name: write_calibration(
+            tmp_path / f"{name}.safetensors",
+            {"w": (x.double().T @ x.double()).float()},
+            {},
+            ["w"] if transposed else [],
+        )
+        for name, x in inputs.items()
+    }
+
+
+def least_squares(
+    weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor], alpha: float
+) -> np.ndarray:
+    """The layer that is nearest to all experts' outputs on their inputs stacked, [out, in]. A Gram
+    matrix with α times its off-diagonals is that of √α·X above √(1 - α)·‖x‖ on a diagonal.
+    """
+    xs, ys = [], []
+    for name, x in inputs.items():
+        own = x.double().numpy()
+        norms = np.sqrt((own**2).sum(0))
+        stacked = np.vstack([np.sqrt(alpha) * own, np.sqrt(1 - alpha) * np.diag(norms)])
+        xs.append(stacked)
+        ys.append(stacked @ weights[name].double().numpy().T)
+    return np.linalg.lstsq(np.vstack(xs), np.vstack(ys), rcond=None)[0].T
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.9, 1.0])
+def test_regmean_is_the_least_squares_of_stacked_inputs(
+    tmp_path: Path, alpha: float, transposed: bool
+) -> None:
+    torch.manual_seed(12)
+    base, deltas = torch.randn(6, 20), made_up(12, 6, 20)
+    inputs = {n: torch.randn(30 + 9 * i, 20) @ torch.randn(20, 20) for i, n in enumerate(NAMES)}
+    parts = pruned(
+        make_method("regmean", NAMES, alpha=alpha),
+        {n: tau.T.contiguous() if transposed else tau for n, tau in deltas.items()},
+        calibrations=statistics_of(tmp_path, inputs, transposed=transposed),
+    )
+    merged = base + sum(part.T if transposed else part for part in parts.values())
+    whole = {name: base + tau for name, tau in deltas.items()}
+    assert np.allclose(merged.numpy(), least_squares(whole, inputs, alpha), atol=2e-3)
+    off = least_squares(whole, inputs, abs(alpha - 0.3))
+    assert not np.allclose(merged.numpy(), off, atol=2e-2), "the oracle tells α apart"
+
+
+def test_regmean_without_enough_items_stays_among_the_experts(tmp_path: Path) -> None:
+    """Fewer tokens than features, a feature that no expert saw, and one that only ``a`` saw."""
+    deltas = made_up(13, 6, 40, count=2)
+    inputs = {name: torch.randn(8, 40) for name in deltas}
+    inputs["a"][:, 3] = inputs["b"][:, 3] = inputs["b"][:, 5] = 0.0
+    statistics = statistics_of(tmp_path, inputs)
+    for alpha in (0.0, 0.9, 1.0):
+        parts = pruned(
+            make_method("regmean", ("a", "b"), alpha=alpha), deltas, calibrations=statistics
+        )
+        merged = parts["a"] + parts["b"]
+        assert torch.allclose(merged[:, 3], (deltas["a"] + deltas["b"])[:, 3] / 2, atol=1e-4)
+        assert merged.abs().max() < 10 * max(tau.abs().max() for tau in deltas.values())
+        for name, x in inputs.items():
+            error = (x @ (merged - deltas[name]).T).square().mean()
+            mean = (x @ (deltas["a"] - deltas["b"]).T / 2).square().mean()
+            assert error < mean, "nearer to each expert than the mean of both"
+    only = pruned(make_method("regmean", ("a", "b"), alpha=0.0), deltas, calibrations=statistics)
+    assert torch.allclose(only["a"][:, 5], deltas["a"][:, 5], atol=1e-4)
+    assert not only["b"][:, 5].any()
+
+
+def test_regmean_of_one_expert_is_the_expert_and_elsewhere_the_mean(tmp_path: Path) -> None:
+    deltas = made_up(14, 6, 20)
+    statistics = statistics_of(tmp_path, {name: torch.randn(50, 20) for name in NAMES})
+    method = make_method("regmean", ("a",))
+    alone = pruned(method, {"a": deltas["a"]}, calibrations=statistics)["a"]
+    assert torch.allclose(alone, deltas["a"], atol=1e-5)
+    for name, part in pruned(method, deltas, "embeddings", statistics).items():
+        assert torch.allclose(part, deltas[name] / 3), "no linear layer's"
+    with pytest.raises(ValueError, match="regmean: every expert must have .* b has none"):
+        pruned(method, deltas, calibrations={"a": statistics["a"]})
+
+
+def test_fisher_is_the_mean_weighted_by_fisher_information(tmp_path: Path) -> None:
+    torch.manual_seed(15)
+    base, deltas = torch.randn(6, 20), made_up(15, 6, 20)
+    fishers = {name: torch.rand(6, 20) ** 8 for name in NAMES}
+    for own in fishers.values():
+        own[2, 3] = 0.0
+    fishers["a"][4], fishers["b"][4] = 1.0, 0.0
+    fishers["c"][4] = 0.0
+    statistics = {
+        name: write_calibration(tmp_path / f"{name}.safetensors", {"w": own})
+        for name, own in fishers.items()
+    }
+    parts = pruned(make_method("fisher", NAMES), deltas, calibrations=statistics)
+    merged = (base + sum(parts.values())).numpy()
+    for row, column in np.ndindex(6, 20):
+        own = {n: float(f[row, column]) + 1e-6 for n, f in fishers.items()}
+        whole = {n: float((base + tau)[row, column]) for n, tau in deltas.items()}
+        mean = sum(own[n] * whole[n] for n in NAMES) / sum(own.values())
+        assert merged[row, column] == pytest.approx(mean, abs=1e-5)
+    assert merged[2, 3] == pytest.approx(np.mean([(base + t)[2, 3] for t in deltas.values()]))
+    assert np.allclose(merged[4], (base + deltas["a"])[4], atol=1e-4)
+    for name, part in pruned(make_method("fisher", NAMES), deltas, "unused", statistics).items():
+        assert torch.allclose(part, deltas[name] / 3), "no model uses it"
+
+
+def test_what_a_vector_keeps_by_all_statistics_is_cached_by_all(pico: Path, tmp_path: Path) -> None:
+    """Of Wanda only the vector whose statistics changed is another; of RegMean all are."""
+    from dataclasses import replace
+
+    family = Family.open(pico / "base", {n: pico / n for n in EXPERTS})
+    cache = VectorCache(tmp_path)
+    found = []
+    for last in ("pair", "other"):
+        files = {expert: tmp_path / f"{expert}.safetensors" for expert in EXPERTS[:2]}
+        files["pair"] = tmp_path / f"{last}.safetensors"
+        statistics = {("layers", e): write_calibration(path, {}) for e, path in files.items()}
+        own = replace(family, calibrations=statistics)
+        found.append({m: cache.paths(own, make_method(m, EXPERTS)) for m in ("wanda", "regmean")})
+    one, other = found
+    assert [e for e in EXPERTS if one["wanda"][e] != other["wanda"][e]] == ["pair"]
+    assert [e for e in EXPERTS if one["regmean"][e] != other["regmean"][e]] == list(EXPERTS)
+    own_alpha = cache.paths(own, make_method("regmean", EXPERTS, alpha=0.5))
+    assert not set(own_alpha.values()) & set(other["regmean"].values())
+
+
 def test_statistics_survive_the_disk(tmp_path: Path) -> None:
     inputs = torch.randn(9, 4)
     found = calibration_for(tmp_path, inputs, transposed=True)["a"]
     assert found.is_transposed("w")
-    assert found.gram("v") is None
+    assert found.read("v") is None
     assert torch.allclose(
-        wanda_scores(torch.ones(1, 4), found.gram("w")), inputs.norm(dim=0), atol=1e-5
+        wanda_scores(torch.ones(1, 4), found.read("w")), inputs.norm(dim=0), atol=1e-5
     )  # type: ignore[arg-type]
 
 

@@ -18,9 +18,9 @@ from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
 from cabs_search.merging.recipe import BASE, make_method, make_recipe
-from cabs_search.scoring.calibrate import statistics
+from cabs_search.scoring.calibrate import fisher, statistics
 from cabs_search.scoring.workbench import Workbench
-from tests.scoring.test_language_models import SIZE, every_tensor
+from tests.scoring.test_language_models import SIZE, every_tensor, items_of, tasks
 from tests.support.standins import as_items, make_tokenizer, task_of
 
 LAMBDAS = {"more": 1.5, "fewer": 0.7}
@@ -117,6 +117,22 @@ def test_other_vocabularies_are_refused_in_a_line_that_says_what_to_set(tmp_path
     path.unlink()
     with pytest.raises(ValueError, match="experts.more: .* has neither tokenizer.json nor"):
         Family.open(tmp_path / BASE, experts, COMMON_ROWS)
+
+
+def test_fisher_information_of_tokens_is_that_of_common_rows(tmp_path: Path) -> None:
+    make_models(tmp_path, tied=False)
+    family = Family.open(tmp_path / BASE, {n: tmp_path / n for n in LAMBDAS}, COMMON_ROWS)
+    config = transformers.AutoConfig.from_pretrained(tmp_path / BASE)
+    rows = [{"start": "a", "ends": ["b", "c"], "right": 0}]
+    items = items_of(tasks()["choices"], config, rows)
+    for expert in LAMBDAS:
+        found = fisher(family, expert, items, "cpu")
+        assert {name: tuple(f.shape) for name, f in found.items()} == {
+            name: tuple(shape) for name, shape in family.alignment.shapes.items()
+        }
+        tokens, (_, common) = found["lm_head.weight"], family.alignment.common_rows[expert]
+        assert tokens[:common].any(dim=1).all(), "each has a probability"
+        assert not tokens[common:].any()
 
 
 def test_an_expert_without_a_token_of_the_items_cannot_be_calibrated(tmp_path: Path) -> None:

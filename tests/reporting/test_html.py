@@ -15,6 +15,7 @@ import vl_convert
 import yaml
 
 from cabs_search.common.redact import without_password
+from cabs_search.merging.recipe import calibration_note
 from cabs_search.record.versions_file import record_versions
 from cabs_search.reporting.charts import comparison as comparison_charts
 from cabs_search.reporting.charts import refine as refine_charts
@@ -28,6 +29,7 @@ from cabs_search.reporting.html.layout import Page, render
 from cabs_search.reporting.html.page import write_page
 from cabs_search.reporting.html.parts import facts_of
 from cabs_search.reporting.html.study import study_page
+from cabs_search.reporting.terminal.leaderboard import leaderboard_text
 from cabs_search.results.as_reported import Reported
 from cabs_search.results.comparison import Comparison, ValueRow
 from cabs_search.results.leaderboard import Leaderboard
@@ -559,6 +561,15 @@ def test_no_zero_is_negative(folder: Path) -> None:
     shown = [cell for line in found.cells for cell in line]
     assert "0.0000" in " ".join(shown)
     assert [cell for cell in shown if re.search(r"[-−]0\.0+(?![0-9])", cell)] == []
+
+
+def test_methods_with_calibration_items_are_named(folder: Path) -> None:
+    note = calibration_note(["cabs", "fisher", "wanda", "fisher"])
+    assert note.endswith("without their labels, in fisher, wanda.")
+    assert calibration_note(["cabs", "ties"]) == ""
+    found = board(calibration=note)
+    assert note in read(found, folder).text
+    assert note in leaderboard_text(found)
 
 
 def test_a_page_shows_no_password(folder: Path) -> None:

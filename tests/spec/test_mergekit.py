@@ -321,3 +321,7 @@ def test_convert_says_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["convert", str(to), "--json"]) == 2
     assert main(["merge", "--recipe", str(file), "--to", str(tmp_path / "out")]) == 2
     assert "λ have no vote" in capsys.readouterr().err
+    models = {"base": "you/base", "experts": {"a": "you/a"}}
+    file.write_text(dump_plain({**models, "method": "regmean", "lambda": 1.0}))
+    assert main(["convert", str(file)]) == 2
+    assert "no regmean, and a file has no calibration items, which it" in capsys.readouterr().err

@@ -29,7 +29,9 @@ def test_a_plan_names_the_heads_that_are_never_merged(
     """Also those of experts whose base is a classifier itself, whatever its labels."""
     base = make_expert(tmp_path / "tuned", pico / "base", 7, labels)
     (base / ORIGIN).write_text(json.dumps({"file": "tiny.gguf", "types": ["Q4_K"]}))
-    found = plan(write_spec(tmp_path / "x.yaml", pico_values(pico) | {"base": str(base)}))
+    values = pico_values(pico) | {"base": str(base)}
+    values["space"]["method"] = ["cabs", "regmean", "fisher"]
+    found = plan(write_spec(tmp_path / "x.yaml", values))
     assert found.needs is not None
     assert found.heads == dict.fromkeys(EXPERTS, ("classifier.bias", "classifier.weight"))
     heads = "classifier.bias, classifier.weight of mood, animal, pair: never merged"
@@ -38,6 +40,11 @@ def test_a_plan_names_the_heads_that_are_never_merged(
     ]
     note = "the base was quantized: its weights are those of tiny.gguf (Q4_K), as float32"
     assert f"note               {note}" in found.as_text()
+    assert found.notes[-1] == (
+        "What a vector keeps rests on the first 128 search items of each expert's task, without"
+        " their labels, in regmean, fisher."
+    )
+    assert not list(cache.rglob("calibration*")), "a plan runs no expert on them"
 
 
 def without_base(values: dict[str, Any]) -> None:
@@ -185,6 +192,11 @@ def calibration_without_a_task(values: dict[str, Any], _: Path) -> None:
     values["tasks"].pop("pair")
 
 
+def fisher_of_numbers(values: dict[str, Any], _: Path) -> None:
+    values["space"]["method"] = ["regmean", "fisher"]
+    values["tasks"]["pair"]["kind"] = "regression"
+
+
 WRONG = [
     (no_such_column, without_base, "tasks.animal.text: no column nope"),
     (no_such_column, without_an_expert, "tasks.animal.text: no column nope"),
@@ -195,6 +207,11 @@ WRONG = [
     (a_headless_expert, without_data, "experts.animal: the expert that scores animal must have"),
     (a_missing_folder, without_base, "experts.animal: /no/where: no such folder"),
     (calibration_without_a_task, without_an_expert, "but pair has none"),
+    (
+        fisher_of_numbers,
+        without_an_expert,
+        "space.method: fisher needs the probabilities of classes or choices, but task pair is",
+    ),
 ]
 
 

@@ -44,12 +44,12 @@ def select_by_layer(
     """
     import torch
 
-    assert view.calibration is not None, "prune() checks it"
-    gram = view.calibration.gram(view.tensor)
+    own = view.calibrations[view.expert]
+    gram = own.read(view.tensor)
     if gram is None:
         return kept(view.weights, largest_of_rows(view.weights, len(view.weights), density))
     tau = torch.from_numpy(view.tau)
-    if view.calibration.is_transposed(view.tensor):
+    if own.is_transposed(view.tensor):
         values, mask = (t.T.contiguous() for t in prune(tau.T.contiguous(), gram, density))
     else:
         values, mask = prune(tau, gram, density)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def prune(
                 delta=vectors[expert][tensor],
                 taken=taken,
                 survey=survey[expert],
-                calibration=calibrations.get(expert),
+                calibrations=calibrations,
                 vectors=vectors,
             )
             kept = _prune_one(mask, view)
@@ -64,8 +64,7 @@ def prune(
 
 
 def _prune_one(mask: MaskRule, view: TensorView) -> Kept | None:
-    if mask.calibration != "none" and view.calibration is None:
-        raise ValueError(needs_task(mask, view.expert))
+    check_calibrated(mask, view.expert, view.calibrations, view.vectors)
     if view.delta.is_zero():
         return None
     selection = mask.select(view)
@@ -75,9 +74,28 @@ def _prune_one(mask: MaskRule, view: TensorView) -> Kept | None:
     return Kept(values, torch.from_numpy(selection.mask)) if len(values) else None
 
 
-def needs_task(mask: MaskRule, expert: str) -> str:
-    """Return the error of an expert without calibration items."""
-    return (
-        f"{mask.name}: every expert must have a task to take calibration items from, as it has in a"
-        f" study, but {expert} has none"
-    )
+def check_calibrated(
+    mask: MaskRule, expert: str, calibrations: Mapping[str, Calibration], experts: Iterable[str]
+) -> list[Calibration]:
+    """Return the statistics that an expert's vector is pruned by, its own first.
+
+    Args:
+        mask: the rule.
+        expert: name of the expert.
+        calibrations: statistics by expert.
+        experts: names of all experts, whose statistics a rule that sees all vectors needs.
+
+    Raises:
+        ValueError: one of these experts has no calibration items.
+
+    """
+    if mask.calibration == "none":
+        return []
+    needed = [expert, *(e for e in experts if mask.sees_all and e != expert)]
+    for name in needed:
+        if name not in calibrations:
+            raise ValueError(
+                f"{mask.name}: every expert must have a task to take calibration items from, as it"
+                f" has in a study, but {name} has none"
+            )
+    return [calibrations[name] for name in needed]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+Statistic: TypeAlias = Literal["none", "diagonal", "gram", "fisher"]
+"""XᵀX of linear layers' inputs, or its diagonal; or the diagonal of the Fisher information."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,8 +34,8 @@ class TensorView:
     """Positions that earlier vectors keep, [weights]; None: none, or a rule without an order."""
     survey: Any = None
     """Result of the rule's ``survey`` of the whole vector."""
-    calibration: Calibration | None = None
-    """Statistics of the expert's layers, for rules that need them."""
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    """Statistics on calibration items by expert, for rules that need them."""
     vectors: Mapping[str, Mapping[str, Delta]] = field(default_factory=dict)
     """τ of all experts, by expert and tensor, for rules that compare them."""
 
@@ -64,8 +66,10 @@ class MaskRule:
 
     name: ClassVar[str]
     """Name in a spec and on the command line."""
-    calibration: ClassVar[Literal["none", "diagonal", "gram"]] = "none"
-    """Statistics of layers that the rule needs: the diagonal of XᵀX, or all of it."""
+    calibration: ClassVar[Statistic] = "none"
+    """Statistics on calibration items that the rule needs."""
+    elsewhere: ClassVar[str] = "pruned by magnitude"
+    """What a rule that needs statistics does with tensors that have none."""
 
     sees_all: ClassVar[bool] = False
     """True if what is kept of a vector depends on all others."""

@@ -15,6 +15,7 @@ from cabs_search.merging.masks.changed import Changed
 from cabs_search.merging.masks.conflict_aware import ConflictAware
 from cabs_search.merging.masks.dare import Dare
 from cabs_search.merging.masks.della import Della
+from cabs_search.merging.masks.fisher import Fisher
 from cabs_search.merging.masks.keep_all import KeepAll
 from cabs_search.merging.masks.magnitude import Magnitude
 from cabs_search.merging.masks.magnitude_row import RowMagnitude
@@ -22,6 +23,7 @@ from cabs_search.merging.masks.magnitude_vector import VectorMagnitude
 from cabs_search.merging.masks.nearswap import NearSwap
 from cabs_search.merging.masks.random_plain import Random
 from cabs_search.merging.masks.random_rescaled import RandomRescaled
+from cabs_search.merging.masks.regmean import RegMean
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.settings import NM_SETTING, Setting, value_for
 from cabs_search.merging.masks.sparse_gpt import SparseGpt
@@ -44,6 +46,8 @@ RULES: tuple[type[MaskRule], ...] = (
     RandomRescaled,
     Wanda,
     SparseGpt,
+    RegMean,
+    Fisher,
     Balanced,
     ConflictAware,
     Cabs,

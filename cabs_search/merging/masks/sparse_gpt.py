@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from cabs_search.merging.masks.calibrated import select_by_layer, sparsegpt
-from cabs_search.merging.masks.rule import MaskRule, Selection, TensorView
+from cabs_search.merging.masks.rule import MaskRule, Selection, Statistic, TensorView
 from cabs_search.merging.masks.settings import DENSITY, PerExpert, setting, value_for
 
 
@@ -19,7 +19,7 @@ class SparseGpt(MaskRule):
 
     density: PerExpert[float] = setting(DENSITY)
     name: ClassVar[str] = "sparsegpt"
-    calibration: ClassVar[Literal["none", "diagonal", "gram"]] = "gram"
+    calibration: ClassVar[Statistic] = "gram"
 
     def select(self, view: TensorView) -> Selection:
         """Select the density's share of each output row; kept weights make up for pruned ones."""

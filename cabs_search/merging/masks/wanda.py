@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from cabs_search.merging.masks.calibrated import select_by_layer, wanda_scores
-from cabs_search.merging.masks.rule import MaskRule, Selection, TensorView
+from cabs_search.merging.masks.rule import MaskRule, Selection, Statistic, TensorView
 from cabs_search.merging.masks.selection import largest, share
 from cabs_search.merging.masks.settings import DENSITY, PerExpert, setting, value_for
 
@@ -23,7 +23,7 @@ class Wanda(MaskRule):
 
     density: PerExpert[float] = setting(DENSITY)
     name: ClassVar[str] = "wanda"
-    calibration: ClassVar[Literal["none", "diagonal", "gram"]] = "diagonal"
+    calibration: ClassVar[Statistic] = "diagonal"
 
     def select(self, view: TensorView) -> Selection:
         """Select the density's share of each output row."""

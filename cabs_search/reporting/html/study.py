@@ -81,7 +81,7 @@ def _leaderboard(board: Leaderboard) -> Section:
     return Section(
         id="leaderboard",
         title="Leaderboard on fresh items",
-        texts=(text, *filter(None, [board.objective])),
+        texts=(text, *filter(None, [board.objective, board.calibration])),
         figures=figures(says, study_charts.intervals(board)),
         notes=(INTERVALS, *([EARLY] * has_early)),
         tables=(

@@ -29,7 +29,7 @@ def leaderboard_text(board: Leaderboard) -> str:
         f" on {'up to ' * has_early}{count['confirm']} confirm items that no proposal has seen"
     )
     rows = as_text(leaderboard_table(board), LEADERBOARD)
-    notes = [board.verdict, *filter(None, [board.objective])]
+    notes = [board.verdict, *filter(None, [board.objective, board.calibration])]
     parts = (board.recommendation, board.refinement, board.tie_set, board.optimism)
     notes += [part.text for part in parts if part is not None]
     note = NOTE + EARLY * has_early

@@ -109,6 +109,8 @@ def _method(recipe: Recipe, first: str, notes: Notes) -> Parameters:
         if kind.mask == pruned_by and kind.elects == elects and (elects or combine == "sum"):
             return _summed(name, recipe, notes)
     near = "; it trims each tensor, as ties-magnitude does" if recipe.method.name == "ties" else ""
+    if recipe.method.mask.calibration != "none":
+        near = ", and a file has no calibration items, which it needs"
     raise ValueError(f"method: mergekit has no {recipe.method.name}{near}")
 
 
