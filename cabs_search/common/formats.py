@@ -23,9 +23,12 @@ def finite(value: Any) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds as seconds, minutes, or hours and minutes."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
+    """Format seconds as ``42 s``, ``2 min 36 s``, from ten minutes ``12 min``, or ``3 h 5 min``."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    if minutes < 10:
+        return f"{minutes} min {rest} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 

@@ -41,7 +41,7 @@ def test_news_are_read_as_written(tmp_path: Path) -> None:
     found = read_status(tmp_path)
     assert found == news(noted=found.noted)
     text = status_text(found)
-    for part in ("3,450 of 7,500 (46%)", "31", "0.8123", "42.0 a second", "1:36"):
+    for part in ("3,450 of 7,500 (46%)", "31", "0.8123", "42.0 a second", "1 min 36 s"):
         assert part in text
 
 
