@@ -23,7 +23,8 @@ from cabs_search.kinds.base import Item
 from cabs_search.kinds.causal import to_score_packed
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import Method, Recipe, make_method, make_recipe
+from cabs_search.merging.method import Method, make_method
+from cabs_search.merging.recipe import Recipe, make_recipe
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.task import DataSource, Task

@@ -14,7 +14,8 @@ from benchmarks.figures import Ledger, Target, copier, in_fresh_process, interle
 from benchmarks.large import DTYPE, Peak
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import Method, make_method, make_recipe
+from cabs_search.merging.method import Method, make_method
+from cabs_search.merging.recipe import make_recipe
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import Items

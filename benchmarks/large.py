@@ -34,7 +34,8 @@ from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.chunks import keep_memory
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.settings import parse_nm
-from cabs_search.merging.recipe import Method, make_method, make_recipe
+from cabs_search.merging.method import Method, make_method
+from cabs_search.merging.recipe import make_recipe
 from cabs_search.serving.export import export
 from cabs_search.spec.locations import cache_folder
 from cabs_search.workflows.vectors import inspect

@@ -24,7 +24,8 @@ from benchmarks.rivals import LmEval, Mergekit
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import BASE, Recipe, make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import BASE, Recipe, make_recipe
 from cabs_search.quickstart.data import headline, topic
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.tasks.items import Items

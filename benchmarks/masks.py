@@ -15,7 +15,7 @@ from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.n_m import nm_mask
 from cabs_search.merging.masks.settings import NM
-from cabs_search.merging.recipe import make_method
+from cabs_search.merging.method import make_method
 
 WEIGHTS = 1 << 25
 SLICE = 1 << 20

@@ -15,7 +15,8 @@ from benchmarks.figures import CORES, Ledger, Target, copier, interleaved, threa
 from benchmarks.rivals import Mergekit
 from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import Method, make_method, make_recipe
+from cabs_search.merging.method import Method, make_method
+from cabs_search.merging.recipe import make_recipe
 from cabs_search.spec.locations import cache_folder
 
 DENSITY = 0.25

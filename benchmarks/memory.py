@@ -10,7 +10,8 @@ import torch
 
 from benchmarks import families, program
 from benchmarks.figures import Ledger, Target, in_fresh_process
-from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import make_recipe
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_items

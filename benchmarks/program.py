@@ -13,7 +13,7 @@ import torch
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import Method
+from cabs_search.merging.method import Method
 from cabs_search.merging.resident import Resident
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.spec.study import Spec

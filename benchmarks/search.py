@@ -26,7 +26,7 @@ from benchmarks.figures import CORES, Ledger, Target, in_fresh_process, threads
 from benchmarks.rivals import Authors, padded, predict
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import make_method
+from cabs_search.merging.method import make_method
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.space import Lambda
 from cabs_search.spec.study import Spec

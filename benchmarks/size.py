@@ -13,7 +13,7 @@ from benchmarks.figures import CORES, Ledger, Target, interleaved, threads
 from benchmarks.materialize import alternating
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import make_method
+from cabs_search.merging.method import make_method
 
 SIZES = tuple(1 << k for k in (20, 22, 24, 26, 27))
 """1 M to 134 M weights; ``make bench-large`` adds LARGE."""

@@ -73,7 +73,8 @@ def _from_options(options: argparse.Namespace, experts: Mapping[str, str]) -> Re
     """Return what the options say."""
     from cabs_search.checkpoints.vocabulary import SAME
     from cabs_search.merging.masks.rules import SETTINGS
-    from cabs_search.merging.recipe import make_method, make_recipe
+    from cabs_search.merging.method import make_method
+    from cabs_search.merging.recipe import make_recipe
     from cabs_search.spec.recipe_file import RecipeFile
 
     if not (options.base and experts):
@@ -137,7 +138,7 @@ def _check_settings(
 ) -> None:
     """Raise ValueError if an option is given that the method does not use."""
     from cabs_search.merging.masks.rules import settings
-    from cabs_search.merging.recipe import rule_of
+    from cabs_search.merging.method import rule_of
 
     own = set(settings(rule_of(method)))
     used = own | ({"overlap-merge"} if "overlap" in own else set())

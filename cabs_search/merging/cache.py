@@ -27,8 +27,8 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.masks.prune import check_calibrated
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import identity, order_of, settings
+from cabs_search.merging.method import Method
 from cabs_search.merging.packed import SPAN, Packed
-from cabs_search.merging.recipe import Method
 from cabs_search.merging.sparse import Kept
 
 FORMAT = 2

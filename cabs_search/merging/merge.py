@@ -14,8 +14,9 @@ from cabs_search.merging.cache import StoredVector
 from cabs_search.merging.combine.gram import products_of
 from cabs_search.merging.combine.sums import TensorSum, write_sums
 from cabs_search.merging.family import Family
+from cabs_search.merging.method import make_method
 from cabs_search.merging.packed import Packed
-from cabs_search.merging.recipe import Recipe, make_method, make_recipe
+from cabs_search.merging.recipe import Recipe, make_recipe
 from cabs_search.merging.sparse import Kept
 
 
@@ -80,7 +81,7 @@ def merge(
         base: a checkpoint folder.
         experts: folders by name, of checkpoints or of adapters of the base.
         lambdas: λ by expert.
-        method: one of ``recipe.METHOD_NAMES``, except those that need calibration items.
+        method: one of ``METHOD_NAMES``, except those that need calibration items.
         nm: weights kept per block, weights per block.
         order: pruning order; None: the order of ``experts``.
         overlap_merge: as in ``recipe.make_method``.

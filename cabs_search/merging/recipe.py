@@ -1,27 +1,20 @@
-"""Names of merged models: plain frozen values that every stage shares.
-
-A method is a mask rule and a combine rule. Its name is the mask's, with the combine rule's
-before it unless vectors are just added: ``dare``, ``ties-dare``. A combine rule's name alone has
-the mask of its paper: ``ties`` trims whole vectors.
-"""
+"""Recipes: a method with its λ, the name of a merged model that every stage shares."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from cabs_search.common.formats import digest
-from cabs_search.merging.combine.plain_sum import Sum
-from cabs_search.merging.combine.rule import CombineRule
 from cabs_search.merging.combine.rules import COMBINES
 from cabs_search.merging.layers import check_anchors, layer_of, spread
-from cabs_search.merging.masks.rule import MaskRule
-from cabs_search.merging.masks.rules import MASKS, SETTINGS, identity, order_of, settings
-from cabs_search.merging.masks.settings import check_choice, is_pairs
+from cabs_search.merging.masks.rules import MASKS, identity, order_of, settings
+from cabs_search.merging.masks.settings import is_pairs
+from cabs_search.merging.method import SUM, Method, check_experts, split_name
 
 Groups = tuple[tuple[str, str], ...]
 """Groups of tensors with λ of their own: (name, pattern); a tensor is in the first group that
@@ -29,7 +22,6 @@ fits.
 """
 BASE = "base"
 """Name that the base has beside the experts' names."""
-SUM = Sum()
 MOST_SHOWN = 12
 """Most λ that a recipe's text names one by one; of more it has each expert's least and largest."""
 MOST_SHOWN_ANCHORS = 5
@@ -38,8 +30,6 @@ LEAST_SUM = 1e-3
 """Sum of λ, as a share of the largest |λ|, that counts as 0 where λ are divided by it."""
 MOST_LAMBDA = 1e6
 """Largest |λ|, so that float32 sums stay finite."""
-CALIBRATION_ITEMS = 128
-"""Calibration items of each expert's task; Wanda and SparseGPT take as many sequences."""
 
 
 class LambdaKey(NamedTuple):
@@ -51,51 +41,6 @@ class LambdaKey(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.expert}.{self.group}" if self.group else self.expert
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """A way to prune task vectors and to add them up."""
-
-    mask: MaskRule
-    combine: CombineRule = SUM
-
-    @property
-    def name(self) -> str:
-        """Name in a spec."""
-        return _name(self.combine.name, self.mask.name)
-
-    @property
-    def is_sum(self) -> bool:
-        """True if vectors are added as they are pruned."""
-        return isinstance(self.combine, Sum)
-
-    @property
-    def is_linear(self) -> bool:
-        """True if, besides, λ or its share is each vector's factor, whatever the others are."""
-        return self.is_sum and self.combine.weighs == "none"
-
-    @property
-    def has_order(self) -> bool:
-        """True if the pruning order makes a difference."""
-        return "order" in settings(self.mask)
-
-    @property
-    def shown(self) -> dict[str, str]:
-        """Texts of the settings that a search varies, by name."""
-        return {
-            name: one.as_text(getattr(self.mask, name))
-            for name, one in settings(self.mask).items()
-            if one.is_searched
-        }
-
-    @property
-    def amount(self) -> str:
-        """n:m or density as text; empty if the mask has neither."""
-        return self.shown.get("nm", self.shown.get("density", ""))
-
-    def __str__(self) -> str:
-        return " ".join([self.name, *self.shown.values()])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,32 +287,6 @@ def make_recipe(
     return recipe
 
 
-def check_experts(
-    methods: Iterable[str], experts: Collection[str], where: str = "space.method"
-) -> None:
-    """Raise ValueError, which begins with ``where``, if a method cannot merge so many experts."""
-    for name in methods:
-        count = combine_rule_of(name).experts
-        if count not in (None, len(experts)):
-            raise ValueError(f"{where}: {name} merges {count} experts, but got {len(experts)}")
-
-
-def calibrated_methods(methods: Iterable[str]) -> list[str]:
-    """Return the methods whose mask rule needs calibration items."""
-    return [name for name in methods if rule_of(name).calibration != "none"]
-
-
-def calibration_note(methods: Iterable[str]) -> str:
-    """Return the sentence for plans and reports on calibration items; empty if none are used."""
-    names = dict.fromkeys(calibrated_methods(methods))
-    if not names:
-        return ""
-    return (
-        f"What a vector keeps rests on the first {CALIBRATION_ITEMS} search items of each expert's"
-        f" task, without their labels, in {', '.join(names)}."
-    )
-
-
 @lru_cache(maxsize=100_000)
 def group_of(groups: Groups, tensor: str) -> str:
     """Return the group that a tensor is in. Raises ValueError if it is in none."""
@@ -378,72 +297,3 @@ def group_of(groups: Groups, tensor: str) -> str:
         f"every merged tensor must be in a group of λ, but {tensor} is in none of"
         f" {', '.join(n for n, _ in groups)}"
     )
-
-
-def make_method(
-    name: str, experts: Sequence[str], *, overlap_merge: str = "sum", **given: Any
-) -> Method:
-    """Make a method by its name, with those of the settings that its mask rule has.
-
-    Args:
-        name: one of METHOD_NAMES, or any other COMBINE-MASK.
-        experts: the experts' names.
-        overlap_merge: ``sum`` or ``ties``: how vectors add up where a rule that keeps them apart
-            could not. ``ties`` makes ``cabs`` the method ``ties-cabs``.
-        given: settings by name, each one value or (expert, value) pairs. None or absent: the
-            default (``masks.settings``).
-
-    Raises:
-        ValueError: there is no such setting, or one breaks its rule.
-
-    """
-    combine, mask = split_name(name)
-    check_choice("overlap_merge", overlap_merge, ("sum", "ties"))
-    if unknown := given.keys() - SETTINGS.keys():
-        raise ValueError(f"a setting must be one of {', '.join(SETTINGS)}, but got {min(unknown)}")
-    values: dict[str, Any] = {}
-    for setting in SETTINGS.values():
-        values[setting.name] = setting.resolve(given.get(setting.name), experts, values)
-    rule = MASKS[mask]
-    own = settings(rule)
-    if "overlap" in own and overlap_merge == "ties" and combine == SUM.name:
-        combine = "ties"
-    return Method(mask=rule(**{name: values[name] for name in own}), combine=COMBINES[combine]())
-
-
-@lru_cache
-def split_name(method: str) -> tuple[str, str]:
-    """Return the names of a method's combine and mask rules.
-
-    Raises:
-        ValueError: there is no such method.
-
-    """
-    for combine in COMBINES:
-        for mask in MASKS:
-            if method == _name(combine, mask):
-                return combine, mask
-    raise ValueError(f"method must be one of {', '.join(METHOD_NAMES)}, but got {method!r}")
-
-
-def rule_of(method: str) -> type[MaskRule]:
-    """Return the mask rule of a method. Raises ValueError if there is no such method."""
-    return MASKS[split_name(method)[1]]
-
-
-def combine_rule_of(method: str) -> type[CombineRule]:
-    """Return the combine rule of a method. Raises ValueError if there is no such method."""
-    return COMBINES[split_name(method)[0]]
-
-
-def _name(combine: str, mask: str) -> str:
-    if combine == SUM.name:
-        return mask
-    return combine if mask == COMBINES[combine].alone else f"{combine}-{mask}"
-
-
-_COMPARED = tuple(name for name, rule in MASKS.items() if rule.is_compared)
-METHOD_NAMES = tuple(
-    _name(rule.name, mask) for rule in COMBINES.values() for mask in rule.beside or _COMPARED
-)
-"""Methods that the papers compare, and so does ``compare --over method``."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cabs_search.common.formats import as_p, finite, number, points, points_between
-from cabs_search.merging.recipe import calibration_note
+from cabs_search.merging.method import calibration_note
 from cabs_search.record.entries import Scored
 from cabs_search.record.folder import StudyFolder
 from cabs_search.record.outcomes import Outcomes

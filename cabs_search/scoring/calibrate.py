@@ -25,7 +25,8 @@ from cabs_search.kinds.classes import Choosing
 from cabs_search.merging.calibration import Calibration, CalibrationKey, write_calibration
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rule import MaskRule
-from cabs_search.merging.recipe import BASE, CALIBRATION_ITEMS, calibrated_methods, rule_of
+from cabs_search.merging.method import CALIBRATION_ITEMS, calibrated_methods, rule_of
+from cabs_search.merging.recipe import BASE
 from cabs_search.scoring.batches import batches, collate
 from cabs_search.scoring.forward import model_outputs, shared_pass
 from cabs_search.scoring.likelihoods import trunk_inputs

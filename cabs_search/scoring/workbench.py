@@ -22,7 +22,8 @@ from cabs_search.merging.calibration import Calibration, CalibrationKey
 from cabs_search.merging.chunks import keep_memory
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rules import CALIBRATED
-from cabs_search.merging.recipe import Method, Recipe
+from cabs_search.merging.method import Method
+from cabs_search.merging.recipe import Recipe
 from cabs_search.merging.resident import Resident
 from cabs_search.scoring.forward import (
     Scored,

@@ -14,7 +14,7 @@ from typing import Any
 
 from cabs_search.merging.masks.rules import SETTINGS, settings
 from cabs_search.merging.masks.settings import NM
-from cabs_search.merging.recipe import METHOD_NAMES, Method, rule_of, split_name
+from cabs_search.merging.method import METHOD_NAMES, Method, rule_of, split_name
 from cabs_search.search.candidates import Candidates
 from cabs_search.spec.space import Baseline, Range, Space
 from cabs_search.spec.study import DEFAULT_TRIALS, Spec

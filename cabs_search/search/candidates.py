@@ -15,15 +15,8 @@ import numpy as np
 
 from cabs_search.merging.masks.rules import SETTINGS, settings
 from cabs_search.merging.masks.settings import collapsed, value_for
-from cabs_search.merging.recipe import (
-    BASE,
-    LambdaKey,
-    Method,
-    Recipe,
-    make_method,
-    make_recipe,
-    rule_of,
-)
+from cabs_search.merging.method import Method, make_method, rule_of
+from cabs_search.merging.recipe import BASE, LambdaKey, Recipe, make_recipe
 from cabs_search.record.entries import Scored
 from cabs_search.spec.space import Baseline, Space
 from cabs_search.spec.study import Spec

@@ -16,7 +16,8 @@ import optuna
 
 from cabs_search.merging.masks.rules import SETTINGS
 from cabs_search.merging.masks.settings import collapsed, value_for
-from cabs_search.merging.recipe import LambdaKey, Recipe, combine_rule_of, make_recipe
+from cabs_search.merging.method import combine_rule_of
+from cabs_search.merging.recipe import LambdaKey, Recipe, make_recipe
 from cabs_search.search.candidates import Candidates
 
 ORDER_MARK = ">"

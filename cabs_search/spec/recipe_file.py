@@ -32,17 +32,8 @@ from cabs_search.checkpoints.vocabulary import SAME
 from cabs_search.merging.layers import LEAST_ANCHORS, MOST_LAYERS, check_anchors
 from cabs_search.merging.masks.rules import SETTINGS, settings
 from cabs_search.merging.masks.settings import collapsed
-from cabs_search.merging.recipe import (
-    BASE,
-    Groups,
-    LambdaKey,
-    Method,
-    Recipe,
-    anchor_names,
-    make_method,
-    make_recipe,
-    rule_of,
-)
+from cabs_search.merging.method import Method, make_method, rule_of
+from cabs_search.merging.recipe import BASE, Groups, LambdaKey, Recipe, anchor_names, make_recipe
 from cabs_search.spec.fields import STRICT, Name
 from cabs_search.spec.load import dump_plain, one_line
 from cabs_search.spec.locations import path_of

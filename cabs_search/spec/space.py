@@ -22,7 +22,8 @@ from pydantic_core import ArgsKwargs
 from cabs_search.merging.layers import LEAST_ANCHORS, MOST_LAYERS, check_anchors
 from cabs_search.merging.masks import settings
 from cabs_search.merging.masks.rules import SETTINGS
-from cabs_search.merging.recipe import Groups, anchor_names, split_name
+from cabs_search.merging.method import split_name
+from cabs_search.merging.recipe import Groups, anchor_names
 from cabs_search.spec.fields import STRICT, Coefficient, Name, Once, listed
 
 MOST_STEPS = 1_000_000

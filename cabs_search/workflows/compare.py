@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cabs_search.common.formats import first_line
-from cabs_search.merging.recipe import calibrated_methods, check_experts
+from cabs_search.merging.method import calibrated_methods, check_experts
 from cabs_search.record.comparison_file import write_comparison
 from cabs_search.record.folder import StudyFolder, StudyId, only_driver, write_spec
 from cabs_search.record.outcomes import Outcomes

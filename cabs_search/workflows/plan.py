@@ -20,7 +20,8 @@ from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.common.formats import show_bytes, table
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import BASE, Method, calibration_note, check_experts
+from cabs_search.merging.method import Method, calibration_note, check_experts
+from cabs_search.merging.recipe import BASE
 from cabs_search.record.folder import values_to_keep
 from cabs_search.scoring.batches import batches_of, blocks
 from cabs_search.scoring.calibrate import check_calibration

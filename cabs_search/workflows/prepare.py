@@ -17,14 +17,8 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.layers import check_anchors, count_layers
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
-from cabs_search.merging.recipe import (
-    BASE,
-    Groups,
-    Method,
-    calibration_note,
-    check_experts,
-    group_of,
-)
+from cabs_search.merging.method import Method, calibration_note, check_experts
+from cabs_search.merging.recipe import BASE, Groups, group_of
 from cabs_search.record.comparison_file import check_folder
 from cabs_search.scoring.batches import blocks
 from cabs_search.scoring.calibrate import calibrated, check_calibration

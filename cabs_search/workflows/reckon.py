@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cabs_search.common.formats import show_bytes
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import Method
+from cabs_search.merging.method import Method
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS, SplitName
 from cabs_search.workflows.sizes import GPU, gpu_bytes

@@ -13,7 +13,7 @@ from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.keep_all import KeepAll
 from cabs_search.merging.masks.rules import CALIBRATED, density_of
-from cabs_search.merging.recipe import Method
+from cabs_search.merging.method import Method
 from cabs_search.merging.resident import VECTOR_BYTES
 from cabs_search.scoring.models import pick_device
 from cabs_search.spec.locations import cache_folder

@@ -20,7 +20,7 @@ from cabs_search.merging.chunks import chunks, keep_memory
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
-from cabs_search.merging.recipe import Method, split_name
+from cabs_search.merging.method import Method, split_name
 from cabs_search.merging.sparse import Kept
 from cabs_search.scoring.calibrate import calibrated, check_calibration
 from cabs_search.search.candidates import Candidates

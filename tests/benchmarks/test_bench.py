@@ -16,7 +16,7 @@ from benchmarks.size import slope
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.n_m import nm_mask
-from cabs_search.merging.recipe import make_method
+from cabs_search.merging.method import make_method
 
 
 def test_seconds_are_better_small_and_rates_large() -> None:

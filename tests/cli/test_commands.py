@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from cabs_search.cli.commands import _print_server_links
 from cabs_search.cli.main import main
 from cabs_search.cli.parser import parser
-from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import make_recipe
 from tests.conftest import EXPERTS, make_base, make_expert, pico_values, write_spec
 
 ROOT = Path(__file__).parents[2]

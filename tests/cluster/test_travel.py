@@ -12,7 +12,7 @@ from cabs_search.cluster import travel
 from cabs_search.cluster.travel import Carrier, Shelf, Source
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import make_method
+from cabs_search.merging.method import make_method
 from tests.conftest import EXPERTS
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cabs_search.cluster.worker import Worker
-from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import make_recipe
 from cabs_search.search.jobs import Job
 
 RECIPE = make_recipe(make_method("task-arithmetic", ("a",)), {"a": 1.0})

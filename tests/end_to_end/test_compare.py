@@ -18,7 +18,7 @@ from cabs_search.cluster.driver import stop_ray
 from cabs_search.common.formats import finite
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import CALIBRATION_ITEMS, METHOD_NAMES, make_method
+from cabs_search.merging.method import CALIBRATION_ITEMS, METHOD_NAMES, make_method
 from cabs_search.record.entries import Scored
 from cabs_search.reporting.terminal.comparison import comparison_text
 from cabs_search.reporting.terminal.leaderboard import leaderboard_text

@@ -30,15 +30,9 @@ from cabs_search.merging.combine.sums import Placed, TensorSum, kernels, write_s
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.n_m import conflict_aware
 from cabs_search.merging.merge import merged_tensors
+from cabs_search.merging.method import METHOD_NAMES, Method, combine_rule_of, make_method
 from cabs_search.merging.packed import Packed
-from cabs_search.merging.recipe import (
-    METHOD_NAMES,
-    Method,
-    Recipe,
-    combine_rule_of,
-    make_method,
-    make_recipe,
-)
+from cabs_search.merging.recipe import Recipe, make_recipe
 from cabs_search.merging.resident import Resident
 from cabs_search.merging.sparse import Kept
 from cabs_search.scoring.workbench import Workbench

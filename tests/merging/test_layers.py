@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from cabs_search.merging.layers import count_layers, layer_of
-from cabs_search.merging.recipe import LambdaKey, Recipe, make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import LambdaKey, Recipe, make_recipe
 from cabs_search.spec.mergekit.parameters import ladder, regions
 
 SMALL: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 2}

@@ -27,8 +27,9 @@ from cabs_search.merging.masks.della import keep_chances
 from cabs_search.merging.masks.prune import prune
 from cabs_search.merging.masks.rule import TensorView
 from cabs_search.merging.masks.selection import share
+from cabs_search.merging.method import METHOD_NAMES, Method, make_method
 from cabs_search.merging.packed import Packed
-from cabs_search.merging.recipe import METHOD_NAMES, Method, make_method, make_recipe
+from cabs_search.merging.recipe import make_recipe
 from cabs_search.merging.sparse import Kept
 from cabs_search.merging.task_vector import Delta, task_vector
 from tests.conftest import EXPERTS

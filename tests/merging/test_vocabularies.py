@@ -17,7 +17,8 @@ from cabs_search.cli.main import main
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
-from cabs_search.merging.recipe import BASE, make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import BASE, make_recipe
 from cabs_search.scoring.calibrate import fisher, statistics
 from cabs_search.scoring.workbench import Workbench
 from tests.scoring.test_language_models import SIZE, every_tensor, items_of, tasks

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cabs_search.kinds.base import Item, Outcome
-from cabs_search.merging.recipe import Recipe, make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import Recipe, make_recipe
 from cabs_search.record.entries import Block, Bound
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.spec.load import parse

@@ -15,7 +15,7 @@ import vl_convert
 import yaml
 
 from cabs_search.common.redact import without_password
-from cabs_search.merging.recipe import calibration_note
+from cabs_search.merging.method import calibration_note
 from cabs_search.record.versions_file import record_versions
 from cabs_search.reporting.charts import comparison as comparison_charts
 from cabs_search.reporting.charts import refine as refine_charts

@@ -16,7 +16,8 @@ from cabs_search.kinds.classification import CLASSIFICATION
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
-from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import make_recipe
 from cabs_search.merging.resident import Resident
 from cabs_search.scoring.calibrate import statistics
 from cabs_search.scoring.models import check_heads, load_model

@@ -15,7 +15,8 @@ from cabs_search.kinds.base import Item
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
-from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import make_recipe
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import BASE, make_method
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import BASE
 from cabs_search.scoring import calibrate
 from cabs_search.scoring.calibrate import calibrated, fisher
 from cabs_search.spec.load import parse

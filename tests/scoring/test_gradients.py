@@ -12,7 +12,8 @@ import transformers
 
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import make_recipe
 from cabs_search.scoring import gradients
 from cabs_search.scoring.batches import collate
 from cabs_search.scoring.forward import ENTROPY, TEMPERATURES, at_temperature

@@ -19,7 +19,8 @@ from cabs_search.kinds.language_modeling import LANGUAGE_MODELING
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.merge import merged_tensors
-from cabs_search.merging.recipe import BASE, Recipe, make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import BASE, Recipe, make_recipe
 from cabs_search.scoring import likelihoods
 from cabs_search.scoring.calibrate import calibrated
 from cabs_search.scoring.likelihoods import log_likelihoods

@@ -12,7 +12,8 @@ import pytest
 from optuna.trial import TrialState
 
 from cabs_search.kinds.base import Outcome
-from cabs_search.merging.recipe import Recipe, make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import Recipe, make_recipe
 from cabs_search.record.entries import Scored
 from cabs_search.reporting.charts.study import pictures
 from cabs_search.reporting.html.page import write_page

@@ -8,7 +8,8 @@ from typing import Any
 import optuna
 import pytest
 
-from cabs_search.merging.recipe import METHOD_NAMES, LambdaKey, combine_rule_of, make_recipe
+from cabs_search.merging.method import METHOD_NAMES, combine_rule_of
+from cabs_search.merging.recipe import LambdaKey, make_recipe
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.space import params_of, size, suggest
 from cabs_search.spec.load import parse

@@ -18,7 +18,8 @@ from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.cli.commands import print_export
 from cabs_search.cli.parser import parser
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import Recipe, make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import Recipe, make_recipe
 from cabs_search.serving.adapter import ADAPTER, check_adapter, read_facts
 from cabs_search.serving.export import export
 from cabs_search.serving.hub import local_files

@@ -10,7 +10,8 @@ import huggingface_hub
 import pytest
 
 from cabs_search.cli.main import main
-from cabs_search.merging.recipe import Recipe, make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import Recipe, make_recipe
 from cabs_search.serving import hub
 from cabs_search.workflows import export as exporting
 

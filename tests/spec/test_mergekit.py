@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cabs_search.cli.main import main
-from cabs_search.merging.recipe import make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import make_recipe
 from cabs_search.spec.load import dump_plain
 from cabs_search.spec.mergekit.methods import Notes
 from cabs_search.spec.mergekit.read import read_mergekit

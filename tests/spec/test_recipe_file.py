@@ -12,7 +12,8 @@ import torch
 from cabs_search.cli.main import main
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.settings import NM
-from cabs_search.merging.recipe import LambdaKey, Recipe, make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import LambdaKey, Recipe, make_recipe
 from cabs_search.serving.export import export
 from cabs_search.spec.load import dump_plain, load_plain
 from cabs_search.spec.mergekit.read import read_any

@@ -24,7 +24,8 @@ from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
 from cabs_search.kinds.causal import sums_by_part
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import BASE, make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import BASE, make_recipe
 from cabs_search.scoring.likelihoods import log_likelihoods
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.serving.export import export

@@ -6,7 +6,8 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from cabs_search.merging.recipe import LambdaKey, make_method, make_recipe
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import LambdaKey, make_recipe
 from cabs_search.record.folder import StudyId
 from cabs_search.search.jobs import Finished
 from cabs_search.tracking.runs import STATUSES, SearchProgress, candidate_metrics, candidate_params

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cabs_search.merging.recipe import Groups, combine_rule_of
+from cabs_search.merging.method import combine_rule_of
+from cabs_search.merging.recipe import Groups
 from cabs_search.record.evaluations import BACKWARD
 from cabs_search.search.objectives.registry import SUMS, objective_name
 from cabs_search.search.refine.groups import groups_of

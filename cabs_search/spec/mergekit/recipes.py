@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cabs_search.merging.masks.settings import collapsed
-from cabs_search.merging.recipe import LambdaKey, Method, Recipe, make_method, make_recipe
+from cabs_search.merging.method import Method, make_method
+from cabs_search.merging.recipe import LambdaKey, Recipe, make_recipe
 from cabs_search.spec.mergekit.methods import (
     EXTRA,
     FIXED,
