@@ -49,7 +49,8 @@ class Progress:
     @property
     def _nearest(self) -> Share:
         """What is spent of the limit of the search that is nearest."""
-        return max(self._study.shares, key=lambda share: share.spent / share.limit)
+        shares = self._study.shares or [Share("candidate", 0, 1)]  # no study can run
+        return max(shares, key=lambda share: share.spent / share.limit)
 
     def refresh(self) -> None:
         """Show the study's present state, and note it now and then."""
@@ -95,7 +96,7 @@ class Progress:
         self._noted, study = time.monotonic(), self._study
         seconds, of_stage = self._noted - self._began, self._noted - self._stage_began
         gained = share.spent - self._stage_first
-        left = of_stage * (share.limit - share.spent) / gained if gained > 0 else None
+        left = max(0.0, of_stage * (share.limit - share.spent) / gained) if gained > 0 else None
         status = Status(
             name=study.spec.name,
             state=state,

@@ -91,7 +91,7 @@ def calibration_note(methods: Iterable[str]) -> str:
         return ""
     return (
         f"What a vector keeps rests on the first {CALIBRATION_ITEMS} search items of each expert's"
-        f" task, without their labels, in {', '.join(names)}."
+        f" task, without their label column, in {', '.join(names)}."
     )
 
 

@@ -46,7 +46,7 @@ def optimism_of(
         key: the chosen candidate, which is confirmed.
 
     """
-    before, after = scores.searched[key].score, scores.confirmed[key].score
+    before, (after, _) = scores.searched[key].score, panel.row_scores(key)
     # a candidate that was not chosen by its score is not the best of many scores
     is_best = before == max(s.score for s in scores.searched.values())
     can_resample_all = is_best and all(task.measure.is_quick for task in tasks.values())

@@ -75,12 +75,23 @@ def calibrated(
                 kind, expert = key
                 if kind == "fisher":
                     found = fisher(family, expert, first[expert], device, bar)
+                    _check_finite(expert, found)
                     write_calibration(paths[key], found)
                 else:
                     seen = statistics(family, expert, first[expert], device, bar, whole=whole)
+                    _check_finite(expert, seen[0])
                     write_calibration(paths[key], *seen)
     calibrations = {key: Calibration(path) for key, path in paths.items()}
     return replace(family, calibrations=calibrations)
+
+
+def _check_finite(expert: str, found: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if statistics are not finite: no mask can be made of them."""
+    for name, statistic in found.items():
+        if not bool(statistic.isfinite().all()):
+            raise ValueError(
+                f"experts.{expert}: {name}: what calibration items do there is not finite"
+            )
 
 
 def _first(items: Items) -> Items:

@@ -111,10 +111,10 @@ class ConfirmStage:
             self.chosen = refined[-1]
         levels = [level.recipe for level in refined if level]
         rows = [*levels, *rows_to_confirm(self._candidates, searched, self._top)]
-        final = levels[-1] if levels else best
+        rows = rows if best is None else [best, *rows]
+        final = refined[-1].recipe if refined and refined[-1] else best
         compared = rows_to_compare(self._candidates, searched, final)
-        first = [] if best is None else [best]
-        self._waiting.extend({recipe.key: recipe for recipe in (*first, *rows)}.values())
+        self._waiting.extend({recipe.key: recipe for recipe in rows}.values())
         self.has_candidates = True
         self._looks.start(rows, compared)
 

@@ -147,9 +147,15 @@ class Study:
     @property
     def stage_share(self) -> Share | None:
         """Items of the stage after the search that are spent; None while candidates are scored."""
-        if self._confirming.has_candidates:
+        if self._is_confirming:
             return self._confirming.share
         return self._refining.share if self._is_refining else None
+
+    @property
+    def _is_confirming(self) -> bool:
+        """True once rows are all that is left; after refining, base and experts may still be."""
+        is_refined = self._refining.has_begun and not self._is_refining
+        return self._confirming.has_candidates or is_refined
 
     @property
     def _is_refining(self) -> bool:
@@ -182,7 +188,7 @@ class Study:
     @property
     def phase(self) -> str:
         """The stage of the work, for the progress bar."""
-        if self._confirming.has_candidates:
+        if self._is_confirming:
             return "confirm"
         return self._refining.phase if self._is_refining else "search"
 
@@ -360,6 +366,7 @@ class Study:
     def put_back(self, job_id: str) -> None:
         """Keep a job for another worker, as if it had not been given out."""
         self._jobs.wait(job_id)
+        self._searching.budget.stop_clock()  # a worker's first job starts it
 
     def job_lost(self, job_id: str) -> None:
         """Keep a job whose worker died for another worker; too many deaths fail its candidate."""

@@ -115,11 +115,13 @@ def parse_recipe(values: Mapping[str, Any], source: str, folder: Path) -> Recipe
 
     """
     given = {name: value for name, value in values.items() if name in SETTINGS}
-    rest = _nested({str(name): v for name, v in values.items() if name not in SETTINGS})
+    rest = {str(name): v for name, v in values.items() if name not in SETTINGS}
     try:
-        fields = TypeAdapter(_Fields).validate_python(rest)
+        fields = TypeAdapter(_Fields).validate_python(_nested(rest))
     except ValidationError as error:
         raise ValueError(f"{source}: {one_line(error)}") from None
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     try:
         experts = _experts(fields)
         recipe = make_recipe(
@@ -151,10 +153,7 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
     """Return values in which groups and λ of a ``recipe.json`` are as the YAML has them."""
     groups, lambdas = values.get("groups"), values.get("lambda")
     if "layers" in values and isinstance(lambdas, Mapping) and all("." in str(k) for k in lambdas):
-        anchors: dict[str, list[Any]] = {}
-        for name, value in lambdas.items():
-            anchors.setdefault(str(name).partition(".")[0], []).append(value)
-        return values | {"lambda": anchors}
+        return values | {"lambda": _numbered(lambdas)}
     is_json = isinstance(groups, list) and all(
         isinstance(group, list) and len(group) == 2 for group in groups
     )
@@ -165,6 +164,24 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
         expert, _, group = str(name).partition(".")
         nested.setdefault(expert, {})[group] = value
     return values | {"groups": dict(map(tuple, groups)), "lambda": nested}  # type: ignore[arg-type]
+
+
+def _numbered(lambdas: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the values at anchors by expert, in the order of the anchors' numbers."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in lambdas.items():
+        expert, _, anchor = str(name).partition(".")
+        found.setdefault(expert, {})[anchor] = value
+    lists: dict[str, list[Any]] = {}
+    for expert, own in found.items():
+        names = anchor_names(len(own))
+        if own.keys() != set(names):
+            raise ValueError(
+                f"lambda: anchors must be {expert}.1 to {expert}.{len(own)}, but got"
+                f" {', '.join(f'{expert}.{name}' for name in own)}"
+            )
+        lists[expert] = [own[name] for name in names]
+    return lists
 
 
 def _experts(fields: _Fields) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ from cabs_search.spec.task import Task
 if TYPE_CHECKING:
     from datasets import Dataset
 
+TABLES = ("pandas", "polars", "arrow")
+"""Formats in which a data set gives tables, not values."""
 BATCH = 1000
 """Rows that are read at a time."""
 
@@ -70,6 +72,8 @@ def read_rows(where: str, task: Task, split: str | None, config: Any) -> list[Ro
             )
     rows: dict[str, Row] = {}
     chosen = data.select_columns(list(dict.fromkeys(column for _, column in columns)))
+    if chosen.format["type"] in TABLES:
+        chosen = chosen.with_format(None)
     for values in _each_row(chosen):
         texts = task.kind.texts(where, task, values)
         label = values[task.label] if task.kind.reads_label else None

@@ -91,7 +91,7 @@ def compare(
             prepared, over, rows, outcomes, trackers, failures, calibrated.notes, say
         )
         compared.write()
-        say(f"starting workers for {len(rows)} studies; they are kept in {folder}")
+        say(f"{len(rows)} studies are kept in {folder}")
         try:
             files = calibrated.files
             studies = compared.studies()

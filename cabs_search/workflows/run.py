@@ -84,7 +84,7 @@ def run(
             on_finished=tracked.candidate,
             tensors=prepared.family.alignment.shared,
         )
-        say(f"starting workers; the study is kept in {folder}")
+        say(f"the study is kept in {folder}")
         try:
             search(
                 study,

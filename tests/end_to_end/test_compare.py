@@ -563,7 +563,7 @@ def test_an_export_of_a_calibrated_method_is_what_was_scored(
     values["baselines"], values["name"] = {"regmean": {"lambda": [0.5, 1.0]}}, "w"
     values["search"]["trials"] = 2
     board = run(parse(values), tmp_path / "out", say=lambda _: None).leaderboard
-    assert "without their labels, in regmean." in leaderboard_text(board)
+    assert "without their label column, in regmean." in leaderboard_text(board)
     export_trial(tmp_path / "out", "best", tmp_path / "best")
     import torch
     from transformers import AutoModelForSequenceClassification

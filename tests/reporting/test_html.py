@@ -565,7 +565,7 @@ def test_no_zero_is_negative(folder: Path) -> None:
 
 def test_methods_with_calibration_items_are_named(folder: Path) -> None:
     note = calibration_note(["cabs", "fisher", "wanda", "fisher"])
-    assert note.endswith("without their labels, in fisher, wanda.")
+    assert note.endswith("without their label column, in fisher, wanda.")
     assert calibration_note(["cabs", "ties"]) == ""
     found = board(calibration=note)
     assert note in read(found, folder).text

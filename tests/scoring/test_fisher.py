@@ -109,3 +109,9 @@ def test_statistics_are_computed_once_whatever_else_a_study_needs(
         paths = {one.calibrations_for(masks[0])[expert].path for one in (alone, both, again)}
         assert len(paths) == 1
         assert both.calibrations_for(masks[1])[expert].path not in paths
+
+
+def test_statistics_that_are_not_finite_are_refused() -> None:
+    found = {"a.weight": torch.ones(2), "b.weight": torch.tensor([1.0, float("nan")])}
+    with pytest.raises(ValueError, match="experts.mood: b.weight: .* is not finite"):
+        calibrate._check_finite("mood", found)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cabs_search.merging.recipe import make_recipe
 from cabs_search.record.progress_file import Share
 from cabs_search.reporting.terminal.leaderboard import leaderboard_text
 from cabs_search.results.leaderboard import build_leaderboard
+from cabs_search.results.optimism import optimism_of
 from cabs_search.search.candidates import Candidates, ranked
+from cabs_search.search.confirm_stage import ConfirmStage
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
@@ -116,3 +120,53 @@ def test_a_metric_that_is_no_mean_has_all_items(pico: Path, items: Any, tmp_path
     bench.run()
     assert bench.outcomes.confirmation() is None
     assert {scored.items for scored in bench.outcomes.scored("confirm").values()} == {240}
+
+
+def test_what_is_recommended_has_a_row_and_what_was_made_of_it_is_seen_to_the_end(
+    pico: Path,
+) -> None:
+    spec = spec_of(pico)
+    shared, *_, best, start = Candidates.of(spec).baseline_recipes
+    refined = make_recipe(start.method, dict.fromkeys(start.experts, 0.123))
+    scores = {shared: 0.5, best: 0.9, start: 0.6, refined: 0.7}
+    scored: Any = {
+        r.key: SimpleNamespace(recipe=r, score=s, rank=s, objectives=(s,))
+        for r, s in scores.items()
+    }
+    seen: Any = {}
+    looks: Any = SimpleNamespace(start=lambda rows, stay: seen.update(rows=rows, stay=stay))
+    outcomes: Any = SimpleNamespace(recommend=lambda *_: None)
+    recommended: Any = SimpleNamespace(recipe=start)
+    found = {key: one for key, one in scored.items() if key != refined.key}
+    for levels, final in (([scored[refined.key]], refined), ([scored[refined.key], None], start)):
+        stage = ConfirmStage(spec, Candidates.of(spec), outcomes, looks, (), "")
+        stage.choose(found, recommended, levels)
+        assert {start, best, refined} <= set(seen["rows"])
+        assert seen["stay"][-1] == final
+        assert len(seen["stay"]) == 2
+
+
+def test_optimism_is_that_of_the_row() -> None:
+    row: Any = SimpleNamespace(row_scores=lambda _: (0.65, {}), standard_error=lambda _: 0.01)
+    scores: Any = SimpleNamespace(
+        searched={"a": SimpleNamespace(score=0.7), "b": SimpleNamespace(score=0.8)},
+        confirmed={"a": SimpleNamespace(score=0.9)},  # of its first items, which are easy
+        panel=lambda *_: row,
+    )
+    found = optimism_of({}, 0, scores, row, "a")
+    assert (found.search, found.confirm) == (0.7, 0.65)
+    assert found.estimate == pytest.approx(0.05)
+
+
+def test_the_clock_stands_still_until_there_are_workers(
+    pico: Path, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("cabs_search.search.budget.time.monotonic", lambda: now[0])
+    values = pico_values(pico, seconds=30)
+    study = Bench(parse(values), tmp_path, items).study
+    assert study.next_job("first") is not None
+    study.put_back("first")
+    now[0] = 1000.0
+    jobs = [study.next_job(name) for name in "ab"]
+    assert [job and job.split for job in jobs] == ["search", "search"]

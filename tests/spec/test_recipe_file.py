@@ -73,6 +73,16 @@ def test_the_file_of_an_export_gives_the_same_files(
         assert (again / file.relative_to(made)).read_bytes() == file.read_bytes(), file
 
 
+def test_anchors_count_by_their_numbers(tmp_path: Path) -> None:
+    lambdas = {f"{e}.{place}": 0.1 * place for e in EXPERTS for place in range(1, 12)}
+    recipe = make_recipe(make_method("magnitude", EXPERTS), lambdas, layers=12)
+    values = recipe.as_dict() | {"lambda": dict(sorted(recipe.as_dict()["lambda"].items()))}
+    (tmp_path / "recipe.json").write_text(json.dumps(values))
+    found = read_any(tmp_path / "recipe.json").asked.recipe
+    for expert in EXPERTS:
+        assert found.anchors_of(expert) == recipe.anchors_of(expert)
+
+
 def test_a_recipe_for_another_number_of_layers_meets_one_line(
     pico: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +141,10 @@ def test_folders_are_relative_to_the_file(
             "must hold, but got (anchors=0, layers=4)",
         ),
         ({"lambda": {e: [1, 2] for e in EXPERTS}}, "lambda.mood: a number is needed"),
+        (
+            {"layers": 4, "lambda": {f"{e}.{n}": 1 for e in EXPERTS for n in (1, 7)}},
+            "anchors must be mood.1 to mood.2, but got mood.1, mood.7",
+        ),
         ({"heads": {"../up": "mood"}}, "heads"),
         ({"heads": {"x": "cow"}}, "heads.x: an expert must be named"),
         ({"dtype": "int8"}, "dtype"),

@@ -62,6 +62,15 @@ def grouped_rows() -> Dataset:
     )
 
 
+READ: list[str] = []
+"""Formats that were read."""
+
+
+def as_pandas() -> Dataset:
+    READ.append("pandas")
+    return grouped_rows().with_format("pandas")
+
+
 def two_splits() -> Any:
     return {"train": 1, "test": 2}
 
@@ -122,6 +131,15 @@ def test_groups_never_stand_on_both_sides(pico: Path) -> None:
     for text, label, who in zip(rows["text"], rows["label"], rows["who"], strict=True):
         sides.setdefault(who, set()).add(by_key[Row((text,), label, "").key])
     assert all(len(side) == 1 for side in sides.values())
+
+
+def test_tables_are_read_as_values_and_once(pico: Path) -> None:
+    found = []
+    for name in ("grouped_rows", "as_pandas"):
+        spec = spec_with(pico, dataset={"callable": f"{HERE}:{name}"}, group="who")
+        found.append(texts_of(spec, "search"))
+    assert found[0] == found[1]
+    assert READ == ["pandas"], "both splits are parts of one"
 
 
 def test_rows_in_both_named_splits_are_left_out_of_search(pico: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_plan_names_the_heads_that_are_never_merged(
     assert f"note               {note}" in found.as_text()
     assert found.notes[-1] == (
         "What a vector keeps rests on the first 128 search items of each expert's task, without"
-        " their labels, in regmean, fisher."
+        " their label column, in regmean, fisher."
     )
     assert not list(cache.rglob("calibration*")), "a plan runs no expert on them"
 

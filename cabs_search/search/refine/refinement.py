@@ -256,7 +256,7 @@ class Refinement:
             blocks, purpose = self._folds[fold], GRADIENT
             if one_block:
                 blocks = (blocks[step % len(blocks)],)
-            elif step == self._settings.steps - 1:
+            elif step >= self._settings.steps - 1:
                 purpose = LOSSES  # no step follows
             recipe = level.recipe(lambdas)
             if missing := self._evaluated.missing(recipe, blocks, purpose):
