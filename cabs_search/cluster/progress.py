@@ -23,9 +23,8 @@ class Progress:
 
     def __init__(self, study: JobSource, note: Path | None = None) -> None:
         self._study, self._note = study, note
+        self._began, self._noted = time.monotonic(), -NOTE_SECONDS
         self._stage, share = self._present()
-        self._began = self._stage_began = time.monotonic()
-        self._stage_first, self._noted = share.spent, -NOTE_SECONDS
         self._bar = self._new_bar(share)
 
     def _new_bar(self, share: Share) -> tqdm[Any]:
@@ -48,7 +47,7 @@ class Progress:
 
     @property
     def _nearest(self) -> Share:
-        """What is spent of the limit of the search that is nearest."""
+        """Limit of the search that is nearest, and what is spent of it."""
         shares = self._study.shares or [Share("candidate", 0, 1)]  # no study can run
         return max(shares, key=lambda share: share.spent / share.limit)
 
@@ -57,20 +56,18 @@ class Progress:
         stage, share = self._present()
         if stage != self._stage:
             self._end_stage()
-            self._stage, self._stage_began = stage, time.monotonic()
-            self._stage_first = share.spent
-            self._bar = self._new_bar(share)
+            self._stage, self._bar = stage, self._new_bar(share)
         self._show(share)
         if time.monotonic() - self._noted >= NOTE_SECONDS:
-            self._write("at work", share)
+            self._write("at work")
 
     def _end_stage(self) -> None:
         """Leave the bar of a stage that is over on its line."""
-        bar = self._bar
+        bar, searched = self._bar, self._nearest
         if self._stage:
             bar.total = max(bar.n, 1)  # the limit was the most that it could take
-        elif bar.unit == self._nearest.unit:
-            bar.n = self._nearest.spent
+        elif bar.unit == searched.unit:
+            bar.n = searched.spent
         bar.close()
 
     def _show(self, share: Share) -> None:
@@ -89,14 +86,14 @@ class Progress:
         )
         bar.update(0)
 
-    def _write(self, state: State, share: Share) -> None:
+    def _write(self, state: State) -> None:
         """Note the study's present state."""
         if self._note is None:
             return
         self._noted, study = time.monotonic(), self._study
-        seconds, of_stage = self._noted - self._began, self._noted - self._stage_began
-        gained = share.spent - self._stage_first
-        left = max(0.0, of_stage * (share.limit - share.spent) / gained) if gained > 0 else None
+        seconds, bar = self._noted - self._began, self._bar.format_dict
+        gained, rest = bar["n"] - bar["initial"], max(0, bar["total"] - bar["n"])
+        left = bar["elapsed"] * rest / gained if gained > 0 else None
         status = Status(
             name=study.spec.name,
             state=state,
@@ -116,6 +113,6 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.refresh()
-        self._bar.close()
         is_whole = self._study.is_finished and not self._study.failure
-        self._write("finished" if is_whole else "stopped", self._present()[1])
+        self._write("finished" if is_whole else "stopped")
+        self._bar.close()

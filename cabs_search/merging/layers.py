@@ -27,8 +27,8 @@ def count_layers(tensors: Iterable[str]) -> int:
 def depth_of(layer: int | None, layers: int) -> float:
     """Return how deep a layer is, from 0, the first, to 1, the last.
 
-    A tensor outside all layers is as deep as the first: so has mergekit 0.1.5 it, also of the
-    output layer.
+    A tensor outside all layers, the output layer too, is as deep as the first, as in mergekit
+    0.1.5.
     """
     if layer is None:
         return 0.0

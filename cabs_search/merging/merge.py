@@ -84,7 +84,7 @@ def merge(
         method: one of ``METHOD_NAMES``, except those that need calibration items.
         nm: weights kept per block, weights per block.
         order: pruning order; None: the order of ``experts``.
-        overlap_merge: as in ``recipe.make_method``.
+        overlap_merge: as in ``method.make_method``.
         vocabulary: as of ``alignment.align``.
         pickled: as of ``Family.open``.
         dtype: of the result; None: the base's own.

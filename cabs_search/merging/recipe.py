@@ -74,13 +74,25 @@ class Recipe:
         """Factors of vectors: λ, or its share of their sum; 0 where the sum counts as 0."""
         if not self.method.combine.normalizes:
             return self._values
-        factors = dict(self._values)
+        divisors = self._divisors
+        return {
+            key: round(value / divisors[key.group], 9) if divisors[key.group] else 0.0
+            for key, value in self._values.items()
+        }
+
+    @cached_property
+    def _divisors(self) -> dict[str, float]:
+        """Sums of λ in each part; 0 where a sum counts as 0."""
+        sums = {}
         for part, own in self.by_part.items():
             total = sum(own.values())
-            is_zero = abs(total) <= LEAST_SUM * max(map(abs, own.values()))
-            for expert, value in own.items():
-                factors[LambdaKey(expert, part)] = 0.0 if is_zero else round(value / total, 9)
-        return factors
+            sums[part] = total if abs(total) > LEAST_SUM * max(map(abs, own.values())) else 0.0
+        return sums
+
+    @property
+    def cancels(self) -> bool:
+        """True if λ are divided by a sum that counts as 0 somewhere: the base is left there."""
+        return self.method.combine.normalizes and 0.0 in self._divisors.values()
 
     @property
     def by_part(self) -> dict[str, dict[str, float]]:

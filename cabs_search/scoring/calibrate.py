@@ -73,14 +73,13 @@ def calibrated(
         with tqdm(total=total, unit="item", desc="calibrate", file=sys.stderr) as bar:
             for key in missing:
                 kind, expert = key
+                found: tuple[Any, ...]
                 if kind == "fisher":
-                    found = fisher(family, expert, first[expert], device, bar)
-                    _check_finite(expert, found)
-                    write_calibration(paths[key], found)
+                    found = (fisher(family, expert, first[expert], device, bar),)
                 else:
-                    seen = statistics(family, expert, first[expert], device, bar, whole=whole)
-                    _check_finite(expert, seen[0])
-                    write_calibration(paths[key], *seen)
+                    found = statistics(family, expert, first[expert], device, bar, whole=whole)
+                _check_finite(expert, found[0])
+                write_calibration(paths[key], *found)
     calibrations = {key: Calibration(path) for key, path in paths.items()}
     return replace(family, calibrations=calibrations)
 

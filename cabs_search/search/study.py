@@ -366,7 +366,7 @@ class Study:
     def put_back(self, job_id: str) -> None:
         """Keep a job for another worker, as if it had not been given out."""
         self._jobs.wait(job_id)
-        self._searching.budget.stop_clock()  # a worker's first job starts it
+        self._searching.budget.stop_clock()  # the next candidate that is opened starts it
 
     def job_lost(self, job_id: str) -> None:
         """Keep a job whose worker died for another worker; too many deaths fail its candidate."""

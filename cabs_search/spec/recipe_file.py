@@ -118,11 +118,6 @@ def parse_recipe(values: Mapping[str, Any], source: str, folder: Path) -> Recipe
     rest = {str(name): v for name, v in values.items() if name not in SETTINGS}
     try:
         fields = TypeAdapter(_Fields).validate_python(_nested(rest))
-    except ValidationError as error:
-        raise ValueError(f"{source}: {one_line(error)}") from None
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-    try:
         experts = _experts(fields)
         recipe = make_recipe(
             _method(fields.method, given, experts),
@@ -131,6 +126,8 @@ def parse_recipe(values: Mapping[str, Any], source: str, folder: Path) -> Recipe
             fields.layers or 0,
         )
         _check_heads(fields.heads or {}, experts)
+    except ValidationError as error:
+        raise ValueError(f"{source}: {one_line(error)}") from None
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     return RecipeFile(

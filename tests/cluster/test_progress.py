@@ -20,7 +20,8 @@ def test_bar_and_note_follow_the_stages(
     tmp_path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("cabs_search.cluster.progress.time.monotonic", lambda: now[0])
+    for clock in ("cabs_search.cluster.progress.time.monotonic", "tqdm.std.time"):
+        monkeypatch.setattr(clock, lambda: now[0])
     study: Any = SimpleNamespace(
         spec=SimpleNamespace(name="toy"),
         shares=[Share("candidate", 1, 10), Share("item", 30, 100)],
@@ -38,10 +39,17 @@ def test_bar_and_note_follow_the_stages(
     progress.refresh()
     assert read_status(tmp_path).seconds_left == pytest.approx(10 * 50 / 20)
 
-    study.shares = [Share("candidate", 3, 10), Share("item", 100, 100)]
+    now[0], study.shares = 120.0, [Share("candidate", 7, 10), Share("item", 50, 100)]
+    progress.refresh()  # another limit is the nearest: nothing is known of its rate
+    assert read_status(tmp_path).seconds_left is None
+    now[0], study.shares = 124.0, [Share("candidate", 9, 10), Share("item", 50, 100)]
+    progress.refresh()
+    assert read_status(tmp_path).seconds_left == pytest.approx(4 * 1 / 2)
+
+    study.shares = [Share("candidate", 10, 10), Share("item", 50, 100)]
     study.phase, study.stage_share = "confirm", Share("item", 100, 400)
     progress.refresh()
-    now[0], study.stage_share = 115.0, Share("item", 200, 300)  # a row ended early
+    now[0], study.stage_share = 129.0, Share("item", 200, 300)  # a row ended early
     with progress:
         pass
     err = capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_a_path_finds_the_least_loss_however_often_it_is_broken_off(optimizer: s
     path = None
     while path is None:
         with suppress(InterruptedError):
-            path = follow(settings, start, 0.0, evaluate, lambda: scales**2)
+            path = follow(settings, start, 0.0, evaluate, lambda _: scales**2)
     assert asked == len(path.points) <= settings.steps
     assert path.end == pytest.approx(best, abs=0.03)
     # a ridge keeps λ near the start, evenly for equal curvature
@@ -82,7 +82,7 @@ def test_a_path_finds_the_least_loss_however_often_it_is_broken_off(optimizer: s
         start,
         1e3,
         lambda at, _: Value(float(((at - best) ** 2).sum()), 2 * (at - best)),
-        lambda: np.full(3, 2.0),
+        lambda _: np.full(3, 2.0),
     )
     assert np.abs(near.end - start).max() < 0.01
 
@@ -97,7 +97,7 @@ def test_steps_follow_the_curvature() -> None:
 
     start, settings = np.ones(40), Refine(steps=4)
     known, unknown = (
-        follow(settings, start, 0.0, evaluate, lambda each=each: each)
+        follow(settings, start, 0.0, evaluate, lambda _, each=each: each)
         for each in (curved, 1 + 0 * curved)
     )
     assert known.losses[-1] < 0.3 * unknown.losses[-1]
@@ -107,7 +107,7 @@ def test_steps_follow_the_curvature() -> None:
     assert first / np.linalg.norm(first) == pytest.approx(
         curved / damped / np.linalg.norm(curved / damped), abs=1e-3
     )
-    flat = follow(settings, start, 0.0, lambda at, _: Value(1.0, 0 * at), lambda: 0 * start)
+    flat = follow(settings, start, 0.0, lambda at, _: Value(1.0, 0 * at), lambda _: 0 * start)
     assert flat.end.tolist() == start.tolist()
 
 

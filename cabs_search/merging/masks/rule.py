@@ -69,7 +69,7 @@ class MaskRule:
     calibration: ClassVar[Statistic] = "none"
     """Statistics on calibration items that the rule needs."""
     elsewhere: ClassVar[str] = "pruned by magnitude"
-    """What a rule that needs statistics does with tensors that have none."""
+    """Treatment of tensors without statistics, by a rule that needs some: they are so and so."""
 
     sees_all: ClassVar[bool] = False
     """True if what is kept of a vector depends on all others."""

@@ -93,10 +93,13 @@ def most_items(spec: Spec, items: int, blocks: int) -> int:
     settings = spec.search.refine
     if settings is None:
         return 0
-    is_lbfgs = settings.optimizer == "lbfgs"
-    step = items if is_lbfgs else FOLDS * items / blocks
+    step, passes = float(items), settings.steps * (1 + BACKWARD)
+    if settings.optimizer == "lbfgs":
+        passes -= BACKWARD  # its last step has no gradient
+    else:
+        step *= FOLDS / blocks
     # each path's steps, its end on held-out items, and the level's candidate
-    path = (settings.steps * (1 + BACKWARD) - is_lbfgs * BACKWARD) * step + items
+    path = passes * step + items
     levels = len(levels_of(settings, spec.space.groups))
     # before: the start on held-out items, and at every temperature
     begin = items * (1 + settings.seeks_temperatures)

@@ -98,9 +98,7 @@ class Evaluated:
         if key not in self._values:
             self._values[key] = self._sum(recipe, blocks)
         loss, by_tensor = self._values[key]
-        count = max(places) + 1
-        sums = [np.bincount(places, weights=each, minlength=count) for each in by_tensor]
-        return Value(loss, np.concatenate(sums))
+        return Value(loss, _by_group(by_tensor, places))
 
     def curvature(self, recipe: Recipe, blocks: Sequence[int], places: Sequence[int]) -> Floats:
         """Estimate the curvature of the weighted mean loss in each λ from gradients by block.
@@ -115,16 +113,16 @@ class Evaluated:
             places: the group of each tensor, [tensors].
 
         """
-        known, count = self.read(recipe), max(places) + 1
-        total = np.zeros(len(recipe.experts) * count)
+        known = self.read(recipe)
+        total = np.zeros(len(recipe.experts) * (max(places) + 1))
         for task, weight in self._weights.items():
             for block in blocks:
                 one = known[block][task]
-                if one.gradients is None or len(one.losses) == 0:
-                    continue
-                by_tensor = one.gradients.reshape(-1, self._tensors) / self.goals[task].scale
-                sums = [np.bincount(places, weights=each, minlength=count) for each in by_tensor]
-                total += weight * np.concatenate(sums) ** 2 / len(one.losses)
+                assert one.gradients is not None
+                if items := len(one.losses):
+                    by_tensor = one.gradients.reshape(-1, self._tensors).astype(np.float64)
+                    slopes = _by_group(by_tensor, places) / self.goals[task].scale
+                    total += weight * slopes**2 / items
         return total / len(blocks)
 
     def _sum(self, recipe: Recipe, blocks: tuple[int, ...]) -> tuple[float, Floats]:
@@ -176,3 +174,10 @@ class Evaluated:
             total += float(gains.mean())
             variance += float(gains.var()) / len(gains)
         return total, variance**0.5
+
+
+def _by_group(by_tensor: Floats, places: Sequence[int]) -> Floats:
+    """Sum gradients [experts, tensors] up over the tensors of each group, [experts · groups]."""
+    count = max(places) + 1
+    sums = [np.bincount(places, weights=each, minlength=count) for each in by_tensor]
+    return np.concatenate(sums)

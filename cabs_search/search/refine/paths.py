@@ -64,7 +64,7 @@ def follow(
     start: Floats,
     ridge: float,
     evaluate: Evaluate,
-    curvature: Callable[[], Floats],
+    curvature: Callable[[Floats], Floats],
 ) -> Path:
     """Follow the gradient from a start for as many steps as are set.
 
@@ -76,7 +76,7 @@ def follow(
         start: λ, [λ]; a penalty keeps others near it.
         ridge: weight of half the mean squared distance from it.
         evaluate: returns values; what it raises leaves the path.
-        curvature: estimates the curvature of the loss in each λ at the start, which is known then.
+        curvature: estimates the curvature of the loss in each λ, at λ whose value is known.
 
     """
     points, losses, known = list[Floats](), list[float](), set[bytes]()
@@ -103,7 +103,7 @@ def follow(
     gradient = penalized(start).gradient
     if not gradient.any():
         return Path(points, losses, points[0])
-    curved = curvature() + ridge / len(start)
+    curved = curvature(points[0]) + ridge / len(start)
     curved += DAMPING * curved.mean()
     newton, units = gradient / curved, 1 / np.sqrt(curved)
     # scipy's first step has length 1: one of ``length`` in λ

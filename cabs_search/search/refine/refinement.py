@@ -263,13 +263,11 @@ class Refinement:
                 raise _Missing(missing)
             return self._evaluated.value(recipe, blocks, level.places)
 
-        lambdas = level.lambdas(start)
-
-        def curvature() -> Floats:
-            recipe = level.recipe(np.round(lambdas, DIGITS) + 0.0)
+        def curvature(lambdas: Floats) -> Floats:
+            recipe = level.recipe(lambdas)
             return self._evaluated.curvature(recipe, self._folds[fold], level.places)
 
-        path = follow(self._settings, lambdas, ridge, evaluate, curvature)
+        path = follow(self._settings, level.lambdas(start), ridge, evaluate, curvature)
         return level.recipe(path.end), path
 
     @property

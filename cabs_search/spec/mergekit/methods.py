@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cabs_search.merging.recipe import LEAST_SUM, Recipe
-
 
 class Summed(NamedTuple):
     """A method of mergekit that prunes task vectors, weighs them and adds them up."""
@@ -95,13 +93,6 @@ class Notes:
         return [f"changes the weights: {line}" for line in self.losses] + [
             f"note: {line}" for line in self.notes
         ]
-
-
-def cancels(recipe: Recipe) -> bool:
-    """Tell whether λ are divided by a sum that somewhere counts as 0, and leaves the base there."""
-    parts = (list(own.values()) for own in recipe.by_part.values())
-    is_zero = (abs(sum(own)) <= LEAST_SUM * max(map(abs, own)) for own in parts)
-    return recipe.method.combine.normalizes and any(is_zero)
 
 
 def note_pruning(mask: str, densities: list[float], notes: Notes) -> None:

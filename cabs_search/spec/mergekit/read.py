@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from cabs_search.merging.recipe import BASE
 from cabs_search.spec.load import load_plain
 from cabs_search.spec.locations import local_folder
-from cabs_search.spec.mergekit.methods import METHODS, OF_MODELS, REMARKS, Notes, cancels
+from cabs_search.spec.mergekit.methods import METHODS, OF_MODELS, REMARKS, Notes
 from cabs_search.spec.mergekit.parameters import Scopes
 from cabs_search.spec.mergekit.recipes import recipe_of, used_by
 from cabs_search.spec.recipe_file import WHAT, RecipeFile, located, parse_recipe
@@ -77,7 +77,7 @@ def read_mergekit(values: Mapping[str, Any], notes: Notes) -> RecipeFile:
     scopes = {e: (m.parameters, *shared) for e, m in experts.items()}
     first = next((e for e, model in experts.items() if model.location == base), "")
     recipe = recipe_of(name, scopes, _layers(base), notes, first)
-    if cancels(recipe):
+    if recipe.cancels:
         notes.lose("parameters.weight: weights that sum up to 0 leave the base's tensors here")
     _note_unused(name, [*shared, *(model.parameters for model in models)], notes)
     if name in REMARKS:

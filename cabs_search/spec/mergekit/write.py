@@ -19,7 +19,6 @@ from cabs_search.spec.mergekit.methods import (
     REMARKS,
     SUMMED,
     Notes,
-    cancels,
     note_pruning,
 )
 from cabs_search.spec.mergekit.parameters import written
@@ -41,7 +40,7 @@ def write_mergekit(asked: RecipeFile, notes: Notes) -> dict[str, Any]:
     at = {expert: _path(asked.experts[expert]) for expert in recipe.experts}
     first = next((e for e, path in at.items() if path == base), recipe.experts[0])
     name, shared, per_expert = _method(recipe, first, notes)
-    if cancels(recipe):
+    if recipe.cancels:
         notes.lose("lambda: those that sum up to 0 leave the base's tensors here")
     models = []
     for expert in recipe.experts:
@@ -116,15 +115,12 @@ def _method(recipe: Recipe, first: str, notes: Notes) -> Parameters:
 
 def _lambda_of(recipe: Recipe, expert: str) -> Any:
     """Return an expert's λ as mergekit's value, filters or gradient."""
-    if recipe.layers:
-        values = list(recipe.anchors_of(expert))
-        return values if len(set(values)) > 1 else values[0]
     own = {key.group: value for key, value in recipe.lambdas if key.expert == expert}
-    return written(recipe.groups, own)
+    return _written(recipe, own)
 
 
 def _written(recipe: Recipe, values: Mapping[str, float]) -> Any:
-    """Return a value by group, or by layer, as mergekit's value, filters or gradient."""
+    """Return values of groups, layers or anchors as mergekit's value, filters or gradient."""
     if recipe.layers and len(set(values.values())) > 1:
         return list(values.values())
     return written(recipe.groups, values)
