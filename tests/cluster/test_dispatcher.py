@@ -248,6 +248,8 @@ def test_studies_share_workers(pico: Path, items: Any, tmp_path: Path) -> None:
     values = axis_values(parse(pico_values(pico, trials=20)), ["nm"])
     rows = [value for value in values if value.same_as is None]
     floor = Floor(tmp_path, items, [row.spec for row in rows])
+    assert floor.study.next_job("first") is not None
+    floor.study.put_back("first")  # as before there are workers
     floor.run()
     assert floor.study.is_finished
     assert floor.study.failure is None

@@ -13,8 +13,11 @@ import pytest
 from cabs_search.cluster import driver
 from cabs_search.cluster.worker import Context, _check_weights
 from cabs_search.merging.family import Family
+from cabs_search.record.progress_file import read_status
 from cabs_search.spec.load import parse
+from cabs_search.tasks.load import load_study_items
 from tests.conftest import EXPERTS, pico_values
+from tests.support.bench import Bench
 
 
 def test_workers_get_no_password(
@@ -53,3 +56,27 @@ def test_another_model_at_the_same_path_scores_nothing(pico: Path) -> None:
     _check_weights(family, family.fingerprints)
     with pytest.raises(ValueError, match=f"{name}: holds other weights than on the driver's node"):
         _check_weights(family, {name: "another"})
+
+
+def test_ray_is_not_started_where_all_is_on_record(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StartedError(Exception):
+        """Ray was to be started."""
+
+    def start(*_: object, **__: object) -> None:
+        raise StartedError
+
+    monkeypatch.setattr(driver, "start_ray", start)
+    monkeypatch.setattr(driver.ray, "is_initialized", lambda: False)
+    spec = parse(pico_values(pico, trials=4, sampler="random"))
+    items = load_study_items(spec)
+    Bench(spec, tmp_path, items).run(blocks=3)
+    note = tmp_path / "progress.json"
+    with pytest.raises(StartedError):
+        driver.search(Bench(spec, tmp_path, items).study, items, tmp_path, note=note)
+    bench = Bench(spec, tmp_path, items)
+    bench.run()
+    assert len(bench.outcomes.scored("search")) == 4, "the job that was opened is not lost"
+    driver.search(Bench(spec, tmp_path, items).study, items, tmp_path, note=note)
+    assert read_status(tmp_path).state == "finished"

@@ -206,8 +206,11 @@ def test_entropy_asks_for_no_temperature_and_is_recorded_apart(
     cost = sum(3 * sizes[block] for *_, block in bench.evaluated)
     assert 0 < cost == share.spent < share.limit
     assert bench.study.phase == "refine λ by expert"
+    before = bench.evaluated
     bench = Bench(spec, tmp_path, items)
     bench.run()
+    followed = {recipe for recipe, what, _ in before + bench.evaluated if what == "gradient"}
+    assert len(followed) == 2, "the start, and a step that the folds share; none follows the last"
     purposes = {purpose for _, purpose, _ in bench.evaluated}
     assert purposes == {"gradient", "losses"}
     note = Notes(bench.outcomes).found
