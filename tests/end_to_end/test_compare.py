@@ -91,7 +91,7 @@ def test_every_method_is_a_row(methods: Path) -> None:
     assert "(21% of the weights) are no linear layer's and are averaged." in text
     assert (
         "What a vector keeps rests on the first 128 search items of each expert's task, without"
-        " their labels, in wanda, sparsegpt, regmean, fisher." in text
+        " their label column, in wanda, sparsegpt, regmean, fisher." in text
     )
 
 
