@@ -58,6 +58,7 @@ class Dispatcher:
     def __init__(self, study: JobSource, workers: int) -> None:
         """Prepare for as many ``workers`` as there will be at a time."""
         self._study, self._count = study, workers
+        study.workers = workers
         self._ids = map(str, itertools.count())
         self._workers: dict[str, _Worker] = {}
         self._alone: deque[tuple[str, Job]] = deque()

@@ -162,6 +162,12 @@ class CandidateStage:
         started, owed = self.done + self._jobs.searching, self._jobs.owed(sum(self._due.items))
         return self.budget.left(started, owed, at_a_time=at_a_time)
 
+    @property
+    def next_to_open(self) -> int:
+        """Candidates that can be opened before others have ended."""
+        is_last = self.is_refining or self.exhausted or self._is_time_to_recommend()
+        return self._proposer.queued if is_last else self.left()
+
     def take_references(self) -> None:
         """Judge by what candidates are compared with, once all of it is scored."""
         try:

@@ -78,6 +78,8 @@ class JobSource(Protocol):
 
     spec: Spec
     """Models, tasks and workers."""
+    workers: int
+    """Workers that share the last jobs of a stage; whoever gives jobs to several sets it."""
 
     @property
     def failure(self) -> str | None:

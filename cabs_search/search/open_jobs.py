@@ -1,9 +1,10 @@
-"""Jobs that were given out and have not ended."""
+"""Jobs that were given out and have not ended; one may be cut into parts for several workers."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import optuna
@@ -35,20 +36,32 @@ class OpenJob:
     """Items of the split that are scored."""
     twins: list[optuna.Trial] = field(default_factory=list)
     """Later proposals of the same merged model, which get its score."""
+    error: str | None = None
+    """The reason why one of its parts failed."""
 
 
 class OpenJobs(dict[str, OpenJob]):
-    """Open jobs by id, of which some wait: their workers died, or more of their blocks are due."""
+    """Open jobs by id; parts of a job have ids of their own.
+
+    Some wait: nobody has begun this part, a worker died, or more of their blocks are due.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._waiting: deque[str] = deque()
+        self._parts: dict[str, frozenset[int]] = {}
+        """Blocks of the jobs that are parts."""
         self._deaths: Counter[str] = Counter()
+
+    @property
+    def whole(self) -> list[OpenJob]:
+        """The jobs, those in parts once."""
+        return list({id(open_job): open_job for open_job in self.values()}.values())
 
     @property
     def searching(self) -> int:
         """Open jobs on the search split."""
-        return sum(open_job.trial is not None for open_job in self.values())
+        return sum(open_job.trial is not None for open_job in self.whole)
 
     @property
     def waiting(self) -> int:
@@ -57,7 +70,7 @@ class OpenJobs(dict[str, OpenJob]):
 
     def owed(self, candidate_items: int) -> int:
         """Return the items that open candidates may still take, of so many each."""
-        return sum(candidate_items - open_job.items for open_job in self.values() if open_job.trial)
+        return sum(candidate_items - open_job.items for open_job in self.whole if open_job.trial)
 
     def search_of(self, recipe: Recipe) -> OpenJob | None:
         """Return the open job on the search split that is the same merged model as a recipe."""
@@ -68,6 +81,27 @@ class OpenJobs(dict[str, OpenJob]):
         """Tell whether a recipe that is no candidate's has an open job on a split."""
         jobs = (open_job.job for open_job in self.values() if not open_job.trial)
         return any(job.recipe.key == recipe.key and job.split == split for job in jobs)
+
+    def cut(self, job_id: str, parts: int) -> None:
+        """Leave a job the first of some parts; the others wait for a worker each."""
+        open_job = self[job_id]
+        todo = open_job.job.todo
+        ends = [len(todo) * number // parts for number in range(parts + 1)]
+        for number, (start, end) in enumerate(pairwise(ends)):
+            part_id = f"{job_id}.{number}" if number else job_id
+            self[part_id] = open_job
+            self._parts[part_id] = frozenset(todo[start:end])
+            if number:
+                self.wait(part_id)
+        open_job.job = replace(open_job.job, todo=todo[: ends[1]])
+
+    def close(self, job_id: str, error: str | None = None) -> OpenJob | None:
+        """Close a job, or a part of it; return the job if it was the last part."""
+        open_job = self.pop(job_id)
+        self._parts.pop(job_id, None)
+        open_job.error = open_job.error or error
+        is_open = any(other is open_job for other in self.values())
+        return None if is_open else open_job
 
     def wait(self, job_id: str) -> None:
         """Keep a job for the next worker that is free."""
@@ -85,12 +119,30 @@ class OpenJobs(dict[str, OpenJob]):
         """Tell whether a worker died over a recipe."""
         return self._deaths[recipe.key] > 0
 
-    def pop_waiting(self) -> OpenJob | None:
-        """Close the first job that waits, to be opened again; None if there is none."""
-        return self.pop(self._waiting.popleft()) if self._waiting else None
+    def reopen(self, job_id: str) -> tuple[OpenJob, frozenset[int] | None] | None:
+        """Give the first job that waits another id.
+
+        Returns:
+            The job, and the blocks of it that are this part's, None: all; None if no job waits.
+
+        """
+        if not self._waiting:
+            return None
+        old = self._waiting.popleft()
+        self[job_id] = self.pop(old)
+        part = self._parts.pop(old, None)
+        if part is not None:
+            self._parts[job_id] = part
+        return self[job_id], part
 
     def drop_waiting(self) -> list[Recipe]:
-        """Close all jobs that wait; return their recipes."""
-        recipes = [self.pop(job_id).job.recipe for job_id in self._waiting]
+        """Close all jobs that wait; return their recipes.
+
+        A job of which a worker has a part stays open: it cannot end, the next run goes on with it.
+        """
+        waiting = set(self._waiting)
+        given = {id(open_job) for job_id, open_job in self.items() if job_id not in waiting}
+        dropped = [job_id for job_id in self._waiting if id(self[job_id]) not in given]
         self._waiting.clear()
-        return recipes
+        closed = [self.close(job_id) for job_id in dropped]
+        return [open_job.job.recipe for open_job in closed if open_job is not None]

@@ -56,6 +56,7 @@ class Studies:
             name: Budget(plan.search, items_each, spec.workers) for name, plan in planned.items()
         }
         self.failure: str | None = None
+        self.workers = 1
         self._planned, self._outcomes, self._on_end = planned, outcomes, on_end
         self._opened: dict[str, Study] = {}
         self._ended: set[str] = set()
@@ -64,6 +65,7 @@ class Studies:
     def _study(self, name: str) -> Study:
         if name not in self._opened:
             self._opened[name] = self._planned[name].open(self.is_scoring)
+        self._opened[name].workers = self.workers
         return self._opened[name]
 
     @property

@@ -91,7 +91,7 @@ class Study:
         self.spec, self.outcomes = spec, outcomes
         size = spec.search.block
         self.blocks = {split: blocks(by_task, size) for split, by_task in items.items()}
-        self.scored_items = 0
+        self.scored_items, self.workers = 0, 1
         self._database, self._is_busy = database, is_busy
         self._jobs = OpenJobs()
         references = list(reference_recipes(spec.experts).values()) if confirms_references else []
@@ -217,34 +217,57 @@ class Study:
 
         """
         while not self.failure:
-            open_job = self._open_next()
+            open_job = self._open_next(job_id)
             if open_job is None:
                 return None
-            self._jobs[job_id] = open_job
-            if open_job.job.todo:
+            if open_job.job.todo and not open_job.error:
                 return open_job.job
             self.finish(job_id)  # all of it is on record
         return None
 
-    def _open_next(self) -> OpenJob | None:
+    def _open_next(self, job_id: str) -> OpenJob | None:
+        if waiting := self._next_waiting(job_id):
+            return waiting
         sources = (
-            self._next_waiting,
             self._next_reference,
             self._next_candidate,
             self._next_evaluation,
             self._next_row,
         )
-        return next(filter(None, (source() for source in sources)), None)
+        open_job = next(filter(None, (source() for source in sources)), None)
+        if open_job is not None:
+            self._jobs[job_id] = open_job
+            if (parts := self._parts(open_job)) > 1:
+                self._jobs.cut(job_id, parts)
+        return open_job
 
-    def _next_waiting(self) -> OpenJob | None:
-        waiting = self._jobs.pop_waiting()
-        if waiting is None:
+    def _next_waiting(self, job_id: str) -> OpenJob | None:
+        reopened = self._jobs.reopen(job_id)
+        if reopened is None:
             return None
+        waiting, part = reopened
         job = waiting.job
         if job.purpose == "score":
             job = self._due.job(job.recipe, job.split)
+        if part is not None:
+            job = replace(job, todo=tuple(block for block in job.todo if block in part))
         waiting.job = replace(job, alone=self._jobs.killed_a_worker(job.recipe))
         return waiting
+
+    def _parts(self, open_job: OpenJob) -> int:
+        """Return the number of parts to cut a job into, so that no worker is idle near the end.
+
+        A candidate that may be stopped is one worker's, and what other studies may score too.
+        """
+        job = open_job.job
+        is_row = job.split == "confirm" and self._confirming.has_candidates
+        is_whole = open_job.trial is not None and not self._due.is_raced(job.recipe)
+        if not (is_row or is_whole):
+            return 1
+        jobs = len(self._jobs.whole) + len(self._confirming)
+        if is_whole:
+            jobs += self._searching.next_to_open
+        return min(len(job.todo), self.workers) if jobs <= self.workers else 1
 
     def _next_reference(self) -> OpenJob | None:
         """Open a job of what the objective compares candidates with."""
@@ -341,16 +364,20 @@ class Study:
             self._searching.count(open_job, items, seconds)
 
     def finish(self, job_id: str, error: str | None = None) -> None:
-        """Close a job: end its trial with the score of what is recorded, or with an error.
+        """Close a job, or a part of it: the last ends its trial with the score of what is recorded,
+        or with an error.
 
         A candidate whose blocks up to a look are scored waits for more, or is stopped.
         """
-        look = "ended" if error else self._searching.look(self._jobs[job_id])
+        open_job = self._jobs.close(job_id, error)
+        if open_job is None:
+            return  # other workers have parts of it
+        job, error = open_job.job, open_job.error
+        look = "ended" if error else self._searching.look(open_job)
         if look == "goes on":
+            self._jobs[job_id] = open_job
             self._jobs.wait(job_id)
             return
-        open_job = self._jobs.pop(job_id)
-        job = open_job.job
         if look == "beaten":
             self._searching.stop(open_job)
         elif open_job.trial:

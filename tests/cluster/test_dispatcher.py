@@ -34,9 +34,15 @@ class Floor:
     """Workers that score by a formula, each block in ``seconds`` of a simulated clock."""
 
     def __init__(
-        self, folder: Path, items: Any, specs: list[Spec], workers: int = 2, seconds: float = 0.01
+        self,
+        folder: Path,
+        items: Any,
+        specs: list[Spec],
+        workers: int = 2,
+        seconds: float = 0.01,
+        references: bool = True,
     ) -> None:
-        self.items, self.specs, self.seconds = items, specs, seconds
+        self.items, self.specs, self.seconds, self.references = items, specs, seconds, references
         self.outcomes = Outcomes(folder / "outcomes", specs[0].tasks)
         self.outcomes.bind(specs[0], items, {"base": "b"})
         self.finished: list[Finished] = []
@@ -68,7 +74,7 @@ class Floor:
             self.outcomes,
             on_finished=self.finished.append,
             # as in a comparison, where the first study alone confirms them
-            confirms_references=spec is self.specs[0],
+            confirms_references=self.references and spec is self.specs[0],
             is_busy=is_busy,
         )
 
@@ -337,3 +343,26 @@ def test_no_thread_collects_garbage_while_ray_ends(monkeypatch: pytest.MonkeyPat
     stop_ray()
     assert seen == [False]
     assert gc.isenabled()
+
+
+def test_workers_share_the_last_jobs(pico: Path, items: Any, tmp_path: Path) -> None:
+    """A turn is a block of each worker; what is recommended is scored by all four together."""
+    spec = parse(pico_values(pico, trials=8, sampler="surface", block=2, workers=4))
+    turns, scored = dict[int, int](), dict[int, set[str]]()
+    for sharing in (1, 4):
+        folder = tmp_path / str(sharing)
+        floor = Floor(folder, items, [spec], workers=4, seconds=1.0, references=False)
+        floor.study.workers = sharing
+        turns[sharing] = 0
+        floor.dispatcher.flush_and_dispatch()
+        while not floor.dispatcher.is_finished:
+            turns[sharing] += 1
+            for worker in list(floor.todo):
+                floor.dispatcher.receive(worker, floor.step(worker))
+            floor.dispatcher.flush_and_dispatch()
+        assert floor.study.failure is None
+        assert floor.study.done == 8
+        assert len(floor.scored) == len(set(floor.scored)), "something was scored twice"
+        scored[sharing] = set(floor.outcomes.scored("search"))
+    assert scored[1] == scored[4]
+    assert turns[4] <= turns[1] - 12, "two candidates of 12 blocks, one after the other"

@@ -239,6 +239,81 @@ def test_a_candidate_that_kills_its_workers_has_failed(
     assert [(f.recipe, f.error) for f in failed] == [(recipes[0], "its worker died 4 times")]
 
 
+@pytest.fixture
+def parts(pico: Path, items: Any, tmp_path: Path) -> tuple[Bench, list[Job]]:
+    """Return a search of one candidate for six workers, and the six parts of it."""
+    values = pico_values(pico, trials=1, sampler="random", block=2) | {"baselines": {}}
+    bench = Bench(parse(values), tmp_path, items)
+    bench.study.workers = 6
+    given = {str(number): bench.study.next_job(str(number)) for number in range(10)}
+    assert bench.study.next_job("10") is None
+    for job_id, job in given.items():
+        assert job is not None
+        if job.split == "confirm":
+            score(bench, job_id, job)
+    return bench, [job for job in given.values() if job is not None and job.split == "search"]
+
+
+def score(bench: Bench, job_id: str, job: Job) -> None:
+    bench.study.record([(job_id, bench.result(job, block)) for block in job.todo])
+    bench.study.finish(job_id)
+
+
+def test_parts_of_a_job_end_together(parts: tuple[Bench, list[Job]]) -> None:
+    bench, jobs = parts
+    assert len({job.recipe.key for job in jobs}) == 1
+    assert [job.todo for job in jobs] == [(2 * part, 2 * part + 1) for part in range(6)]
+    for number in (1, 0, 5, 3, 2):
+        score(bench, str(number), jobs[number])
+        assert not bench.finished
+    assert bench.study.budget == 1
+    assert bench.study.shares == [Share("candidate", 0, 1)]
+    score(bench, "4", jobs[4])
+    assert [(f.state, f.items) for f in bench.finished] == [("complete", 24 * 3)]
+
+
+def test_a_part_whose_worker_died_goes_to_another(parts: tuple[Bench, list[Job]]) -> None:
+    bench, jobs = parts
+    bench.study.record([("1", bench.result(jobs[1], 2))])
+    bench.study.job_lost("1")
+    again = bench.study.next_job("10")
+    assert again == Job(recipe=jobs[1].recipe, split="search", todo=(3,), alone=True)
+    for job_id, job in {"10": again, "0": jobs[0], "2": jobs[2], "3": jobs[3]}.items():
+        score(bench, job_id, job)
+    score(bench, "4", jobs[4])
+    assert not bench.finished
+    score(bench, "5", jobs[5])
+    assert [f.state for f in bench.finished] == ["complete"]
+    assert len(bench.scored) == len(set(bench.scored))
+
+
+def test_a_part_that_fails_fails_its_candidate_once(parts: tuple[Bench, list[Job]]) -> None:
+    bench, jobs = parts
+    bench.study.job_lost("1")
+    bench.study.finish("0", "MemoryError: no room")
+    for number in range(2, 6):
+        score(bench, str(number), jobs[number])
+    assert not bench.finished, "a part waits"
+    bench.run()
+    assert [(f.state, f.error) for f in bench.finished] == [("failed", "MemoryError: no room")]
+    scored = {block for _, split, block in bench.scored if split == "search"}
+    assert not scored & {*jobs[0].todo, *jobs[1].todo}, "the part that waited was scored"
+
+
+def test_a_search_that_stops_between_parts_is_resumed(parts: tuple[Bench, list[Job]]) -> None:
+    bench, jobs = parts
+    bench.study.job_lost("1")
+    bench.study.stop("for a test")
+    bench.study.release()
+    for number in (0, 2, 3, 4, 5):
+        score(bench, str(number), jobs[number])
+    assert not bench.finished
+    again = Bench(bench.spec, bench.folder, bench.items)
+    again.run()
+    assert [f.state for f in again.finished] == ["complete"]
+    assert {block for _, split, block in again.scored if split == "search"} == set(jobs[1].todo)
+
+
 def test_a_search_of_failures_gives_up(spec: Spec, items: Any, tmp_path: Path) -> None:
     bench = Bench(spec, tmp_path, items)
     bench.run(fail="MemoryError: no room")
