@@ -1,11 +1,12 @@
 """Record landscapes: every item's result for many candidates of one space.
 
-    python -m benchmarks.landscapes [--only NAME ...] [--candidates N] [--to DIR]
+    python -m benchmarks.landscapes [--only NAME ...] [--candidates N]
 
 The quickstart's experts are merged by Task Arithmetic and by CABS, with 20 shared λ and λ drawn
 evenly from the space, and scored on all items of both splits, by the program itself: its workers,
 its record. A record is kept in the cache's folder ``landscapes`` and goes on where it stopped; a
-larger ``--candidates`` adds to it. ``benchmarks/search_rivals.py`` replays searches on them.
+larger ``--candidates`` adds to it. What was recorded is written to docs/results/landscapes, where
+``benchmarks/search_rivals.py`` reads it: experts that are tuned on another machine differ.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ from cabs_search.tasks.items import SplitName
 from cabs_search.workflows.prepare import prepare, to_stderr
 
 Floats = npt.NDArray[np.float32]
-
+FILES = Path(__file__).parents[1] / "docs" / "results" / "landscapes"
 LAYERS = {f"layer{i}": rf"layer\.{i}\." for i in range(6)}
 """Groups of λ: MiniLM's six layers; embeddings and pooler are not tuned, but for the first."""
 SPACES: dict[str, dict[str, Any]] = {
@@ -110,8 +111,8 @@ def record(name: str, candidates: int, folder: Path) -> None:
         search(study, prepared.items, cache_folder())
 
 
-def read(name: str, folder: Path) -> Landscape:
-    """Read what is recorded on both splits."""
+def recorded(name: str, folder: Path) -> Landscape:
+    """Return what is on record of both splits."""
     spec = spec_of(name, 1)
     outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks, must_exist=True)
     by_split = {split: outcomes.scored(split) for split in ("search", "confirm")}
@@ -141,18 +142,52 @@ def read(name: str, folder: Path) -> Landscape:
     )
 
 
+def write(landscape: Landscape, path: Path) -> None:
+    """Write a landscape of scores that are 0 or 1; losses in half precision."""
+    tables: dict[str, npt.NDArray[Any]] = {
+        "keys": np.array(landscape.keys),
+        "lambdas": landscape.lambdas,
+        "arms": landscape.arms,
+    }
+    for split, by_task in landscape.scores.items():
+        for task, scores in by_task.items():
+            assert set(np.unique(scores)) <= {0, 1}, task
+            tables[f"{split}/{task}/scores"] = scores.astype(np.uint8)
+            tables[f"{split}/{task}/losses"] = landscape.losses[split][task].astype(np.float16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **tables)
+
+
+def read(name: str) -> Landscape:
+    """Read a landscape's file."""
+    with np.load(FILES / f"{name}.npz") as tables:
+        found: dict[str, dict[SplitName, dict[str, Floats]]] = {"scores": {}, "losses": {}}
+        for place in tables.files:
+            if "/" in place:
+                split, task, field = place.split("/")
+                by_task = found[field].setdefault(cast("SplitName", split), {})
+                by_task[task] = tables[place].astype(np.float32)
+        return Landscape(
+            keys=tables["keys"].tolist(),
+            lambdas=tables["lambdas"],
+            arms=tables["arms"],
+            scores=found["scores"],
+            losses=found["losses"],
+        )
+
+
 def main() -> None:
     """Record the landscapes that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--only", nargs="*", default=list(SPACES), choices=list(SPACES))
     parser.add_argument("--candidates", type=int, default=250)
-    parser.add_argument("--to", type=Path, default=None, help="default: in the cache's folder")
     options = parser.parse_args()
     make()
     for name in options.only:
-        folder = (options.to or cache_folder() / "landscapes") / name
+        folder, path = cache_folder() / "landscapes" / name, FILES / f"{name}.npz"
         record(name, options.candidates, folder)
-        print(f"{name}: {len(read(name, folder).arms)} candidates in {folder}")
+        write(recorded(name, folder), path)
+        print(f"{name}: {len(read(name).arms)} candidates in {path}")
 
 
 if __name__ == "__main__":

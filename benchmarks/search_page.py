@@ -44,6 +44,9 @@ def _table(space: str, found: Mapping[str, Any], budgets: Sequence[int]) -> str:
         means = [f"{100 * mean:.1f}" for mean in curve.mean(axis=0)]
         means += [""] * (len(budgets) - len(means))
         lines.append(f"| {name} | {len(curve)} | " + " | ".join(means) + " |")
+    for name, shares in found.get("covered", {}).items():
+        if shares:
+            lines += ["", f"Of *{name}*, 90 % intervals of proposals held {np.mean(shares):.0%}."]
     lines += ["", "| difference, paired over seeds | points | 95 % interval |", "|---|---|---|"]
     for own, rival, budget in CLAIMS:
         if OURS in curves and rival in curves:

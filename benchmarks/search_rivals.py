@@ -4,7 +4,8 @@
 
 Of all items, 150 of each task are searched on, drawn anew for each seed; all others choose nothing
 and judge what is recommended. Curves are kept in docs/results/search.json, where a run adds seeds
-that are missing; ``--docs`` writes docs/results/search.md and its picture from it.
+that are missing, unless the landscape is another; ``--docs`` writes docs/results/search.md and its
+picture from it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -23,12 +25,11 @@ import optuna
 from tqdm import tqdm
 
 from benchmarks.emulator import Emulator, emulate
-from benchmarks.landscapes import SPACES, read
+from benchmarks.landscapes import FILES, SPACES, read
 from benchmarks.search_page import write
 from cabs_search.search.samplers.registry import SAMPLERS
-from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
+from cabs_search.search.samplers.surface import ANSWERS, Recommended, SurfaceSampler
 from cabs_search.search.surface import Answers
-from cabs_search.spec.locations import cache_folder
 
 Floats = npt.NDArray[np.float64]
 FILE = Path(__file__).parents[1] / "docs" / "results" / "search.json"
@@ -40,6 +41,8 @@ STARTUP = 12
 """Random candidates before a sampler learns."""
 FEW = 5
 """Items of each task for the search on few items: 20 in all with four tasks."""
+NINETY = 1.645
+"""Standard deviations on either side of a mean that hold 90 % of a normal distribution."""
 Ints = npt.NDArray[np.int64]
 Point = tuple[Floats, int]
 """λ, and the number of other settings."""
@@ -59,6 +62,8 @@ class Game:
         self.judge = {task: c[SEARCH_ITEMS:] for task, c in shuffled.items()}
         self.spent = 0.0
         """In full evaluations."""
+        self.covered: list[bool] = []
+        """Whether each prediction's 90 % interval held the score on all search items."""
 
     def point(self, params: dict[str, float]) -> Point:
         """Return the candidate that Optuna's parameters name."""
@@ -78,6 +83,12 @@ class Game:
         """Score some search items."""
         self.spent += len(columns[next(iter(columns))]) / SEARCH_ITEMS
         return self._mean(point, columns)
+
+    def check(self, point: Point, predicted: Recommended | None) -> None:
+        """Note whether a prediction that was made before a candidate was scored has held."""
+        if predicted is not None:
+            error = abs(self._mean(point, self.search) - predicted.mean)
+            self.covered.append(error <= NINETY * predicted.deviation)
 
     def _mean(self, point: Point, columns: dict[str, Ints]) -> float:
         scores, _ = self.emulator.answer(*point)
@@ -197,6 +208,7 @@ def surface(*, stops: bool) -> Player:
             trial = study.ask()
             point, start = game.suggest(trial), trial.number * 7 % BLOCKS
             blocks = [start] if stops else list(range(BLOCKS))
+            game.check(point, sampler.predicted.get(trial.number))
             trial.set_user_attr(ANSWERS, game.answers(point, blocks))
             game.spent += len(blocks) / BLOCKS
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -235,8 +247,14 @@ PLAYERS = {
 """Players, and the largest budget of each."""
 
 
-def curve(space: str, name: str, seed: int) -> list[float]:
-    """Return the fresh score of what is recommended at each budget that a player has."""
+def curve(space: str, name: str, seed: int) -> tuple[list[float], float]:
+    """Return the fresh score of what is recommended at each budget that a player has.
+
+    Returns:
+        The scores, and the share of 90 % intervals that held a new candidate's score; NaN if the
+        player predicts none.
+
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     game, (player, most) = Game(emulated(space), seed), PLAYERS[name]
@@ -253,13 +271,14 @@ def curve(space: str, name: str, seed: int) -> list[float]:
             last = game.fresh(choice())
             if game.spent > budgets[len(found)] - 1e-9:
                 found.append(last)
-    return found + [last] * (len(budgets) - len(found))
+    covered = float(np.mean(game.covered)) if game.covered else float("nan")
+    return found + [last] * (len(budgets) - len(found)), covered
 
 
 @cache
 def emulated(space: str) -> Emulator:
     """Return the emulator of a space's landscape."""
-    landscape, range_ = read(space, cache_folder() / "landscapes" / space), SPACES[space]["lambda"]
+    landscape, range_ = read(space), SPACES[space]["lambda"]
     return emulate(landscape, range_["low"], range_["high"])
 
 
@@ -273,10 +292,16 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="write the page of what is kept")
     options = parser.parse_args()
     kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    for space in options.spaces:
+        if not (FILES / f"{space}.npz").is_file():
+            parser.error(f"record it first: python -m benchmarks.landscapes --only {space}")
     with ProcessPoolExecutor(options.workers) as pool:
         for space in options.spaces:
             emulator = emulated(space)
-            of_space = kept.setdefault(space, {"curves": {}})
+            checksum = zlib.crc32((FILES / f"{space}.npz").read_bytes())
+            of_space = kept.setdefault(space, {})
+            if of_space.get("landscape") != checksum:
+                of_space |= {"landscape": checksum, "curves": {}, "covered": {}}
             of_space |= {
                 "candidates": len(emulator.x),
                 "left out": round(emulator.left_out, 4),
@@ -284,10 +309,13 @@ def main() -> None:
             }
             for name in options.only:
                 curves = of_space["curves"].setdefault(name, [])
+                covered = of_space["covered"].setdefault(name, [])
                 seeds = range(len(curves), options.seeds)
                 jobs = [pool.submit(curve, space, name, seed) for seed in seeds]
                 for job in tqdm(jobs, desc=f"{space}, {name}", disable=not jobs):
-                    curves.append([round(score, 4) for score in job.result()])
+                    scores, share = job.result()
+                    curves.append([round(score, 4) for score in scores])
+                    covered += [] if np.isnan(share) else [round(share, 4)]
                     FILE.write_text(json.dumps(kept) + "\n")
                 means = np.mean(curves, axis=0) if curves else []
                 print(f"{space:16} {name:20}", *(f"{mean:.4f}" for mean in means), flush=True)

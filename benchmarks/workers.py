@@ -1,0 +1,127 @@
+"""Search with 1, 2 and 4 workers: same quality, and how long workers wait for candidates.
+
+    python -m benchmarks.workers [--workers N ...] [--seeds N] [--items N]
+
+Every seed draws other items and other proposals. *Busy* is the share of the workers' time in which
+they merged and scored, from the first candidate to the last that the sampler proposes freely; the
+last two, which are the best predictions, come one after another and are scored by all workers
+together. *Proposing* is the driver's time to propose candidates, as a share of the workers' time to
+score them. What is found is kept in docs/results/workers.json, where a run adds seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cabs_search.cluster.driver import search
+from cabs_search.quickstart.experts import make
+from cabs_search.record.folder import StudyFolder, StudyId, only_driver
+from cabs_search.record.outcomes import Outcomes
+from cabs_search.search.jobs import BlockResult, Job
+from cabs_search.search.study import Study, open_database
+from cabs_search.spec.load import load, parse
+from cabs_search.spec.locations import cache_folder
+from cabs_search.spec.study import Spec
+from cabs_search.workflows.prepare import prepare
+
+FILE = Path(__file__).parents[1] / "docs" / "results" / "workers.json"
+
+
+class TimedStudy(Study):
+    """Keeps when the search's candidates were given out, and how long workers were at them."""
+
+    first = last = 0.0
+    """Time of the first job, and of the last that is not of a candidate scored in full."""
+    proposing = 0.0
+    """Seconds."""
+    times: list[tuple[float, float]]
+    """Time at which results came, and seconds that they took a worker."""
+
+    def next_job(self, job_id: str) -> Job | None:
+        """Note when a candidate was given out, and how long it took to propose it."""
+        start = time.perf_counter()
+        job = super().next_job(job_id)
+        now = time.perf_counter()
+        if job is not None and job.split == "search" and job.recipe.key not in self._due.whole:
+            self.first, self.last = self.first or now, now
+            self.proposing += now - start
+        return job
+
+    def record(self, results: Sequence[tuple[str, BlockResult]]) -> None:
+        """Note how long workers were at results that came while candidates were given out."""
+        seconds = sum(r.materialize_seconds + r.evaluate_seconds for _, r in results)
+        self.times.append((time.perf_counter(), seconds))
+        super().record(results)
+
+    @property
+    def share(self) -> tuple[float, float]:
+        """Return the shares of the workers' time in which they were busy, and of proposing."""
+        own = [seconds for at, seconds in self.times if self.first <= at <= self.last]
+        return sum(own) / (self.workers * (self.last - self.first)), self.proposing / sum(own)
+
+
+def spec_of(workers: int, seed: int, items: int) -> Spec:
+    """Return the quickstart's search with so many workers, without what refines it."""
+    plain: dict[str, Any] = load("quickstart", locations=False).as_dict()
+    plain |= {"name": f"workers {workers} seed {seed}", "seed": seed}
+    plain["search"] |= {"items": items, "workers": workers, "confirm": 1, "confirm_stops": False}
+    plain["search"].pop("refine", None)
+    return parse(plain, plain["name"])
+
+
+def play(spec: Spec, folder: Path) -> dict[str, float]:
+    """Search, and return what was recommended and how busy workers were."""
+    prepared = prepare(spec, folder, None, lambda _: None)
+    spec = prepared.spec
+    start = time.perf_counter()
+    with only_driver(folder):
+        outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
+        outcomes.bind(spec, prepared.items, prepared.weights)
+        database = open_database(spec, folder, StudyId(outcomes.study_id()))
+        study = TimedStudy(spec, database, prepared.items, outcomes, confirms_references=False)
+        study.times = []
+        search(study, prepared.items, cache_folder())
+    seconds = time.perf_counter() - start
+    assert study.chosen is not None
+    busy, proposing = study.share
+    return {
+        "score": outcomes.scored("confirm")[study.chosen.recipe.key].score,
+        "candidates": study.done,
+        "seconds": seconds,
+        "busy": busy,
+        "proposing": proposing,
+    }
+
+
+def main() -> None:
+    """Search, and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--items", type=int, default=12_000, help="budget of each search")
+    options = parser.parse_args()
+    make()
+    kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    for seed in range(options.seeds):
+        for workers in options.workers:
+            of_count = kept.setdefault(f"{workers} workers, {options.items} items", [])
+            if len(of_count) <= seed:
+                with tempfile.TemporaryDirectory() as folder:
+                    found = play(spec_of(workers, seed, options.items), Path(folder) / "study")
+                of_count.append({name: round(value, 4) for name, value in found.items()})
+                FILE.write_text(json.dumps(kept, indent=1) + "\n")
+    for name, of_count in kept.items():
+        means = {key: np.mean([one[key] for one in of_count]) for key in of_count[0]}
+        print(name, len(of_count), *(f"{key} {mean:.3f}" for key, mean in means.items()))
+
+
+if __name__ == "__main__":
+    main()
