@@ -23,6 +23,7 @@ from cabs_search.kinds.base import Outcome
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.calibration import CalibrationKey
 from cabs_search.merging.family import Family
+from cabs_search.scoring.ensemble import score_ensemble
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.jobs import BlockResult, Job
 from cabs_search.spec.study import Spec
@@ -150,14 +151,17 @@ class Worker(tune.Trainable):  # type: ignore[misc]
 
     def _score(self, job: Job, block: int) -> BlockResult:
         start = time.perf_counter()
-        if block == job.todo[0]:
+        # an ensemble becomes its members anew for each block
+        if block == job.todo[0] and not job.recipe.ensemble:
             self._bench.materialize(job.recipe)
         ready = time.perf_counter()
         context = self._context
         items, rows = context.items[job.split], context.blocks[job.split][block]
         outcomes: dict[str, Outcome] = {}
         gradients = by_temperature = None
-        if job.purpose == "gradient":
+        if job.recipe.ensemble:
+            outcomes = score_ensemble(self._bench, job.recipe, items, rows)
+        elif job.purpose == "gradient":
             outcomes, gradients = self._bench.score_with_gradients(items, rows, job.temperatures)
             if not all(np.isfinite(found).all() for found in gradients.values()):
                 raise ValueError("a gradient of λ is not finite")

@@ -150,6 +150,8 @@ class Kind(ABC):
     """True if a loss is minus the log of the right answer's probability."""
     has_entropies: ClassVar[bool] = False
     """True if the model gives each answer of an item's a probability."""
+    ensembles: ClassVar[tuple[str, ...]] = ()
+    """Ensembles, of ``recipe.ENSEMBLES``, that can average the outputs of several models."""
     harness_text: ClassVar[str | tuple[str, str]] = ""
     """The field ``text`` of a task of lm-evaluation-harness: columns that a prediction needs."""
     default_max_length: ClassVar[int] = 128
@@ -299,6 +301,21 @@ class Kind(ABC):
         """
         raise NotImplementedError
 
+    def averaged(self, outputs: Sequence[Any], items: Sequence[Item]) -> Any:
+        """Return the output whose probabilities, or numbers, are the mean of the models' own.
+
+        Only kinds that have the ensemble ``mean``.
+
+        Args:
+            outputs: of each model on the sequences of the items, in main memory.
+            items: the items.
+
+        Returns:
+            An output as ``outcome`` takes it.
+
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score a model's output on the sequences of some items, in their order."""
@@ -362,6 +379,13 @@ def to_host(logits: Tensor) -> Tensor:
 def widened(logits: Tensor) -> Tensor:
     """Return logits as float32, if they are in half precision, with gradient and in their place."""
     return logits.float() if logits.element_size() < FLOAT32_BYTES else logits
+
+
+def output_of(logits: Tensor) -> Any:
+    """Return logits as a model's output."""
+    from types import SimpleNamespace
+
+    return SimpleNamespace(logits=logits)
 
 
 def split_tokens(logits: Tensor, items: Sequence[Item]) -> Iterator[list[Tensor]]:

@@ -234,6 +234,19 @@ def sums_by_part(output: Tensor, items: Sequence[Item]) -> list[Tensor]:
     return [torch.stack([next(parts).sum() for _ in of_item]) for of_item in counts]
 
 
+def as_targets(sums: Tensor, items: Sequence[Item]) -> Tensor:
+    """Return an output, [targets], from which ``sums_by_part`` makes the given sums, [parts].
+
+    The first token of each part has its sum, the others 0.
+    """
+    import torch
+
+    counts = torch.tensor([count for item in items for count in targets_of(item).counts])
+    output = torch.zeros(int(counts.sum()))
+    output[counts.cumsum(0) - counts] = sums
+    return output
+
+
 def targets_of(item: Item) -> Targets:
     """Return the targets, which every item of these kinds has."""
     assert item.targets is not None

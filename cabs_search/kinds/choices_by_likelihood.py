@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cabs_search.kinds.base import Item, Outcome, TaskFields, Texts, text_columns, to_host, widened
-from cabs_search.kinds.causal import Continuing, Request, joined, sums_by_part
+from cabs_search.kinds.causal import Continuing, Request, as_targets, joined, sums_by_part
 from cabs_search.kinds.classes import class_losses, padded
 from cabs_search.kinds.multiple_choice import MultipleChoice
 from cabs_search.metrics.base import Metric
@@ -28,6 +29,7 @@ class ChoicesByLikelihood(Continuing, MultipleChoice):
     name: ClassVar[str] = "choices-by-likelihood"
     metrics: ClassVar[tuple[Metric, ...]] = OF_CHOICES
     harness_text: ClassVar[str] = "context"
+    ensembles: ClassVar[tuple[str, ...]] = ("mean", "packllm")
 
     def texts(self, where: str, task: TaskFields, row: Mapping[str, Any]) -> Texts:
         """Return the context, of a pair both texts, and the choices."""
@@ -69,6 +71,14 @@ class ChoicesByLikelihood(Continuing, MultipleChoice):
     def answer_logits(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
         """Return the log-likelihoods of each item's choices."""
         return padded(sums_by_part(widened(output), items))
+
+    def averaged(self, outputs: Sequence[Any], items: Sequence[Item]) -> Any:
+        """Return log-likelihoods of the mixture of the models: each choice's is the mean."""
+        import torch
+
+        sums = [torch.cat(sums_by_part(output, items)).double() for output in outputs]
+        means = torch.stack(sums).logsumexp(0) - math.log(len(sums))
+        return as_targets(means.float(), items)
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score log-likelihoods, [targets]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -74,6 +75,19 @@ def class_entropies(logits: Tensor) -> Tensor:
     logs = logits.log_softmax(-1)
     # 0 · -inf counts as 0, also in the gradient
     return -(logs.exp() * logs.masked_fill(logs.isneginf(), 0.0)).sum(-1)
+
+
+def mean_log_probabilities(logits: Sequence[Tensor]) -> Tensor:
+    """Return the logs of the mean over models of classes' probabilities, [..., classes].
+
+    Args:
+        logits: of each model, [..., classes], -inf where an item has fewer classes.
+
+    """
+    import torch
+
+    logs = torch.stack([own.double().log_softmax(-1) for own in logits])
+    return (logs.logsumexp(0) - math.log(len(logits))).float()
 
 
 def score_classes(logits: Tensor, items: Sequence[Item]) -> Outcome:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cabs_search.kinds.base import Item, Outcome, TaskFields, Texts, to_host, widened
-from cabs_search.kinds.classes import Choosing, class_of, score_classes
+from cabs_search.kinds.base import Item, Outcome, TaskFields, Texts, output_of, to_host, widened
+from cabs_search.kinds.classes import Choosing, class_of, mean_log_probabilities, score_classes
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_CLASSES
 
@@ -24,6 +24,7 @@ class Classification(Choosing):
     head: ClassVar[str] = "ForSequenceClassification"
     metrics: ClassVar[tuple[Metric, ...]] = OF_CLASSES
     predicts: ClassVar[type[Any]] = int
+    ensembles: ClassVar[tuple[str, ...]] = ("mean",)
 
     def label(self, where: str, task: TaskFields, config: Any, texts: Texts, value: Any) -> int:
         """Return the head's class."""
@@ -33,6 +34,10 @@ class Classification(Choosing):
         """Return the logits of each item's classes."""
         logits: Tensor = widened(output.logits)
         return logits
+
+    def averaged(self, outputs: Sequence[Any], items: Sequence[Item]) -> Any:
+        """Return logits of the mean probabilities."""
+        return output_of(mean_log_probabilities([output.logits for output in outputs]))
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [items, classes]."""

@@ -11,12 +11,13 @@ from cabs_search.kinds.base import (
     TaskFields,
     Texts,
     check_texts,
+    output_of,
     sequences_of,
     text_columns,
     to_host,
     widened,
 )
-from cabs_search.kinds.classes import Choosing, padded, score_classes
+from cabs_search.kinds.classes import Choosing, mean_log_probabilities, padded, score_classes
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_CLASSES
 
@@ -36,6 +37,7 @@ class MultipleChoice(Choosing):
     metrics: ClassVar[tuple[Metric, ...]] = OF_CLASSES
     predicts: ClassVar[type[Any]] = int
     takes_choices: ClassVar[bool] = True
+    ensembles: ClassVar[tuple[str, ...]] = ("mean",)
 
     def check_choices(self, choices: str | tuple[str, ...] | None) -> None:
         """Raise ValueError unless there is a column of lists, or two columns at least."""
@@ -92,6 +94,14 @@ class MultipleChoice(Choosing):
     def answer_logits(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
         """Return the logits of each item's choices."""
         return _by_item(widened(output.logits), items)
+
+    def averaged(self, outputs: Sequence[Any], items: Sequence[Item]) -> Any:
+        """Return logits of each item's mean probabilities of its choices, [1, sequences]."""
+        import torch
+
+        means = mean_log_probabilities([_by_item(output.logits, items) for output in outputs])
+        rows = [own[: len(item.sequences)] for own, item in zip(means, items, strict=True)]
+        return output_of(torch.cat(rows)[None])
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [1, sequences]."""

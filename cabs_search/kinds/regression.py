@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cabs_search.kinds.base import Item, Kind, Outcome, TaskFields, Texts, to_host, widened
+from cabs_search.kinds.base import (
+    Item,
+    Kind,
+    Outcome,
+    TaskFields,
+    Texts,
+    output_of,
+    to_host,
+    widened,
+)
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_NUMBERS
 
@@ -27,6 +36,7 @@ class Regression(Kind):
     metrics: ClassVar[tuple[Metric, ...]] = OF_NUMBERS
     predicts: ClassVar[type[Any]] = float
     has_log_losses: ClassVar[bool] = False
+    ensembles: ClassVar[tuple[str, ...]] = ("mean",)
 
     def check_head(self, where: str, model: str, config: Any) -> None:
         """Raise ValueError unless the head is one for sequences with one output."""
@@ -49,6 +59,13 @@ class Regression(Kind):
     def losses(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Tensor:
         """Return the squared error of each item."""
         return _squared_errors(widened(output.logits), items)
+
+    def averaged(self, outputs: Sequence[Any], items: Sequence[Item]) -> Any:
+        """Return the mean predictions."""
+        import torch
+
+        logits = torch.stack([output.logits.double() for output in outputs])
+        return output_of(logits.mean(0).float())
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [items, 1]."""

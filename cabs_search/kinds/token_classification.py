@@ -14,13 +14,14 @@ from cabs_search.kinds.base import (
     TaskFields,
     Texts,
     check_texts,
+    output_of,
     sequences_of,
     split_tokens,
     text_columns,
     to_host,
     widened,
 )
-from cabs_search.kinds.classes import class_entropies, class_names, class_of
+from cabs_search.kinds.classes import class_entropies, class_names, class_of, mean_log_probabilities
 from cabs_search.metrics.base import Metric
 from cabs_search.metrics.registry import OF_WORDS
 
@@ -56,6 +57,7 @@ class TokenClassification(Kind):
     metrics: ClassVar[tuple[Metric, ...]] = OF_WORDS
     predicts: ClassVar[type[Any]] = list
     has_entropies: ClassVar[bool] = True
+    ensembles: ClassVar[tuple[str, ...]] = ("mean",)
 
     def check_text(self, text: str | tuple[str, str]) -> None:
         """Raise ValueError unless it is one column."""
@@ -133,6 +135,10 @@ class TokenClassification(Kind):
                 for (row,), item in zip(rows, items, strict=True)
             ]
         )
+
+    def averaged(self, outputs: Sequence[Any], items: Sequence[Item]) -> Any:
+        """Return logits of each token's mean probabilities."""
+        return output_of(mean_log_probabilities([output.logits for output in outputs]))
 
     def outcome(self, task: TaskFields, output: Any, items: Sequence[Item]) -> Outcome:
         """Score logits of shape [items, tokens, classes]."""

@@ -2,7 +2,8 @@
 
 An entry is one safetensors file named by the hash of everything that its content depends on: base,
 expert, mask rule and settings; with CABS also the vectors pruned before it (orders with a common
-prefix share entries), with rules that compare vectors, as TIES does, all of these. It holds, tensor
+prefix share entries), with rules that compare vectors, as TIES does, or prune them together, all of
+these. It holds, tensor
 by tensor, the kept values and their positions as ``packed.Packed`` does; a tensor of which nothing
 is kept is absent.
 """
@@ -25,7 +26,7 @@ from cabs_search.checkpoints.writer import CheckpointWriter, checksum_holds
 from cabs_search.common.formats import digest
 from cabs_search.merging.family import Family
 from cabs_search.merging.masks.prune import check_calibrated
-from cabs_search.merging.masks.rule import MaskRule
+from cabs_search.merging.masks.rule import JointRule, MaskRule
 from cabs_search.merging.masks.rules import identity, order_of, settings
 from cabs_search.merging.method import Method
 from cabs_search.merging.packed import SPAN, Packed
@@ -121,10 +122,11 @@ class VectorCache:
 
     def _pruned_paths(self, family: Family, mask: MaskRule) -> dict[str, Path]:
         paths: dict[str, Path] = {}
-        before: list[Any] = []
         fingerprints = family.fingerprints  # before the base's, which is hashed at the same time
         rows_of, calibrations = family.alignment.common_rows, family.calibrations_for(mask)
-        for expert in order_of(mask, tuple(family.experts)):
+        order = order_of(mask, tuple(family.experts))
+        pruned = [[fingerprints[e], identity(mask, e), *rows_of.get(e, ())[1:]] for e in order]
+        for place, expert in enumerate(order):
             key = identity(mask, expert) | {
                 "base": family.base.fingerprint,
                 "expert weights": fingerprints[expert],
@@ -135,8 +137,9 @@ class VectorCache:
             if rows:
                 key["rows of tokens"] = rows
             if "order" in settings(mask):
-                key["before"] = before[:]
-                before.append([fingerprints[expert], identity(mask, expert), *rows])
+                key["before"] = pruned[:place]
+            if isinstance(mask, JointRule):
+                key |= {"together": pruned, "place": place}
             used = check_calibrated(mask, expert, calibrations, fingerprints)
             if used:
                 keys = [one.key for one in used]

@@ -13,7 +13,7 @@ from cabs_search.common.formats import digest
 from cabs_search.merging.combine.rules import COMBINES
 from cabs_search.merging.layers import check_anchors, layer_of, spread
 from cabs_search.merging.masks.rules import MASKS, identity, order_of, settings
-from cabs_search.merging.masks.settings import is_pairs
+from cabs_search.merging.masks.settings import check_choice, is_pairs
 from cabs_search.merging.method import SUM, Method, check_experts, split_name
 
 Groups = tuple[tuple[str, str], ...]
@@ -26,6 +26,8 @@ MOST_SHOWN = 12
 """Most λ that a recipe's text names one by one; of more it has each expert's least and largest."""
 MOST_SHOWN_ANCHORS = 5
 """Most anchors of an expert that a recipe's text names one by one."""
+ENSEMBLES = ("mean", "packllm")
+"""Ways to average the experts' outputs; see ``scoring.ensemble``."""
 LEAST_SUM = 1e-3
 """Sum of λ, as a share of the largest |λ|, that counts as 0 where λ are divided by it."""
 MOST_LAMBDA = 1e6
@@ -53,6 +55,20 @@ class Recipe:
     groups: Groups = ()
     layers: int = 0
     """Number of the model's layers, over which λ is interpolated between anchors; 0: λ has none."""
+    ensemble: str = ""
+    """One of ENSEMBLES: no model, but the averaged outputs of ``members``; empty: a model."""
+
+    @cached_property
+    def members(self) -> tuple[Recipe, ...]:
+        """Each expert alone, as a recipe of the same method; for an ensemble."""
+        experts = self.experts
+        zero = dict.fromkeys(experts, 0.0)
+        return tuple(make_recipe(self.method, zero | {expert: 1.0}) for expert in experts)
+
+    @property
+    def forwards(self) -> int:
+        """Number of models that read each item."""
+        return len(self.experts) if self.ensemble else 1
 
     def anchors_of(self, expert: str) -> tuple[float, ...]:
         """Return an expert's λ at its anchors, or in its groups: the first layer's first."""
@@ -123,7 +139,14 @@ class Recipe:
         return len({value for _, value in self.lambdas}) == 1
 
     def lambda_of(self, expert: str, tensor: str) -> float:
-        """Return λ of one expert's vector in one tensor, or its share where they are normalised."""
+        """Return λ of one expert's vector in one tensor, or its share where they are normalised.
+
+        Raises:
+            ValueError: it is an ensemble, or a tensor is in no group.
+
+        """
+        if self.ensemble:
+            raise ValueError(f"the {self} is no single model")
         return self._factors[LambdaKey(expert, self._group_of(tensor))]
 
     def _group_of(self, tensor: str) -> str:
@@ -149,6 +172,8 @@ class Recipe:
             plain["groups"] = [list(group) for group in self.groups]
         if self.layers:
             plain["layers"] = self.layers
+        if self.ensemble:
+            plain["ensemble"] = self.ensemble
         return plain | {"lambda": self.lambda_by_name}
 
     @classmethod
@@ -176,7 +201,16 @@ class Recipe:
             if not abs(value) <= MOST_LAMBDA:
                 raise ValueError(f"-1e6 <= λ <= 1e6 must hold, but got {key}={value}")
         method = Method(mask=rule(**chosen), combine=COMBINES[combine]())
-        recipe = cls(method=method, lambdas=tuple(lambdas.items()), groups=groups, layers=layers)
+        ensemble = str(values.get("ensemble", ""))
+        if ensemble:
+            check_choice("ensemble", ensemble, ENSEMBLES)
+        recipe = cls(
+            method=method,
+            lambdas=tuple(lambdas.items()),
+            groups=groups,
+            layers=layers,
+            ensemble=ensemble,
+        )
         recipe.check_layers()
         return recipe
 
@@ -226,9 +260,12 @@ class Recipe:
         # a sum with normalised λ is a sum as well
         combine = SUM.name if self.method.is_linear else self.method.combine.name
         combine = combine if terms else ""
-        return digest(json.dumps([combine, terms, groups], sort_keys=True))
+        apart = [self.ensemble] if self.ensemble else []
+        return digest(json.dumps([combine, terms, groups, *apart], sort_keys=True))
 
     def __str__(self) -> str:
+        if self.ensemble:
+            return f"{self.ensemble} of the outputs of {', '.join(self.experts)}"
         if self.is_shared:
             return f"{self.method} λ={self.lambdas[0][1]:g}"
         if not self.layers and len(self.lambdas) <= MOST_SHOWN:

@@ -23,9 +23,10 @@ View = Sequence[Kind | tuple[Kind, ...]]
 SHARED_TA = "best shared TA"
 GAIN = ("gain", "gain_interval")
 TESTED = ("all_rows", "tied", GAIN, "p_holm")
-LEADERBOARD: View = ("row", "score", "on", *TESTED, "task", "search", "objective", "recipe")
+SCORED = ("score", "on", "forwards")
+LEADERBOARD: View = ("row", *SCORED, *TESTED, "task", "search", "objective", "recipe")
 """Columns of a leaderboard in the terminal."""
-COMPARISON: View = ("row", "task", "score", *TESTED, "search", "recipe")
+COMPARISON: View = ("row", "task", "score", "forwards", *TESTED, "search", "recipe")
 """Columns of a comparison in the terminal, ordered as papers print them."""
 PARTS: dict[Kind, tuple[str, ...]] = {
     "row": ("row",),
@@ -110,7 +111,15 @@ def leaderboard_table(board: Leaderboard) -> Table:
     if has_early_rows(board):
         columns += (Column("on", "on items"),)
         rows = [(*cells, row.items) for cells, row in zip(rows, board.rows, strict=True)]
+    if has_ensembles(board.rows):
+        columns += (Column("forwards", "forwards"),)
+        rows = [(*cells, row.forwards) for cells, row in zip(rows, board.rows, strict=True)]
     return Table(columns, tuple(rows))
+
+
+def has_ensembles(rows: Iterable[Row]) -> bool:
+    """Tell whether some row needs more than one model to read an item."""
+    return any(row.forwards > 1 for row in rows)
 
 
 def has_early_rows(board: Leaderboard) -> bool:
@@ -131,6 +140,11 @@ def comparison_table(comparison: Comparison) -> Table:
             rows.append(_score_cells(line.label, line.row, tasks))
         else:
             rows.append((line.label, f"not run: {line.failure}", *[None] * (len(columns) - 2)))
+    if has_ensembles(comparison.alone):
+        forwards = [row.forwards for _, row in labelled]
+        forwards += [1] * len(comparison.lines)
+        columns += (Column("forwards", "forwards"),)
+        rows = [(*cells, count) for cells, count in zip(rows, forwards, strict=True)]
     return Table(columns, tuple(rows))
 
 

@@ -29,6 +29,7 @@ from cabs_search.results.rows import (
     SIGNIFICANT,
     START,
     Row,
+    ensemble_entries,
     make_rows,
     merged_entry,
     reference_entries,
@@ -37,7 +38,14 @@ from cabs_search.results.scores import RecordScores
 from cabs_search.results.spent import Cost, cost_of
 from cabs_search.results.tie_set import TieSet, tie_set
 from cabs_search.results.tried import Tried, tried_candidates
-from cabs_search.search.candidates import Candidates, best_of, on_front, ranked, reference_recipes
+from cabs_search.search.candidates import (
+    Candidates,
+    best_of,
+    ensemble_recipes,
+    on_front,
+    ranked,
+    reference_recipes,
+)
 from cabs_search.spec.load import load
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS
@@ -134,6 +142,7 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
     )
     found = refined | _found_rows(spec, scores, recommendation, refined, shared)
     entries = reference_entries(reference_recipes(spec.experts), spec.heads, confirmed)
+    entries += ensemble_entries(ensemble_recipes(spec), confirmed)
     entries += [
         merged_entry(f"best shared-λ {s.recipe.method.name}", "baseline", s, confirmed)
         for s in shared

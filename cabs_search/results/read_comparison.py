@@ -18,6 +18,7 @@ from cabs_search.results.rows import (
     BASELINE,
     Entry,
     Row,
+    ensemble_entries,
     make_rows,
     merged_entry,
     reference_entries,
@@ -26,7 +27,7 @@ from cabs_search.results.scores import RecordScores
 from cabs_search.results.spent import cost_of
 from cabs_search.results.tie_set import TieSet, tie_set
 from cabs_search.search.axes import REFERENCE, Value, axis_values
-from cabs_search.search.candidates import Candidates, ranked, reference_recipes
+from cabs_search.search.candidates import Candidates, ensemble_recipes, ranked, reference_recipes
 from cabs_search.search.objectives.registry import objective_of, with_references
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
@@ -80,6 +81,7 @@ def build_comparison(
     arithmetic = [s for s in scores.searched.values() if s.recipe.method.name == REFERENCE]
     reference = _best_confirmed(scores, _shared(arithmetic))
     alone = reference_entries(reference_recipes(spec.experts), spec.heads, scores.confirmed)
+    alone += ensemble_entries(ensemble_recipes(spec), scores.confirmed)
     merged = {
         key: merged_entry(str(s.recipe), "candidate", s, scores.confirmed)
         for key in (reference, *best.values(), *shared.values())

@@ -17,7 +17,7 @@ RECOMMENDED = "recommended"
 START = "start of refining"
 """Row of what was refined by gradient, if that has one of its own; others are tested against it."""
 SIGNIFICANT = 0.05
-Role = Literal["base", "expert", "ideal", "baseline", "candidate"]
+Role = Literal["base", "expert", "ideal", "ensemble", "baseline", "candidate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,8 @@ class Row:
     """Contrasts of candidates and baselines with BASELINE, FOUND and START, except with itself."""
     items: int
     """Items that it was scored on; where these are not all, scores are what is expected on all."""
+    forwards: int = 1
+    """Number of models that read each item: 1, or those of an ensemble."""
     tied: bool = False
     """True if it cannot be told from the best candidate."""
 
@@ -120,6 +122,21 @@ def reference_entries(
     return entries
 
 
+def ensemble_entries(recipes: Mapping[str, Recipe], confirmed: Mapping[str, Scored]) -> list[Entry]:
+    """Return entries of the ensembles, by label, that are among the confirmed ones."""
+    return [
+        Entry(
+            label=label,
+            role="ensemble",
+            scored=confirmed[recipe.key],
+            text=f"{recipe}: {recipe.forwards} forwards an item (no model)",
+            is_model=False,
+        )
+        for label, recipe in recipes.items()
+        if recipe.key in confirmed
+    ]
+
+
 def _whose(experts: Mapping[str, str]) -> str:
     """Say which experts *ideal* takes; ``experts`` as of ``reference_entries``."""
     if BASE not in experts.values():
@@ -170,6 +187,7 @@ def make_rows(
             objective=entry.objective,
             against=against.get(entry.key, {}),
             items=panel.items_of(entry.key),
+            forwards=entry.scored.recipe.forwards,
             tied=entry.key in tied,
         )
         for entry in entries

@@ -14,7 +14,7 @@ class Cost:
     """Items, seconds and pruned vectors that a study took."""
 
     items: Mapping[str, int]
-    """Items scored, by split."""
+    """Items scored, by split; by an ensemble once for each of its models."""
     seconds: Mapping[str, float]
     """Seconds of all workers together by what they did; ``wall``: by the clock."""
     repeated: int
@@ -30,7 +30,8 @@ def cost_of(scores: RecordScores) -> Cost:
     searched = sum(s.items for s in scores.searched.values()) + scores.reference_items
     items = {"search": searched + stopped_items}
     confirm = [s.items for s in scores.confirmed.values()]
-    items |= {"confirm": sum(confirm)}
+    forwards = [s.items * s.recipe.forwards for s in scores.confirmed.values()]
+    items |= {"confirm": sum(forwards)}
     seconds = dict(scores.spent)
     repeated = int(seconds.pop("repeated", 0))
     if refined := int(seconds.pop("refine items", 0)):

@@ -65,7 +65,7 @@ def evaluate_together(
         texts = generate(model, items, rows, device)
         return [outcome_of(own, its_rows, texts) for _, own, its_rows in scored]
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
-    for batch, outputs in _outputs_by_batch(scored, device, temperatures):
+    for batch, outputs in outputs_by_batch(scored, device, temperatures):
         for place, (one, output) in enumerate(zip(scored, outputs, strict=True)):
             fill(outcomes[place], batch, one, output)
             if temperatures and temperatures[place] == ENTROPY:
@@ -73,7 +73,7 @@ def evaluate_together(
     return outcomes
 
 
-def _outputs_by_batch(
+def outputs_by_batch(
     scored: Sequence[Scored], device: torch.device, temperatures: Sequence[float] = ()
 ) -> Iterator[tuple[Ints, list[Any]]]:
     """Yield the places in ``rows`` of each batch, and the output of each model on it."""
@@ -97,7 +97,7 @@ def losses_by_temperature(
 
     """
     sums = [np.zeros(len(TEMPERATURES), np.float32) for _ in scored]
-    for batch, outputs in _outputs_by_batch(scored, device):
+    for batch, outputs in outputs_by_batch(scored, device):
         for one, output, own in zip(scored, outputs, sums, strict=True):
             for place, temperature in enumerate(TEMPERATURES):
                 scaled = at_temperature(output, temperature)

@@ -131,7 +131,7 @@ class Workbench:
 
         """
         outcomes: dict[str, Outcome] = {}
-        for group, scored in self._passes(items, rows):
+        for group, scored in self.passes(items, rows):
             own = [(temperatures or {}).get(task, 1.0) for task in group]
             outcomes |= zip(group, evaluate_together(scored, self.device, own), strict=True)
         return {task: outcomes[task] for task in rows}
@@ -141,7 +141,7 @@ class Workbench:
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Return the sum of each task's losses at every one of ``forward.TEMPERATURES``."""
         found: dict[str, npt.NDArray[np.float32]] = {}
-        for group, scored in self._passes(items, rows):
+        for group, scored in self.passes(items, rows):
             found |= zip(group, losses_by_temperature(scored, self.device), strict=True)
         return found
 
@@ -172,7 +172,7 @@ class Workbench:
         outcomes: dict[str, Outcome] = {}
         found: dict[str, npt.NDArray[np.float32]] = {}
         experts, shared = self.family.experts, self.family.alignment.shared
-        for group, scored in self._passes(items, rows):
+        for group, scored in self.passes(items, rows):
             gradients = LambdaGradients(self.resident, experts, shared, len(group))
             own = [
                 own_tensors(
@@ -186,7 +186,7 @@ class Workbench:
             found |= zip(group, gradients.finish(), strict=True)
         return {task: outcomes[task] for task in rows}, {task: found[task] for task in rows}
 
-    def _passes(
+    def passes(
         self, items: Mapping[str, Items], rows: Mapping[str, Ints]
     ) -> list[tuple[list[str], list[Scored]]]:
         """Return the tasks of each pass through the trunk, with their models, items and rows."""

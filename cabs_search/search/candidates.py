@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -140,7 +140,8 @@ class Candidates:
 
     def includes(self, recipe: Recipe) -> bool:
         """Tell whether a recipe is of the space or a baseline."""
-        return self.is_baseline(recipe) or self.holds(recipe.method)
+        is_model = not recipe.ensemble
+        return is_model and (self.is_baseline(recipe) or self.holds(recipe.method))
 
     def best_shared(self, scored: Mapping[str, Scored]) -> dict[str, Scored]:
         """Find the best candidate with one λ for all experts, by method of the baselines."""
@@ -160,6 +161,13 @@ def reference_recipes(experts: Iterable[str]) -> dict[str, Recipe]:
     whole = make_method("task-arithmetic", names)
     recipes = {BASE: make_recipe(whole, zero)}
     return recipes | {f"expert {e}": make_recipe(whole, zero | {e: 1.0}) for e in names}
+
+
+def ensemble_recipes(spec: Spec) -> dict[str, Recipe]:
+    """Make the ensembles that a spec asks for, by the label of their row."""
+    names = tuple(spec.experts)
+    whole = make_recipe(make_method("task-arithmetic", names), dict.fromkeys(names, 1.0))
+    return {f"ensemble {name}": replace(whole, ensemble=name) for name in spec.ensembles}
 
 
 def ranked(scored: Iterable[Scored]) -> list[Scored]:

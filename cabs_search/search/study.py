@@ -24,7 +24,7 @@ from cabs_search.record.progress_file import Share
 from cabs_search.scoring.batches import blocks
 from cabs_search.search import space
 from cabs_search.search.candidate_stage import CandidateStage
-from cabs_search.search.candidates import ranked, reference_recipes
+from cabs_search.search.candidates import ensemble_recipes, ranked, reference_recipes
 from cabs_search.search.confirm_looks import ConfirmLooks
 from cabs_search.search.confirm_stage import ConfirmStage
 from cabs_search.search.due import DueBlocks
@@ -94,7 +94,8 @@ class Study:
         self.scored_items, self.workers = 0, 1
         self._database, self._is_busy = database, is_busy
         self._jobs = OpenJobs()
-        references = list(reference_recipes(spec.experts).values()) if confirms_references else []
+        alone = reference_recipes(spec.experts) | ensemble_recipes(spec)
+        references = list(alone.values()) if confirms_references else []
         looks = ConfirmLooks(spec, self.blocks["confirm"], outcomes, references)
         pruner = spec.search.pruner_used
         self._due = DueBlocks(

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, mo
 from pydantic.dataclasses import dataclass
 
 from cabs_search.merging.recipe import BASE
-from cabs_search.spec.fields import STRICT, Count, Name
+from cabs_search.spec.fields import STRICT, Count, Name, Once, listed
 from cabs_search.spec.refine import Refine
 from cabs_search.spec.space import Baseline, MethodName, Space
 from cabs_search.spec.task import Task, heads
@@ -147,6 +147,8 @@ class Spec:
     """Models whose weights may be pickled files: experts, or ``base``."""
     space: Space = Space()
     baselines: dict[MethodName, Baseline] = Field(default_factory=dict)
+    ensembles: Annotated[tuple[Literal["mean", "packllm"], ...], BeforeValidator(listed), Once] = ()
+    """Ensembles of the experts that are confirmed beside them."""
     search: Search = Search()
     tracking: Tracking = Tracking()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -161,6 +163,7 @@ class Spec:
         self._check_kinds()
         self._check_orders()
         self._check_weights()
+        self._check_ensembles()
         return self
 
     def _check_experts(self) -> None:
@@ -220,6 +223,17 @@ class Spec:
                 "search.objective.weights: every task must have a weight"
                 f" ({', '.join(self.tasks)}), but got {', '.join(objective.weights)}"
             )
+
+    def _check_ensembles(self) -> None:
+        if self.ensembles and len(self.experts) < 2:
+            raise ValueError("ensembles: two experts at the least are needed, but there is one")
+        for ensemble in self.ensembles:
+            for name, task in self.tasks.items():
+                if ensemble not in task.kind.ensembles:
+                    raise ValueError(
+                        f"ensembles: {ensemble} cannot average outputs of {task.kind}, as"
+                        f" tasks.{name} has"
+                    )
 
     @cached_property
     def orders(self) -> tuple[tuple[str, ...], ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from cabs_search.reporting.tables import (
     GAIN,
+    SCORED,
     View,
     as_markdown,
     as_values,
@@ -21,10 +22,10 @@ from cabs_search.results.leaderboard import Leaderboard
 from cabs_search.results.rows import BASELINE, FOUND
 
 LEADERBOARD_VALUES: View = (
-    *("row", "score", "on", "all_rows", "tied", "task", "search", "objective", "recipe"),
+    *("row", *SCORED, "all_rows", "tied", "task", "search", "objective", "recipe"),
 )
 TEST_VALUES: View = ("row", "against", *GAIN, "p_holm", "p", "items", "effect")
-NOTE_COLUMNS: View = ("row", "score", "on", "all_rows", "tied", "recipe")
+NOTE_COLUMNS: View = ("row", *SCORED, "all_rows", "tied", "recipe")
 MAX_ROWS = 12
 """Rows of the note's leaderboard: a note is a tag, which holds 8,000 characters."""
 

@@ -22,7 +22,7 @@ from cabs_search.results.read_comparison import read_comparison
 from cabs_search.results.scores import RecordScores
 from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.search.axes import Value, axis_values, experiment_name
-from cabs_search.search.candidates import Candidates, reference_recipes
+from cabs_search.search.candidates import Candidates, ensemble_recipes, reference_recipes
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
@@ -195,8 +195,8 @@ class _Compared:
         self.write()
 
     def _track(self, label: str, study: Study) -> None:
-        references = reference_recipes(study.spec.experts).values()
         own, outcomes = study.spec, self.outcomes
+        references = [*reference_recipes(own.experts).values(), *ensemble_recipes(own).values()]
         scores = RecordScores.read(outcomes, own, Candidates.of(own).includes, references)
         board = board_of(own, scores)
         best = study.best if study.spec.tracking.model == "always" else None

@@ -19,7 +19,7 @@ from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
 from cabs_search.results.read_comparison import best_of
 from cabs_search.results.scores import RecordScores
 from cabs_search.scoring.calibrate import calibrated
-from cabs_search.search.candidates import ranked
+from cabs_search.search.candidates import ensemble_recipes, ranked
 from cabs_search.serving.export import export
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
@@ -67,6 +67,8 @@ def export_trial(
 
 
 def _chosen(spec: Spec, study: StudyFolder, trial: str) -> Scored:
+    if trial in (ensembles := ensemble_recipes(spec)):
+        raise ValueError(f"--trial: {trial} is no single model: it is the {ensembles[trial]}")
     outcomes = Outcomes(study.outcomes, spec.tasks, must_exist=True)
     scores = RecordScores.read(outcomes, spec)
     searched, refinement = scores.searched, scores.refinement

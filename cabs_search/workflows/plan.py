@@ -209,6 +209,7 @@ def plan(path: str | Path) -> Plan:
     baselines = candidates.baseline_recipes
     most = min(spec.search.budget.candidates or sys.maxsize, space + len(baselines))
     rows = _most_rows(spec, most)
+    passes = _most_passes(spec, rows)
     family = _check_models(spec, missing)
     if family is not None and len(family.experts) == len(spec.experts):
         spec = with_layers(spec, family.alignment.shared)
@@ -225,7 +226,7 @@ def plan(path: str | Path) -> Plan:
         entries = entries_of(family, steps)
         vectors = len(entries)
         memory = worker_bytes(spec.device, spec.dtype, family, methods)
-        trials, needs = _needs(spec, family, items, entries, memory, most, rows)
+        trials, needs = _needs(spec, family, items, entries, memory, most, passes)
     as_used = {"sampler": spec.search.sampler_used, "pruner": spec.search.pruner_used}
     plain = values_to_keep(spec)
     return Plan(
@@ -237,17 +238,22 @@ def plan(path: str | Path) -> Plan:
         heads=family.alignment.heads if family else {},
         notes=(*(family.notes if family else ()), *filter(None, [calibration_note(spec.methods)])),
         needs=needs,
-        reckoned=None if needs else reckon(spec, methods, trials, rows, family),
+        reckoned=None if needs else reckon(spec, methods, trials, passes, family),
         unreachable=tuple(unreachable),
     )
 
 
 def _most_rows(spec: Spec, candidates: int) -> int:
     """Return the number of rows of the leaderboard, at most; ``candidates``: at most."""
-    references = len(reference_recipes(spec.experts))
+    references = len(reference_recipes(spec.experts)) + len(spec.ensembles)
     rows = references + len(spec.baselines) + min(spec.search.confirm, candidates)
     levels = levels_of(spec.search.refine, spec.space.groups) if spec.search.refine else ()
     return rows + len(levels)
+
+
+def _most_passes(spec: Spec, rows: int) -> int:
+    """Return how often all confirm items are read, at most: of an ensemble once for each model."""
+    return rows + len(spec.ensembles) * (len(spec.experts) - 1)
 
 
 def _needs(
@@ -257,7 +263,7 @@ def _needs(
     entries: Mapping[Entry, int],
     memory: int,
     most: int,
-    rows: int,
+    passes: int,
 ) -> tuple[int, Needs]:
     """Estimate what needs every model and all data; score a few items for it.
 
@@ -268,7 +274,7 @@ def _needs(
         entries: vectors with their bytes in the cache.
         memory: of a worker, in bytes.
         most: candidates of the search, at most.
-        rows: rows of the leaderboard, at most.
+        passes: how often all confirm items are read, at most.
 
     Returns:
         The candidates to score, and the estimates.
@@ -287,13 +293,13 @@ def _needs(
     return candidates, Needs(
         search_items=search_items,
         refine_items=refine_items,
-        confirm_items=rows * confirmed,
+        confirm_items=passes * confirmed,
         vectors_cached=sum(isinstance(at, Path) and at.exists() for at in entries),
         cache_bytes=sum(entries.values()),
         worker_bytes=memory,
         items_per_second=speed,
         search_seconds=(search_items + refine_items) / speed / spec.workers,
-        confirm_seconds=rows * confirmed / speed / spec.workers,
+        confirm_seconds=passes * confirmed / speed / spec.workers,
     )
 
 

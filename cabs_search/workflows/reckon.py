@@ -91,7 +91,11 @@ class Reckoned:
 
 
 def reckon(
-    spec: Spec, methods: Iterable[Method], candidates: int | None, rows: int, family: Family | None
+    spec: Spec,
+    methods: Iterable[Method],
+    candidates: int | None,
+    passes: int,
+    family: Family | None,
 ) -> Reckoned | None:
     """Reckon what a study of language models needs.
 
@@ -99,7 +103,7 @@ def reckon(
         spec: the study.
         methods: those that it may score.
         candidates: of the search, at most; None: unknown.
-        rows: rows of the leaderboard, at most.
+        passes: how often all confirm items are read, at most.
         family: its models; None: they are not at hand.
 
     Returns:
@@ -111,7 +115,7 @@ def reckon(
     parameters = family.alignment.weights if family else _parameters(spec)
     if parameters is None:
         return None
-    runs: dict[SplitName, int] = {"search": candidates or 0, "confirm": rows}
+    runs: dict[SplitName, int] = {"search": candidates or 0, "confirm": passes}
     items, without = dict.fromkeys(SPLITS, 0), dict[str, str]()
     for name, task in spec.tasks.items():
         if task.kind.generates:

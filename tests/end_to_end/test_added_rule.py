@@ -36,7 +36,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "from cabs_search.merging.masks.keep_all",
         import_line + "from cabs_search.merging.masks.keep_all",
     )
-    (masks / "rules.py").write_text(listing.replace("    Cabs,\n)", f"    Cabs,\n{entry})"))
+    (masks / "rules.py").write_text(
+        listing.replace("    CabsRelative,\n)", f"    CabsRelative,\n{entry})")
+    )
     return copy
 
 

@@ -345,6 +345,17 @@ def test_methods_that_are_one_are_run_once(pico: Path) -> None:
     assert {v.label: v.same_as for v in rows if v.same_as} == {"ties-cabs": "cabs"}
 
 
+def test_settings_beside_cabs_are_axes(pico: Path) -> None:
+    values = small(pico)
+    values["space"] |= {"method": ["cabs", "cabs-rounds"], "rounds": [2, 4]}
+    rows = axis_values(parse(values), ["rounds"])
+    assert [v.label for v in rows] == ["2", "4", "task-arithmetic"]
+    assert {v.spec.space.method for v in rows[:2]} == {("cabs-rounds",)}
+    values["space"]["rounds"] = [0]
+    with pytest.raises(ValueError, match="space: rounds: rounds must be a whole number from 1"):
+        parse(values)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

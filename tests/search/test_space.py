@@ -25,6 +25,13 @@ SPACES: dict[str, dict[str, Any]] = {
         "density": [0.1, 0.3],
         "density_shared": False,
     },
+    "beside cabs": {
+        "method": ["cabs", "cabs-rounds", "cabs-growing", "cabs-relative"],
+        "rounds": [2, 4],
+        "growth": [0.5, 2],
+        "nm": ["2:8", "8:32"],
+        "density_shared": False,
+    },
     "shared": {"lambda": {"low": 0.1, "high": 0.7, "step": 0.1, "shared": True}},
     "groups": {
         "method": ["ca", "ties-dare"],

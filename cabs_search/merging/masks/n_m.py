@@ -9,7 +9,7 @@ Symbols:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cabs_search.merging.task_vector import Delta
+
+Turn: TypeAlias = tuple[int, int]
+"""Place of a round, from 0, and the number of rounds in which a vector's share is kept."""
 
 
 def nm_mask(
@@ -111,7 +114,7 @@ def _mask_like(
     check_choice("tail", tail, ("keep", "drop"))
     check_choice("overlap", overlap, ("fill", "drop"))
     weights = delta.detach().reshape(-1).to("cpu", torch.float32).numpy()
-    mask = _next_mask(weights, n, m, taken, overlap, tail)
+    mask = next_mask(weights, n, m, taken, overlap, tail)
     return torch.from_numpy(mask).reshape(delta.shape).to(delta.device)
 
 
@@ -131,9 +134,7 @@ def select_blocks(
 
     def select(part: slice) -> Floats:
         weights: Floats = delta.part(part).numpy()
-        mask[part] = _next_mask(
-            weights, n, m, None if taken is None else taken[part], overlap, tail
-        )
+        mask[part] = next_mask(weights, n, m, None if taken is None else taken[part], overlap, tail)
         values: Floats = weights.take(np.flatnonzero(mask[part]))
         return values
 
@@ -141,49 +142,73 @@ def select_blocks(
     return Selection(np.concatenate([np.empty(0, np.float32), *parts]), mask)
 
 
-def _next_mask(
-    weights: Floats, n: int, m: int, taken: Bools | None, overlap: str, tail: str
+def next_mask(
+    weights: Floats,
+    n: int,
+    m: int,
+    taken: Bools | None,
+    overlap: str,
+    tail: str,
+    turn: Turn = (0, 1),
 ) -> Bools:
-    """Return the mask of a vector that is pruned after those whose positions are taken."""
-    mask = _free_mask(weights, n, m, None if taken is None else ~taken, tail)
+    """Return the mask of a vector that is pruned after those whose positions are taken.
+
+    Args:
+        weights: some whole blocks of τ, and the tail if they are the last: [weights].
+        n, m: weights kept per block, weights per block.
+        taken: positions that may be kept only where masks must meet, [weights]; None: none.
+        overlap, tail: as in ``conflict_aware``.
+        turn: part of each block's share to keep.
+
+    """
+    mask = _free_mask(weights, n, m, None if taken is None else ~taken, tail, turn)
     if taken is not None and overlap == "fill":
         wanted = sum(
             count * -(-(rows.stop - rows.start) // m)
-            for rows, count in _blocks(weights.size, n, m, tail)
+            for rows, count in blocks(weights.size, n, m, tail, turn)
         )
         if np.count_nonzero(mask) < wanted:
-            mask |= _fill(weights, n, m, taken, tail)
+            mask |= fill(weights, n, m, taken, tail, turn)
     return mask
 
 
-def _free_mask(weights: Floats, n: int, m: int, free: Bools | None, tail: str) -> Bools:
+def _free_mask(weights: Floats, n: int, m: int, free: Bools | None, tail: str, turn: Turn) -> Bools:
     """Mark the n largest free weights of every block."""
     mask = np.zeros(weights.size, dtype=np.bool_)
-    for rows, count in _blocks(weights.size, n, m, tail):
+    for rows, count in blocks(weights.size, n, m, tail, turn):
         shape = (-1, min(m, rows.stop - rows.start))
         free_rows = None if free is None else free[rows].reshape(shape)
         largest(weights[rows].reshape(shape), count, free_rows, out=mask[rows].reshape(shape))
     return mask
 
 
-def _fill(weights: Floats, n: int, m: int, taken: Bools, tail: str) -> Bools:
+def fill(weights: Floats, n: int, m: int, taken: Bools, tail: str, turn: Turn = (0, 1)) -> Bools:
     """Mark, in blocks with u < n free positions, the n - u largest of the taken ones."""
     mask = np.zeros(weights.size, dtype=np.bool_)
-    for rows, count in _blocks(weights.size, n, m, tail):
+    for rows, count in blocks(weights.size, n, m, tail, turn):
         width = min(m, rows.stop - rows.start)
-        blocks, used = weights[rows].reshape(-1, width), taken[rows].reshape(-1, width)
+        of_rows, used = weights[rows].reshape(-1, width), taken[rows].reshape(-1, width)
         missing = count - (width - used.sum(axis=1))
         out = mask[rows].reshape(-1, width)
         for k in np.unique(missing[missing > 0]):
             short = missing == k
-            out[short] = largest(blocks[short], int(k), used[short])
+            out[short] = largest(of_rows[short], int(k), used[short])
     return mask
 
 
-def _blocks(size: int, n: int, m: int, tail: str) -> Iterator[tuple[slice, int]]:
+def blocks(
+    size: int, n: int, m: int, tail: str, turn: Turn = (0, 1)
+) -> Iterator[tuple[slice, int]]:
     """Yield the whole blocks, then the tail, each with how many weights a block keeps."""
     whole = size - size % m
     if whole:
-        yield slice(0, whole), n
+        yield slice(0, whole), _part(n, turn)
     if whole < size and tail == "keep":
-        yield slice(whole, size), (2 * n * (size - whole) + m) // (2 * m)
+        count = (2 * n * (size - whole) + m) // (2 * m)
+        yield slice(whole, size), _part(count, turn)
+
+
+def _part(count: int, turn: Turn) -> int:
+    """Return a turn's part of a block's share; those of all turns add up to it."""
+    place, turns = turn
+    return count * (place + 1) // turns - count * place // turns

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cabs_search.merging.calibration import Calibration
-from cabs_search.merging.masks.rule import Bools, MaskRule, TensorView
+from cabs_search.merging.masks.rule import Bools, JointRule, MaskRule, Selection, TensorView
 from cabs_search.merging.masks.rules import order_of, settings
 from cabs_search.merging.sparse import Kept
 from cabs_search.merging.task_vector import Delta
@@ -33,7 +33,8 @@ def prune(
         vectors: task vectors, in the family's order.
         survey: results of the rule's ``survey``, by expert, for vectors that are not pruned yet.
         calibrations: statistics by expert, for rules that need them.
-        pruned: what some vectors keep already, by expert; these are not pruned again.
+        pruned: what some vectors keep already, by expert; these are not pruned again, unless all
+            are pruned together.
 
     Yields:
         (expert, what it keeps, or None for nothing), in pruning order.
@@ -42,6 +43,9 @@ def prune(
         ValueError: a weight is not finite, or the rule needs statistics that are not there.
 
     """
+    if isinstance(mask, JointRule):
+        yield from _prune_together(mask, tensor, vectors)
+        return
     taken: Bools | None = None
     for expert in order_of(mask, tuple(vectors)):
         if expert in pruned:
@@ -63,11 +67,24 @@ def prune(
         yield expert, kept
 
 
+def _prune_together(
+    mask: JointRule, tensor: str, vectors: Vectors
+) -> Iterator[tuple[str, Kept | None]]:
+    """Prune one tensor of all vectors at once, also of those that are pruned already."""
+    order = order_of(mask, tuple(vectors))
+    views = [TensorView(tensor=tensor, expert=e, delta=vectors[e][tensor]) for e in order]
+    for expert, selection in zip(order, mask.select_all(views), strict=True):
+        yield expert, _kept(selection)
+
+
 def _prune_one(mask: MaskRule, view: TensorView) -> Kept | None:
     check_calibrated(mask, view.expert, view.calibrations, view.vectors)
     if view.delta.is_zero():
         return None
-    selection = mask.select(view)
+    return _kept(mask.select(view))
+
+
+def _kept(selection: Selection) -> Kept | None:
     values = torch.from_numpy(selection.values)
     if selection.mask is None:
         return Kept(values, None)

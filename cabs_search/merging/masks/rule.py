@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
@@ -76,6 +76,12 @@ class MaskRule:
     is_compared: ClassVar[bool] = True
     """False if ``compare --over method`` runs it with combine rules only, that need it."""
 
+    def alike(self, expert: str) -> MaskRule:  # noqa: ARG002
+        """Return the rule that prunes one expert's vector just so: another one where ``self``
+        only says with which settings.
+        """
+        return self
+
     def survey(self, expert: str, vector: Mapping[str, Delta]) -> Any:  # noqa: ARG002
         """Look over an expert's whole vector (τ by tensor) before it is pruned, if the rule
         needs to.
@@ -84,4 +90,14 @@ class MaskRule:
 
     def select(self, view: TensorView) -> Selection:
         """Select the weights of one tensor that are kept; never one that is exactly 0."""
+        raise NotImplementedError
+
+
+class JointRule(MaskRule):
+    """Base of rules that prune the vectors of a tensor together."""
+
+    sees_all: ClassVar[bool] = True
+
+    def select_all(self, views: Sequence[TensorView]) -> list[Selection]:
+        """Select the weights of one tensor that each vector keeps; never one that is exactly 0."""
         raise NotImplementedError

@@ -11,6 +11,9 @@ from cabs_search.merging.masks.arcee_fusion import ArceeFusion
 from cabs_search.merging.masks.balanced import Balanced
 from cabs_search.merging.masks.breadcrumbs import Breadcrumbs
 from cabs_search.merging.masks.cabs import Cabs
+from cabs_search.merging.masks.cabs_growing import CabsGrowing
+from cabs_search.merging.masks.cabs_relative import CabsRelative
+from cabs_search.merging.masks.cabs_rounds import CabsRounds
 from cabs_search.merging.masks.changed import Changed
 from cabs_search.merging.masks.conflict_aware import ConflictAware
 from cabs_search.merging.masks.dare import Dare
@@ -51,6 +54,9 @@ RULES: tuple[type[MaskRule], ...] = (
     Balanced,
     ConflictAware,
     Cabs,
+    CabsRounds,
+    CabsGrowing,
+    CabsRelative,
 )
 """Every rule, in the order in which comparisons list them."""
 MASKS = {rule.name: rule for rule in RULES}
@@ -77,6 +83,7 @@ SETTINGS = {NM_SETTING.name: NM_SETTING} | {
 
 def density_of(mask: MaskRule, expert: str) -> float:
     """Return the share of an expert's vector that a rule keeps, if so many weights are not 0."""
+    mask = mask.alike(expert)
     if "nm" in settings(mask):
         return float(value_for(mask.nm, expert).density)  # type: ignore[attr-defined]
     if "density" in settings(mask):
@@ -95,6 +102,7 @@ def identity(mask: MaskRule, expert: str) -> dict[str, Any]:
     """Return what one vector's mask depends on beside weights and earlier vectors, as JSON
     values.
     """
+    mask = mask.alike(expert)
     own = {name: value_for(getattr(mask, name), expert) for name in settings(mask)}
     own.pop("order", None)  # the cache's key has the earlier vectors themselves
     return {"mask": mask.name, **own} | ({"expert": expert} if "seed" in own else {})

@@ -7,7 +7,16 @@ from typing import Any
 
 from cabs_search.common.formats import as_p, between, number
 from cabs_search.reporting.charts.marks import chart, hover_fields, named, nominal, point, quantity
-from cabs_search.reporting.charts.theme import BAR, CIRCLE, DIAMOND, SQUARE, TRIANGLE, Spec, colour
+from cabs_search.reporting.charts.theme import (
+    BAR,
+    CIRCLE,
+    CROSS,
+    DIAMOND,
+    SQUARE,
+    TRIANGLE,
+    Spec,
+    colour,
+)
 from cabs_search.reporting.tables import gain_texts
 from cabs_search.results.rows import BASELINE, Row
 
@@ -17,6 +26,7 @@ ROLES = {
     "base": ("base", DIAMOND),
     "expert": ("expert alone", TRIANGLE),
     "ideal": ("ideal", BAR),
+    "ensemble": ("ensemble", CROSS),
 }
 """Name and symbol of each role of a row."""
 TIED, APART = "cannot be told from the best", "all others"

@@ -35,7 +35,9 @@ FEWER = "Single tasks have fewer items than the mean of all: point at a mark for
 HEADS: dict[Kind, str] = {"score": "score, all at once", "p_holm": "p (Holm)"}
 """Headings of columns, unless the table's own are used."""
 LABEL, SCORE = ("row", "recipe"), ("score", "all_rows")
-SCORES: View = (LABEL, SCORE, "this_row", "on", "task", "search", "objective", GAIN, "p_holm")
+SCORES: View = (
+    *(LABEL, SCORE, "this_row", "on", "forwards", "task", "search", "objective", GAIN, "p_holm"),
+)
 """Columns of a leaderboard or a comparison."""
 TESTS: View = ("row", GAIN, "p", "p_holm", "items", "effect", "test")
 """Columns of paired tests."""
@@ -88,7 +90,7 @@ def html_table(
     lines = []
     for row, groups in zip(table.rows, table.written(view, TYPESET), strict=True):
         label, *cells = [(parts[0], parts[1] if len(parts) > 1 else "") for parts in groups]
-        apart = table.value(row, "role") in ("base", "expert", "ideal")
+        apart = table.value(row, "role") in ("base", "expert", "ideal", "ensemble")
         tied = bool(table.value(row, "tied"))
         lines.append(HtmlRow(label=label, cells=tuple(cells), tied=tied, apart=apart))
     return HtmlTable(
