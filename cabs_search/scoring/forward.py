@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cabs_search.kinds.base import Outcome, to_host
+from cabs_search.kinds.generation import Sampling
 from cabs_search.scoring.batches import batch_tokens, batches, collate
 from cabs_search.scoring.generate import generate, outcome_of
 from cabs_search.scoring.likelihoods import NOTHING, Beginning, log_likelihoods, read_beginning
@@ -49,7 +50,10 @@ def evaluate(model: Any, items: Items, rows: Ints, device: torch.device) -> Outc
 
 @torch.inference_mode()
 def evaluate_together(
-    scored: Sequence[Scored], device: torch.device, temperatures: Sequence[float] = ()
+    scored: Sequence[Scored],
+    device: torch.device,
+    temperatures: Sequence[float] = (),
+    sampling: Sampling | None = None,
 ) -> list[Outcome]:
     """Score models with equal trunks on items with equal sequences, one trunk pass per batch.
 
@@ -58,11 +62,12 @@ def evaluate_together(
             ``same_sequences``.
         device: the device of the models.
         temperatures: temperature of the losses of each of ``scored``, or ``ENTROPY``; none: 1.
+        sampling: how tokens of texts are drawn; None: the likeliest is taken.
 
     """
     model, items, rows = scored[0]
     if items.task.kind.generates:
-        texts = generate(model, items, rows, device)
+        texts = generate(model, items, rows, device, sampling)
         return [outcome_of(own, its_rows, texts) for _, own, its_rows in scored]
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
     for batch, outputs in _outputs_by_batch(scored, device, temperatures):

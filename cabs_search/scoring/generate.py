@@ -8,7 +8,6 @@ others of its batch, but for rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,20 +15,10 @@ from torch import Tensor
 
 from cabs_search.common.formats import digest
 from cabs_search.kinds.base import Outcome
-from cabs_search.kinds.generation import Written
+from cabs_search.kinds.generation import Sampling, Written
 from cabs_search.scoring.batches import batches_of
 from cabs_search.tasks.harness import score_texts
 from cabs_search.tasks.items import Ints, Items
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Settings with which tokens are drawn, in place of taking the likeliest."""
-
-    temperature: float
-    """Divisor of the logits."""
-    seed: int
-    """Number of a run, that with an item's key seeds a generator of the item's own."""
 
 
 def generate(

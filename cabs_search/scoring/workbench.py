@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cabs_search.kinds.base import Outcome
+from cabs_search.kinds.generation import Sampling
 from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.calibration import Calibration, CalibrationKey
 from cabs_search.merging.chunks import keep_memory
@@ -116,6 +117,7 @@ class Workbench:
         items: Mapping[str, Items],
         rows: Mapping[str, Ints],
         temperatures: Mapping[str, float] | None = None,
+        sampling: Sampling | None = None,
     ) -> dict[str, Outcome]:
         """Score the present candidate; tasks on the same items share a pass through the trunk.
 
@@ -125,6 +127,7 @@ class Workbench:
             temperatures: by task, what logits are divided by before the loss, or
                 ``forward.ENTROPY``; 1 where none is given. Scores and predictions do not depend on
                 it.
+            sampling: how tokens of texts are drawn; None: the likeliest is taken.
 
         Returns:
             Outcomes by task, in the order of ``rows``.
@@ -133,7 +136,8 @@ class Workbench:
         outcomes: dict[str, Outcome] = {}
         for group, scored in self._passes(items, rows):
             own = [(temperatures or {}).get(task, 1.0) for task in group]
-            outcomes |= zip(group, evaluate_together(scored, self.device, own), strict=True)
+            found = evaluate_together(scored, self.device, own, sampling)
+            outcomes |= zip(group, found, strict=True)
         return {task: outcomes[task] for task in rows}
 
     def losses_by_temperature(
