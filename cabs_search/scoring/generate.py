@@ -63,7 +63,7 @@ def _generate(
     for place, prompt in enumerate(prompts):
         tokens[place, longest - len(prompt) :] = torch.tensor(prompt)
         mask[place, longest - len(prompt) :] = 1
-    strings = [*items.task.stop, *_end_mark(items.tokenizer)]
+    strings = end_strings(items)
     ends = _Ends(items.tokenizer, strings, model.generation_config.eos_token_id, tokens.shape)
     noise = [_Noise([items.keys[i] for i in rows], sampling)] if sampling else []
     found = model.generate(
@@ -89,11 +89,11 @@ def cut(text: str, strings: Sequence[str]) -> str:
     return text
 
 
-def _end_mark(tokenizer: Any) -> list[str]:
-    """Return the text of the tokenizer's end mark, if it has one."""
-    if tokenizer.eos_token_id is None:
-        return []
-    return [text for text in [tokenizer.decode([tokenizer.eos_token_id])] if text]
+def end_strings(items: Items) -> list[str]:
+    """Return the strings that end a text: the task's, and the tokenizer's end mark, if any."""
+    end = items.tokenizer.eos_token_id
+    marks = [] if end is None else [items.tokenizer.decode([end])]
+    return [*items.task.stop, *filter(None, marks)]
 
 
 class _Ends:

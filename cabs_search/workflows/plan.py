@@ -36,7 +36,7 @@ from cabs_search.spec.locations import UnreachableError, cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS, Items, SplitName
 from cabs_search.tasks.load import has_tokenizer, load_items
-from cabs_search.workflows.prepare import check_groups, with_layers
+from cabs_search.workflows.prepare import check_generation, check_groups, with_layers
 from cabs_search.workflows.reckon import Reckoned, reckon
 from cabs_search.workflows.sizes import Entry, entries_of, worker_bytes
 from cabs_search.workflows.speed import measured_speed, new_tokens
@@ -286,7 +286,9 @@ def _needs(
     """
     searched, confirmed = (sum(map(len, items[split].values())) for split in SPLITS)
     cache = VectorCache(cache_folder())
-    bench = Workbench(family, spec.tasks, cache, device=spec.device, dtype=spec.dtype)
+    bench = Workbench(
+        family, spec.tasks, cache, device=spec.device, dtype=spec.dtype, generation=spec.generation
+    )
     speed, generating = measured_speed(bench, items["search"], spec.workers)
     count = len(blocks(items["search"], spec.search.block))
     check_refine(spec, family.alignment.shared, count)
@@ -343,6 +345,7 @@ def _check_models(spec: Spec, missing: Mapping[str, str]) -> Family | None:
                 Checkpoint(folder, pickled=name in spec.pickled)
         return None
     family = Family.open(spec.base, experts, spec.vocabulary, spec.pickled)
+    check_generation(spec, family)
     at_hand = {BASE, *experts}
     check_heads({task: name for task, name in spec.heads.items() if name in at_hand}, family)
     is_whole = len(experts) == len(spec.experts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cabs_search.scoring.generate import generate
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.jobs import BlockResult, Job, JobSource
 from cabs_search.search.sampled import SampledRuns
+from cabs_search.spec.generation import Generation
 from cabs_search.spec.load import load, parse
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
@@ -256,6 +258,16 @@ def test_what_cannot_be_sampled_is_refused(folder: Path, workers: Workers, tmp_p
             sample(folder, runs=runs, temperature=temperature, say=str)
     with pytest.raises(ValueError, match="holds no study"):
         sample(tmp_path, runs=3, temperature=1.0, say=str)
+    spec = load(folder / "spec.yaml")
+    other = replace(spec, generation=Generation(engine="vllm"))
+    family, outcomes = (
+        Family.open(spec.base, spec.experts),
+        Outcomes(folder / "outcomes", spec.tasks),
+    )
+    weights = {"base": family.base.fingerprint} | family.fingerprints
+    outcomes.bind(spec, load_study_items(spec), weights)
+    with pytest.raises(ValueError, match=r"another study \(generation.engine differs\)"):
+        outcomes.bind(other, load_study_items(other), weights)
     write_data(folder.parent / "generation.jsonl", "generation", 2, 16)
     with pytest.raises(ValueError, match="tasks.generation: the items must be those"):
         sample(folder, runs=3, temperature=1.0, say=str)
