@@ -168,18 +168,23 @@ def _report(options: argparse.Namespace) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     from cabs_search.reporting.terminal.sampled import sampled_text
+    from cabs_search.workflows.prepare import to_stderr
     from cabs_search.workflows.sample import sample
 
     found = sample(
         options.folder,
         runs=options.runs,
         temperature=options.temperature,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        workers=options.workers,
+        address=options.address,
+        tracking_uri=options.tracking_uri,
+        say=to_stderr,
     )
     if options.json:
         print_json(found.as_dict())
     else:
-        print(sampled_text(found))
+        print(sampled_text(found) + "\n")
+        _print_page(options.folder)
 
 
 def _export(options: argparse.Namespace) -> None:

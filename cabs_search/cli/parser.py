@@ -126,6 +126,8 @@ def parser(*, with_settings: bool = True) -> argparse.ArgumentParser:
     made.add_argument(
         "--temperature", type=float, default=0.7, metavar="T", help="above 0 (default: 0.7)"
     )
+    _add_workers(made)
+    _add_address(made)
 
     made = command("merge", merge, "merge experts by one recipe, without a search")
     _add_merge(made, with_settings=with_settings)
@@ -205,6 +207,10 @@ def _add_search(command: argparse.ArgumentParser, trials: str, output: str) -> N
     """Add the options of commands that search, with help on two of them."""
     _add_limits(command, trials)
     command.add_argument("--output", type=_folder, metavar="DIR", help=output)
+    _add_address(command)
+
+
+def _add_address(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--address", metavar="auto|HOST:PORT", help="join the Ray cluster that runs there"
     )
@@ -214,6 +220,10 @@ def _add_limits(command: argparse.ArgumentParser, trials: str) -> None:
     command.add_argument("--trials", type=_count, metavar="N", help=trials)
     command.add_argument("--items", type=_count, metavar="N", help="items to score in the search")
     command.add_argument("--seconds", type=_count, metavar="N", help="time of the search")
+    _add_workers(command)
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--workers", type=_count, metavar="N", help="Ray workers (default: one per core)"
     )

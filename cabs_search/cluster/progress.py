@@ -78,7 +78,7 @@ class Progress:
         bar.set_description_str(self._stage or study.phase, refresh=False)
         bar.n, bar.total = share.spent, share.limit
         counts = [f"{study.scored_items} items"]
-        if share.unit != "candidate":
+        if share.unit in ("item", "second"):
             counts.insert(0, f"{study.done} candidates")
         best = study.best
         bar.set_postfix_str(

@@ -85,6 +85,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
                 VectorCache(carrier.cache, carrier.entry),
                 device=spec.device,
                 dtype=spec.dtype,
+                generation=spec.generation,
                 calibrations={key: carrier.statistics(p) for key, p in files.items()},
             )
         except Exception as error:
@@ -168,7 +169,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         elif job.purpose == "temperature":
             by_temperature = self._bench.losses_by_temperature(items, rows)
         else:
-            outcomes = self._bench.score(items, rows, job.temperatures)
+            outcomes = self._bench.score(items, rows, job.temperatures, job.sampling)
         for task, outcome in outcomes.items():
             if not np.isfinite(outcome.losses).all():
                 raise ValueError(f"the loss on {task} is not finite")

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Settings with which tokens are drawn, in place of taking the likeliest."""
+
+    temperature: float
+    """Divisor of the logits."""
+    seed: int
+    """Number of a run, that with an item's key seeds a generator of the item's own."""
+
+
 @dataclass(frozen=True)
 class Written:
     """Output of a model on some items of this kind."""

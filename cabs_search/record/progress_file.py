@@ -28,7 +28,7 @@ PREPARING, PREPARING_SECONDS = "preparing", 1800.0
 class Share:
     """Part of a limit of the search that is spent."""
 
-    unit: Literal["candidate", "item", "second"]
+    unit: Literal["candidate", "item", "second", "run"]
     spent: int | float
     limit: int | float
 

@@ -34,6 +34,7 @@ from cabs_search.results.rows import (
     merged_entry,
     reference_entries,
 )
+from cabs_search.results.sampled import Sampled, sampled_of
 from cabs_search.results.scores import RecordScores
 from cabs_search.results.spent import Cost, cost_of
 from cabs_search.results.tie_set import TieSet, tie_set
@@ -79,6 +80,8 @@ class Leaderboard:
     """Sentence on the methods that used calibration items; empty: none did."""
     front: tuple[str, ...] = ()
     """Keys of the candidates on the Pareto front, if the search had several objectives."""
+    sampled: tuple[Sampled, ...] = ()
+    """Sampled runs by temperature; none if there are none on record."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, which knows no infinity."""
@@ -185,6 +188,13 @@ def board_of(spec: Spec, scores: RecordScores) -> Leaderboard:
         objective=scores.objective.text,
         calibration=calibration_note(spec.methods),
         front=tuple(s.recipe.key for s in on_front(searched.values())) if several else (),
+        sampled=sampled_of(
+            spec.name,
+            [name for name, task in spec.tasks.items() if task.kind.generates],
+            rows,
+            scores.sampled,
+            baseline,
+        ),
     )
 
 

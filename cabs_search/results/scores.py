@@ -13,6 +13,7 @@ from cabs_search.merging.recipe import Recipe
 from cabs_search.record.entries import Confirmation, Expected, Scored
 from cabs_search.record.evaluations import Notes
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.sampled import SampledRun, SampledTexts
 from cabs_search.results.panel import ItemScores, Panel
 from cabs_search.results.refinement import Refinement, refinement_of
 from cabs_search.search.candidates import Candidates
@@ -74,6 +75,8 @@ class RecordScores:
     """Findings of refining by gradient; None for a part."""
     refined_keys: frozenset[str] = frozenset()
     """Candidates that were refined by gradient, which no search proposed, by recipe's key."""
+    sampled: tuple[SampledRun, ...] = ()
+    """Whole sampled runs, in the order of their seeds; none for a part."""
     reference_items: int = 0
     """Search items of what the objective compares with and is no candidate."""
 
@@ -112,6 +115,7 @@ class RecordScores:
         notes, refines = Notes(outcomes), spec.search.refine is not None
         expected = outcomes.expected() if wanted is None else []
         begun = outcomes.done_blocks
+        generates = any(task.kind.generates for task in spec.tasks.values())
         parts = [one.recipe for one in expected if one.recipe.key not in searched]
         stopped = [recipe for recipe in parts if begun(recipe, "search")]
         if spec.search.objective != "mean" or not all(
@@ -132,6 +136,11 @@ class RecordScores:
             refinement=refinement_of(notes.found) if wanted is None and refines else None,
             refined_keys=frozenset(notes.refined),
             expected=tuple(expected),
+            sampled=(
+                tuple(SampledTexts(outcomes, spec.tasks).runs())
+                if generates and wanted is None
+                else ()
+            ),
             stopped={recipe.key: _part_score(outcomes, recipe) for recipe in stopped},
         )
 

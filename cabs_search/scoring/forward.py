@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from cabs_search.kinds.base import Outcome, to_host
+from cabs_search.kinds.generation import Sampling
 from cabs_search.scoring.batches import batch_tokens, batches, collate
 from cabs_search.scoring.generate import generate, outcome_of
 from cabs_search.scoring.likelihoods import NOTHING, Beginning, log_likelihoods, read_beginning
 from cabs_search.scoring.modules import replaced
+from cabs_search.scoring.vllm import Engine
 from cabs_search.tasks.items import Ints, Items
 
 FIRST_TOKEN_ONLY = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -49,7 +51,11 @@ def evaluate(model: Any, items: Items, rows: Ints, device: torch.device) -> Outc
 
 @torch.inference_mode()
 def evaluate_together(
-    scored: Sequence[Scored], device: torch.device, temperatures: Sequence[float] = ()
+    scored: Sequence[Scored],
+    device: torch.device,
+    temperatures: Sequence[float] = (),
+    sampling: Sampling | None = None,
+    engine: Engine | None = None,
 ) -> list[Outcome]:
     """Score models with equal trunks on items with equal sequences, one trunk pass per batch.
 
@@ -58,11 +64,16 @@ def evaluate_together(
             ``same_sequences``.
         device: the device of the models.
         temperatures: temperature of the losses of each of ``scored``, or ``ENTROPY``; none: 1.
+        sampling: how tokens of texts are drawn; None: the likeliest is taken.
+        engine: generates texts; None: transformers does.
 
     """
     model, items, rows = scored[0]
     if items.task.kind.generates:
-        texts = generate(model, items, rows, device)
+        if engine is None:
+            texts = generate(model, items, rows, device, sampling)
+        else:
+            texts = engine.generate(model, items, rows, sampling)
         return [outcome_of(own, its_rows, texts) for _, own, its_rows in scored]
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
     for batch, outputs in outputs_by_batch(scored, device, temperatures):

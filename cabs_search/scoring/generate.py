@@ -8,7 +8,6 @@ others of its batch, but for rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,20 +15,10 @@ from torch import Tensor
 
 from cabs_search.common.formats import digest
 from cabs_search.kinds.base import Outcome
-from cabs_search.kinds.generation import Written
+from cabs_search.kinds.generation import Sampling, Written
 from cabs_search.scoring.batches import batches_of
 from cabs_search.tasks.harness import score_texts
 from cabs_search.tasks.items import Ints, Items
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Settings with which tokens are drawn, in place of taking the likeliest."""
-
-    temperature: float
-    """Divisor of the logits."""
-    seed: int
-    """Number of a run, that with an item's key seeds a generator of the item's own."""
 
 
 def generate(
@@ -74,7 +63,7 @@ def _generate(
     for place, prompt in enumerate(prompts):
         tokens[place, longest - len(prompt) :] = torch.tensor(prompt)
         mask[place, longest - len(prompt) :] = 1
-    strings = [*items.task.stop, *_end_mark(items.tokenizer)]
+    strings = end_strings(items)
     ends = _Ends(items.tokenizer, strings, model.generation_config.eos_token_id, tokens.shape)
     noise = [_Noise([items.keys[i] for i in rows], sampling)] if sampling else []
     found = model.generate(
@@ -100,11 +89,11 @@ def cut(text: str, strings: Sequence[str]) -> str:
     return text
 
 
-def _end_mark(tokenizer: Any) -> list[str]:
-    """Return the text of the tokenizer's end mark, if it has one."""
-    if tokenizer.eos_token_id is None:
-        return []
-    return [text for text in [tokenizer.decode([tokenizer.eos_token_id])] if text]
+def end_strings(items: Items) -> list[str]:
+    """Return the strings that end a text: the task's, and the tokenizer's end mark, if any."""
+    end = items.tokenizer.eos_token_id
+    marks = [] if end is None else [items.tokenizer.decode([end])]
+    return [*items.task.stop, *filter(None, marks)]
 
 
 class _Ends:

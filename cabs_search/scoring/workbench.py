@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cabs_search.kinds.base import Outcome
+from cabs_search.kinds.generation import Sampling
 from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.calibration import Calibration, CalibrationKey
 from cabs_search.merging.chunks import keep_memory
@@ -34,6 +35,8 @@ from cabs_search.scoring.forward import (
 )
 from cabs_search.scoring.gradients import LambdaGradients, evaluate_with_gradients
 from cabs_search.scoring.models import load_model, own_tensors, pick_device
+from cabs_search.scoring.vllm import Engine, check_vllm
+from cabs_search.spec.generation import VLLM, Generation
 from cabs_search.spec.task import Task, heads
 from cabs_search.tasks.items import Ints, Items
 
@@ -53,6 +56,7 @@ class Workbench:
         device: str = "auto",
         dtype: str = "float32",
         calibrations: Mapping[CalibrationKey, Path] | None = None,
+        generation: Generation | None = None,
     ) -> None:
         """Load the base and the heads of all tasks.
 
@@ -63,9 +67,10 @@ class Workbench:
             device: ``cpu``, ``cuda``, or ``auto``.
             dtype: name of the model's dtype.
             calibrations: files of calibration statistics, for mask rules that need them.
+            generation: what generates texts; None: transformers.
 
         Raises:
-            ValueError: a head does not fit to its task or to the base.
+            ValueError: a head does not fit to its task or to the base, or vLLM cannot be used.
 
         """
         keep_memory()
@@ -75,10 +80,19 @@ class Workbench:
         self._calibrations = dict(calibrations or {})
         self._vectors = lru_cache(METHODS_OPEN)(self._open_vectors)
         model_dtype: torch.dtype = getattr(torch, dtype)
-        shared: dict[str, Tensor] = {
-            name: torch.empty(shape, dtype=model_dtype, device=self.device)
-            for name, shape in family.alignment.shapes.items()
-        }
+        shapes = family.alignment.shapes
+        self._engine = None
+        if generation is not None and generation.engine == VLLM:
+            check_vllm(tasks, dtype, family.base.folder, device)
+            self._engine = Engine(family.base, shapes, tasks, model_dtype, generation)
+        shared: dict[str, Tensor] = (
+            self._engine.tensors
+            if self._engine
+            else {
+                name: torch.empty(shape, dtype=model_dtype, device=self.device)
+                for name, shape in shapes.items()
+            }
+        )
         self.resident = Resident(family.base, shared)
         kinds = {self._heads[name]: task.kind for name, task in tasks.items()}
         self.models = {
@@ -103,6 +117,8 @@ class Workbench:
             self._vectors.cache_clear()
             self.resident.forget()
             vectors = self._vectors(recipe.method)
+        if self._engine:
+            self._engine.is_current = False
         self.resident.materialize(vectors, recipe)
 
     def _open_vectors(self, method: Method) -> dict[str, StoredVector]:
@@ -116,6 +132,7 @@ class Workbench:
         items: Mapping[str, Items],
         rows: Mapping[str, Ints],
         temperatures: Mapping[str, float] | None = None,
+        sampling: Sampling | None = None,
     ) -> dict[str, Outcome]:
         """Score the present candidate; tasks on the same items share a pass through the trunk.
 
@@ -125,6 +142,7 @@ class Workbench:
             temperatures: by task, what logits are divided by before the loss, or
                 ``forward.ENTROPY``; 1 where none is given. Scores and predictions do not depend on
                 it.
+            sampling: how tokens of texts are drawn; None: the likeliest is taken.
 
         Returns:
             Outcomes by task, in the order of ``rows``.
@@ -133,7 +151,8 @@ class Workbench:
         outcomes: dict[str, Outcome] = {}
         for group, scored in self.passes(items, rows):
             own = [(temperatures or {}).get(task, 1.0) for task in group]
-            outcomes |= zip(group, evaluate_together(scored, self.device, own), strict=True)
+            found = evaluate_together(scored, self.device, own, sampling, self._engine)
+            outcomes |= zip(group, found, strict=True)
         return {task: outcomes[task] for task in rows}
 
     def losses_by_temperature(

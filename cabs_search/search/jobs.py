@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cabs_search.kinds.base import Outcome
+from cabs_search.kinds.generation import Sampling
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.entries import Scored
 from cabs_search.record.progress_file import Share
@@ -37,6 +38,8 @@ class Job:
     """Number that logits are divided by before the loss, or ``ENTROPY``, by task; 1 where none is
     given.
     """
+    sampling: Sampling | None = None
+    """How tokens of texts are drawn, in a sampled run; None: the likeliest is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)

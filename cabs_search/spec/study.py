@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from cabs_search.merging.recipe import BASE
 from cabs_search.spec.fields import STRICT, Count, Name, Once, listed
+from cabs_search.spec.generation import Generation, GenerationField
 from cabs_search.spec.refine import Refine
 from cabs_search.spec.space import Baseline, MethodName, Space
 from cabs_search.spec.task import Task, heads
@@ -155,6 +156,8 @@ class Spec:
     device: Literal["cpu", "cuda", "auto"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type of the resident model."""
+    generation: GenerationField = Generation()
+    """What generates texts: ``transformers`` or ``vllm``."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:

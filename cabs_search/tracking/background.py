@@ -228,22 +228,30 @@ class StudyLog:
             model: the best candidate, to be logged.
 
         """
-        tables = {f"tables/{name}.json": table_bytes(rows) for name, rows in summary.tables.items()}
         self._add("scores on the confirm split", writes.write_confirmed, confirmed)
         if summary.front:
             self._add("the Pareto front", writes.write_front, summary.front)
-        self._add("a study's metrics", writes.write_metrics, summary.metrics)
-        self._add_files(tables | dict(summary.files))
-        self._add("a study's note", writes.write_note, summary.note, list(tables))
+        self._write_summary(summary)
         if model is not None:
             folder = self._tracker.folder
             self._add("a model", models.write_model, model, folder, refused=MODEL_REFUSED)
         self._close(is_complete=True)
 
+    def update(self, study_id: StudyId, summary: Summary) -> None:
+        """Write what is new about a study whose run has ended."""
+        self._study_id = study_id
+        self._write_summary(summary)
+
     def close(self) -> None:
         """Close the run of a study that has not ended by itself, if it was opened."""
         if self._is_open:
             self._close(is_complete=False)
+
+    def _write_summary(self, summary: Summary) -> None:
+        tables = {f"tables/{name}.json": table_bytes(rows) for name, rows in summary.tables.items()}
+        self._add("a study's metrics", writes.write_metrics, summary.metrics)
+        self._add_files(tables | dict(summary.files))
+        self._add("a study's note", writes.write_note, summary.note, list(tables))
 
     def _close(self, *, is_complete: bool) -> None:
         def close(runs: StudyRuns) -> None:

@@ -19,7 +19,8 @@ from cabs_search.reporting.tables import (
 )
 from cabs_search.reporting.terminal.leaderboard import leaderboard_text
 from cabs_search.results.leaderboard import Leaderboard
-from cabs_search.results.rows import BASELINE, FOUND
+from cabs_search.results.rows import BASELINE, FOUND, Row
+from cabs_search.results.sampled import Sampled
 
 LEADERBOARD_VALUES: View = (
     *("row", *SCORED, "all_rows", "tied", "task", "search", "objective", "recipe"),
@@ -66,6 +67,8 @@ def summary_of(
         "leaderboard": as_values(leaderboard_table(board), LEADERBOARD_VALUES),
         "significance": as_values(tests, TEST_VALUES),
     }
+    if board.sampled:
+        tables["sampled"] = [row for one in board.sampled for row in sampled_values(one)]
     return Summary(
         metrics=metrics_of(board),
         note=note_of(board, folder, hints),
@@ -84,6 +87,8 @@ def metrics_of(board: Leaderboard) -> dict[str, float]:
         metrics |= {"confirm.score": best.score, "confirm.low": low, "confirm.high": high}
         metrics |= {f"confirm.score.{task}": value for task, value in best.tasks.items()}
         metrics |= {} if best.search_score is None else {"score": best.search_score}
+        for one in board.sampled:
+            metrics |= _metrics_of_runs(one, best)
     if board.optimism is not None:
         metrics["optimism"] = board.optimism.estimate
     if board.tie_set is not None:
@@ -91,10 +96,37 @@ def metrics_of(board: Leaderboard) -> dict[str, float]:
     return metrics
 
 
+def _metrics_of_runs(sampled: Sampled, best: Row) -> dict[str, float]:
+    row = sampled.row(best.key)
+    if row is None:
+        return {}
+    low, high = row.interval
+    name = f"sampled.{sampled.temperature:g}"
+    return {f"{name}.score": row.mean, f"{name}.low": low, f"{name}.high": high}
+
+
+def sampled_values(sampled: Sampled) -> list[dict[str, Any]]:
+    """Return sampled runs as plain numbers and texts, differences in points."""
+    return [
+        {
+            "temperature": sampled.temperature,
+            "row": row.label,
+            "runs": len(row.runs),
+            "mean": round(row.mean, 4),
+            "low": round(row.interval[0], 4),
+            "high": round(row.interval[1], 4),
+            "greedy": round(row.greedy, 4),
+            "to best baseline": None if row.difference is None else round(100 * row.difference, 2),
+            "Welch p": row.welch_p,
+        }
+        for row in sampled.rows
+    ]
+
+
 def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
     """Return the run's description in Markdown: verdict, first rows, how to repeat it."""
     count = sum(board.items["confirm"].values())
-    table = leaderboard_table(board)
+    table, chosen = leaderboard_table(board), board.chosen
     rows = [row for row in table.rows if table.value(row, "role") != "expert"][:MAX_ROWS]
     lines = [
         f"**{board.verdict}**",
@@ -104,6 +136,7 @@ def note_of(board: Leaderboard, folder: str, hints: Sequence[str] = ()) -> str:
             for fact in (board.recommendation, board.refinement, board.tie_set, board.optimism)
             if fact is not None
         ),
+        *filter(None, [one.text_of(chosen.key) for one in board.sampled if chosen]),
         (
             f"{board.candidates} candidates were searched; these rows are scored on"
             f" {'up to ' * has_early_rows(board)}{count} items no proposal has seen:"

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import itertools
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 
 from cabs_search.checkpoints.adapter import is_adapter
@@ -23,7 +20,7 @@ from cabs_search.merging.family import Family
 from cabs_search.merging.method import Method, calibration_note, check_experts
 from cabs_search.merging.recipe import BASE
 from cabs_search.record.folder import values_to_keep
-from cabs_search.scoring.batches import batches_of, blocks
+from cabs_search.scoring.batches import blocks
 from cabs_search.scoring.calibrate import check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
 from cabs_search.scoring.workbench import Workbench
@@ -39,9 +36,10 @@ from cabs_search.spec.locations import UnreachableError, cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS, Items, SplitName
 from cabs_search.tasks.load import has_tokenizer, load_items
-from cabs_search.workflows.prepare import check_groups, with_layers
+from cabs_search.workflows.prepare import check_generation, check_groups, with_layers
 from cabs_search.workflows.reckon import Reckoned, reckon
 from cabs_search.workflows.sizes import Entry, entries_of, worker_bytes
+from cabs_search.workflows.speed import measured_speed, new_tokens
 
 MOST_METHODS = 5000
 """Methods of a space to count vectors of."""
@@ -68,6 +66,10 @@ class Needs:
     """
     items_per_second: float
     """Speed of one worker, measured now."""
+    generating: float
+    """Share of the time in which texts are generated, as long as those of the base."""
+    new_tokens: int
+    """Tokens to generate, at most: each text may have as many as its task allows."""
     search_seconds: float
     confirm_seconds: float
     """Estimated times for all workers together, without starting and building vectors."""
@@ -169,6 +171,13 @@ def _needs_rows(
     seen = f" ({TYPICAL[pruner]})" if pruner in TYPICAL and is_of_candidates else ""
     search, confirm = needs.search_seconds / 60, needs.confirm_seconds / 60
     refine = [("items to refine", f"at most {needs.refine_items:,}")] if needs.refine_items else []
+    texts = []
+    if needs.new_tokens:
+        text = (
+            f"{needs.generating:.0%} of the time, at most {needs.new_tokens:,} tokens; measured"
+            " with texts as long as the base's"
+        )
+        texts.append(("texts to generate", text))
     stored = f"{vectors} ({needs.vectors_cached} in the cache), about {size} in all"
     return [
         ("items to search", f"{limit}{needs.search_items:,}{seen}"),
@@ -182,6 +191,7 @@ def _needs_rows(
             f"{limit or 'about '}{search:.1f} minutes to search, about {confirm:.1f} to confirm,"
             " once workers run",
         ),
+        *texts,
     ]
 
 
@@ -282,13 +292,16 @@ def _needs(
     """
     searched, confirmed = (sum(map(len, items[split].values())) for split in SPLITS)
     cache = VectorCache(cache_folder())
-    bench = Workbench(family, spec.tasks, cache, device=spec.device, dtype=spec.dtype)
-    speed = _items_per_second(bench, items["search"], spec.workers)
+    bench = Workbench(
+        family, spec.tasks, cache, device=spec.device, dtype=spec.dtype, generation=spec.generation
+    )
+    speed, generating = measured_speed(bench, items["search"], spec.workers)
     count = len(blocks(items["search"], spec.search.block))
     check_refine(spec, family.alignment.shared, count)
     refine_items = most_items(spec, searched, count)
     search_items = _search_items(spec, most, searched, speed * spec.workers)
     candidates = -(-search_items // searched)
+    tokens = candidates * new_tokens(items["search"]) + passes * new_tokens(items["confirm"])
     search_items += searched * len(outsiders(objective_of(spec), Candidates.of(spec)))
     return candidates, Needs(
         search_items=search_items,
@@ -298,6 +311,8 @@ def _needs(
         cache_bytes=sum(entries.values()),
         worker_bytes=memory,
         items_per_second=speed,
+        generating=generating,
+        new_tokens=tokens,
         search_seconds=(search_items + refine_items) / speed / spec.workers,
         confirm_seconds=passes * confirmed / speed / spec.workers,
     )
@@ -336,6 +351,7 @@ def _check_models(spec: Spec, missing: Mapping[str, str]) -> Family | None:
                 Checkpoint(folder, pickled=name in spec.pickled)
         return None
     family = Family.open(spec.base, experts, spec.vocabulary, spec.pickled)
+    check_generation(spec, family)
     at_hand = {BASE, *experts}
     check_heads({task: name for task, name in spec.heads.items() if name in at_hand}, family)
     is_whole = len(experts) == len(spec.experts)
@@ -369,21 +385,3 @@ def _check_items(
         except UnreachableError as error:
             unreachable.append(str(error))
     return items, unreachable
-
-
-def _items_per_second(bench: Workbench, items: Mapping[str, Items], workers: int) -> float:
-    """Measure one worker's speed on a batch of each task, after one to warm up."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // workers))
-    try:
-        seconds = 0.0
-        for task, its in items.items():
-            chosen = list(batches_of(its, np.arange(len(its)), bench.device))
-            rows = chosen[len(chosen) // 2]
-            bench.score({task: its}, {task: rows})
-            start = time.perf_counter()
-            bench.score({task: its}, {task: rows})
-            seconds += (time.perf_counter() - start) / len(rows) * len(its)
-        return sum(map(len, items.values())) / seconds
-    finally:
-        torch.set_num_threads(threads)

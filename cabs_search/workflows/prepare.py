@@ -23,12 +23,14 @@ from cabs_search.record.comparison_file import check_folder
 from cabs_search.scoring.batches import blocks
 from cabs_search.scoring.calibrate import calibrated, check_calibration
 from cabs_search.scoring.models import check_heads, pick_device
+from cabs_search.scoring.vllm import check_vllm
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.objectives.check import check_objective
 from cabs_search.search.pruners.registry import check_pruner
 from cabs_search.search.refine.check import check_refine
 from cabs_search.search.samplers.registry import check_sampler
 from cabs_search.search.storage import storage_url
+from cabs_search.spec.generation import VLLM
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
@@ -110,6 +112,7 @@ def prepare(
     say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
     family = Family.open(spec.base, spec.experts, spec.vocabulary, spec.pickled)
     check_heads(spec.heads, family)
+    check_generation(spec, family, is_here=address is None)
     check_groups(spec.space.groups, family.alignment.shared)
     spec = with_layers(spec, family.alignment.shared)
     items = load_study_items(spec)
@@ -187,6 +190,22 @@ def _note(family: Family, mask: MaskRule) -> str:
         f"{mask.name}: {len(other)} of {len(family.alignment.shared)} tensors ({share:.0%} of"
         f" the weights) are no linear layer's and are {mask.elsewhere}."
     )
+
+
+def check_generation(spec: Spec, family: Family, *, is_here: bool = True) -> None:
+    """Check that texts can be generated as a spec says.
+
+    Args:
+        spec: the study.
+        family: its models.
+        is_here: whether they are generated on this machine.
+
+    Raises:
+        ValueError: they cannot.
+
+    """
+    if spec.generation.engine == VLLM:
+        check_vllm(spec.tasks, spec.dtype, family.base.folder, spec.device, is_here=is_here)
 
 
 def check_groups(groups: Groups, tensors: Collection[str], *, is_whole: bool = True) -> None:

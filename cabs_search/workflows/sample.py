@@ -2,48 +2,58 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-
-from cabs_search.merging.cache import VectorCache
-from cabs_search.merging.family import Family
-from cabs_search.merging.recipe import BASE, Recipe
+from cabs_search.kinds.generation import Sampling
+from cabs_search.merging.recipe import Recipe
 from cabs_search.record.comparison_file import is_comparison
-from cabs_search.record.folder import StudyFolder, only_driver
+from cabs_search.record.folder import StudyFolder, StudyId, only_driver
 from cabs_search.record.outcomes import Outcomes
-from cabs_search.results.leaderboard import Leaderboard, read_leaderboard
+from cabs_search.results.leaderboard import Leaderboard, board_of, read_leaderboard
 from cabs_search.results.rows import FOUND, RECOMMENDED, Row
-from cabs_search.results.sampled import Sampled, sampled
-from cabs_search.scoring.generate import Sampling, generate, outcome_of
-from cabs_search.scoring.workbench import Workbench
+from cabs_search.results.sampled import LEAST_RUNS, Sampled
+from cabs_search.results.scores import RecordScores
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
-from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import Items
-from cabs_search.tasks.load import load_items
-from cabs_search.workflows.export import scored_vectors
-
-LEAST_RUNS = 2
+from cabs_search.tracking.background import BackgroundTracker
+from cabs_search.tracking.server import given_uri, uri_of
+from cabs_search.workflows.findings import findings, study_files
+from cabs_search.workflows.prepare import Prepared, prepare, prune_calibrated
 
 
 def sample(
-    folder: str | Path, *, runs: int, temperature: float, say: Callable[[str], None]
+    folder: str | Path,
+    *,
+    runs: int,
+    temperature: float,
+    workers: int | None = None,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    say: Callable[[str], None],
 ) -> Sampled:
     """Sample base, experts, best baselines, and what was recommended or found best.
 
-    Runs that are on record are not repeated.
+    Texts that are on record are not generated again. The study's page and its run in MLflow get
+    the result, too.
 
     Args:
         folder: a study's folder, with rows confirmed.
         runs: runs of each row, two at the least; their seeds count from 1.
         temperature: what logits are divided by, above 0.
-        say: receives a line about each row's progress.
+        workers: number of Ray workers; None: the study's.
+        address: a running Ray cluster's; None: workers on this machine.
+        tracking_uri: MLflow's; None: where the study's runs are.
+        say: receives lines on what is being done.
+
+    Returns:
+        All runs at this temperature that are on record.
 
     Raises:
-        ValueError: there is no such study, nothing is confirmed, or no task generates texts.
+        ValueError: there is no such study, nothing is confirmed, no task generates texts, or models
+            or data have changed.
+        RuntimeError: sampling failed on the way; all texts so far are kept.
 
     """
     if runs < LEAST_RUNS or not 0 < temperature < float("inf"):
@@ -53,22 +63,23 @@ def sample(
         )
     if is_comparison(Path(folder)):
         raise ValueError(f"{folder}: a study is needed, but it is a comparison")
-    board, study = read_leaderboard(folder), StudyFolder(Path(folder))
-    rows = _finalists(board)
+    rows, study = _finalists(read_leaderboard(folder)), StudyFolder(Path(folder))
     spec = load(study.spec)
     names = [name for name, task in spec.tasks.items() if task.kind.generates]
     if not rows or not names:
         what = "task generates texts" if rows else "row is confirmed yet"
         raise ValueError(f"{folder}: no {what}")
+    prepared = prepare(spec.override(workers=workers), folder, address, say)
     with only_driver(study.path):
         outcomes = Outcomes(study.outcomes, spec.tasks, must_exist=True)
-        runs_of = _Runs(spec, outcomes, _items(spec, names, outcomes))
-        scores: dict[str, list[float]] = {}
-        for row in rows:
-            say(f"sampling {row.label}")
-            drawn = (Sampling(temperature=temperature, seed=seed) for seed in range(1, runs + 1))
-            scores[row.label] = [runs_of.score(row, sampling) for sampling in drawn]
-    return sampled(spec.name, temperature, names, rows, scores, board.baseline)
+        items = {name: prepared.items["confirm"][name] for name in names}
+        _check_items(items, outcomes)
+        outcomes.bind(spec, prepared.items, prepared.weights)
+        samplings = [Sampling(temperature=temperature, seed=seed + 1) for seed in range(runs)]
+        recipes = [Recipe.from_dict(row.recipe or {}) for row in rows]
+        _generate(prepared, outcomes, items, recipes, samplings, address, say)
+        board = _publish(prepared, outcomes, tracking_uri, say)
+    return next(one for one in board.sampled if one.temperature == temperature)
 
 
 def _finalists(board: Leaderboard) -> list[Row]:
@@ -81,9 +92,8 @@ def _finalists(board: Leaderboard) -> list[Row]:
     return list(found.values())
 
 
-def _items(spec: Spec, names: Sequence[str], outcomes: Outcomes) -> dict[str, Items]:
-    """Return the confirm items of tasks; raise ValueError if they are others than those scored."""
-    items = {name: load_items(spec, name)["confirm"] for name in names}
+def _check_items(items: Mapping[str, Items], outcomes: Outcomes) -> None:
+    """Raise ValueError if confirm items are others than those that were scored."""
     known = {one.task: one.digest for one in outcomes.bound() if one.split == "confirm"}
     for name, found in items.items():
         if found.digest != known[name]:
@@ -91,50 +101,47 @@ def _items(spec: Spec, names: Sequence[str], outcomes: Outcomes) -> dict[str, It
                 f"tasks.{name}: the items must be those that were searched with, but the data has"
                 " changed"
             )
-    return items
 
 
-class _Runs:
-    """Runs of rows, made on one resident model, which is loaded when the first is needed."""
+def _generate(
+    prepared: Prepared,
+    outcomes: Outcomes,
+    items: Mapping[str, Items],
+    recipes: list[Recipe],
+    samplings: list[Sampling],
+    address: str | None,
+    say: Callable[[str], None],
+) -> None:
+    """Have workers generate the texts that are not on record."""
+    from cabs_search.cluster import driver
+    from cabs_search.search.sampled import SampledRuns
 
-    def __init__(self, spec: Spec, outcomes: Outcomes, items: Mapping[str, Items]) -> None:
-        self._spec, self._outcomes, self._items = spec, outcomes, items
-        self._bench: Workbench | None = None
-        self._present = ""
-        """Key of the recipe that the model has become."""
+    source = SampledRuns(prepared.spec, outcomes, items, recipes, samplings)
+    say(f"sampling {len(recipes)} models, {len(samplings)} runs of each")
+    driver.search(
+        source,
+        {"confirm": items},
+        cache_folder(),
+        calibrations=prune_calibrated(prepared, [prepared.spec], say).files,
+        weights=prepared.weights,
+        address=address,
+    )
 
-    def score(self, row: Row, sampling: Sampling) -> float:
-        """Return the mean of the tasks' metrics of a run, from the record if it is there."""
-        name = f"sampled {row.key} {sampling.temperature!r} {sampling.seed}"
-        kept = self._outcomes.kept_text(name)
-        if kept is None:
-            kept = json.dumps(self._sample(row, sampling))
-            self._outcomes.keep_text(name, kept)
-        return float(np.mean([json.loads(kept)[task] for task in self._items]))
 
-    def _sample(self, row: Row, sampling: Sampling) -> dict[str, float]:
-        bench = self._become(row)
-        found = {}
-        for task, items in self._items.items():
-            every = np.arange(len(items))
-            texts = generate(bench.models[BASE], items, every, bench.device, sampling)
-            done = outcome_of(items, every, texts)
-            found[task] = items.task.measure.of(done.scores, done.predictions, items.labels)
-        return found
-
-    def _become(self, row: Row) -> Workbench:
-        spec = self._spec
-        if self._bench is None:
-            family = Family.open(spec.base, spec.experts, spec.vocabulary, spec.pickled)
-            tasks = {name: spec.tasks[name] for name in self._items}
-            cache = VectorCache(cache_folder())
-            self._bench = Workbench(family, tasks, cache, device=spec.device, dtype=spec.dtype)
-        if self._present != row.key:
-            recipe = Recipe.from_dict(row.recipe or {})
-            vectors = scored_vectors(spec, self._bench.family, recipe)
-            if vectors is None:
-                self._bench.materialize(recipe)
-            else:
-                self._bench.resident.materialize(vectors, recipe)
-            self._present = str(row.key)
-        return self._bench
+def _publish(
+    prepared: Prepared, outcomes: Outcomes, tracking_uri: str | None, say: Callable[[str], None]
+) -> Leaderboard:
+    """Write the study's page again, and what is new to MLflow, if it has the study's runs."""
+    study, spec = StudyFolder(prepared.folder), prepared.spec
+    scores = RecordScores.read(outcomes, spec)
+    board = board_of(spec, scores)
+    files = study_files(board, study.path, say)
+    uri = given_uri(tracking_uri)
+    if uri is None and study.tracking_address.is_file():
+        uri = uri_of(study.path)
+    if uri is not None or study.tracking_database.is_file():
+        best = scores.searched.get(board.chosen.key or "") if board.chosen else None
+        summary, _ = findings(prepared, board, best, files)
+        with BackgroundTracker(study.path, uri, say) as tracker:
+            tracker.study(spec).update(StudyId(outcomes.study_id()), summary)
+    return board

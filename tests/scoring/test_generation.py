@@ -11,9 +11,10 @@ import torch
 import transformers
 from pydantic import TypeAdapter
 
+from cabs_search.kinds.generation import Sampling
 from cabs_search.scoring import batches as batching
 from cabs_search.scoring.forward import evaluate, evaluate_together
-from cabs_search.scoring.generate import Sampling, cut, generate
+from cabs_search.scoring.generate import cut, generate
 from cabs_search.spec.task import Task
 from cabs_search.tasks.items import Items
 from tests.scoring.test_language_models import SIZE

@@ -22,10 +22,10 @@ TENSORS = ("encoder.layer.0.weight", "encoder.layer.1.weight", "embeddings.weigh
 class Bench:
     """A driver that scores by a formula and can stop at any block as a kill would."""
 
-    def __init__(self, spec: Spec, folder: Path, items: Any) -> None:
+    def __init__(self, spec: Spec, folder: Path, items: Any, weights: Any = None) -> None:
         self.spec, self.folder, self.items = spec, folder, items
         self.outcomes = Outcomes(folder / "outcomes", spec.tasks)
-        self.outcomes.bind(spec, items, {"base": "b"})
+        self.outcomes.bind(spec, items, weights or {"base": "b"})
         self.finished: list[Finished] = []
         self.scored: list[tuple[str, str, int]] = []
         self.evaluated: list[tuple[str, str, int]] = []

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from cabs_search.checkpoints.origin import ORIGIN
 from cabs_search.cli.main import main
+from cabs_search.scoring.workbench import Workbench
 from cabs_search.workflows.plan import plan
 from tests.conftest import EXPERTS, make_base, make_expert, make_tokenizer, pico_values, write_spec
+from tests.support import standins
 from tests.support.adapters import adapt
 
 HUB = "nobody/nothing"
@@ -134,6 +136,47 @@ def test_a_plan_predicts_candidates_items_and_seconds(
     assert refined.needs.refine_items == 2 * 72 + 2 * ((3 * 3 + 1) * 72 + 72) + 72
     assert refined.rows == 1 + 3 + 2 + 1
     assert f"at most {refined.needs.refine_items:,}" in refined.as_text()
+
+
+def test_a_plan_measures_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    """Of time that passes by texts: 3 seconds an item that is written, 1 an item that is read."""
+    base = standins.make_base(tmp_path / "base", "llama")
+    tasks: dict[str, Any] = {}
+    for seed, kind in enumerate(("generation", "language-modeling"), 1):
+        rows = standins.write_data(tmp_path / f"{kind}.jsonl", kind, seed, 16)
+        tasks[kind] = standins.fields_of(kind) | {"dataset": {"json": str(rows)}}
+    values = {
+        "name": "texts",
+        "base": str(base),
+        "experts": {"one": str(base)},
+        "tasks": tasks,
+        "space": {"method": ["task-arithmetic"]},
+        "search": {"trials": 4, "confirm": 2, "workers": 1},
+        "device": "cpu",
+    }
+    now = [0.0]
+
+    def score(_: Any, items: Any, rows: Any) -> None:
+        ((task, own),) = rows.items()
+        now[0] += len(own) * (3 if task == "generation" else 1)
+
+    monkeypatch.setattr(Workbench, "score", score)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    found = plan(write_spec(tmp_path / "x.yaml", values))
+    assert found.needs is not None
+    assert found.needs.items_per_second == pytest.approx(1 / 2)
+    assert found.needs.generating == pytest.approx(3 / 4)
+    new = tasks["generation"]["max_new_tokens"]
+    assert found.needs.new_tokens == (found.candidates or 0) * 8 * new + found.rows * 8 * new
+    assert "75% of the time, at most" in found.as_text()
+    values["generation"] = "vllm"
+    with pytest.raises(ValueError, match="^generation.engine: vllm needs dtype bfloat16"):
+        plan(write_spec(tmp_path / "x.yaml", values))
+    values["generation"] = "sglang"
+    with pytest.raises(ValueError, match="x.yaml: generation.engine: "):
+        plan(write_spec(tmp_path / "x.yaml", values))
 
 
 def test_a_plan_counts_layers_and_anchors(pico: Path, cache: Path, tmp_path: Path) -> None:
@@ -280,7 +323,9 @@ def test_a_language_model_that_cannot_be_had_is_reckoned_by_its_size(
                 "kind": "generation",
                 "metric": "exact_match",
                 "stop": ["\n"],
-                "max_new_tokens": 8,
+                "max_new_tokens": 24,
+                "search": {"items": 100},
+                "confirm": {"items": 50},
             },
         },
         "space": {"method": ["cabs"], "nm": "32:256", "order": [["a", "b"]]},
@@ -303,5 +348,16 @@ def test_a_language_model_that_cannot_be_had_is_reckoned_by_its_size(
     assert reckoned.hours["search"]["H100"] == pytest.approx(seconds / 3600)
     assert "fits H100, A100-80\n" in text
     assert "tasks.choice: the spec does not say how many items to confirm" in text
-    assert "tasks.text: its texts are generated" in text
+    assert "text" not in reckoned.without
+    search, confirm = reckoned.writing["search"], reckoned.writing["confirm"]
+    assert (search.texts, search.tokens) == (1000, 24_000)
+    assert confirm.texts == 50 * found.rows
+    # 32 texts of 1,024 tokens a batch, so 32 batches of 24 steps, after prompts of 1,000 tokens;
+    # the RTX 4090 reads 14 GB in 35 ms, the H100 in 10.4
+    prompts = {"H100": 2 * 7e9 * 1e6 / (0.4 * 989e12), "RTX 4090": 2 * 7e9 * 1e6 / (0.4 * 165e12)}
+    steps = {"H100": 14e9 / (0.4 * 3.35e12), "RTX 4090": 14e9 / (0.4 * 1.008e12)}
+    for card, step in steps.items():
+        assert search.hours[card] == pytest.approx((prompts[card] + 32 * 24 * step) / 3600)
+    line = next(one for one in text.splitlines() if one.startswith("hours to search, texts"))
+    assert "to generate 24,000 tokens in 1,000 texts at most" in line
     assert found.as_dict()["reckoned"]["hours"]["search"].keys() == {"H100", "A100-80", "RTX 4090"}

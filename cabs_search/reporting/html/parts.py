@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from cabs_search.common.formats import between, number
+from cabs_search.common.formats import between, number, points
 from cabs_search.common.redact import without_passwords
 from cabs_search.common.versions import versions
 from cabs_search.record.folder import StudyFolder
@@ -19,6 +19,7 @@ from cabs_search.results.as_reported import Reported
 from cabs_search.results.comparison import Comparison
 from cabs_search.results.leaderboard import Leaderboard
 from cabs_search.results.rows import BASELINE, Row
+from cabs_search.results.sampled import NOTE, Sampled
 from cabs_search.results.tie_set import TieSet
 
 INTERVALS = (
@@ -50,6 +51,11 @@ PAPERS = (
     "The top of each method's search scores as if they were independent runs. They are neighbours,"
     " chosen by the very items they are scored on: these intervals are too narrow and these p too"
     " small. Shown only to set beside papers."
+)
+
+DRAWN = (
+    "In each run a model answers every item once, drawing tokens by their probabilities instead of"
+    " taking the likeliest."
 )
 
 
@@ -135,6 +141,25 @@ def as_reported_tables(methods: Sequence[Reported]) -> tuple[HtmlTable, ...]:
     head = ("", "mean, 95 % t-interval", "against", "Welch", "Student")
     table = HtmlTable(title="As papers report it", head=head, lines=lines, note=PAPERS)
     return (table,) if lines else ()
+
+
+def sampled_table(sampled: Sampled) -> HtmlTable:
+    """Write sampled runs of one temperature."""
+    lines = tuple(
+        HtmlRow(
+            label=(row.label, f"{len(row.runs)} runs"),
+            cells=(
+                (number(row.mean), between(row.interval)),
+                (number(row.greedy), ""),
+                (points(row.difference), ""),
+                _t_test(row.welch_t, row.welch_p),
+            ),
+        )
+        for row in sampled.rows
+    )
+    head = ("", "mean of runs, 95 % t-interval", "without sampling", f"to {BASELINE}", "Welch")
+    title = f"Texts drawn at random: {sampled.title}"
+    return HtmlTable(title=title, head=head, lines=lines, note=f"{DRAWN} {NOTE}")
 
 
 def _t_test(t: float | None, p: float | None) -> Cell:

@@ -21,6 +21,7 @@ from cabs_search.reporting.html.parts import (
     html_table,
     item_count,
     row_numbers,
+    sampled_table,
     tests_tables,
     tied_number,
 )
@@ -87,6 +88,7 @@ def _leaderboard(board: Leaderboard) -> Section:
         tables=(
             html_table(leaderboard_table(board), SCORES, "Row by row", is_open=True),
             *tests_tables(labelled, {name: name for name in (BASELINE, FOUND, START)}),
+            *map(sampled_table, board.sampled),
         ),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cabs_search.reporting.tables import LEADERBOARD, as_text, has_early_rows, leaderboard_table
+from cabs_search.reporting.terminal.sampled import sampled_text
 from cabs_search.results.leaderboard import Leaderboard
 
 NOTE = (
@@ -33,4 +34,5 @@ def leaderboard_text(board: Leaderboard) -> str:
     parts = (board.recommendation, board.refinement, board.tie_set, board.optimism)
     notes += [part.text for part in parts if part is not None]
     note = NOTE + EARLY * has_early
-    return "\n".join([title, "", *rows, "", note, "", *notes, *board.spent.text])
+    runs = [line for one in board.sampled for line in ("", sampled_text(one))]
+    return "\n".join([title, "", *rows, "", note, "", *notes, *board.spent.text, *runs])

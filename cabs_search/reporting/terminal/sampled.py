@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from cabs_search.common.formats import as_p, between, number, points, table
-from cabs_search.results.sampled import Sampled
+from cabs_search.results.sampled import NOTE, Sampled
 
-HEAD = ("", "mean", "95 % t-interval", "greedy", "to best baseline", "Welch p")
-NOTE = (
-    "Runs differ by their seeds alone: intervals and p say nothing of other items, as the"
-    " leaderboard's paired tests do."
-)
+HEAD = ("", "runs", "mean", "95 % t-interval", "greedy", "to best baseline", "Welch p")
 
 
 def sampled_text(sampled: Sampled) -> str:
     """Write sampled runs for a terminal."""
-    title = (
-        f"{sampled.name}: {len(sampled.rows[0].runs)} runs of each at temperature"
-        f" {sampled.temperature:g}, on the confirm items of {', '.join(sampled.tasks)}"
-    )
     cells = [
         [
             row.label,
+            str(len(row.runs)),
             number(row.mean),
             between(row.interval),
             number(row.greedy),
@@ -29,4 +22,5 @@ def sampled_text(sampled: Sampled) -> str:
         ]
         for row in sampled.rows
     ]
+    title = f"{sampled.name}: {sampled.title}"
     return "\n".join([title, "", *table([HEAD, *cells]), "", NOTE])

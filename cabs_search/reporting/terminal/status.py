@@ -5,7 +5,7 @@ from __future__ import annotations
 from cabs_search.common.formats import duration, table
 from cabs_search.record.progress_file import Share, Status
 
-UNITS = {"candidate": "candidates", "item": "items", "second": "seconds"}
+UNITS = {"candidate": "candidates", "item": "items", "second": "seconds", "run": "runs"}
 
 
 def status_text(status: Status) -> str:
