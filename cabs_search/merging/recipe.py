@@ -15,6 +15,7 @@ from cabs_search.merging.layers import check_anchors, layer_of, spread
 from cabs_search.merging.masks.rules import MASKS, identity, order_of, settings
 from cabs_search.merging.masks.settings import is_pairs
 from cabs_search.merging.method import SUM, Method, check_experts, split_name
+from cabs_search.merging.stack import Stack, check_slots, parse_stack, stack_as_plain, stack_text
 
 Groups = tuple[tuple[str, str], ...]
 """Groups of tensors with λ of their own: (name, pattern); a tensor is in the first group that
@@ -53,6 +54,8 @@ class Recipe:
     groups: Groups = ()
     layers: int = 0
     """Number of the model's layers, over which λ is interpolated between anchors; 0: λ has none."""
+    stack: Stack = ()
+    """Layers in the place of the merge's own; empty: these."""
 
     def anchors_of(self, expert: str) -> tuple[float, ...]:
         """Return an expert's λ at its anchors, or in its groups: the first layer's first."""
@@ -119,7 +122,11 @@ class Recipe:
 
     @property
     def is_shared(self) -> bool:
-        """True if one λ serves all experts."""
+        """True if one λ serves all experts, and layers stand as they are."""
+        return self._has_one_lambda and not self.stack
+
+    @property
+    def _has_one_lambda(self) -> bool:
         return len({value for _, value in self.lambdas}) == 1
 
     def lambda_of(self, expert: str, tensor: str) -> float:
@@ -149,6 +156,8 @@ class Recipe:
             plain["groups"] = [list(group) for group in self.groups]
         if self.layers:
             plain["layers"] = self.layers
+        if self.stack:
+            plain["stack"] = stack_as_plain(self.stack)
         return plain | {"lambda": self.lambda_by_name}
 
     @classmethod
@@ -176,7 +185,10 @@ class Recipe:
             if not abs(value) <= MOST_LAMBDA:
                 raise ValueError(f"-1e6 <= λ <= 1e6 must hold, but got {key}={value}")
         method = Method(mask=rule(**chosen), combine=COMBINES[combine]())
-        recipe = cls(method=method, lambdas=tuple(lambdas.items()), groups=groups, layers=layers)
+        stack = parse_stack(values["stack"], experts, BASE) if "stack" in values else ()
+        recipe = cls(
+            method=method, lambdas=tuple(lambdas.items()), groups=groups, layers=layers, stack=stack
+        )
         recipe.check_layers()
         return recipe
 
@@ -226,10 +238,16 @@ class Recipe:
         # a sum with normalised λ is a sum as well
         combine = SUM.name if self.method.is_linear else self.method.combine.name
         combine = combine if terms else ""
-        return digest(json.dumps([combine, terms, groups], sort_keys=True))
+        stack = [stack_as_plain(self.stack)] if self.stack else []
+        return digest(json.dumps([combine, terms, groups, *stack], sort_keys=True))
 
     def __str__(self) -> str:
-        if self.is_shared:
+        text = self._merge_text()
+        return f"{text} | {stack_text(self.stack)}" if self.stack else text
+
+    def _merge_text(self) -> str:
+        """Write the recipe in words, but for its stack."""
+        if self._has_one_lambda:
             return f"{self.method} λ={self.lambdas[0][1]:g}"
         if not self.layers and len(self.lambdas) <= MOST_SHOWN:
             shown = [f"{key}={value:g}" for key, value in self.lambdas]
@@ -265,6 +283,7 @@ def make_recipe(
     lambdas: Mapping[LambdaKey, float] | Mapping[str, float],
     groups: Groups = (),
     layers: int = 0,
+    stack: Stack = (),
 ) -> Recipe:
     """Make a recipe with λ rounded to 1e-9, so that 0.1 + 0.2 and 0.3 are one candidate.
 
@@ -274,10 +293,11 @@ def make_recipe(
             left out: it is the same merged model.
         groups: groups of tensors.
         layers: number of the model's layers, where λ are those of anchors; else 0.
+        stack: layers in the place of the merge's own; scales are rounded as λ are.
 
     Raises:
-        ValueError: a λ is not finite, or too large for float32 sums; the method cannot merge so
-            many experts; there are more anchors than layers.
+        ValueError: a λ or a scale is not finite, or too large for float32 sums; the method cannot
+            merge so many experts; there are more anchors than layers, or too many layers.
 
     """
     rounded: dict[LambdaKey, float] = {}
@@ -293,7 +313,14 @@ def make_recipe(
         if all(len(values) == 1 for values in by_expert.values()):
             groups, layers = (), 0
             rounded = {LambdaKey(expert): values.pop() for expert, values in by_expert.items()}
-    recipe = Recipe(method=method, lambdas=tuple(rounded.items()), groups=groups, layers=layers)
+    check_slots(stack)
+    recipe = Recipe(
+        method=method,
+        lambdas=tuple(rounded.items()),
+        groups=groups,
+        layers=layers,
+        stack=tuple(slot._replace(scale=round(float(slot.scale), 9) + 0.0) for slot in stack),
+    )
     recipe.check_layers()
     check_experts([method.name], recipe.experts, "method")
     return recipe

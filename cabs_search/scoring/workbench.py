@@ -34,6 +34,7 @@ from cabs_search.scoring.forward import (
 )
 from cabs_search.scoring.gradients import LambdaGradients, evaluate_with_gradients
 from cabs_search.scoring.models import load_model, own_tensors, pick_device
+from cabs_search.scoring.stacked import StackedLayers
 from cabs_search.spec.task import Task, heads
 from cabs_search.tasks.items import Ints, Items
 
@@ -86,6 +87,7 @@ class Workbench:
             for expert, kind in kinds.items()
         }
         self._trunks = {expert: self._first_with_trunk(expert) for expert in self.models}
+        self._layers = StackedLayers(family, self.models.values(), model_dtype, self.device)
 
     def _first_with_trunk(self, expert: str) -> str:
         """Return the first expert whose model has the same trunk."""
@@ -96,14 +98,28 @@ class Workbench:
             if first is model or same_trunk(first, model)
         )
 
-    def materialize(self, recipe: Recipe) -> None:
-        """Become a candidate; vectors that the cache lacks, or that were damaged, are built."""
-        vectors = self._vectors(recipe.method)
-        if not all(vector.is_current for vector in vectors.values()):
-            self._vectors.cache_clear()
-            self.resident.forget()
+    def materialize(
+        self, recipe: Recipe, vectors: Mapping[str, StoredVector] | None = None
+    ) -> None:
+        """Become a candidate.
+
+        Args:
+            recipe: the candidate.
+            vectors: the vectors of its method, by expert; None: those of the cache, where what it
+                lacks, or was damaged, is built.
+
+        Raises:
+            ValueError: the models' layers cannot be stacked as the recipe asks.
+
+        """
+        if vectors is None:
             vectors = self._vectors(recipe.method)
+            if not all(vector.is_current for vector in vectors.values()):
+                self._vectors.cache_clear()
+                self.resident.forget()
+                vectors = self._vectors(recipe.method)
         self.resident.materialize(vectors, recipe)
+        self._layers.become(recipe.stack)
 
     def _open_vectors(self, method: Method) -> dict[str, StoredVector]:
         if isinstance(method.mask, CALIBRATED) and not self.family.calibrations:

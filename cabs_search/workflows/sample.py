@@ -132,9 +132,6 @@ class _Runs:
         if self._present != row.key:
             recipe = Recipe.from_dict(row.recipe or {})
             vectors = scored_vectors(spec, self._bench.family, recipe)
-            if vectors is None:
-                self._bench.materialize(recipe)
-            else:
-                self._bench.resident.materialize(vectors, recipe)
+            self._bench.materialize(recipe, vectors)
             self._present = str(row.key)
         return self._bench
