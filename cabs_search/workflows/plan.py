@@ -39,9 +39,9 @@ from cabs_search.spec.locations import UnreachableError, cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS, Items, SplitName
 from cabs_search.tasks.load import has_tokenizer, load_items
-from cabs_search.workflows.prepare import check_groups, with_layers
+from cabs_search.workflows.prepare import check_groups, with_layers, with_stack
 from cabs_search.workflows.reckon import Reckoned, reckon
-from cabs_search.workflows.sizes import Entry, entries_of, worker_bytes
+from cabs_search.workflows.sizes import Entry, entries_of, stack_bytes, worker_bytes
 
 MOST_METHODS = 5000
 """Methods of a space to count vectors of."""
@@ -204,14 +204,14 @@ def plan(path: str | Path) -> Plan:
     check_sampler(spec)
     check_objective(spec)
     check_pruner(spec.search, spec.tasks)
+    family = _check_models(spec, missing)
+    if family is not None and len(family.experts) == len(spec.experts):
+        spec = with_stack(with_layers(spec, family.alignment.shared), family)
     candidates = Candidates.of(spec)
     space = size(candidates)
     baselines = candidates.baseline_recipes
     most = min(spec.search.budget.candidates or sys.maxsize, space + len(baselines))
     rows = _most_rows(spec, most)
-    family = _check_models(spec, missing)
-    if family is not None and len(family.experts) == len(spec.experts):
-        spec = with_layers(spec, family.alignment.shared)
     items, unreachable = _check_items(spec, missing)
     methods = {
         *itertools.islice(candidates.methods(), MOST_METHODS),
@@ -225,6 +225,9 @@ def plan(path: str | Path) -> Plan:
         entries = entries_of(family, steps)
         vectors = len(entries)
         memory = worker_bytes(spec.device, spec.dtype, family, methods)
+        if spec.space.stack:
+            sources = spec.space.stack.sources_of(tuple(spec.experts))
+            memory += stack_bytes(spec.device, spec.dtype, family, sources)
         trials, needs = _needs(spec, family, items, entries, memory, most, rows)
     as_used = {"sampler": spec.search.sampler_used, "pruner": spec.search.pruner_used}
     plain = values_to_keep(spec)
