@@ -206,10 +206,7 @@ def test_what_cannot_be_read_meets_one_line(
         (3, "stack: a list of layers is needed, but got 3"),
         ([], "stack: a list of layers is needed, but got []"),
         ([{"model": "a"}], "stack[0]: model and layer_range are needed"),
-        (
-            [{"model": "c", "layer_range": [0, 1]}],
-            "stack[0].model: must be one of base, a, b,",
-        ),
+        ([{"model": "c", "layer_range": [0, 1]}], "stack[0].model: must be one of base, a, b,"),
         ([{"model": "a", "layer_range": [1, 1]}], "stack[0].layer_range: 0 <= start < end"),
         ([{"model": "a", "layer_range": [0, 1, 2]}], "stack[0].layer_range: [START, END]"),
         ([{"model": "a", "layer_range": [0, 1], "scale": "x"}], "stack[0].scale: a number"),
