@@ -243,7 +243,12 @@ class Recipe:
 
     def __str__(self) -> str:
         text = self._merge_text()
-        return f"{text} | {stack_text(self.stack)}" if self.stack else text
+        return f"{text} | {self.stack_text}" if self.stack else text
+
+    @property
+    def stack_text(self) -> str:
+        """The stack in words; empty if there is none."""
+        return stack_text(self.stack)
 
     def _merge_text(self) -> str:
         """Write the recipe in words, but for its stack."""

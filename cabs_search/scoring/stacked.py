@@ -21,6 +21,9 @@ from cabs_search.merging.stack import MERGED, Layout, Slot, Stack, per_layer_fie
 COUNT = "num_hidden_layers"
 """Field of a loaded config with the number of layers, whatever ``config.json`` calls it."""
 
+PLACE = "layer_idx"
+"""Attribute of a layer's modules with its number, under which its keys and values are cached."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Home:
@@ -100,8 +103,8 @@ class StackedLayers:
             memo[id(config)] = config
         twin = copy.deepcopy(layer, memo)
         for module in twin.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = place  # where its keys and values are kept
+            if hasattr(module, PLACE):
+                setattr(module, PLACE, place)
         if slot.scale != 1:
             for end in self._layout.branch_ends:
                 twin.get_submodule(end).register_forward_hook(_Scale(slot.scale))

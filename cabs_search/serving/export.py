@@ -325,8 +325,6 @@ def compact_bytes(
 
     ``heads`` are the heads' models, an expert or the base for each head.
     """
-    names = stacked_names(family.alignment.shared, stack).values()
-    weights = sum(map(family.numel, names))
     checkpoints = [family.checkpoint(name) for name in heads]
     trunks = {tuple(c.model_name(name) for name in family.alignment.shared) for c in checkpoints}
     own = sum(
@@ -335,7 +333,12 @@ def compact_bytes(
         for name in c.names
         if name not in family.alignment.shapes
     )
-    return dtype.itemsize * (len(trunks) * weights + own)
+    return dtype.itemsize * (len(trunks) * trunk_weights(family, stack) + own)
+
+
+def trunk_weights(family: Family, stack: Stack) -> int:
+    """Return the number of weights of a merged trunk."""
+    return sum(map(family.numel, stacked_names(family.alignment.shared, stack).values()))
 
 
 def _link(source: Path, to: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from cabs_search.common.formats import finite
 from cabs_search.common.versions import PACKAGES, git, package_versions
-from cabs_search.merging.stack import stack_text
 from cabs_search.record.entries import Bound
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.jobs import Finished
@@ -103,7 +102,7 @@ def candidate_params(finished: Finished) -> dict[str, str]:
             names = [group for group, _ in value]
             params[name] = ", ".join(names) if len(names) <= MOST_GROUPS else f"{len(names)}"
         elif name == "stack":
-            params[name] = stack_text(finished.recipe.stack)
+            params[name] = finished.recipe.stack_text
         elif isinstance(value, dict):  # λ, and settings that each expert has
             params |= {f"{name}.{key}": setting for key, setting in value.items()}
         else:

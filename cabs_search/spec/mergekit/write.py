@@ -40,8 +40,8 @@ def write_mergekit(asked: RecipeFile, notes: Notes) -> dict[str, Any]:
     base = _path(asked.base)
     at = {expert: _path(asked.experts[expert]) for expert in recipe.experts}
     if recipe.stack:
-        models = {name: _model(base, path) for name, path in {BASE: base, **at}.items()}
-        return write_passthrough(asked, models, notes) | _ending(asked, notes)
+        named = {name: _model(base, path) for name, path in {BASE: base, **at}.items()}
+        return write_passthrough(asked, named, notes) | _ending(asked, notes)
     first = next((e for e, path in at.items() if path == base), recipe.experts[0])
     name, shared, per_expert = _method(recipe, first, notes)
     if recipe.cancels:
