@@ -95,8 +95,8 @@ class Plan:
     """Candidates to score on the search split; more, if a pruner stops some and the budget is not
     of candidates; None: unknown.
     """
-    space: int
-    """Distinct candidates in the space."""
+    space: int | None
+    """Distinct candidates in the space; None: unknown, as the model's layers are."""
     rows: int
     """Candidates to score on the confirm split, at most."""
     vectors: int
@@ -123,7 +123,7 @@ class Plan:
     def as_text(self) -> str:
         """Format for a terminal."""
         rows = [
-            ("candidates", f"{self._candidates_text} of {self.space:,} in the space"),
+            ("candidates", f"{self._candidates_text} of {self._space_text} in the space"),
             ("confirm rows", f"{self.rows}"),
             *(("heads", text) for text in _heads_text(self.heads)),
             *(("note", text) for text in self.notes),
@@ -137,6 +137,10 @@ class Plan:
             rows += _needs_rows(self.vectors, self.needs, self.spec["search"])
         resolved = yaml.safe_dump(self.spec, sort_keys=False, allow_unicode=True)
         return "\n".join([resolved, *table(rows)])
+
+    @property
+    def _space_text(self) -> str:
+        return "an unknown number" if self.space is None else f"{self.space:,}"
 
     @property
     def _candidates_text(self) -> str:
@@ -208,9 +212,11 @@ def plan(path: str | Path) -> Plan:
     if family is not None and len(family.experts) == len(spec.experts):
         spec = with_stack(with_layers(spec, family.alignment.shared), family)
     candidates = Candidates.of(spec)
-    space = size(candidates)
-    baselines = candidates.baseline_recipes
-    most = min(spec.search.budget.candidates or sys.maxsize, space + len(baselines))
+    stacks, baselines = spec.space.stack, candidates.baseline_recipes
+    space = None if stacks and stacks.layers is None else size(candidates)
+    most = spec.search.budget.candidates or sys.maxsize
+    if space is not None:
+        most = min(most, space + len(baselines))
     rows = _most_rows(spec, most)
     items, unreachable = _check_items(spec, missing)
     methods = {
@@ -225,8 +231,8 @@ def plan(path: str | Path) -> Plan:
         entries = entries_of(family, steps)
         vectors = len(entries)
         memory = worker_bytes(spec.device, spec.dtype, family, methods)
-        if spec.space.stack:
-            sources = spec.space.stack.sources_of(tuple(spec.experts))
+        if stacks:
+            sources = stacks.sources_of(tuple(spec.experts))
             memory += stack_bytes(spec.device, spec.dtype, family, sources)
         trials, needs = _needs(spec, family, items, entries, memory, most, rows)
     as_used = {"sampler": spec.search.sampler_used, "pruner": spec.search.pruner_used}
@@ -238,11 +244,21 @@ def plan(path: str | Path) -> Plan:
         rows=rows,
         vectors=vectors,
         heads=family.alignment.heads if family else {},
-        notes=(*(family.notes if family else ()), *filter(None, [calibration_note(spec.methods)])),
+        notes=_notes(spec, family),
         needs=needs,
         reckoned=None if needs else reckon(spec, methods, trials, rows, family),
         unreachable=tuple(unreachable),
     )
+
+
+def _notes(spec: Spec, family: Family | None) -> tuple[str, ...]:
+    """Return sentences on what is not as usual."""
+    notes = [*(family.notes if family else ()), calibration_note(spec.methods)]
+    if spec.space.stack:
+        notes.append(
+            "a stack takes as long as it has layers; speed and times are those of the model's own"
+        )
+    return tuple(filter(None, notes))
 
 
 def _most_rows(spec: Spec, candidates: int) -> int:

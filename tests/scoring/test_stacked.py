@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.method import make_method
 from cabs_search.merging.recipe import BASE, Recipe, make_recipe
@@ -25,10 +26,12 @@ from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
 from tests.conftest import EXPERTS, pico_values
-from tests.scoring.test_architectures import open_bench
+from tests.scoring.test_architectures import MARKS, open_bench
 from tests.scoring.test_generation import items_of, naive
 from tests.scoring.test_language_models import GPT2, SIZE, make_family
-from tests.support.standins import task_of
+from tests.support.adapters import adapt
+from tests.support.adapters import merged as merged_by_peft
+from tests.support.standins import make_tokenizer, task_of
 
 CPU = torch.device("cpu")
 LAMBDAS = {"mood": 0.7, "animal": 0.4, "pair": -0.2}
@@ -244,10 +247,62 @@ def test_a_stacked_language_model_writes_and_reads_as_its_export(
             assert config[field] == [settings[field][layer] for layer in layers]
 
 
-def open_bench_of(family: Family, tasks: Any, cache: Path) -> Workbench:
-    from cabs_search.merging.cache import VectorCache
+def open_bench_of(family: Family, tasks: Any, cache: Path, dtype: str = "float32") -> Workbench:
+    return Workbench(family, tasks, VectorCache(cache), device="cpu", dtype=dtype)
 
-    return Workbench(family, tasks, VectorCache(cache), device="cpu")
+
+def test_layers_of_adapters_are_those_that_peft_merges(tmp_path: Path, cache: Path) -> None:
+    """In float32 and, resident, in half precision."""
+    config = transformers.LlamaConfig(**SIZE, vocab_size=80)
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / BASE)
+    make_tokenizer("gpt2").save_pretrained(tmp_path / BASE)
+    states = {}
+    for seed, name in enumerate(("a", "b")):
+        again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / BASE)
+        modules = ["q_proj", "o_proj", "down_proj"]
+        adapted = adapt(again, tmp_path / name, seed, target_modules=modules, task_type="CAUSAL_LM")
+        states[name] = merged_by_peft(adapted).state_dict()
+    family = Family.open(tmp_path / BASE, {name: tmp_path / name for name in ("a", "b")})
+    stack = (Slot("b", 1), Slot("a", 0, 0.5), Slot("b", 1, -1.0))
+    recipe = recipe_of(stack, {"a": 0.0, "b": 0.0})
+    export(family, recipe, tmp_path / "to")
+    found = load_file(tmp_path / "to" / "model.safetensors")
+    for place, (name, layer, scale) in enumerate(stack):
+        for key, tensor in states[name].items():
+            rest = key.removeprefix(f"model.layers.{layer}.")
+            if rest != key:
+                is_end = rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+                expected = tensor * scale if is_end else tensor
+                torch.testing.assert_close(found[f"model.layers.{place}.{rest}"], expected)
+    tokens, loaded = (
+        torch.randint(0, 80, (2, 9)),
+        transformers.LlamaForCausalLM.from_pretrained(tmp_path / "to", dtype=torch.float32),
+    )
+    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.05)):
+        bench = open_bench_of(family, {"t": task_of("language-modeling")}, cache, dtype)
+        bench.materialize(recipe)
+        with torch.inference_mode():
+            logits = bench.models[BASE](tokens).logits
+            assert str(logits.dtype) == f"torch.{dtype}"
+            torch.testing.assert_close(
+                logits.float(), loaded.eval()(tokens).logits, atol=tolerance, rtol=tolerance
+            )
+
+
+def test_layers_that_share_tensors_or_differ_are_refused(tmp_path: Path) -> None:
+    small = SIZE | MARKS | {"vocab_size": 60, "embedding_size": 8}
+    for config, message in (
+        (transformers.AlbertConfig(**small), "each layer must have tensors of its own"),
+        (transformers.ModernBertConfig(**small), "layers 0 and 1 differ in attn_norm.weight"),
+        (transformers.T5Config(d_model=8, d_ff=8, num_layers=2, num_heads=2), "one list of layers"),
+    ):
+        for name in (BASE, "a"):
+            torch.manual_seed(len(name))
+            transformers.AutoModel.from_config(config).save_pretrained(tmp_path / message / name)
+        family = Family.open(tmp_path / message / BASE, {"a": tmp_path / message / "a"})
+        with pytest.raises(ValueError, match=message):
+            export(family, recipe_of((Slot("a", 0),), {"a": 1.0}), tmp_path / "to")
 
 
 def test_layers_that_cannot_be_stacked_are_refused(tmp_path: Path, cache: Path) -> None:

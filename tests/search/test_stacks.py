@@ -163,6 +163,8 @@ def test_a_search_begins_with_each_models_own_and_resumes(
     assert whole("mood", 2) in [recipe.stack for recipe in recipes[:4]]
     assert sum(bool(recipe.stack) for recipe in recipes) > 8
     assert not set(bench.scored) & set(again.scored), "nothing is scored twice"
+    shared = Candidates.of(spec).best_shared(again.outcomes.scored("search"))
+    assert shared["task-arithmetic"].recipe.stack == (), "a stack is no baseline"
 
 
 def test_what_cannot_be_searched_ends_in_a_line(pico: Path) -> None:
