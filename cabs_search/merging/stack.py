@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from cabs_search.merging.layers import LAYER, MOST_LAYERS, layer_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MERGED = "merged"
 """Name that the merge of all experts has in a stack, beside the base's and the experts'."""
@@ -52,7 +53,7 @@ class Slot(NamedTuple):
 
 Stack: TypeAlias = tuple[Slot, ...]
 """Layers from the first to the last; empty: all layers of the merge."""
-Read: TypeAlias = Callable[[str, str], Tensor]
+Read: TypeAlias = "Callable[[str, str], Tensor]"
 """Reads a tensor of a model, by the model's and the tensor's name."""
 
 

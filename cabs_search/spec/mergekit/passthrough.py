@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cabs_search.checkpoints.checkpoint import Checkpoint
 from cabs_search.merging.layers import MOST_LAYERS, layer_of
 from cabs_search.merging.masks.keep_all import KeepAll
 from cabs_search.merging.method import make_method
@@ -124,6 +123,8 @@ def _layer_range(where: str, given: Any) -> range:
 
 def _names_of(base: str) -> _Names | None:
     """Return the base's tensors; None if they are not at hand, or have no layers."""
+    from cabs_search.checkpoints.checkpoint import Checkpoint  # which loads torch
+
     try:
         checkpoint = Checkpoint(local_folder(base))
         tensors = set(checkpoint.names) - checkpoint.constants - checkpoint.repeated
