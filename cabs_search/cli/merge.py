@@ -23,7 +23,7 @@ def merge(options: argparse.Namespace) -> None:
 
     from cabs_search.merging.chunks import keep_memory
     from cabs_search.merging.family import Family
-    from cabs_search.serving.export import export
+    from cabs_search.serving.export import export, trunk_weights
     from cabs_search.spec.fields import NAME_PATTERN
     from cabs_search.spec.locations import locate
 
@@ -52,7 +52,7 @@ def merge(options: argparse.Namespace) -> None:
         if not family.alignment.heads.get(expert, True):
             raise ValueError(f"{options.recipe}: heads.{name}: expert {expert} has no head")
     with tqdm(
-        total=family.alignment.weights,
+        total=trunk_weights(family, recipe.stack),
         unit="weight",
         unit_scale=True,
         desc="merge",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cabs_search.checkpoints.adapter import Expert, open_expert
 from cabs_search.checkpoints.alignment import Alignment, align
-from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.checkpoints.checkpoint import LAYERS, Checkpoint
 from cabs_search.checkpoints.origin import origin_note
 from cabs_search.checkpoints.vocabulary import SAME
 from cabs_search.merging.calibration import Calibration, CalibrationKey
@@ -22,6 +22,7 @@ from cabs_search.merging.masks.prune import prune
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.recipe import BASE
 from cabs_search.merging.sparse import Kept
+from cabs_search.merging.stack import Layout
 from cabs_search.merging.task_vector import TaskVector
 
 
@@ -81,6 +82,22 @@ class Family:
     def checkpoint(self, name: str) -> Expert:
         """Return an expert, or the base by ``BASE``."""
         return self.base if name == BASE else self.experts[name]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The layers, which may be stacked. Raises ValueError if they cannot be."""
+        layout, config = Layout.of(self.alignment.shared), self.base.config
+        for name in LAYERS:
+            if config.get(name, layout.count) != layout.count:
+                raise ValueError(
+                    f"stack: each layer must have tensors of its own, but {name} is {config[name]}"
+                    f" and there are tensors of {layout.count}"
+                )
+        return layout
+
+    def read(self, model: str, tensor: str) -> Tensor:
+        """Read a tensor of the base or an expert; ``model``: an expert's name, or ``BASE``."""
+        return self.checkpoint(model).read(tensor)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from cabs_search.merging.layers import check_anchors, layer_of, spread
 from cabs_search.merging.masks.rules import MASKS, identity, order_of, settings
 from cabs_search.merging.masks.settings import check_choice, is_pairs
 from cabs_search.merging.method import SUM, Method, check_experts, split_name
+from cabs_search.merging.stack import Stack, check_slots, parse_stack, stack_as_plain, stack_text
 
 Groups = tuple[tuple[str, str], ...]
 """Groups of tensors with λ of their own: (name, pattern); a tensor is in the first group that
@@ -57,6 +58,8 @@ class Recipe:
     """Number of the model's layers, over which λ is interpolated between anchors; 0: λ has none."""
     ensemble: str = ""
     """One of ENSEMBLES: no model, but the averaged outputs of ``members``; empty: a model."""
+    stack: Stack = ()
+    """Layers in the place of the merge's own; empty: these."""
 
     @cached_property
     def members(self) -> tuple[Recipe, ...]:
@@ -135,7 +138,11 @@ class Recipe:
 
     @property
     def is_shared(self) -> bool:
-        """True if one λ serves all experts."""
+        """True if one λ serves all experts, and layers stand as they are."""
+        return self._has_one_lambda and not self.stack
+
+    @property
+    def _has_one_lambda(self) -> bool:
         return len({value for _, value in self.lambdas}) == 1
 
     def lambda_of(self, expert: str, tensor: str) -> float:
@@ -174,6 +181,8 @@ class Recipe:
             plain["layers"] = self.layers
         if self.ensemble:
             plain["ensemble"] = self.ensemble
+        if self.stack:
+            plain["stack"] = stack_as_plain(self.stack)
         return plain | {"lambda": self.lambda_by_name}
 
     @classmethod
@@ -204,11 +213,13 @@ class Recipe:
         ensemble = str(values.get("ensemble", ""))
         if ensemble:
             check_choice("ensemble", ensemble, ENSEMBLES)
+        stack = parse_stack(values["stack"], experts, BASE) if "stack" in values else ()
         recipe = cls(
             method=method,
             lambdas=tuple(lambdas.items()),
             groups=groups,
             layers=layers,
+            stack=stack,
             ensemble=ensemble,
         )
         recipe.check_layers()
@@ -260,13 +271,24 @@ class Recipe:
         # a sum with normalised λ is a sum as well
         combine = SUM.name if self.method.is_linear else self.method.combine.name
         combine = combine if terms else ""
-        apart = [self.ensemble] if self.ensemble else []
+        apart: list[Any] = [stack_as_plain(self.stack)] if self.stack else []
+        apart += [self.ensemble] if self.ensemble else []
         return digest(json.dumps([combine, terms, groups, *apart], sort_keys=True))
 
     def __str__(self) -> str:
         if self.ensemble:
             return f"{self.ensemble} of the outputs of {', '.join(self.experts)}"
-        if self.is_shared:
+        text = self._merge_text()
+        return f"{text} | {self.stack_text}" if self.stack else text
+
+    @property
+    def stack_text(self) -> str:
+        """The stack in words; empty if there is none."""
+        return stack_text(self.stack)
+
+    def _merge_text(self) -> str:
+        """Write the recipe in words, but for its stack."""
+        if self._has_one_lambda:
             return f"{self.method} λ={self.lambdas[0][1]:g}"
         if not self.layers and len(self.lambdas) <= MOST_SHOWN:
             shown = [f"{key}={value:g}" for key, value in self.lambdas]
@@ -302,6 +324,7 @@ def make_recipe(
     lambdas: Mapping[LambdaKey, float] | Mapping[str, float],
     groups: Groups = (),
     layers: int = 0,
+    stack: Stack = (),
 ) -> Recipe:
     """Make a recipe with λ rounded to 1e-9, so that 0.1 + 0.2 and 0.3 are one candidate.
 
@@ -311,10 +334,11 @@ def make_recipe(
             left out: it is the same merged model.
         groups: groups of tensors.
         layers: number of the model's layers, where λ are those of anchors; else 0.
+        stack: layers in the place of the merge's own; scales are rounded as λ are.
 
     Raises:
-        ValueError: a λ is not finite, or too large for float32 sums; the method cannot merge so
-            many experts; there are more anchors than layers.
+        ValueError: a λ or a scale is not finite, or too large for float32 sums; the method cannot
+            merge so many experts; there are more anchors than layers, or too many layers.
 
     """
     rounded: dict[LambdaKey, float] = {}
@@ -330,7 +354,14 @@ def make_recipe(
         if all(len(values) == 1 for values in by_expert.values()):
             groups, layers = (), 0
             rounded = {LambdaKey(expert): values.pop() for expert, values in by_expert.items()}
-    recipe = Recipe(method=method, lambdas=tuple(rounded.items()), groups=groups, layers=layers)
+    check_slots(stack)
+    recipe = Recipe(
+        method=method,
+        lambdas=tuple(rounded.items()),
+        groups=groups,
+        layers=layers,
+        stack=tuple(slot._replace(scale=round(float(slot.scale), 9) + 0.0) for slot in stack),
+    )
     recipe.check_layers()
     check_experts([method.name], recipe.experts, "method")
     return recipe

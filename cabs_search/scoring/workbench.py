@@ -35,6 +35,7 @@ from cabs_search.scoring.forward import (
 )
 from cabs_search.scoring.gradients import LambdaGradients, evaluate_with_gradients
 from cabs_search.scoring.models import load_model, own_tensors, pick_device
+from cabs_search.scoring.stacked import StackedLayers
 from cabs_search.scoring.vllm import Engine, check_vllm
 from cabs_search.spec.generation import VLLM, Generation
 from cabs_search.spec.task import Task, heads
@@ -100,6 +101,7 @@ class Workbench:
             for expert, kind in kinds.items()
         }
         self._trunks = {expert: self._first_with_trunk(expert) for expert in self.models}
+        self._layers = StackedLayers(family, self.models.values(), model_dtype, self.device)
 
     def _first_with_trunk(self, expert: str) -> str:
         """Return the first expert whose model has the same trunk."""
@@ -111,7 +113,12 @@ class Workbench:
         )
 
     def materialize(self, recipe: Recipe) -> None:
-        """Become a candidate; vectors that the cache lacks, or that were damaged, are built."""
+        """Become a candidate; vectors that the cache lacks, or that were damaged, are built.
+
+        Raises:
+            ValueError: the models' layers cannot be stacked as the recipe asks.
+
+        """
         vectors = self._vectors(recipe.method)
         if not all(vector.is_current for vector in vectors.values()):
             self._vectors.cache_clear()
@@ -120,6 +127,7 @@ class Workbench:
         if self._engine:
             self._engine.is_current = False
         self.resident.materialize(vectors, recipe)
+        self._layers.become(recipe.stack)
 
     def _open_vectors(self, method: Method) -> dict[str, StoredVector]:
         if isinstance(method.mask, CALIBRATED) and not self.family.calibrations:

@@ -124,7 +124,8 @@ class CandidateStage:
                 # a driver was killed after it wrote the error and before it ended the trial
                 trial = self._database.discard(trial_id)
             self._take_in(trial, recipe)
-        for recipe in (*self.judge.first_candidates, *self.candidates.baseline_recipes):
+        first = (*self.judge.first_candidates, *self.candidates.baseline_recipes)
+        for recipe in (*first, *self.candidates.starts):
             is_whole = recipe.key in self.ended and not self.ended.is_stopped(recipe.key)
             if recipe.key not in queue and not is_whole:
                 queue[recipe.key] = (recipe, None)

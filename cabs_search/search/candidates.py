@@ -18,6 +18,7 @@ from cabs_search.merging.masks.settings import collapsed, value_for
 from cabs_search.merging.method import Method, make_method, rule_of
 from cabs_search.merging.recipe import BASE, LambdaKey, Recipe, make_recipe
 from cabs_search.record.entries import Scored
+from cabs_search.search.stacks import starts_of
 from cabs_search.spec.space import Baseline, Space
 from cabs_search.spec.study import Spec
 from cabs_search.stats.pareto import crowding_distance, pareto_front
@@ -124,6 +125,20 @@ class Candidates:
             for value in baseline.lambda_:
                 recipes += [make_recipe(method, dict.fromkeys(self.experts, value))]
         return tuple(recipes)
+
+    @cached_property
+    def starts(self) -> tuple[Recipe, ...]:
+        """Stacks to score first: each model's own layers, with λ in the middle of their range.
+
+        None where no stacks are searched.
+        """
+        if self.space.stack is None:
+            return ()
+        name = self.space.method[0]
+        values = self.space.range_of(name).grid(3)
+        lambdas = dict.fromkeys(self.experts, values[len(values) // 2])
+        stacks = starts_of(self.space.stack, self.experts)
+        return tuple(make_recipe(self.method(name), lambdas, stack=stack) for stack in stacks)
 
     def all_methods(self) -> Iterator[Method]:
         """Yield the methods of the space, then those of the baselines."""

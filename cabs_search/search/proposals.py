@@ -65,7 +65,8 @@ class Proposer:
 
         """
         make_sampler = find_sampler(sampler)
-        in_space = [space.params_of(candidates, r) for r in candidates.baseline_recipes]
+        first = (*candidates.baseline_recipes, *candidates.starts)
+        in_space = [space.params_of(candidates, recipe) for recipe in first]
         startup_trials = len(in_space) - in_space.count(None) + EXTRA_STARTUP_TRIALS
         self._candidates = candidates
         sampler_made = make_sampler(candidates.seed + earlier_trials, startup_trials)

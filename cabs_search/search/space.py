@@ -3,7 +3,7 @@
 Parameters: ``method``; the searched settings of a method (``nm``, ``density``, ``order``, …),
 with ``.EXPERT`` where each expert has a value of its own; ``lambda``, with ``.EXPERT``,
 ``.GROUP`` (or ``.ANCHOR``, its number) or both. A method with a range of λ of its own has
-parameters of its own for it, with ``METHOD:`` before them.
+parameters of its own for it, with ``METHOD:`` before them. Those of stacks: ``stacks.py``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cabs_search.merging.masks.settings import collapsed, value_for
 from cabs_search.merging.method import combine_rule_of
 from cabs_search.merging.recipe import LambdaKey, Recipe, make_recipe
 from cabs_search.search.candidates import Candidates
+from cabs_search.search.stacks import count_stacks, stack_params, stack_values, suggest_stack
 
 ORDER_MARK = ">"
 
@@ -41,8 +42,9 @@ def suggest(candidates: Candidates, trial: optuna.Trial) -> Recipe:
         lambdas |= dict.fromkeys(keys, value)
     ordered = {key: lambdas[key] for key in candidates.lambda_keys}
     space = candidates.space
+    stack = suggest_stack(trial, space.stack, candidates.experts) if space.stack else ()
     chosen_method = candidates.method(method, **chosen)
-    return make_recipe(chosen_method, ordered, space.groups, space.lambda_.layers or 0)
+    return make_recipe(chosen_method, ordered, space.groups, space.lambda_.layers or 0, stack)
 
 
 def _lambda_names(candidates: Candidates, method: str) -> Iterator[tuple[str, Sequence[LambdaKey]]]:
@@ -59,13 +61,18 @@ def _lambda_names(candidates: Candidates, method: str) -> Iterator[tuple[str, Se
 
 def params_of(candidates: Candidates, recipe: Recipe) -> dict[str, Any] | None:
     """Return the parameters with which ``suggest`` gives a recipe; None if the space lacks it."""
-    methods = candidates.space.method
+    methods, stacks = candidates.space.method, candidates.space.stack
+    stack: dict[str, Any] | None = None if recipe.stack else {}
+    if stacks is not None:
+        stack = stack_params(recipe.stack, stacks, candidates.experts)
+    if stack is None:
+        return None
     for name in methods:
         chosen = candidates.settings_in(name, recipe.method)
         lambdas = None if chosen is None else _lambda_params(candidates, name, recipe)
         if chosen is not None and lambdas is not None:
             method = {"method": name} if len(methods) > 1 else {}
-            return method | _setting_params(candidates, name, chosen) | lambdas
+            return method | _setting_params(candidates, name, chosen) | lambdas | stack
     return None
 
 
@@ -108,7 +115,8 @@ def size(candidates: Candidates) -> int:
             for setting, values in candidates.dimensions(name).items()
         )
         total += lambdas * math.prod(choices)
-    return total
+    stacks = candidates.space.stack
+    return total * count_stacks(stacks, candidates.experts) if stacks else total
 
 
 def branches(candidates: Candidates) -> list[dict[str, Sequence[Any]]]:
@@ -124,9 +132,11 @@ def branches(candidates: Candidates) -> list[dict[str, Sequence[Any]]]:
             if len(texts) > 1:
                 branch |= dict.fromkeys(names, texts)
         range_ = candidates.space.range_of(method)
-        lambdas = [min(range_.low + i * range_.step, range_.high) for i in range(range_.steps)]
         names = [param for param, _ in _lambda_names(candidates, method)]
-        found.append(branch | dict.fromkeys(names, lambdas))
+        branch |= dict.fromkeys(names, range_.values)
+        if stacks := candidates.space.stack:
+            branch |= stack_values(stacks, candidates.experts)
+        found.append(branch)
     return found
 
 

@@ -75,7 +75,7 @@ class StudyDatabase:
             )
         self._study.set_user_attr("id", str(study_id))
         stored_space = self._study.user_attrs.get("space", space)
-        left = (stored_space.keys() & {*SETTINGS, "lambda.anchors"}) - space.keys()
+        left = (stored_space.keys() & {*SETTINGS, "lambda.anchors", "stack"}) - space.keys()
         for field in [*space, *sorted(left)]:
             if stored_space.get(field) != space.get(field):
                 raise ValueError(

@@ -65,6 +65,8 @@ def check_adapter(family: Family, recipe: Recipe, rank: int | None) -> dict[str,
         ValueError: it cannot.
 
     """
+    if recipe.stack:
+        raise ValueError("--adapter: a stack of layers is no adapter of the base")
     experts: dict[str, Adapter] = {}
     for name, expert in family.experts.items():
         if not isinstance(expert, Adapter):

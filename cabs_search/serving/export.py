@@ -35,19 +35,19 @@ from cabs_search.checkpoints.adapter import Expert
 from cabs_search.checkpoints.checkpoint import Checkpoint, all_finite
 from cabs_search.checkpoints.vocabulary import COMMON_ROWS, SAME
 from cabs_search.checkpoints.writer import CheckpointWriter
-from cabs_search.common.formats import first_line
 from cabs_search.merging.cache import StoredVector
 from cabs_search.merging.family import Family
-from cabs_search.merging.layers import count_layers
+from cabs_search.merging.layers import count_layers, layer_of
 from cabs_search.merging.merge import merged_tensors
 from cabs_search.merging.recipe import BASE, Recipe
+from cabs_search.merging.stack import Stack, renumbered, stacked_names, stacked_tensors
 from cabs_search.serving.adapter import ADAPTER, check_adapter, write_adapter
 from cabs_search.serving.card import location_of, model_card
+from cabs_search.serving.configs import set_layers, set_pad_token
 from cabs_search.spec.load import dump_plain
 from cabs_search.spec.mergekit.methods import Notes
 from cabs_search.spec.mergekit.write import write_mergekit
 from cabs_search.spec.recipe_file import RecipeFile
-from cabs_search.tasks.tokenizer import pad_token_id
 
 SIDE_FILES = (
     "tokenizer*",
@@ -98,7 +98,7 @@ def export(
 
     Raises:
         ValueError: the folder is not empty, a checkpoint cannot be read, the recipe is for another
-            number of layers, or the merge cannot be written as an adapter.
+            number of layers, or the merge cannot be stacked, or written as an adapter.
 
     """
     path = Path(to)
@@ -107,15 +107,19 @@ def export(
     layers = count_layers(family.alignment.shared)
     if recipe.layers not in (0, layers):
         raise ValueError(f"layers: must be the model's number, {layers}, but got {recipe.layers}")
+    dtype = dtype or family.base.read(family.alignment.shared[0]).dtype
+    merged = merged_tensors(family, recipe, dtype, vectors)
+    if recipe.stack:
+        family.layout.check(recipe.stack)
+        merged = stacked_tensors(merged, recipe.stack, family.layout, family.read)
     rank = None if adapter == "exact" else adapter
     if adapter:
         check_adapter(family, recipe, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     _hash_beside(family)
-    dtype = dtype or family.base.read(family.alignment.shared[0]).dtype
     work = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        _write_trunk(family, work, merged_tensors(family, recipe, dtype, vectors), dtype, progress)
+        _write_trunk(family, work, merged, recipe.stack, dtype, progress)
         own = {name: name for name, head in family.alignment.heads.items() if head}
         chosen = own if heads is None else {n: e for n, e in heads.items() if e != BASE}
         trunks: dict[tuple[str, ...], Path] = {}
@@ -125,6 +129,7 @@ def export(
                 expert,
                 Checkpoint(work),
                 work / "heads" / name,
+                recipe.stack,
                 dtype,
                 trunks,
                 compact=compact,
@@ -198,28 +203,42 @@ def _write_trunk(
     family: Family,
     to: Path,
     merged: Iterable[tuple[str, Tensor]],
+    stack: Stack,
     dtype: torch.dtype,
     progress: Callable[[int], Any] | None,
 ) -> None:
     base = family.base
-    names = [name for name in base.names if name not in base.repeated]
-    own = [name for name in names if name not in family.alignment.shapes]
-    order = [*family.alignment.shared, *own]
+    own = [
+        name
+        for name in base.names
+        if name not in base.repeated
+        and name not in family.alignment.shapes
+        and not (stack and name in base.constants and layer_of(name) is not None)
+    ]
+    sources = stacked_names(family.alignment.shared, stack) | {name: name for name in own}
     tensors = itertools.chain(merged, ((name, base.read(name)) for name in own))
     files = {}
-    shards = _shards(base, order, dtype)
+    shards = _shards(base, sources, dtype)
     for number, shard in enumerate(shards, 1):
         several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = several if len(shards) > 1 else ROOT
         with CheckpointWriter(to / file, shard, {"format": "pt"}) as writer:
             for name, tensor in itertools.islice(tensors, len(shard)):
-                files[base.model_name(name)] = file
-                writer.add(base.model_name(name), _converted(name, tensor, dtype))
-                if progress and name in family.alignment.shapes:
+                in_model = _name_in(base, name, sources[name])
+                files[in_model] = file
+                writer.add(in_model, _converted(name, tensor, dtype))
+                if progress and sources[name] in family.alignment.shapes:
                     progress(tensor.numel())
     if len(shards) > 1:
         _write_index(to, files)
-    _copy_side_files(base, to, dtype)
+    _copy_side_files(base, to, dtype, stack)
+
+
+def _name_in(checkpoint: Expert, name: str, source: str) -> str:
+    """Return the name that a model has for a tensor, which is ``source`` but for its layer."""
+    in_model = checkpoint.model_name(source)
+    layer = layer_of(name)
+    return in_model if layer is None or name == source else renumbered(in_model, layer)
 
 
 def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -230,11 +249,14 @@ def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return converted
 
 
-def _shards(base: Checkpoint, names: Iterable[str], dtype: torch.dtype) -> list[list[str]]:
-    """Divide tensors, in order, into files of at most SHARD_BYTES, one tensor at the least."""
+def _shards(base: Checkpoint, sources: Mapping[str, str], dtype: torch.dtype) -> list[list[str]]:
+    """Divide tensors, in order, into files of at most SHARD_BYTES, one tensor at the least.
+
+    ``sources`` are the base's tensors of the same shape, by name.
+    """
     shards, left = list[list[str]](), 0
-    for name in names:
-        size = math.prod(base.shape(name)) * dtype.itemsize
+    for name, source in sources.items():
+        size = math.prod(base.shape(source)) * dtype.itemsize
         if size > left or not shards:
             shards.append([])
             left = SHARD_BYTES
@@ -255,6 +277,7 @@ def _write_head(
     expert: str,
     merged: Checkpoint,
     to: Path,
+    stack: Stack,
     dtype: torch.dtype,
     trunks: dict[tuple[str, ...], Path],
     *,
@@ -265,14 +288,14 @@ def _write_head(
     ``trunks`` holds the files of trunks that are written, by their tensors' names.
     """
     checkpoint = family.experts[expert]
-    shared = family.alignment.shared
-    names = tuple(checkpoint.model_name(name) for name in shared)
+    shared = stacked_names(family.alignment.shared, stack)
+    names = tuple(_name_in(checkpoint, name, source) for name, source in shared.items())
     to.mkdir(parents=True)
     if names not in trunks:
         file = to.parents[1] / "trunks" / f"{len(trunks)}.safetensors" if compact else to / TRUNK
         with CheckpointWriter(file, names, {"format": "pt"}) as writer:
-            for name in shared:
-                writer.add(checkpoint.model_name(name), merged.read(name))
+            for in_model, name in zip(names, shared, strict=True):
+                writer.add(in_model, merged.read(name))
         trunks[names] = file
     elif not compact:
         _link(trunks[names], to / TRUNK)
@@ -280,7 +303,9 @@ def _write_head(
     own = {
         name: checkpoint.model_name(name)
         for name in checkpoint.names
-        if name not in family.alignment.shapes and name not in checkpoint.repeated
+        if name not in family.alignment.shapes
+        and name not in checkpoint.repeated
+        and not (stack and name in checkpoint.constants and layer_of(name) is not None)
     }
     with CheckpointWriter(to / HEAD, own.values(), {"format": "pt"}) as writer:
         for name, in_model in own.items():
@@ -289,11 +314,13 @@ def _write_head(
             tensor = (family.base if is_shared else checkpoint).read(name)
             writer.add(in_model, _converted(name, tensor, dtype))
     _write_index(to, dict.fromkeys(names, trunk) | dict.fromkeys(own.values(), HEAD))
-    _copy_side_files(checkpoint, to, dtype, fallback=family.base)
-    _set_pad_token(to, checkpoint.folder)
+    _copy_side_files(checkpoint, to, dtype, stack, fallback=family.base)
+    set_pad_token(to, checkpoint.folder)
 
 
-def compact_bytes(family: Family, heads: Iterable[str], dtype: torch.dtype) -> int:
+def compact_bytes(
+    family: Family, heads: Iterable[str], dtype: torch.dtype, stack: Stack = ()
+) -> int:
     """Return the size of a compact export without configs and tokenizers.
 
     ``heads`` are the heads' models, an expert or the base for each head.
@@ -306,7 +333,12 @@ def compact_bytes(family: Family, heads: Iterable[str], dtype: torch.dtype) -> i
         for name in c.names
         if name not in family.alignment.shapes
     )
-    return dtype.itemsize * (len(trunks) * family.alignment.weights + own)
+    return dtype.itemsize * (len(trunks) * trunk_weights(family, stack) + own)
+
+
+def trunk_weights(family: Family, stack: Stack) -> int:
+    """Return the number of weights of a merged trunk."""
+    return sum(map(family.numel, stacked_names(family.alignment.shared, stack).values()))
 
 
 def _link(source: Path, to: Path) -> None:
@@ -317,7 +349,11 @@ def _link(source: Path, to: Path) -> None:
 
 
 def _copy_side_files(
-    checkpoint: Expert, to: Path, dtype: torch.dtype, fallback: Checkpoint | None = None
+    checkpoint: Expert,
+    to: Path,
+    dtype: torch.dtype,
+    stack: Stack,
+    fallback: Checkpoint | None = None,
 ) -> None:
     """Write the config, with the dtype to load the model in; copy the tokenizer and MODEL_FILES.
 
@@ -326,6 +362,8 @@ def _copy_side_files(
     config = {k: v for k, v in checkpoint.config.items() if k != "torch_dtype"}
     config["dtype"] = str(dtype).removeprefix("torch.")
     (to / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if stack:
+        set_layers(to, checkpoint.folder, stack)
     for file in (file for pattern in MODEL_FILES for file in checkpoint.folder.glob(pattern)):
         shutil.copy(file, to / file.name)
     for source in (checkpoint, fallback):
@@ -336,24 +374,3 @@ def _copy_side_files(
             shutil.copy(file, to / file.name)
         if files:
             return
-
-
-def _set_pad_token(folder: Path, source: Path) -> None:
-    """Add to a decoder's config the pad token of its items; it takes no batches without one.
-
-    Args:
-        folder: the model that is written.
-        source: the expert's folder, for errors.
-
-    """
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # a config of somebody's can raise anything
-        raise ValueError(f"{source}: config.json cannot be read: {first_line(error)}") from error
-    if config.pad_token_id is None and any(folder.glob("tokenizer*")):
-        values = json.loads((folder / "config.json").read_text())
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        values["pad_token_id"] = pad_token_id(config, tokenizer)
-        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")

@@ -15,6 +15,10 @@ lambda: {mrpc: {lower: 0.8, rest: 1.2}, rte: 1.1}
 With ``layers: 12`` in place of ``groups``, λ are values at anchors spread evenly from the first
 of so many layers to the last: ``lambda: {mrpc: [0.8, 1.0, 1.2], rte: 1.1}``.
 
+``stack: [{model: mrpc, layer_range: [0, 8]}, {model: merged, layer_range: [6, 12], scale: 0.9}]``
+puts these layers in the place of the merge's own. ``layer_range`` ends before its second number, as
+in mergekit; ``base`` and ``merged`` are models as well.
+
 An export's ``recipe.json`` is read as well; it names no models. Errors name file and field.
 """
 
@@ -34,6 +38,7 @@ from cabs_search.merging.masks.rules import SETTINGS, settings
 from cabs_search.merging.masks.settings import collapsed
 from cabs_search.merging.method import Method, make_method, rule_of
 from cabs_search.merging.recipe import BASE, Groups, LambdaKey, Recipe, anchor_names, make_recipe
+from cabs_search.merging.stack import parse_stack
 from cabs_search.spec.fields import STRICT, Name
 from cabs_search.spec.load import dump_plain, one_line
 from cabs_search.spec.locations import path_of
@@ -97,6 +102,8 @@ class _Fields:
     experts: dict[Name, str] = Field(default_factory=dict)
     groups: dict[str, Pattern] = Field(default_factory=dict)
     layers: Annotated[int, Field(ge=LEAST_ANCHORS, le=MOST_LAYERS)] | None = None
+    stack: Any = None
+    """Layers, read by ``parse_stack``."""
     vocabulary: Vocabulary = "same"
     dtype: Dtype | None = None
     heads: dict[Name, str] | None = None
@@ -124,6 +131,7 @@ def parse_recipe(values: Mapping[str, Any], source: str, folder: Path) -> Recipe
             _lambdas(fields, experts),
             tuple(fields.groups.items()),
             fields.layers or 0,
+            () if fields.stack is None else parse_stack(fields.stack, experts, BASE),
         )
         _check_heads(fields.heads or {}, experts)
     except ValidationError as error:

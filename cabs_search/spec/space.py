@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
@@ -24,6 +25,7 @@ from cabs_search.merging.masks import settings
 from cabs_search.merging.masks.rules import SETTINGS
 from cabs_search.merging.method import split_name
 from cabs_search.merging.recipe import Groups, anchor_names
+from cabs_search.merging.stack import MERGED, MOST_SCALE
 from cabs_search.spec.fields import STRICT, Coefficient, Name, Once, listed
 
 MOST_STEPS = 1_000_000
@@ -97,6 +99,11 @@ class Range:
             steps, round(steps), abs_tol=1e-6
         )
 
+    @property
+    def values(self) -> list[float]:
+        """All of its values."""
+        return [min(self.low + place * self.step, self.high) for place in range(self.steps)]
+
     def grid(self, most: int) -> tuple[float, ...]:
         """At most so many of its values, evenly spread, both ends among them."""
         count = min(most, self.steps)
@@ -134,6 +141,53 @@ class Lambda(Range):
         return self
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Stacks:
+    """Stacks of layers to search: data-flow merging of arXiv 2403.13187."""
+
+    sources: (
+        Annotated[tuple[Name, ...], BeforeValidator(listed), Field(min_length=1), Once] | None
+    ) = None
+    """Models whose layers may stand in a stack: experts, ``base``, and ``merged`` for the merge.
+    None: the merge, then every expert.
+    """
+    repeat: Annotated[int, Field(ge=1, le=16)] = 1
+    """How many times the layers of all models stand in line."""
+    by: Literal["model", "depth"] = "model"
+    """Order in line: all layers of a model, then all of the next; or the first layers of all
+    models, then the second ones.
+    """
+    scale: Range | None = None
+    """Values of each layer's scale. None: 1."""
+    layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)] | None = None
+    """Number of the model's layers. None: it is still to be counted."""
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if self.scale is not None and 1.0 not in self.scale:
+            raise ValueError("scale: 1 must be one of its values")
+        if self.scale is not None and max(-self.scale.low, self.scale.high) > MOST_SCALE:
+            raise ValueError(f"scale: must lie between -{MOST_SCALE:g} and {MOST_SCALE:g}")
+        return self
+
+    def sources_of(self, experts: Sequence[str]) -> tuple[str, ...]:
+        """Return the models whose layers may stand in a stack; ``experts``: all of them."""
+        return self.sources or (MERGED, *experts)
+
+    @property
+    def identity(self) -> str:
+        """What a study may not change while it goes on, as text."""
+        scale = self.scale and f"{self.scale.low:g} to {self.scale.high:g} by {self.scale.step:g}"
+        return f"{_as_text(self.sources)} {self.repeat} times by {self.by}, scale {scale}"
+
+
+def _stacks(value: Any) -> Any:
+    """Read yes and no as settings."""
+    if isinstance(value, bool):
+        return Stacks() if value else None
+    return value
+
+
 SPACE_SETTINGS = ("nm", "density", "order", "overlap", "tail")
 """Settings of mask rules that are fields of ``Space``; those of other rules are gathered in
 ``more``.
@@ -168,6 +222,8 @@ class Space:
     overlap_merge: Literal["sum", "ties"] = "sum"
     """Combine rule where masks that should be disjoint meet."""
     tail: Literal["keep", "drop"] = "keep"
+    stack: Annotated[Stacks | None, BeforeValidator(_stacks)] = None
+    """Stacks of layers to search; None: layers stand as they are. ``true``: the defaults."""
     more: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Values of other settings of mask rules, by the setting's name."""
 
@@ -187,13 +243,14 @@ class Space:
         field.
         """
         texts = {f.name: _as_text(getattr(self, f.name)) for f in fields(self)}
-        del texts["lambda_"], texts["more"]
+        del texts["lambda_"], texts["more"], texts["stack"]
         texts |= {name: _as_text(values) for name, values in self.more.items()}
         return texts | {
             "density": _as_text(self.densities),
             "lambda.shared": str(self.lambda_.shared),
             "lambda.groups": _as_text(self.groups),
             **({"lambda.anchors": str(self.lambda_.anchors)} if self.lambda_.anchors else {}),
+            **({"stack": self.stack.identity} if self.stack else {}),
         }
 
     def replace(self, **changes: Any) -> Space:

@@ -12,8 +12,9 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, mo
 from pydantic.dataclasses import dataclass
 
 from cabs_search.merging.recipe import BASE
+from cabs_search.merging.stack import MERGED
 from cabs_search.spec.fields import STRICT, Count, Name, Once, listed
-from cabs_search.spec.generation import Generation, GenerationField
+from cabs_search.spec.generation import VLLM, Generation, GenerationField
 from cabs_search.spec.refine import Refine
 from cabs_search.spec.space import Baseline, MethodName, Space
 from cabs_search.spec.task import Task, heads
@@ -22,6 +23,8 @@ MOST_EXPERTS_IN_ALL_ORDERS = 6
 DEFAULT_TRIALS = 50
 """Candidates of a search without any other budget."""
 AUTO, SURFACE = "auto", "surface"
+FOR_STACKS = "tpe"
+"""Sampler of stacks, where the spec names none."""
 
 
 class Limits(NamedTuple):
@@ -167,6 +170,9 @@ class Spec:
         self._check_orders()
         self._check_weights()
         self._check_ensembles()
+        self._check_stack()
+        if self.space.stack and self.search.sampler == AUTO:
+            object.__setattr__(self, "search", replace(self.search, sampler=FOR_STACKS))
         return self
 
     def _check_experts(self) -> None:
@@ -237,6 +243,26 @@ class Spec:
                         f"ensembles: {ensemble} cannot average outputs of {task.kind}, as"
                         f" tasks.{name} has"
                     )
+
+    def _check_stack(self) -> None:
+        if self.space.stack is None:
+            return
+        if MERGED in self.experts:
+            raise ValueError(
+                f"experts.{MERGED}: an expert must have another name where space.stack is set;"
+                f" {MERGED} is the merge's"
+            )
+        known = (MERGED, BASE, *self.experts)
+        for source in self.space.stack.sources or ():
+            if source not in known:
+                raise ValueError(
+                    f"space.stack.sources: a model must be named ({', '.join(known)}), but got"
+                    f" {source}"
+                )
+        if self.search.refine is not None:
+            raise ValueError("search.refine: λ of stacks (space.stack) are not refined")
+        if self.generation.engine == VLLM:
+            raise ValueError(f"generation.engine: {VLLM} has no stacks of layers (space.stack)")
 
     @cached_property
     def orders(self) -> tuple[tuple[str, ...], ...]:

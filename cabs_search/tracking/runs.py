@@ -101,6 +101,8 @@ def candidate_params(finished: Finished) -> dict[str, str]:
         elif name == "groups":
             names = [group for group, _ in value]
             params[name] = ", ".join(names) if len(names) <= MOST_GROUPS else f"{len(names)}"
+        elif name == "stack":
+            params[name] = finished.recipe.stack_text
         elif isinstance(value, dict):  # λ, and settings that each expert has
             params |= {f"{name}.{key}": setting for key, setting in value.items()}
         else:

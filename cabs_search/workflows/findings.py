@@ -72,7 +72,8 @@ def findings(
 
     spec = prepared.spec
     dtype = getattr(torch, spec.dtype)
-    size = compact_bytes(prepared.family, spec.heads.values(), dtype)
+    stack = best.recipe.stack if best is not None else ()
+    size = compact_bytes(prepared.family, spec.heads.values(), dtype, stack)
     if spec.tracking.model == "never":
         best = None
     hints = []

@@ -36,9 +36,9 @@ from cabs_search.spec.locations import UnreachableError, cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS, Items, SplitName
 from cabs_search.tasks.load import has_tokenizer, load_items
-from cabs_search.workflows.prepare import check_generation, check_groups, with_layers
+from cabs_search.workflows.prepare import check_generation, check_groups, with_layers, with_stack
 from cabs_search.workflows.reckon import Reckoned, reckon
-from cabs_search.workflows.sizes import Entry, entries_of, worker_bytes
+from cabs_search.workflows.sizes import Entry, entries_of, stack_bytes, worker_bytes
 from cabs_search.workflows.speed import measured_speed, new_tokens
 
 MOST_METHODS = 5000
@@ -97,8 +97,8 @@ class Plan:
     """Candidates to score on the search split; more, if a pruner stops some and the budget is not
     of candidates; None: unknown.
     """
-    space: int
-    """Distinct candidates in the space."""
+    space: int | None
+    """Distinct candidates in the space; None: unknown, as the model's layers are."""
     rows: int
     """Candidates to score on the confirm split, at most."""
     vectors: int
@@ -125,7 +125,7 @@ class Plan:
     def as_text(self) -> str:
         """Format for a terminal."""
         rows = [
-            ("candidates", f"{self._candidates_text} of {self.space:,} in the space"),
+            ("candidates", f"{self._candidates_text} of {self._space_text} in the space"),
             ("confirm rows", f"{self.rows}"),
             *(("heads", text) for text in _heads_text(self.heads)),
             *(("note", text) for text in self.notes),
@@ -139,6 +139,10 @@ class Plan:
             rows += _needs_rows(self.vectors, self.needs, self.spec["search"])
         resolved = yaml.safe_dump(self.spec, sort_keys=False, allow_unicode=True)
         return "\n".join([resolved, *table(rows)])
+
+    @property
+    def _space_text(self) -> str:
+        return "an unknown number" if self.space is None else f"{self.space:,}"
 
     @property
     def _candidates_text(self) -> str:
@@ -214,15 +218,17 @@ def plan(path: str | Path) -> Plan:
     check_sampler(spec)
     check_objective(spec)
     check_pruner(spec.search, spec.tasks)
-    candidates = Candidates.of(spec)
-    space = size(candidates)
-    baselines = candidates.baseline_recipes
-    most = min(spec.search.budget.candidates or sys.maxsize, space + len(baselines))
-    rows = _most_rows(spec, most)
-    passes = _most_passes(spec, rows)
     family = _check_models(spec, missing)
     if family is not None and len(family.experts) == len(spec.experts):
-        spec = with_layers(spec, family.alignment.shared)
+        spec = with_stack(with_layers(spec, family.alignment.shared), family)
+    candidates = Candidates.of(spec)
+    stacks, baselines = spec.space.stack, candidates.baseline_recipes
+    space = None if stacks and stacks.layers is None else size(candidates)
+    most = spec.search.budget.candidates or sys.maxsize
+    if space is not None:
+        most = min(most, space + len(baselines))
+    rows = _most_rows(spec, most)
+    passes = _most_passes(spec, rows)
     items, unreachable = _check_items(spec, missing)
     methods = {
         *itertools.islice(candidates.methods(), MOST_METHODS),
@@ -236,6 +242,9 @@ def plan(path: str | Path) -> Plan:
         entries = entries_of(family, steps)
         vectors = len(entries)
         memory = worker_bytes(spec.device, spec.dtype, family, methods)
+        if stacks:
+            sources = stacks.sources_of(tuple(spec.experts))
+            memory += stack_bytes(spec.device, spec.dtype, family, sources)
         trials, needs = _needs(spec, family, items, entries, memory, most, passes)
     as_used = {"sampler": spec.search.sampler_used, "pruner": spec.search.pruner_used}
     plain = values_to_keep(spec)
@@ -246,11 +255,21 @@ def plan(path: str | Path) -> Plan:
         rows=rows,
         vectors=vectors,
         heads=family.alignment.heads if family else {},
-        notes=(*(family.notes if family else ()), *filter(None, [calibration_note(spec.methods)])),
+        notes=_notes(spec, family),
         needs=needs,
         reckoned=None if needs else reckon(spec, methods, trials, passes, family),
         unreachable=tuple(unreachable),
     )
+
+
+def _notes(spec: Spec, family: Family | None) -> tuple[str, ...]:
+    """Return sentences on what is not as usual."""
+    notes = [*(family.notes if family else ()), calibration_note(spec.methods)]
+    if spec.space.stack:
+        notes.append(
+            "a stack takes as long as it has layers; speed and times are those of the model's own"
+        )
+    return tuple(filter(None, notes))
 
 
 def _most_rows(spec: Spec, candidates: int) -> int:

@@ -14,7 +14,7 @@ from cabs_search.common.redact import without_password
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.calibration import CalibrationKey
 from cabs_search.merging.family import Family
-from cabs_search.merging.layers import check_anchors, count_layers
+from cabs_search.merging.layers import MOST_LAYERS, check_anchors, count_layers
 from cabs_search.merging.masks.rule import MaskRule
 from cabs_search.merging.masks.rules import CALIBRATED
 from cabs_search.merging.method import Method, calibration_note, check_experts
@@ -29,6 +29,7 @@ from cabs_search.search.objectives.check import check_objective
 from cabs_search.search.pruners.registry import check_pruner
 from cabs_search.search.refine.check import check_refine
 from cabs_search.search.samplers.registry import check_sampler
+from cabs_search.search.stacks import line_of
 from cabs_search.search.storage import storage_url
 from cabs_search.spec.generation import VLLM
 from cabs_search.spec.load import load
@@ -114,7 +115,7 @@ def prepare(
     check_heads(spec.heads, family)
     check_generation(spec, family, is_here=address is None)
     check_groups(spec.space.groups, family.alignment.shared)
-    spec = with_layers(spec, family.alignment.shared)
+    spec = with_stack(with_layers(spec, family.alignment.shared), family)
     items = load_study_items(spec)
     check_refine(spec, family.alignment.shared, len(blocks(items["search"], spec.search.block)))
     if address is None:
@@ -273,6 +274,37 @@ def with_layers(spec: Spec, tensors: Collection[str]) -> Spec:
     except ValueError as error:
         raise ValueError(f"space.lambda: {error}") from None
     return replace(spec, space=spec.space.replace(lambda_=replace(given, layers=layers)))
+
+
+def with_stack(spec: Spec, family: Family) -> Spec:
+    """Return the spec with the number of the model's layers, if stacks of them are searched.
+
+    Raises:
+        ValueError: the layers cannot be stacked or scaled, are too many, or the spec says another
+            number.
+
+    """
+    given = spec.space.stack
+    if given is None:
+        return spec
+    try:
+        layout = family.layout
+        if given.scale is not None:
+            _ = layout.branch_ends
+    except ValueError as error:
+        raise ValueError(f"space.stack: {str(error).removeprefix('stack: ')}") from None
+    if given.layers not in (None, layout.count):
+        raise ValueError(
+            f"space.stack.layers: must be the model's number, {layout.count}, but got"
+            f" {given.layers}"
+        )
+    stacks = replace(given, layers=layout.count)
+    if (count := len(line_of(stacks, tuple(spec.experts)))) > MOST_LAYERS:
+        raise ValueError(
+            f"space.stack: {MOST_LAYERS} layers in line at most, but got {count}; see repeat and"
+            " sources"
+        )
+    return replace(spec, space=spec.space.replace(stack=stacks))
 
 
 def check_reachable(address: str) -> None:

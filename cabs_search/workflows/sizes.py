@@ -11,10 +11,12 @@ import torch
 
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
+from cabs_search.merging.layers import layer_of
 from cabs_search.merging.masks.keep_all import KeepAll
 from cabs_search.merging.masks.rules import CALIBRATED, density_of
 from cabs_search.merging.method import Method
 from cabs_search.merging.resident import VECTOR_BYTES
+from cabs_search.merging.stack import MERGED
 from cabs_search.scoring.models import pick_device
 from cabs_search.spec.locations import cache_folder
 
@@ -76,6 +78,19 @@ def worker_bytes(device: str, dtype: str, family: Family, methods: Iterable[Meth
         return weights * item.itemsize + LIBRARY_BYTES
     base = sum(family.base.read(tensor).nbytes for tensor in family.alignment.shared)
     return gpu_bytes(weights, base, dtype, tuple(family.experts), methods).total
+
+
+def stack_bytes(device: str, dtype: str, family: Family, sources: Iterable[str]) -> int:
+    """Estimate what layers of base and experts take in a worker, beside the merge's.
+
+    On the CPU they are mapped files where these have the model's dtype.
+    """
+    item: torch.dtype = getattr(torch, dtype)
+    layered = [name for name in family.alignment.shared if layer_of(name) is not None]
+    own = [source for source in sources if source != MERGED]
+    if pick_device(device) == "cpu":
+        own = [s for s in own if family.read(s, layered[0]).dtype != item]
+    return len(own) * sum(map(family.numel, layered)) * item.itemsize
 
 
 def gpu_bytes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,42 @@ def test_both_programs_merge_alike(llamas: Path, tmp_path: Path, method: str) ->
             back.write_text(back.read_text().replace("dtype: float32", "dtype: float64"))
             back.write_text(back.read_text() + "out_dtype: float32\n")
         assert_same(by_mergekit(back, tmp_path / "again"), expected)
+
+
+def ends(value: Any) -> dict[str, Any]:
+    """Scale what a layer adds, as people do who repeat layers."""
+    filters = [{"filter": name, "value": value} for name in ("o_proj", "down_proj")]
+    return {"parameters": {"scale": [*filters, {"value": 1.0}]}}
+
+
+STACKS: dict[str, list[tuple[str, list[int], dict[str, Any]]]] = {
+    "of one model": [("one", [0, 3], {}), ("one", [1, 4], {})],
+    "of three": [("base", [0, 2], {}), ("two", [1, 3], ends(0.5)), ("one", [3, 4], {})],
+    "gradient": [("one", [0, 3], ends([0, 0.5, 2.0])), ("one", [3, 4], ends(-1.0))],
+}
+
+
+@pytest.mark.parametrize("named_base", [False, True])
+@pytest.mark.parametrize("stack", STACKS)
+def test_both_programs_stack_alike(
+    llamas: Path, tmp_path: Path, stack: str, named_base: bool
+) -> None:
+    """Layers, scales, and what stands before the layers and behind them."""
+    slices = [
+        {"sources": [{"model": str(llamas / name), "layer_range": layers} | more]}
+        for name, layers, more in STACKS[stack]
+    ]
+    values: dict[str, Any] = {"merge_method": "passthrough", "slices": slices, "dtype": "float32"}
+    values |= {"base_model": str(llamas / "base")} if named_base else {}
+    file, back = tmp_path / "mergekit.yaml", tmp_path / "back.yaml"
+    file.write_text(yaml.safe_dump(values))
+    expected = by_mergekit(file, tmp_path / "theirs")
+    assert main(["merge", "--recipe", str(file), "--to", str(tmp_path / "ours")]) == 0
+    assert_same(read(tmp_path / "ours"), expected)
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert config["num_hidden_layers"] == sum(end - start for _, (start, end), _ in STACKS[stack])
+    recipe = tmp_path / "ours" / "recipe.yaml"
+    assert main(["convert", str(recipe), "--output", str(back)]) == 0
+    assert_same(by_mergekit(back, tmp_path / "again"), expected)
+    written = yaml.safe_load((tmp_path / "ours" / "mergekit.yaml").read_text())
+    assert written["slices"] == yaml.safe_load(back.read_text())["slices"]

@@ -205,7 +205,8 @@ def test_what_changes_nothing_is_named() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"merge_method": "passthrough"}, "merge_method: must be one of task_arithmetic, ties"),
+        ({"merge_method": "moe"}, "merge_method: must be one of task_arithmetic, ties"),
+        ({"merge_method": "passthrough"}, "slices: passthrough needs a list of them, but got None"),
         ({"merge_method": "slerp"}, "models: slerp takes two with base_model, but got 3"),
         ({"merge_method": "slerp", "base_model": "you/a"}, "parameters.t: a value is needed"),
         ({"merge_method": "slerp", "base_model": None}, "base_model: slerp needs one here"),
@@ -229,8 +230,8 @@ def test_what_changes_nothing_is_named() -> None:
         ({"parameters": {"lambda": [0, 1]}}, "a gradient needs the number of layers"),
         ({"parameters": {"density": 2, "normalize": "no"}}, "parameters.normalize: true or false"),
         ({"parameters": {"lambda": 10**400}}, "parameters.lambda: a number is needed"),
-        ({"slices": [{}, {}]}, "slices: stacks of layers are not here"),
-        ({"slices": 3}, "slices: stacks of layers are not here"),
+        ({"slices": [{}, {}]}, "slices: only passthrough stacks layers"),
+        ({"slices": 3}, "slices: only passthrough stacks layers"),
         ({"tokenizer": "union"}, "tokenizer: a mapping is needed, but got 'union'"),
         ({"modules": {}}, "modules: not here"),
         ({"dtype": "int64"}, "dtype: must be one of float32"),

@@ -42,6 +42,10 @@ FOR_SEVERAL = frozenset({"nsga2", "nsga3"})
 """Samplers that take several objectives only."""
 FOR_SUMS = frozenset({"surface"})
 """Samplers that take a weighted sum of the tasks' metrics only."""
+NOT_FOR_STACKS = frozenset({"surface", "awa"})
+"""Samplers that search λ alone, or cannot search which layers are in a stack: near a good one they
+change numbers a little.
+"""
 PACKAGES = {"cma-es": "cmaes", "awa": "cmaes"}
 """Packages, beside Optuna, that a sampler needs."""
 
@@ -65,7 +69,12 @@ def find_sampler(name: str) -> MakeSampler:
 
 
 def check_sampler(spec: Spec) -> None:
-    """Raise ValueError if there is no such sampler, or the space is too large for it."""
+    """Raise ValueError if there is no such sampler, or it cannot search the space."""
     find_sampler(spec.search.sampler_used)
+    if spec.space.stack and spec.search.sampler_used in NOT_FOR_STACKS:
+        raise ValueError(
+            f"search.sampler: {spec.search.sampler_used} does not search stacks of layers; take"
+            " tpe, cma-es, nsga2 or random"
+        )
     if spec.search.sampler_used == "grid":
         check_points(size(Candidates.of(spec)))

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cabs_search.merging.recipe import BASE
 from cabs_search.spec.load import load_plain
-from cabs_search.spec.locations import local_folder
 from cabs_search.spec.mergekit.methods import METHODS, OF_MODELS, REMARKS, Notes
+from cabs_search.spec.mergekit.models import Model, absolute, layers_of, location, mapping, named
 from cabs_search.spec.mergekit.parameters import Scopes
+from cabs_search.spec.mergekit.passthrough import PASSTHROUGH, read_passthrough
 from cabs_search.spec.mergekit.recipes import recipe_of, used_by
-from cabs_search.spec.recipe_file import WHAT, RecipeFile, located, parse_recipe
+from cabs_search.spec.recipe_file import WHAT, RecipeFile, parse_recipe
 
 KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype")
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class _Model:
-    location: str
-    parameters: Mapping[str, Any]
 
 
 class Read(NamedTuple):
@@ -60,23 +52,27 @@ def read_mergekit(values: Mapping[str, Any], notes: Notes) -> RecipeFile:
 
     """
     name = values["merge_method"]
+    if name == PASSTHROUGH:
+        stacked = read_passthrough(values, notes)
+        return replace(stacked, dtype=_others(values, str(stacked.base), notes))
     if name not in METHODS:
-        raise ValueError(f"merge_method: must be one of {', '.join(METHODS)}, but got {name!r}")
-    parameters = _mapping("parameters", values.get("parameters"))
+        known = ", ".join((*METHODS, PASSTHROUGH))
+        raise ValueError(f"merge_method: must be one of {known}, but got {name!r}")
+    parameters = mapping("parameters", values.get("parameters"))
     base_given = values.get("base_model")
-    base = None if base_given is None else _location("base_model", base_given, None)
+    base = None if base_given is None else location("base_model", base_given, None)
     models, of_slice = _models(values, base)
     shared = (of_slice, parameters)
     if name in OF_MODELS:
         base, models = _with_base(name, base, models, shared, notes)
     if base is None:
         raise ValueError(f"base_model: {name} needs one here")
-    experts = _named([m for m in models if name in OF_MODELS or m.location != base])
+    experts = named([m for m in models if name in OF_MODELS or m.location != base])
     if not experts:
         raise ValueError("models: a model beside the base is needed")
     scopes = {e: (m.parameters, *shared) for e, m in experts.items()}
     first = next((e for e, model in experts.items() if model.location == base), "")
-    recipe = recipe_of(name, scopes, _layers(base), notes, first)
+    recipe = recipe_of(name, scopes, layers_of(base), notes, first)
     if recipe.cancels:
         notes.lose("parameters.weight: weights that sum up to 0 leave the base's tensors here")
     _note_unused(name, [*shared, *(model.parameters for model in models)], notes)
@@ -90,45 +86,14 @@ def read_mergekit(values: Mapping[str, Any], notes: Notes) -> RecipeFile:
     )
 
 
-def _mapping(field: str, value: Any) -> Mapping[str, Any]:
-    if value is not None and not isinstance(value, Mapping):
-        raise ValueError(f"{field}: a mapping is needed, but got {value!r:.100}")
-    return value or {}
-
-
-def _location(field: str, given: Any, base: str | None) -> str:
-    """Return the location of a model; of ``base+adapter`` the adapter's."""
-    text = given
-    if isinstance(given, Mapping):
-        parts = [_path(given.get(key)) for key in ("model", "lora")]
-        text = "+".join(part for part in parts if part)
-    if not isinstance(text, str) or not text:
-        raise ValueError(f"{field}: a model must be named, but got {given!r:.100}")
-    whole, _, adapter = text.partition("+")
-    if adapter and _absolute(whole) != base:
-        raise ValueError(f"{field}: an adapter must be one of base_model, but got {text}")
-    return _absolute(adapter or whole)
-
-
-def _path(value: Any) -> str:
-    if isinstance(value, Mapping):
-        value = "@".join(str(value[key]) for key in ("path", "revision") if value.get(key))
-    return str(value or "")
-
-
-def _absolute(text: str) -> str:
-    """Return a location whose path begins where the command is run, as mergekit's do."""
-    return located(text, Path())
-
-
-def _models(values: Mapping[str, Any], base: str | None) -> tuple[list[_Model], Mapping[str, Any]]:
+def _models(values: Mapping[str, Any], base: str | None) -> tuple[list[Model], Mapping[str, Any]]:
     """Return the models, and the parameters of the one slice of layers that names them."""
     given, field = values.get("models"), "models"
     own: Mapping[str, Any] = {}
     if slices := values.get("slices"):
         if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], Mapping):
-            raise ValueError("slices: stacks of layers are not here; one slice of all layers is")
-        own = _mapping("slices[0].parameters", slices[0].get("parameters"))
+            raise ValueError("slices: only passthrough stacks layers here; others take one slice")
+        own = mapping("slices[0].parameters", slices[0].get("parameters"))
         given, field = slices[0].get("sources"), "slices[0].sources"
     if "modules" in values:
         raise ValueError("modules: not here; name the models in models")
@@ -137,21 +102,21 @@ def _models(values: Mapping[str, Any], base: str | None) -> tuple[list[_Model], 
     found = []
     for place, one in enumerate(given):
         where = f"{field}[{place}]"
-        one = _mapping(where, one)
+        one = mapping(where, one)
         if slices:
             _check_whole(where, one.get("layer_range"), base or _first(given[0]))
-        parameters = _mapping(f"{where}.parameters", one.get("parameters"))
-        found.append(_Model(_location(f"{where}.model", one.get("model"), base), parameters))
+        parameters = mapping(f"{where}.parameters", one.get("parameters"))
+        found.append(Model(location(f"{where}.model", one.get("model"), base), parameters))
     return found, own
 
 
 def _first(source: Any) -> str:
     where = "slices[0].sources[0]"
-    return _location(f"{where}.model", _mapping(where, source).get("model"), None)
+    return location(f"{where}.model", mapping(where, source).get("model"), None)
 
 
 def _check_whole(where: str, layers: Any, base: str) -> None:
-    count = _layers(base)
+    count = layers_of(base)
     if layers != [0, count]:
         raise ValueError(
             f"{where}.layer_range: all layers must be taken, [0, {count or 'number of layers'}],"
@@ -159,32 +124,9 @@ def _check_whole(where: str, layers: Any, base: str) -> None:
         )
 
 
-def _layers(base: str) -> int | None:
-    """Return the base's number of layers; None if its config is not at hand."""
-    try:
-        config = json.loads((local_folder(base) / "config.json").read_text())
-    except (OSError, ValueError):
-        return None
-    names = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-    found = [config[name] for name in names if isinstance(config.get(name), int)]
-    return found[0] if found else None
-
-
-def _named(models: list[_Model]) -> dict[str, _Model]:
-    """Give models the names of their folders, or of their repositories."""
-    found: dict[str, _Model] = {}
-    for model in models:
-        last = Path(model.location.partition("@")[0]).name
-        name = re.sub(r"[^A-Za-z0-9_-]", "-", last)
-        name = name if re.match(r"[A-Za-z]", name) and name != BASE else f"model-{name}"
-        same = sum(1 for other in found if re.fullmatch(rf"{re.escape(name)}(-\d+)?", other))
-        found[f"{name}-{same + 1}" if same else name] = model
-    return found
-
-
 def _with_base(
-    name: str, base: str | None, models: list[_Model], shared: Scopes, notes: Notes
-) -> tuple[str | None, list[_Model]]:
+    name: str, base: str | None, models: list[Model], shared: Scopes, notes: Notes
+) -> tuple[str | None, list[Model]]:
     """Return base and models of a method of whole models, of which the base is one."""
     if base is None and name != "slerp":
         notes.note("base_model: there is none; the first model is, with its tokenizer and config")
@@ -192,7 +134,7 @@ def _with_base(
     if base is not None and all(model.location != base for model in models):
         if name == "linear" and not any("weight" in scope for scope in shared):
             raise ValueError("base_model: linear takes it as one of models, which has no weight")
-        models = [*models, _Model(base, {})]
+        models = [*models, Model(base, {})]
     return base, models
 
 
@@ -212,11 +154,11 @@ def _others(values: Mapping[str, Any], base: str, notes: Notes) -> str | None:
             notes.note("chat_template: the base's is kept")
         elif key not in (*KEYS, "tokenizer_source", "tokenizer"):
             notes.note(f"{key}: no field of mergekit's")
-    tokenizer = _mapping("tokenizer", values.get("tokenizer"))
+    tokenizer = mapping("tokenizer", values.get("tokenizer"))
     source = values.get("tokenizer_source") or tokenizer.get("source")
     if tokenizer and not source:
         source = "union"
-    if source and source != "base" and _absolute(str(source)) != base:
+    if source and source != "base" and absolute(str(source)) != base:
         notes.lose(f"tokenizer_source: the tokenizer is always the base's here, but got {source}")
     for key in ("tokens", "pad_to_multiple_of"):
         if tokenizer.get(key):

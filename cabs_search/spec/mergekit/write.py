@@ -10,7 +10,7 @@ from typing import Any
 from cabs_search.checkpoints.vocabulary import SAME
 from cabs_search.merging.masks.rules import settings
 from cabs_search.merging.masks.settings import value_for
-from cabs_search.merging.recipe import Recipe
+from cabs_search.merging.recipe import BASE, Recipe
 from cabs_search.spec.locations import local_folder
 from cabs_search.spec.mergekit.methods import (
     OF_MODELS,
@@ -22,6 +22,7 @@ from cabs_search.spec.mergekit.methods import (
     note_pruning,
 )
 from cabs_search.spec.mergekit.parameters import written
+from cabs_search.spec.mergekit.passthrough import write_passthrough
 from cabs_search.spec.recipe_file import RecipeFile
 
 
@@ -38,6 +39,9 @@ def write_mergekit(asked: RecipeFile, notes: Notes) -> dict[str, Any]:
         raise ValueError("base: base and experts must be named")
     base = _path(asked.base)
     at = {expert: _path(asked.experts[expert]) for expert in recipe.experts}
+    if recipe.stack:
+        named = {name: _model(base, path) for name, path in {BASE: base, **at}.items()}
+        return write_passthrough(asked, named, notes) | _ending(asked, notes)
     first = next((e for e, path in at.items() if path == base), recipe.experts[0])
     name, shared, per_expert = _method(recipe, first, notes)
     if recipe.cancels:
@@ -57,7 +61,15 @@ def write_mergekit(asked: RecipeFile, notes: Notes) -> dict[str, Any]:
     values["models"] = models
     if shared:
         values["parameters"] = shared
-    values["dtype"] = "float32"
+    values |= _ending(asked, notes)
+    if name in REMARKS:
+        notes.note(f"method: {REMARKS[name]}")
+    return values
+
+
+def _ending(asked: RecipeFile, notes: Notes) -> dict[str, Any]:
+    """Return the fields of all methods; note what they cannot say."""
+    values = {"dtype": "float32"}
     if asked.dtype not in (None, "float32"):
         values["out_dtype"] = asked.dtype
     elif asked.dtype is None:
@@ -66,8 +78,6 @@ def write_mergekit(asked: RecipeFile, notes: Notes) -> dict[str, Any]:
         notes.lose(f"vocabulary: mergekit has no {asked.vocabulary}")
     if asked.heads:
         notes.note("heads: mergekit writes none")
-    if name in REMARKS:
-        notes.note(f"method: {REMARKS[name]}")
     return values
 
 
