@@ -183,6 +183,8 @@ def test_what_cannot_be_searched_ends_in_a_line(pico: Path) -> None:
     values["space"]["stack"] = True
     with pytest.raises(ValueError, match=r"search.refine: λ of stacks"):
         parse(values)
+    with pytest.raises(ValueError, match=r"generation.engine: vllm has no stacks"):
+        parse(values_of(pico, True) | {"generation": "vllm"})
     for sampler in ("surface", "awa"):
         with pytest.raises(ValueError, match=rf"search.sampler: {sampler} does not search stacks"):
             check_sampler(parse(values_of(pico, True, sampler=sampler)))
