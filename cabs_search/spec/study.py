@@ -242,8 +242,6 @@ class Spec:
                     f"space.stack.sources: a model must be named ({', '.join(known)}), but got"
                     f" {source}"
                 )
-        if self.search.refine is not None:
-            raise ValueError("search.refine: λ of stacks (space.stack) are not refined")
 
     @cached_property
     def orders(self) -> tuple[tuple[str, ...], ...]:
