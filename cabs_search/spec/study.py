@@ -259,8 +259,6 @@ class Spec:
                     f"space.stack.sources: a model must be named ({', '.join(known)}), but got"
                     f" {source}"
                 )
-        if self.search.refine is not None:
-            raise ValueError("search.refine: λ of stacks (space.stack) are not refined")
         if self.generation.engine == VLLM:
             raise ValueError(f"generation.engine: {VLLM} has no stacks of layers (space.stack)")
 

@@ -14,6 +14,7 @@ import pytest
 from cabs_search.merging.recipe import Recipe, make_recipe
 from cabs_search.merging.stack import MERGED, Slot, whole
 from cabs_search.search.candidates import Candidates
+from cabs_search.search.refine.check import check_refine
 from cabs_search.search.samplers.registry import check_sampler
 from cabs_search.search.space import branches, params_of, size, suggest
 from cabs_search.spec.load import parse
@@ -182,7 +183,7 @@ def test_what_cannot_be_searched_ends_in_a_line(pico: Path) -> None:
     values = pico_values(pico, refine=True)
     values["space"]["stack"] = True
     with pytest.raises(ValueError, match=r"search.refine: λ of stacks"):
-        parse(values)
+        check_refine(parse(values), (), 10)
     with pytest.raises(ValueError, match=r"generation.engine: vllm has no stacks"):
         parse(values_of(pico, True) | {"generation": "vllm"})
     for sampler in ("surface", "awa"):

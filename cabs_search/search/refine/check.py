@@ -31,12 +31,14 @@ def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:
 
     Raises:
         ValueError: the levels do not fit to the tensors, there are too few blocks, the objective
-            is no sum over tasks, or a task has no gradient.
+            is no sum over tasks, a task has no gradient, or stacks of layers are searched.
 
     """
     settings = spec.search.refine
     if settings is None:
         return
+    if spec.space.stack:
+        raise ValueError("search.refine: λ of stacks of layers (space.stack) are not refined")
     if objective_name(spec) not in SUMS:
         raise ValueError(
             f"search.refine: needs the objective {', '.join(SUMS[:-1])} or {SUMS[-1]}, but got"
