@@ -173,6 +173,8 @@ class Engine:
         self, model: Any, items: Items, rows: Ints, sampling: Sampling | None
     ) -> list[str]:
         """Return texts as ``scoring.generate.generate`` does; ``model`` has the tensors."""
+        if not len(rows):  # of a task with fewer items than there are blocks
+            return []
         if not self.is_current:
             self._update(model)
         from vllm import SamplingParams

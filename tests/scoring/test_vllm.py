@@ -254,6 +254,9 @@ def test_tokens_are_drawn_by_item_and_run(tmp_path: Path) -> None:
     items = as_items(
         rows_of("generation", 1, 3), tasks["texts"], model.config, make_tokenizer("gpt2")
     )
+    nothing = bench.score({"texts": items}, {"texts": np.arange(0)})["texts"]
+    assert len(nothing.scores) == 0
+    assert LLM.made[0].params == []
     seeds = []
     for seed, rows in ((1, [0, 1, 2]), (2, [0, 1, 2]), (1, [2])):
         LLM.made[0].params.clear()
