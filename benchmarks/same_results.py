@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 
 from tests.conftest import EXPERTS, make_base, make_expert, pico_values, write_rows
-from tests.support.standins import KINDS, fields_of, write_data
+from tests.support.standins import HEAD_KINDS, fields_of, write_data
 from tests.support.standins import make_base as make_kinds_base
 from tests.support.standins import make_expert as make_kinds_expert
 
@@ -61,17 +61,17 @@ def studies(folder: Path) -> dict[str, list[str]]:
     groups["space"]["lambda"] |= {"groups": {"embeddings": "embeddings", "rest": "."}}
     kinds = folder / "kinds"
     base = make_kinds_base(kinds / "base", "bert")
-    for seed, kind in enumerate(KINDS):
+    for seed, kind in enumerate(HEAD_KINDS):
         make_kinds_expert(kinds / kind, base, "bert", kind, seed)
         write_data(kinds / f"{kind}.jsonl", kind, 50 + seed, 60)
     size = {"search": {"items": 20}, "confirm": {"items": 20}}
     of_kinds = {
         "name": "kinds",
         "base": str(base),
-        "experts": {kind: str(kinds / kind) for kind in KINDS},
+        "experts": {kind: str(kinds / kind) for kind in HEAD_KINDS},
         "tasks": {
             k: {"dataset": {"json": str(kinds / f"{k}.jsonl")}, **fields_of(k), **size}
-            for k in KINDS
+            for k in HEAD_KINDS
         },
         "space": {"nm": ["2:8", "8:32"], "lambda": {"low": 0.5, "high": 2.0, "step": 0.1}},
         "baselines": {"task-arithmetic": {"lambda": [0.3, 0.6]}},
