@@ -124,6 +124,10 @@ class ConfirmStage:
             self._waiting.extend(self._looks.next_rows())
         return self._waiting.popleft() if self._waiting else None
 
+    def is_candidate(self, recipe: Recipe) -> bool:
+        """Tell whether a row is one of the search's, and not base, expert or ensemble."""
+        return self.has_candidates and recipe.key not in self._references
+
     def put_back(self, recipe: Recipe) -> None:
         """Keep a recipe for later."""
         self._waiting.append(recipe)

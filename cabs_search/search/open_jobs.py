@@ -14,7 +14,7 @@ from cabs_search.search.jobs import Job
 from cabs_search.tasks.items import SplitName
 
 MAX_WORKER_DEATHS = 3
-"""Workers that may die over one candidate before it counts as failed."""
+"""Workers that may die over one candidate, or a part of it, before it counts as failed."""
 
 
 class CandidateTrial(NamedTuple):
@@ -38,6 +38,8 @@ class OpenJob:
     """Later proposals of the same merged model, which get its score."""
     error: str | None = None
     """The reason why one of its parts failed."""
+    is_dropped: bool = False
+    """True if some of its parts are not done in this run, so that it cannot end."""
 
 
 class OpenJobs(dict[str, OpenJob]):
@@ -51,7 +53,8 @@ class OpenJobs(dict[str, OpenJob]):
         self._waiting: deque[str] = deque()
         self._parts: dict[str, frozenset[int]] = {}
         """Blocks of the jobs that are parts."""
-        self._deaths: Counter[str] = Counter()
+        self._deaths: Counter[tuple[str, frozenset[int] | None]] = Counter()
+        """Workers that died, by recipe and part: a node that is lost takes all parts at once."""
 
     @property
     def whole(self) -> list[OpenJob]:
@@ -109,23 +112,25 @@ class OpenJobs(dict[str, OpenJob]):
 
     def orphan(self, job_id: str) -> int:
         """Keep a dead worker's job unless too many died over it; return how many did."""
-        key = self[job_id].job.recipe.key
+        key = self._key(job_id)
         self._deaths[key] += 1
         if self._deaths[key] <= MAX_WORKER_DEATHS:
             self.wait(job_id)
         return self._deaths[key]
 
-    def killed_a_worker(self, recipe: Recipe) -> bool:
-        """Tell whether a worker died over a recipe."""
-        return self._deaths[recipe.key] > 0
+    def killed_a_worker(self, job_id: str) -> bool:
+        """Tell whether a worker died over a job, or a part of one."""
+        return self._deaths[self._key(job_id)] > 0
 
-    def reopen(self, job_id: str) -> tuple[OpenJob, frozenset[int] | None] | None:
-        """Give the first job that waits another id.
+    def _key(self, job_id: str) -> tuple[str, frozenset[int] | None]:
+        return self[job_id].job.recipe.key, self._parts.get(job_id)
 
-        Returns:
-            The job, and the blocks of it that are this part's, None: all; None if no job waits.
+    def part(self, job_id: str) -> frozenset[int] | None:
+        """Return the blocks of a job that is a part; None if it is whole."""
+        return self._parts.get(job_id)
 
-        """
+    def reopen(self, job_id: str) -> OpenJob | None:
+        """Give the first job that waits, or part of one, another id; None if none waits."""
         if not self._waiting:
             return None
         old = self._waiting.popleft()
@@ -133,16 +138,16 @@ class OpenJobs(dict[str, OpenJob]):
         part = self._parts.pop(old, None)
         if part is not None:
             self._parts[job_id] = part
-        return self[job_id], part
+        return self[job_id]
 
     def drop_waiting(self) -> list[Recipe]:
         """Close all jobs that wait; return their recipes.
 
-        A job of which a worker has a part stays open: it cannot end, the next run goes on with it.
+        A job of which workers have parts is left to the next run, once these are done.
         """
-        waiting = set(self._waiting)
-        given = {id(open_job) for job_id, open_job in self.items() if job_id not in waiting}
-        dropped = [job_id for job_id in self._waiting if id(self[job_id]) not in given]
+        jobs = {job_id: self[job_id] for job_id in self._waiting}
         self._waiting.clear()
-        closed = [self.close(job_id) for job_id in dropped]
+        closed = [self.close(job_id) for job_id in jobs]
+        for open_job in jobs.values():
+            open_job.is_dropped = True
         return [open_job.job.recipe for open_job in closed if open_job is not None]

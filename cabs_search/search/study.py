@@ -227,32 +227,32 @@ class Study:
         return None
 
     def _open_next(self, job_id: str) -> OpenJob | None:
-        if waiting := self._next_waiting(job_id):
-            return waiting
-        sources = (
-            self._next_reference,
-            self._next_candidate,
-            self._next_evaluation,
-            self._next_row,
-        )
-        open_job = next(filter(None, (source() for source in sources)), None)
-        if open_job is not None:
-            self._jobs[job_id] = open_job
-            if (parts := self._parts(open_job)) > 1:
-                self._jobs.cut(job_id, parts)
+        open_job = self._next_waiting(job_id)
+        if open_job is None:
+            sources = (
+                self._next_reference,
+                self._next_candidate,
+                self._next_evaluation,
+                self._next_row,
+            )
+            open_job = next(filter(None, (source() for source in sources)), None)
+        if open_job is None:
+            return None
+        self._jobs[job_id] = open_job
+        if self._jobs.part(job_id) is None and (parts := self._parts(open_job)) > 1:
+            self._jobs.cut(job_id, parts)
         return open_job
 
     def _next_waiting(self, job_id: str) -> OpenJob | None:
-        reopened = self._jobs.reopen(job_id)
-        if reopened is None:
+        waiting = self._jobs.reopen(job_id)
+        if waiting is None:
             return None
-        waiting, part = reopened
-        job = waiting.job
+        job, part = waiting.job, self._jobs.part(job_id)
         if job.purpose == "score":
             job = self._due.job(job.recipe, job.split)
         if part is not None:
             job = replace(job, todo=tuple(block for block in job.todo if block in part))
-        waiting.job = replace(job, alone=self._jobs.killed_a_worker(job.recipe))
+        waiting.job = replace(job, alone=self._jobs.killed_a_worker(job_id))
         return waiting
 
     def _parts(self, open_job: OpenJob) -> int:
@@ -261,14 +261,14 @@ class Study:
         A candidate that may be stopped is one worker's, and what other studies may score too.
         """
         job = open_job.job
-        is_row = job.split == "confirm" and self._confirming.has_candidates
+        is_row = open_job.trial is None and self._confirming.is_candidate(job.recipe)
         is_whole = open_job.trial is not None and not self._due.is_raced(job.recipe)
-        if not (is_row or is_whole):
+        if job.alone or not (is_row or is_whole):
             return 1
         jobs = len(self._jobs.whole) + len(self._confirming)
         if is_whole:
             jobs += self._searching.next_to_open
-        return min(len(job.todo), self.workers) if jobs <= self.workers else 1
+        return min(len(job.todo), -(-self.workers // jobs))
 
     def _next_reference(self) -> OpenJob | None:
         """Open a job of what the objective compares candidates with."""
@@ -371,8 +371,8 @@ class Study:
         A candidate whose blocks up to a look are scored waits for more, or is stopped.
         """
         open_job = self._jobs.close(job_id, error)
-        if open_job is None:
-            return  # other workers have parts of it
+        if open_job is None or open_job.is_dropped:
+            return  # other workers have parts of it, or nobody
         job, error = open_job.job, open_job.error
         look = "ended" if error else self._searching.look(open_job)
         if look == "goes on":

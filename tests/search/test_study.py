@@ -241,10 +241,10 @@ def test_a_candidate_that_kills_its_workers_has_failed(
 
 @pytest.fixture
 def parts(pico: Path, items: Any, tmp_path: Path) -> tuple[Bench, list[Job]]:
-    """Return a search of one candidate for six workers, and the six parts of it."""
+    """Return a search of one candidate beside four rows, and the six parts of it."""
     values = pico_values(pico, trials=1, sampler="random", block=2) | {"baselines": {}}
     bench = Bench(parse(values), tmp_path, items)
-    bench.study.workers = 6
+    bench.study.workers = 30
     given = {str(number): bench.study.next_job(str(number)) for number in range(10)}
     assert bench.study.next_job("10") is None
     for job_id, job in given.items():
@@ -285,6 +285,32 @@ def test_a_part_whose_worker_died_goes_to_another(parts: tuple[Bench, list[Job]]
     score(bench, "5", jobs[5])
     assert [f.state for f in bench.finished] == ["complete"]
     assert len(bench.scored) == len(set(bench.scored))
+
+
+def test_a_node_that_is_lost_with_all_parts_fails_nothing(parts: tuple[Bench, list[Job]]) -> None:
+    bench, jobs = parts
+    for number in range(6):
+        bench.study.job_lost(str(number))
+    again = [bench.study.next_job(str(number)) for number in range(10, 16)]
+    assert again == [replace(job, alone=True) for job in jobs]
+    for number, job in enumerate(jobs, 10):
+        assert not bench.finished
+        score(bench, str(number), job)
+    assert [f.state for f in bench.finished] == ["complete"]
+
+
+def test_a_job_that_is_put_back_whole_is_shared_then(
+    pico: Path, items: Any, tmp_path: Path
+) -> None:
+    values = pico_values(pico, trials=1, sampler="random", block=2) | {"baselines": {}}
+    bench = Bench(parse(values), tmp_path, items)
+    whole = bench.study.next_job("first")  # before there are workers
+    assert whole is not None
+    bench.study.put_back("first")
+    bench.study.workers = 30
+    given = [bench.study.next_job(str(number)) for number in range(6)]
+    assert [job.todo for job in given if job] == [(2 * part, 2 * part + 1) for part in range(6)]
+    assert {job.recipe.key for job in given if job} == {whole.recipe.key}
 
 
 def test_a_part_that_fails_fails_its_candidate_once(parts: tuple[Bench, list[Job]]) -> None:
