@@ -17,7 +17,9 @@ from cabs_search.cli.commands import PROGRAM
 from cabs_search.cli.parser import parser
 from cabs_search.common.signals import Terminated, terminated_as_interrupted
 
-FIELDS = re.compile(r"(space|tasks|experts|baselines|search|base|device|dtype|seed)\b[^ ]*:")
+FIELDS = re.compile(
+    r"(space|tasks|experts|baselines|search|generation|ensembles|base|device|dtype|seed)\b[^ ]*:"
+)
 """Beginning of an error that names a field of the spec."""
 
 

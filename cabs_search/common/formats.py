@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+MOST_WRITTEN = 10**15
+
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its class's name if it has none."""
@@ -20,6 +22,11 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def count_text(count: int) -> str:
+    """Write a count with commas, from 10^15 its power of ten."""
+    return f"{count:,}" if count < MOST_WRITTEN else f"about 10^{round(math.log10(count))}"
 
 
 def duration(seconds: float) -> str:

@@ -115,6 +115,8 @@ def parse_stack(values: Any, experts: Collection[str], base: str) -> Stack:
     """
     if not isinstance(values, Sequence) or isinstance(values, str) or not values:
         raise ValueError(f"stack: a list of layers is needed, but got {values!r:.100}")
+    if MERGED in experts:
+        raise ValueError(f"stack: an expert must have another name than {MERGED}, the merge's")
     slots: list[Slot] = []
     for place, one in enumerate(values):
         where = f"stack[{place}]"
@@ -129,6 +131,11 @@ def parse_stack(values: Any, experts: Collection[str], base: str) -> Stack:
         start, end = _range(where, one["layer_range"])
         if isinstance(scale, bool) or not isinstance(scale, (int, float)):
             raise ValueError(f"{where}.scale: a number is needed, but got {scale!r:.100}")
+        if not abs(scale) <= MOST_SCALE:
+            raise ValueError(
+                f"{where}.scale: -{MOST_SCALE:g} <= scale <= {MOST_SCALE:g} must hold, but got"
+                f" {scale!s:.20}"
+            )
         slots += [Slot(str(source), layer, float(scale)) for layer in range(start, end)]
         check_slots(slots)
     return tuple(slots)

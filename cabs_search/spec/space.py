@@ -177,8 +177,11 @@ class Stacks:
     @property
     def identity(self) -> str:
         """What a study may not change while it goes on, as text."""
-        scale = self.scale and f"{self.scale.low:g} to {self.scale.high:g} by {self.scale.step:g}"
-        return f"{_as_text(self.sources)} {self.repeat} times by {self.by}, scale {scale}"
+        text = f"{_as_text(self.sources or 'all')} {self.repeat} times by {self.by}"
+        if self.scale is None:
+            return text
+        low, high, step = self.scale.low, self.scale.high, self.scale.step
+        return f"{text}, scale {low:g} to {high:g} by {step:g}"
 
 
 def _stacks(value: Any) -> Any:
@@ -283,11 +286,22 @@ class Space:
 
 
 def _read(name: str, value: Any) -> tuple[Any, ...]:
-    """Read the values of a mask rule's setting. Raises ValueError if one breaks its rule."""
+    """Read the values of a mask rule's setting.
+
+    Raises:
+        ValueError: there is none, one breaks its rule, or one is there twice.
+
+    """
+    given = listed(value)
+    if not isinstance(given, (list, tuple)) or not given:
+        raise ValueError(f"{name}: a value or a list of values is needed, but got {value}")
     try:
-        return tuple(SETTINGS[name].parse(one) for one in listed(value))
+        found = tuple(SETTINGS[name].parse(one) for one in given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from None
+    if len(set(found)) < len(found):
+        raise ValueError(f"{name}: values must differ, but got {value}")
+    return found
 
 
 def _as_text(value: Any) -> str:

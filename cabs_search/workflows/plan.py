@@ -14,7 +14,7 @@ import yaml
 from cabs_search.checkpoints.adapter import is_adapter
 from cabs_search.checkpoints.adapter_settings import AdapterSettings
 from cabs_search.checkpoints.checkpoint import Checkpoint
-from cabs_search.common.formats import show_bytes, table
+from cabs_search.common.formats import count_text, show_bytes, table
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
 from cabs_search.merging.method import Method, calibration_note, check_experts
@@ -142,7 +142,7 @@ class Plan:
 
     @property
     def _space_text(self) -> str:
-        return "an unknown number" if self.space is None else f"{self.space:,}"
+        return "an unknown number" if self.space is None else count_text(self.space)
 
     @property
     def _candidates_text(self) -> str:
@@ -215,12 +215,12 @@ def plan(path: str | Path) -> Plan:
     spec, missing = load_reachable(path)
     check_calibration(spec.methods, spec.experts, spec.tasks)
     check_experts(spec.methods, spec.experts)
-    check_sampler(spec)
     check_objective(spec)
     check_pruner(spec.search, spec.tasks)
     family = _check_models(spec, missing)
     if family is not None and len(family.experts) == len(spec.experts):
         spec = with_stack(with_layers(spec, family.alignment.shared), family)
+    check_sampler(spec)
     candidates = Candidates.of(spec)
     stacks, baselines = spec.space.stack, candidates.baseline_recipes
     space = None if stacks and stacks.layers is None else size(candidates)

@@ -107,7 +107,6 @@ def prepare(
     check_folder(folder, spec.space, over)
     if over is None:  # of a comparison, a row fails by itself
         check_experts(spec.methods, spec.experts)
-    check_sampler(spec)
     check_objective(spec)
     check_pruner(spec.search, spec.tasks)
     say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
@@ -116,6 +115,7 @@ def prepare(
     check_generation(spec, family, is_here=address is None)
     check_groups(spec.space.groups, family.alignment.shared)
     spec = with_stack(with_layers(spec, family.alignment.shared), family)
+    check_sampler(spec)
     items = load_study_items(spec)
     check_refine(spec, family.alignment.shared, len(blocks(items["search"], spec.search.block)))
     if address is None:

@@ -246,6 +246,7 @@ def test_relative_magnitude_knows_no_scale_and_no_order() -> None:
         ((64, 256), 3, 0.5, [85, 64, 43]),
         ((30, 32), 2, 3.0, [15, 32]),  # not more than m
         ((64, 256), 1, 5.0, [64]),
+        ((3, 32), 4, 3.0, [2, 2, 4, 4]),  # 1.5, 2.5, 3.5, 4.5
     ],
 )
 def test_growing_n_by_place(
@@ -278,6 +279,12 @@ def test_growing_n_by_place(
         ("cabs-rounds", {"rounds": 1.5}, "rounds must be a whole number"),
         ("cabs-growing", {"growth": -1}, "0 <= growth <= 100 must hold"),
         ("cabs-growing", {"growth": "x"}, "growth must be a number, but got x"),
+        ("cabs-relative", {"nm": (1, 5000)}, "up to 4096, but got 5000"),
+        (
+            "cabs-relative",
+            {"nm": tuple((e, (1, 256 - (e == "a"))) for e in NAMES)},
+            "4096, but got 65280",
+        ),
     ],
 )
 def test_wrong_settings_are_one_line(name: str, setting: dict[str, Any], message: str) -> None:

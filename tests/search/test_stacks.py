@@ -4,6 +4,7 @@ what cannot be searched ends in one line.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from cabs_search.search.samplers.registry import check_sampler
 from cabs_search.search.space import branches, params_of, size, suggest
 from cabs_search.spec.load import parse
 from cabs_search.tasks.load import load_study_items
-from tests.conftest import EXPERTS, pico_values
+from cabs_search.workflows.plan import plan
+from cabs_search.workflows.run import run
+from tests.conftest import EXPERTS, pico_values, write_spec
 from tests.support.bench import Bench
 
 SCALE = {"low": 0.5, "high": 1.5, "step": 0.25}
@@ -190,6 +193,17 @@ def test_what_cannot_be_searched_ends_in_a_line(pico: Path) -> None:
         with pytest.raises(ValueError, match=rf"search.sampler: {sampler} does not search stacks"):
             check_sampler(parse(values_of(pico, True, sampler=sampler)))
     assert parse(values_of(pico, False)).space.stack is None
+
+
+def test_a_grid_of_too_many_stacks_is_refused_before_anything_is_written(
+    pico: Path, tmp_path: Path
+) -> None:
+    stack = {"repeat": 9, "scale": {"low": 0.5, "high": 1.5, "step": 0.01}}
+    spec = write_spec(tmp_path / "spec.yaml", values_of(pico, stack, sampler="grid"))
+    for action in (plan, partial(run, output=tmp_path / "out")):
+        with pytest.raises(ValueError, match=r"but got about 10\^\d+; raise .* fewer settings or"):
+            action(spec)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_keeps_its_stacks(pico: Path, tmp_path: Path) -> None:

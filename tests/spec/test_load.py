@@ -221,6 +221,22 @@ def test_one_value_may_stand_without_a_list(pico: Path) -> None:
     assert (spec.space.nm, spec.space.method) == (((2, 8),), ("task-arithmetic",))
 
 
+@pytest.mark.parametrize(
+    ("rounds", "message"),
+    [
+        ([], r"rounds: a value or a list of values is needed, but got \[\]"),
+        (None, "rounds: a value or a list of values is needed, but got None"),
+        ([1, 2, 2], "rounds: values must differ"),
+        ([0], "rounds: rounds must be a whole number from 1"),
+    ],
+)
+def test_values_of_a_rules_setting_are_checked(pico: Path, rounds: Any, message: str) -> None:
+    values = pico_values(pico)
+    values["space"] |= {"method": "cabs-rounds", "rounds": rounds}
+    with pytest.raises(ValueError, match=message):
+        parse(values)
+
+
 def test_all_orders_of_many_experts_are_refused(pico: Path) -> None:
     values = pico_values(pico)
     values["experts"] |= {f"e{i}": values["experts"]["mood"] for i in range(6)}

@@ -210,7 +210,11 @@ def test_what_cannot_be_read_meets_one_line(
         ([{"model": "a", "layer_range": [1, 1]}], "stack[0].layer_range: 0 <= start < end"),
         ([{"model": "a", "layer_range": [0, 1, 2]}], "stack[0].layer_range: [START, END]"),
         ([{"model": "a", "layer_range": [0, 1], "scale": "x"}], "stack[0].scale: a number"),
-        ([{"model": "a", "layer_range": [0, 1], "scale": 1e9}], "stack: -1000 <= scale <= 1000"),
+        (
+            [{"model": "a", "layer_range": [0, 1], "scale": 1e9}],
+            "stack[0].scale: -1000 <= scale <= 1000",
+        ),
+        ([{"model": "a", "layer_range": [0, 1], "scale": 10**400}], "stack[0].scale: -1000"),
         ([{"model": "a", "layer_range": [0, 1], "r": 2}], "stack[0].r: no such field"),
         ([{"model": "a", "layer_range": [0, 999]}] * 2, "stack: 1000 layers at most, but got 1998"),
     ],
@@ -221,3 +225,10 @@ def test_a_bad_stack_of_a_recipe_meets_one_line(stack: Any, message: str) -> Non
         parse_recipe(values, "r.yaml", Path())
     assert message in str(found.value)
     assert str(found.value).startswith("r.yaml: ")
+
+
+def test_no_expert_of_a_stack_has_the_name_of_the_merge() -> None:
+    stack = [{"model": "merged", "layer_range": [0, 2]}]
+    values = {"method": "task-arithmetic", "lambda": {"merged": 1, "b": 0}, "stack": stack}
+    with pytest.raises(ValueError, match="an expert must have another name than merged"):
+        parse_recipe(values, "r.yaml", Path())

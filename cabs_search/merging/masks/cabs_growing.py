@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 from cabs_search.merging.masks.cabs import Cabs
@@ -62,8 +63,9 @@ class CabsGrowing(MaskRule):
         last = len(self.order) - 1
         if not last:
             return NM(n, m)
-        through = self.order.index(expert) / last
-        own = round(n * 2 * (1 + (self.growth - 1) * through) / (1 + self.growth))
+        growth = Fraction(str(self.growth))  # as written, so that halves are halves
+        through = Fraction(self.order.index(expert), last)
+        own = round(n * 2 * (1 + (growth - 1) * through) / (1 + growth))
         return NM(min(max(own, 1), m), m)
 
     def select(self, view: TensorView) -> Selection:

@@ -20,12 +20,15 @@ from cabs_search.merging.masks.settings import (
     OVERLAP,
     TAIL,
     PerExpert,
+    is_pairs,
     setting,
     value_for,
 )
 
 Doubles = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
+MOST_WIDTH = 4096
+"""Most weights of a block: what a weight costs grows with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,15 @@ class CabsRelative(JointRule):
     overlap: str = setting(OVERLAP, default="fill")
     tail: str = setting(TAIL, default="keep")
     name: ClassVar[str] = "cabs-relative"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if blocks are so long that a contest would take minutes a tensor."""
+        width = common_width([nm for _, nm in self.nm] if is_pairs(self.nm) else [self.nm])  # type: ignore[list-item, misc]
+        if width > MOST_WIDTH:
+            raise ValueError(
+                f"nm: {self.name} takes n:m of m (of all experts, their least common multiple) up"
+                f" to {MOST_WIDTH}, but got {width}"
+            )
 
     def select_all(self, views: Sequence[TensorView]) -> list[Selection]:
         """Select n of every m weights of each vector."""

@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from cabs_search.common.formats import count_text
 from cabs_search.search.coordinates import key_of
 
 Branch: TypeAlias = Mapping[str, Sequence[Any]]
@@ -31,7 +32,7 @@ def check_points(count: int) -> None:
     if count > MOST_POINTS:
         raise ValueError(
             f"search.sampler: grid needs a space of at most {MOST_POINTS:,} points, but got"
-            f" {count:,}; raise space.lambda.step"
+            f" {count_text(count)}; raise space.lambda.step, or search fewer settings or layers"
         )
 
 
