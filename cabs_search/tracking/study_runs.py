@@ -6,6 +6,7 @@ the runs are looked up again before anything more is written.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,8 @@ class StudyRuns:
     parent_id: str
     finished_at: int | None
     """End of the parent in milliseconds, if the study was complete."""
+    latest: int
+    """Latest time in milliseconds that the parent has."""
     children: dict[int, ChildRun]
     """Runs by the candidate's number."""
     strays: list[str]
@@ -61,6 +64,17 @@ class StudyRuns:
     progress: SearchProgress
     untold: list[SearchProgress]
     """Progress that the parent may lack; a point that is written again stays one point."""
+    has_new: bool = False
+    """True once a candidate was written."""
+
+    def now(self) -> int:
+        """Return the time in milliseconds, after what is written though the clock was set back.
+
+        MLflow takes the metric of the latest time for the present one.
+        """
+        ends = (child.ended or 0 for child in self.children.values())
+        self.latest = max(int(time.time() * 1000), self.latest + 1, *ends, 0)
+        return self.latest
 
 
 def find_runs(
@@ -109,6 +123,7 @@ def find_runs(
         experiment_id=experiment_id,
         parent_id=parent_id,
         finished_at=parents[0].info.end_time if is_finished else None,
+        latest=max(_start(parents[0]), parents[0].info.end_time or 0),
         children={
             number: ChildRun(
                 str(run.info.run_id),
