@@ -105,7 +105,7 @@ chaos: setup
 soak: setup
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
-# 20,000 changed specs, headers, indexes, adapters and records, and a tally; ARGS="--examples 2000 --seed 3"
+# 25,000 changed specs, headers, indexes, adapters, recipes and records, and a tally; ARGS="--examples 2000 --seed 3"
 fuzz: setup
 	$(BIN)/python -m benchmarks.fuzz $(ARGS)
 

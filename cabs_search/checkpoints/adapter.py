@@ -213,6 +213,10 @@ class Adapter:
         key = self._whole.get(name)
         return self._base.is_float(name) if key is None else self._file.is_float(key)
 
+    def check_current(self) -> None:
+        """See ``Checkpoint``; the base is checked by itself."""
+        self._file.check_current()
+
     def read(self, name: str) -> Tensor:
         """Read one tensor: as stored, or in float32 the base's with its update."""
         if (update := self.update(name)) is not None:

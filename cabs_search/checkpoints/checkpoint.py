@@ -60,6 +60,14 @@ CONSTANTS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$|(^|\.)pos
 OUTPUT_LAYER = re.compile(r"(^|\.)lm_head\.weight$")
 
 
+class ChangedFileError(ValueError):
+    """A file of weights that changed while it was in use."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path}: changed while it was in use")
+        self.path = path
+
+
 class Checkpoint:
     """One model on disk. Opening it reads headers, not weights."""
 
@@ -90,6 +98,8 @@ class Checkpoint:
         self._pickled = pickled
         self._files: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
+        self._states: dict[Path, tuple[int, int] | None] = {}
+        """Size and time of the last change of each file when it was opened."""
         self._fingerprint, self._hashing = "", Lock()
         for path in self._weight_files(files):
             for name in self._reader(path).keys():  # noqa: SIM118 (a reader is no mapping)
@@ -150,6 +160,7 @@ class Checkpoint:
         if path not in self._open:
             if not path.is_file():  # opening another thing, such as a pipe, might never return
                 raise ValueError(f"{path}: no such file")
+            self._states[path] = _state(path)
             if path.suffix == PICKLED:
                 if not self._pickled:
                     raise ValueError(
@@ -193,11 +204,31 @@ class Checkpoint:
         )
 
     def read(self, name: str) -> Tensor:
-        """Read one tensor as stored."""
+        """Read one tensor as stored; it is mapped, not copied.
+
+        Raises:
+            ChangedFileError: its file has changed since it was opened.
+
+        """
         raw = self._in_file[name]
+        self._check_current(self._files[raw])
         reader = self._reader(self._files[raw])
         tensor: Tensor = reader[raw] if isinstance(reader, dict) else reader.get_tensor(raw)
         return tensor
+
+    def check_current(self) -> None:
+        """Check that all files are as they were opened: to read one that was cut ends the process.
+
+        Raises:
+            ChangedFileError: one is not.
+
+        """
+        for path in self._states:
+            self._check_current(path)
+
+    def _check_current(self, path: Path) -> None:
+        if self._states[path] != _state(path):
+            raise ChangedFileError(path)
 
     def is_float(self, name: str) -> bool:
         """Tell whether a tensor is floating-point."""
@@ -257,6 +288,18 @@ class Checkpoint:
             digest.update(f"{raw} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(as_bytes(tensor))
         return digest.hexdigest()
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Return a file's size and the time of its last change; None if it is gone.
+
+    No inode: on some network file systems that of a file changes by itself.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:

@@ -73,8 +73,7 @@ def search(
         items: their items by split and task.
         cache: the vector cache's folder on this node; other nodes get what they lack from it.
         calibrations: files of calibration statistics, for mask rules that need them.
-        weights: fingerprints of base and experts by name; models that a cluster's other nodes have
-            must have the same.
+        weights: fingerprints of base and experts by name, which those that workers open must have.
         address: of a running Ray cluster; None: the one this process has joined, else Ray is
             started for this search, on loopback only.
         note: file for the search's news; None: none are written.
@@ -95,6 +94,7 @@ def search(
         cache=cache,
         threads=1,
         calibrations=calibrations or {},
+        weights=weights or {},
     )
     with study.connected(), Progress(study, note) as progress:
         if _has_jobs(study):
@@ -102,7 +102,7 @@ def search(
                 if address is not None:
                     models = [study.spec.base, *study.spec.experts.values()]
                     source = Source.here(models, cache)
-                    context = replace(context, source=source, weights=weights or {})
+                    context = replace(context, source=source)
                 _run(study, context, progress, is_cluster=address is not None)
         if not study.is_finished and not study.failure:
             raise KeyboardInterrupt

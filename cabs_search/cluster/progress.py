@@ -16,6 +16,17 @@ NOTE_SECONDS = 2.0
 """Time between two notes."""
 
 
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """Bar by a clock that nobody sets back: by tqdm's own it would stand still, and last less than
+    no time.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._time = time.monotonic
+        self.start_t = self.last_print_t = self._time()
+
+
 class Progress:
     """Bar on stderr: what is spent of the limit that is nearest, items, best score; then the items
     of refining, and of the rows to confirm. Every two seconds the same is noted in a file.
@@ -28,7 +39,7 @@ class Progress:
         self._bar = self._new_bar(share)
 
     def _new_bar(self, share: Share) -> tqdm[Any]:
-        return tqdm(
+        return _Bar(
             total=share.limit,
             initial=share.spent,
             unit=share.unit,

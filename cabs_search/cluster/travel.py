@@ -14,7 +14,6 @@ import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cabs_search.checkpoints.writer import checksum_holds
 from cabs_search.common.formats import digest
-from cabs_search.spec.locations import FILES, OLD_FILES
+from cabs_search.spec.locations import files_of
 
 CHUNK_BYTES = 32 << 20
 """Bytes in Ray's object store at a time, for each node that fetches."""
@@ -52,13 +51,13 @@ class Shelf:
         if model not in self._listed:
             self._listed[model] = [
                 File(path.name, path.stat().st_size, _checksum(path))
-                for path in _files(Path(model))
+                for path in files_of(Path(model))
             ]
         return self._listed[model]
 
     def sizes(self, model: str) -> dict[str, int]:
         """Return the sizes of a model's files by name."""
-        return {path.name: path.stat().st_size for path in _files(Path(model))}
+        return {path.name: path.stat().st_size for path in files_of(Path(model))}
 
     def size(self, path: str) -> int | None:
         """Return the size of a file; None if there is no such file."""
@@ -184,15 +183,3 @@ def _checksum(path: Path) -> int:
         while chunk := file.read(CHUNK_BYTES):
             checksum = zlib.crc32(chunk, checksum)
     return checksum
-
-
-def _files(folder: Path) -> list[Path]:
-    """List the files of a model's folder that are needed to load it."""
-    found = _matching(folder, FILES)
-    if not any(path.suffix == ".safetensors" for path in found):
-        found |= _matching(folder, OLD_FILES)
-    return sorted(found)
-
-
-def _matching(folder: Path, patterns: tuple[str, ...]) -> set[Path]:
-    return {path for path in chain(*map(folder.glob, patterns)) if path.is_file()}

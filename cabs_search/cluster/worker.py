@@ -17,6 +17,7 @@ import ray
 import torch
 from ray import tune
 
+from cabs_search.checkpoints.checkpoint import ChangedFileError
 from cabs_search.cluster.dispatcher import STEP_SECONDS, Batch, Report
 from cabs_search.cluster.travel import Carrier, Source
 from cabs_search.kinds.base import Outcome
@@ -33,6 +34,8 @@ IDLE_SECONDS = 0.05
 """Duration of a step without a job."""
 MACHINES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
 """Errors of a machine that no candidate is to blame for: a full disk, too many open files."""
+CHANGED = "changed during the search; if it is put back, the same command goes on"
+ANOTHER = "holds other weights than on the driver's node"
 PATIENCE_SECONDS = 2.0
 """Longest wait of a step for its first block."""
 
@@ -53,7 +56,7 @@ class Context:
     source: Source | None = None
     """The node that has models and vectors; None: every node has them."""
     weights: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprints of base and experts on the driver's node, of a cluster's search, by name."""
+    """Fingerprints of base and experts when the search began, on the driver's node, by name."""
 
 
 class Worker(tune.Trainable):  # type: ignore[misc]
@@ -78,7 +81,8 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             carrier = Carrier(context.source, context.cache)
             base, experts = carrier.model(spec.base), carrier.models(spec.experts)
             family = Family.open(base, experts, spec.vocabulary, spec.pickled)
-            _check_weights(family, context.weights)
+            is_here = context.source is None
+            _check_weights(family, context.weights, CHANGED if is_here else ANOTHER)
             self._bench = Workbench(
                 family,
                 spec.tasks,
@@ -145,6 +149,8 @@ class Worker(tune.Trainable):  # type: ignore[misc]
                 # whatever it is: if this thread ended, the driver would wait for ever
                 error = f"{type(raised).__name__}: {raised}"
                 is_machines = isinstance(raised, OSError) and raised.errno in MACHINES
+                if isinstance(raised, ChangedFileError):
+                    error, is_machines = f"{raised.path}: {CHANGED}", True
         messages = tuple(str(w.message) for w in caught if "cabs_search" in w.filename)
         return Report(
             job_id=job_id, result=result, error=error, warnings=messages, is_machines=is_machines
@@ -183,12 +189,24 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         )
 
 
-def _check_weights(family: Family, weights: Mapping[str, str]) -> None:
-    """Check that models are those of the driver's node; raise ValueError if one is another."""
+def _check_weights(family: Family, weights: Mapping[str, str], otherwise: str) -> None:
+    """Check that models are those of the driver.
+
+    A worker may start late, in place of one that died.
+
+    Args:
+        family: the models as this worker opened them.
+        weights: their fingerprints by name, which the vectors' keys need anyway; none: unchecked.
+        otherwise: what is said of a model with another one.
+
+    Raises:
+        ValueError: one has another fingerprint.
+
+    """
+    hashed = family.fingerprints if weights else {}  # all at the same time
     for name, fingerprint in weights.items():
-        model = family.checkpoint(name)
-        if model.fingerprint != fingerprint:
-            raise ValueError(f"{model.folder}: holds other weights than on the driver's node")
+        if (hashed.get(name) or family.base.fingerprint) != fingerprint:
+            raise ValueError(f"{family.checkpoint(name).folder}: {otherwise}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,6 +99,16 @@ class Family:
         """Read a tensor of the base or an expert; ``model``: an expert's name, or ``BASE``."""
         return self.checkpoint(model).read(tensor)
 
+    def check_current(self) -> None:
+        """Check that all files of weights are as they were opened.
+
+        Raises:
+            ChangedFileError: one is not.
+
+        """
+        for model in (self.base, *self.experts.values()):
+            model.check_current()
+
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Content hashes of the experts. Raises ValueError if a weight is not finite.

@@ -63,9 +63,12 @@ class Status:
 
     @property
     def is_silent(self) -> bool:
-        """True if the driver was at work and has noted nothing for long: it was killed."""
+        """True if the driver was at work and has noted nothing for long: it was killed.
+
+        A note of a later time is one of before the clock was set back.
+        """
         most = PREPARING_SECONDS if self.phase == PREPARING else SILENT_SECONDS
-        return self.state == "at work" and self.age > most
+        return self.state == "at work" and abs(time.time() - self.noted) > most
 
     def as_json(self) -> str:
         """Write it with what depends on the time of asking."""

@@ -116,9 +116,11 @@ class Workbench:
         """Become a candidate; vectors that the cache lacks, or that were damaged, are built.
 
         Raises:
+            ChangedFileError: a file of base or experts has changed since it was opened.
             ValueError: the models' layers cannot be stacked as the recipe asks.
 
         """
+        self.family.check_current()
         vectors = self._vectors(recipe.method)
         if not all(vector.is_current for vector in vectors.values()):
             self._vectors.cache_clear()
@@ -216,7 +218,14 @@ class Workbench:
     def passes(
         self, items: Mapping[str, Items], rows: Mapping[str, Ints]
     ) -> list[tuple[list[str], list[Scored]]]:
-        """Return the tasks of each pass through the trunk, with their models, items and rows."""
+        """Return the tasks of each pass through the trunk, with their models, items and rows.
+
+        Raises:
+            ChangedFileError: a file of base or experts has changed since it was opened; heads and
+                stacked layers may be mapped, too.
+
+        """
+        self.family.check_current()
         groups: list[list[str]] = []
         for task in rows:
             for group in groups:

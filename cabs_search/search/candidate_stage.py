@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
-from datetime import datetime
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -24,7 +23,13 @@ from cabs_search.search.known import NOTHING, KnownReader
 from cabs_search.search.open_jobs import CandidateTrial, OpenJob, OpenJobs
 from cabs_search.search.proposals import Proposal, Proposer
 from cabs_search.search.pruners.registry import find_pruner
-from cabs_search.search.storage import StudyDatabase, has_ended_by_itself, is_recommended, recipe_of
+from cabs_search.search.storage import (
+    StudyDatabase,
+    has_ended_by_itself,
+    in_order_of_end,
+    is_recommended,
+    recipe_of,
+)
 from cabs_search.search.twins import Twins
 from cabs_search.spec.study import Spec
 
@@ -109,7 +114,7 @@ class CandidateStage:
     def _resume(self, trials: Sequence[FrozenTrial]) -> None:
         """Take in the trials of earlier runs; queue those that were interrupted, and baselines."""
         queue: dict[str, tuple[Recipe, int | None]] = {}
-        for trial in sorted(trials, key=lambda t: t.datetime_complete or datetime.max):
+        for trial in in_order_of_end(trials):
             recipe = recipe_of(trial)
             if recipe and is_recommended(trial):
                 self._due.whole.add(recipe.key)

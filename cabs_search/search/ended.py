@@ -85,7 +85,8 @@ class EndedCandidates:
                 partial_score=trial.value if trial.state == TrialState.PRUNED else None,
                 materialize_seconds=float(trial.user_attrs.get("materialize_seconds", 0.0)),
                 started=trial.datetime_start,
-                ended=trial.datetime_complete,
+                # no earlier, though the clock was set back in between
+                ended=max(trial.datetime_start, trial.datetime_complete),
                 error=trial.user_attrs.get("error"),
             )
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ CONNECTING = {"connect_timeout": 10, "keepalives_idle": 30, "tcp_user_timeout": 
 """Settings of PostgreSQL's client, by which a server that is gone is noticed: s, s, ms."""
 RECOMMENDED = "recommended"
 """Attribute of a trial that was proposed to be recommended: it is scored in full."""
+ENDED = "ended"
+"""Attribute of a trial: its place among those that have ended, from 1. Times do not tell the order
+once a clock was set back.
+"""
+NEVER = datetime.max
 MEAN = "mean"
 """Objective of studies that name none."""
 
@@ -91,6 +97,7 @@ class StudyDatabase:
             )
         self._study.set_user_attr("objective", objective)
         self._study.set_user_attr("space", space)
+        self._ended_trials = max(map(place_of_end, self.trials()), default=0)
 
     def trials(self) -> list[FrozenTrial]:
         """Read all trials, in the order they were proposed."""
@@ -170,9 +177,11 @@ class StudyDatabase:
         def end(is_again: bool) -> FrozenTrial:
             # After an outage the end may be written, though its answer was lost.
             if not is_again or not self._storage.get_trial(trial_id).state.is_finished():
+                self._storage.set_trial_user_attr(trial_id, ENDED, self._ended_trials)
                 write()
             return self._storage.get_trial(trial_id)
 
+        self._ended_trials += 1
         return self._patience(end)
 
     def close(self) -> None:
@@ -210,6 +219,21 @@ def recipe_of(trial: FrozenTrial) -> Recipe | None:
     """Return the recipe that a trial scores; None for trials that are not ours."""
     text = trial.user_attrs.get("recipe")
     return Recipe.from_dict(json.loads(text)) if text else None
+
+
+def place_of_end(trial: FrozenTrial) -> int:
+    """Return a trial's place among those that have ended, from 1; 0 in studies of old versions."""
+    return int(trial.user_attrs.get(ENDED, 0))
+
+
+def in_order_of_end(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Sort trials by their end; those that have not ended are the last."""
+
+    def key(trial: FrozenTrial) -> tuple[bool, int, datetime]:
+        is_open = not trial.state.is_finished()
+        return is_open, 0 if is_open else place_of_end(trial), trial.datetime_complete or NEVER
+
+    return sorted(trials, key=key)
 
 
 def is_recommended(trial: FrozenTrial) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -24,7 +25,7 @@ FILES = (
     "*.model",
     *("generation_config.json", "chat_template*"),
 )
-"""Files to download from the hub."""
+"""Files of a model that are needed to load it, and downloaded from the hub."""
 OLD_FILES = ("pytorch_model*", "adapter_model.bin")
 """Files that older models and adapters have in place of safetensors."""
 MOST_NAME_BYTES, MOST_PATH = 255, 4000
@@ -109,6 +110,18 @@ def local_folder(text: str, relative_to: Path | None = None) -> Path:
 
     """
     return _existing(_local_path(text, relative_to), text)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """List the files of a model's folder that are needed to load it."""
+    found = _matching(folder, FILES)
+    if not any(path.suffix == ".safetensors" for path in found):
+        found |= _matching(folder, OLD_FILES)
+    return sorted(found)
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> set[Path]:
+    return {path for path in chain(*map(folder.glob, patterns)) if path.is_file()}
 
 
 def _local_path(text: str, relative_to: Path | None) -> Path:

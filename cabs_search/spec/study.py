@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+import reprlib
 from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from cabs_search.merging.recipe import BASE
@@ -19,6 +29,8 @@ from cabs_search.spec.refine import Refine
 from cabs_search.spec.space import Baseline, MethodName, Space
 from cabs_search.spec.task import Task, heads
 
+STORES = ("file", "s3", "gs", "abfss", "wasbs", "hdfs", "viewfs", "sftp", "ftp", "r2", "b2")
+"""Schemes of locations to which MLflow writes artifacts; most need a package of their own."""
 MOST_EXPERTS_IN_ALL_ORDERS = 6
 DEFAULT_TRIALS = 50
 """Candidates of a search without any other budget."""
@@ -125,6 +137,19 @@ class Search:
         return Limits(self.trials, self.items, self.seconds)
 
 
+def _store(text: str) -> str:
+    """Check a location of artifacts; raise ValueError if MLflow has no store for it."""
+    parts = re.fullmatch(r"(file):///[\w./-]+|(\w+)://[\w.:@-]+(/[\w./=+-]*)?", text)
+    is_known = parts is not None and (parts[1] or parts[2]) in STORES
+    if not is_known or ".." in text.split("/") or re.search(":[^/@]*@", text.partition("//")[2]):
+        raise ValueError(
+            f"must be a folder of one of MLflow's stores ({', '.join(STORES)}), such as"
+            " s3://BUCKET/FOLDER or file:///FOLDER, without a password, but got"
+            f" {reprlib.repr(text)}"
+        )
+    return text
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Tracking:
     """Artifacts that MLflow gets beside numbers."""
@@ -132,6 +157,10 @@ class Tracking:
     model: Literal["auto", "always", "never"] = "auto"
     """Log the best candidate as a model of the study's run; auto: if it has at most 2 GB, and not
     in a comparison.
+    """
+    artifacts: Annotated[str, Field(max_length=1000), AfterValidator(_store)] | None = None
+    """Location of the artifacts, in a store that MLflow writes to; None: the study's folder, or
+    where an MLflow server keeps them.
     """
 
 

@@ -97,6 +97,7 @@ class BackgroundTracker:
         self._deadline, self._last_tries = math.inf, LAST_TRIES
         self._is_late = self._is_catching_up = False
         self._refused: set[str] = set()
+        self._told: set[str] = set()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -117,6 +118,12 @@ class BackgroundTracker:
     def add(self, write: Write) -> None:
         """Queue a write."""
         self._queue.put(write)
+
+    def say_once(self, text: str) -> None:
+        """Tell the user what was not told before."""
+        if text not in self._told:
+            self.say(text)
+        self._told.add(text)
 
     def _work(self) -> None:
         """Do what is queued, until the search has ended."""
@@ -196,8 +203,17 @@ class StudyLog:
         """Find or make the study's runs."""
         assert self._study_id is not None, "a study is opened before it is written"
         tracker, name = self._tracker, self._spec.name
-        experiment = self._experiment or name
-        return find_runs(tracker.folder, tracker.given_uri, self._study_id, name, experiment)
+        experiment, wanted = self._experiment or name, self._spec.tracking.artifacts
+        found = find_runs(
+            tracker.folder, tracker.given_uri, self._study_id, name, experiment, wanted
+        )
+        if wanted and found.kept_at != wanted:
+            tracker.say_once(
+                f"MLflow keeps the artifacts of experiment {experiment!r} at"
+                f" {without_password(str(found.kept_at))}, where they began: tracking.artifacts"
+                " counts for a new one"
+            )
+        return found
 
     def open(self, outcomes: Outcomes, study_id: StudyId) -> None:
         """Begin: write what is searched, with what."""

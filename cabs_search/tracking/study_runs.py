@@ -6,6 +6,7 @@ the runs are looked up again before anything more is written.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +50,13 @@ class StudyRuns:
     client: MlflowClient
     study_id: StudyId
     experiment_id: str
+    kept_at: str | None
+    """Location of artifacts; None: the server has just chosen one."""
     parent_id: str
     finished_at: int | None
     """End of the parent in milliseconds, if the study was complete."""
+    latest: int
+    """Latest time in milliseconds that the parent has."""
     children: dict[int, ChildRun]
     """Runs by the candidate's number."""
     strays: list[str]
@@ -61,10 +66,26 @@ class StudyRuns:
     progress: SearchProgress
     untold: list[SearchProgress]
     """Progress that the parent may lack; a point that is written again stays one point."""
+    has_new: bool = False
+    """True once a candidate was written."""
+
+    def now(self) -> int:
+        """Return the time in milliseconds, after what is written though the clock was set back.
+
+        MLflow takes the metric of the latest time for the present one.
+        """
+        ends = (child.ended or 0 for child in self.children.values())
+        self.latest = max(int(time.time() * 1000), self.latest + 1, *ends, 0)
+        return self.latest
 
 
 def find_runs(
-    folder: Path, uri: str | None, study_id: StudyId, name: str, experiment: str
+    folder: Path,
+    uri: str | None,
+    study_id: StudyId,
+    name: str,
+    experiment: str,
+    artifacts: str | None = None,
 ) -> StudyRuns:
     """Find the runs of a study; make its experiment and its parent run if there are none.
 
@@ -74,14 +95,16 @@ def find_runs(
         study_id: value of the tag by which the parent is found.
         name: name of a new parent.
         experiment: name of the experiment.
+        artifacts: location of a new experiment's artifacts; None: ``folder``, or the server's.
 
     """
     own = StudyFolder(folder)
     client = connect(uri or default_uri(folder))
     if uri is None:
         use_write_ahead_log(own.tracking_database)
-    artifacts = None if uri and not is_database(uri) else own.artifacts.resolve().as_uri()
-    experiment_id = _find_experiment(client, experiment, artifacts)
+    if artifacts is None and (uri is None or is_database(uri)):
+        artifacts = own.artifacts.resolve().as_uri()
+    experiment_id, kept_at = _find_experiment(client, experiment, artifacts)
     parents = sorted(_search(client, experiment_id, STUDY_TAG, str(study_id)), key=_start)
     if not parents:
         tags = {STUDY_TAG: str(study_id)}
@@ -107,8 +130,10 @@ def find_runs(
         client=client,
         study_id=study_id,
         experiment_id=experiment_id,
+        kept_at=kept_at,
         parent_id=parent_id,
         finished_at=parents[0].info.end_time if is_finished else None,
+        latest=max(_start(parents[0]), parents[0].info.end_time or 0),
         children={
             number: ChildRun(
                 str(run.info.run_id),
@@ -125,15 +150,20 @@ def find_runs(
     )
 
 
-def _find_experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
-    """Return the id of an experiment, made if there is none with its artifacts at that address."""
+def _find_experiment(
+    client: MlflowClient, name: str, artifacts: str | None
+) -> tuple[str, str | None]:
+    """Return an experiment's id and the location of its artifacts.
+
+    It is made, with its artifacts at that location, if there is none.
+    """
     known = client.get_experiment_by_name(name)
     if known is None:
         made = client.create_experiment(name, artifact_location=artifacts, tags=EXPERIMENT_TAGS)
-        return str(made)
+        return str(made), artifacts
     if known.lifecycle_stage == "deleted":  # and its name cannot be given to another
         client.restore_experiment(known.experiment_id)
-    return str(known.experiment_id)
+    return str(known.experiment_id), str(known.artifact_location)
 
 
 def _search(client: MlflowClient, experiment_id: str, tag: str, value: str) -> list[Any]:

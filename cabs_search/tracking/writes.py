@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -106,7 +105,7 @@ def write_candidate(runs: StudyRuns, finished: Finished, color: str) -> None:
         metrics |= progress.as_metrics()
     _log(runs, child.id, metrics=metrics, at=ended, params=params, tags=tags)
     runs.client.set_terminated(child.id, STATUSES[finished.state], end_time=ended)
-    child.ended = ended
+    child.ended, runs.has_new = ended, True
     if finished.state != "failed":
         runs.progress = progress
         runs.untold.append(progress)
@@ -149,7 +148,7 @@ def write_metrics(runs: StudyRuns, metrics: Mapping[str, float]) -> None:
     """Write those of the parent's metrics that have changed."""
     known = runs.client.get_run(runs.parent_id).data.metrics
     changed = {key: value for key, value in metrics.items() if known.get(key) != value}
-    _log(runs, runs.parent_id, metrics=changed, at=int(time.time() * 1000))
+    _log(runs, runs.parent_id, metrics=changed, at=runs.now())
 
 
 def write_files(runs: StudyRuns, files: Mapping[str, bytes]) -> None:
@@ -182,11 +181,9 @@ def close(runs: StudyRuns, *, is_complete: bool) -> None:
 
     A study that was complete, and has no new candidate, keeps the time at which it ended.
     """
-    last = max((child.ended or 0 for child in runs.children.values()), default=0)
-    state, status, ended = "stopped", "KILLED", None
-    if is_complete:
-        state, status = "complete", "FINISHED"
-        ended = runs.finished_at if (runs.finished_at or 0) >= last else None
+    state, status = ("complete", "FINISHED") if is_complete else ("stopped", "KILLED")
+    is_as_it_was = is_complete and runs.finished_at is not None and not runs.has_new
+    ended = runs.finished_at if is_as_it_was else runs.now()
     runs.client.set_tag(runs.parent_id, STATE_TAG, state)
     runs.client.set_terminated(runs.parent_id, status, end_time=ended)
 

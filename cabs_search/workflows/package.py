@@ -63,7 +63,7 @@ def package(spec: str | Path, to: Path, shared: Sequence[Path] = ()) -> Path:
         name: _with_data(f"{spec}: tasks.{name}", task, file.parent, shared, travelling)
         for name, task in values["tasks"].items()
     }
-    size = sum(map(_bytes, travelling))
+    size = sum(map(bytes_of, travelling))
     if size > MOST_BYTES:
         raise ValueError(
             f"{spec}: files that travel must have {MOST_BYTES >> 20} MiB at most, but have"
@@ -79,6 +79,20 @@ def package(spec: str | Path, to: Path, shared: Sequence[Path] = ()) -> Path:
     packed = to / SPEC
     packed.write_text(dump_plain(values), "utf-8")
     return packed
+
+
+def data_files(spec: str | Path) -> list[Path]:
+    """Return the files and folders that ``package`` copies, if no folder is shared.
+
+    Raises:
+        ValueError: as of ``package``.
+
+    """
+    file, values = find_spec_file(spec), load_plain(spec)
+    travelling: dict[Path, Path] = {}
+    for name, task in values["tasks"].items():
+        _with_data(f"{spec}: tasks.{name}", task, file.parent, (), travelling)
+    return list(travelling)
 
 
 def _models(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -106,7 +120,7 @@ def _absolute_models(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {"base": at(values["base"]), "experts": experts}
 
 
-def _bytes(source: Path) -> int:
+def bytes_of(source: Path) -> int:
     """Return the size of a file, or of all files in a folder."""
     files = source.rglob("*") if source.is_dir() else [source]
     return sum(path.stat().st_size for path in files if path.is_file())

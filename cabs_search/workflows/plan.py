@@ -36,6 +36,7 @@ from cabs_search.spec.locations import UnreachableError, cache_folder
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import SPLITS, Items, SplitName
 from cabs_search.tasks.load import has_tokenizer, load_items
+from cabs_search.workflows.nodes import Nodes, nodes_of
 from cabs_search.workflows.prepare import check_generation, check_groups, with_layers, with_stack
 from cabs_search.workflows.reckon import Reckoned, reckon
 from cabs_search.workflows.sizes import Entry, entries_of, stack_bytes, worker_bytes
@@ -109,6 +110,8 @@ class Plan:
     """Sentences on what is not as usual in the models."""
     needs: Needs | None
     """None if models or data cannot be read now."""
+    nodes: Nodes
+    """What nodes of a cluster hold, and what travels to them."""
     reckoned: Reckoned | None
     """Estimates of language models on named cards, where ``needs`` is None."""
     unreachable: tuple[str, ...]
@@ -119,6 +122,7 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         values = asdict(self) | {"unreachable": "; ".join(self.unreachable) or None}
+        values |= {"nodes": self.nodes.as_dict()}
         totals = {"items": self.needs.items, "seconds": self.needs.seconds} if self.needs else {}
         return values | (values.pop("needs") or {}) | totals
 
@@ -137,6 +141,7 @@ class Plan:
             rows += [("not checked", text) for text in self.unreachable]
         else:
             rows += _needs_rows(self.vectors, self.needs, self.spec["search"])
+        rows += self.nodes.rows()
         resolved = yaml.safe_dump(self.spec, sort_keys=False, allow_unicode=True)
         return "\n".join([resolved, *table(rows)])
 
@@ -237,7 +242,7 @@ def plan(path: str | Path) -> Plan:
     # A combine rule reads the vectors that its mask rule leaves: these are stored as well.
     steps = methods | {Method(mask=method.mask) for method in methods}
     trials = most if spec.search.budget.candidates else None
-    vectors, needs = len(steps) * len(spec.experts), None
+    vectors, needs, entries = len(steps) * len(spec.experts), None, None
     if family is not None and not unreachable:
         entries = entries_of(family, steps)
         vectors = len(entries)
@@ -257,6 +262,7 @@ def plan(path: str | Path) -> Plan:
         heads=family.alignment.heads if family else {},
         notes=_notes(spec, family),
         needs=needs,
+        nodes=nodes_of(path, spec, missing, entries),
         reckoned=None if needs else reckon(spec, methods, trials, passes, family),
         unreachable=tuple(unreachable),
     )

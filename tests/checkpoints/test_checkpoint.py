@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
-from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.checkpoints.checkpoint import ChangedFileError, Checkpoint
+from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.family import Family
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import make_recipe
 from cabs_search.merging.task_vector import task_vector
+from cabs_search.scoring.workbench import Workbench
+from cabs_search.spec.load import parse
+from cabs_search.tasks.load import load_study_items
+from tests.conftest import pico_values
+from tests.support.adapters import adapt
 
 
 def sharded(source: Path, to: Path) -> Path:
@@ -135,3 +148,57 @@ def test_a_tensor_that_is_there_twice_is_refused(pico: Path, tmp_path: Path) -> 
     save_file(tensors, tmp_path / "twice" / "model.safetensors")
     with pytest.raises(ValueError, match=r"holds (bert\.)?pooler\.dense\.bias twice"):
         Checkpoint(tmp_path / "twice", base=base)
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def replace_by_another(file: Path) -> None:
+    tensors = load_file(file)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, file.with_suffix(".new"))
+    file.with_suffix(".new").replace(file)
+
+
+@pytest.mark.parametrize("change", [cut, replace_by_another, os.remove])
+def test_a_file_that_changes_is_read_no_more(
+    pico: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """To read the mapped bytes of one that was cut would end the process."""
+    base = Checkpoint(sharded(pico / "base", tmp_path / "base"))
+    file = tmp_path / "base" / "part1.safetensors"
+    name = next(iter(load_file(file)))
+    other = next(iter(load_file(tmp_path / "base" / "part0.safetensors")))
+    base.check_current()
+    change(file)
+    for use in (base.check_current, lambda: base.read(name), lambda: base.fingerprint):
+        with pytest.raises(ChangedFileError) as found:
+            use()
+        assert str(found.value) == f"{file}: changed while it was in use"
+    assert torch.equal(base.read(other), Checkpoint(pico / "base").read(other))
+
+
+def test_a_file_of_an_expert_that_changes_ends_scoring(pico: Path, tmp_path: Path) -> None:
+    """Of an adapter as of a whole model, also where all that is needed was read."""
+    shutil.copytree(pico / "mood", tmp_path / "mood")
+    model = transformers.BertForSequenceClassification.from_pretrained(pico / "animal")
+    adapt(model, tmp_path / "animal", task_type="SEQ_CLS", target_modules=["query"])
+    values = pico_values(pico)
+    values["experts"] = {"mood": str(tmp_path / "mood"), "animal": str(tmp_path / "animal")}
+    values["tasks"].pop("pair")
+    spec = parse(values | {"baselines": {}})
+    items = load_study_items(spec)["search"]
+    rows = {task: np.arange(4) for task in spec.tasks}
+    recipe = make_recipe(
+        make_method("cabs", ("mood", "animal"), nm=(2, 8)), {"mood": 0.5, "animal": 1.0}
+    )
+    for changed in ("mood/model.safetensors", "animal/adapter_model.safetensors"):
+        family = Family.open(spec.base, spec.experts)
+        bench = Workbench(family, spec.tasks, VectorCache(tmp_path / "cache"), device="cpu")
+        bench.materialize(recipe)
+        bench.score(items, rows)
+        file = tmp_path / changed
+        os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+        for use in (lambda b=bench: b.materialize(recipe), lambda b=bench: b.score(items, rows)):
+            with pytest.raises(ChangedFileError, match=changed):
+                use()

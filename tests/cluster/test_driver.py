@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from cabs_search.cluster import driver
-from cabs_search.cluster.worker import Context, _check_weights
+from cabs_search.cluster.worker import ANOTHER, Context, _check_weights
 from cabs_search.merging.family import Family
+from cabs_search.merging.recipe import BASE
 from cabs_search.record.progress_file import read_status
 from cabs_search.spec.load import parse
 from cabs_search.tasks.load import load_study_items
@@ -53,9 +54,9 @@ def test_workers_get_no_password(
 def test_another_model_at_the_same_path_scores_nothing(pico: Path) -> None:
     family = Family.open(pico / "base", {name: pico / name for name in EXPERTS})
     name = EXPERTS[0]
-    _check_weights(family, family.fingerprints)
+    _check_weights(family, {BASE: family.base.fingerprint} | family.fingerprints, ANOTHER)
     with pytest.raises(ValueError, match=f"{name}: holds other weights than on the driver's node"):
-        _check_weights(family, {name: "another"})
+        _check_weights(family, {name: "another"}, ANOTHER)
 
 
 def test_ray_is_not_started_where_all_is_on_record(

@@ -20,8 +20,9 @@ def test_bar_and_note_follow_the_stages(
     tmp_path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    for clock in ("cabs_search.cluster.progress.time.monotonic", "tqdm.std.time"):
-        monkeypatch.setattr(clock, lambda: now[0])
+    of_day = [5000.0]  # set back by an hour at every look
+    monkeypatch.setattr("cabs_search.cluster.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: of_day.append(of_day[-1] - 3600) or of_day[-1])
     study: Any = SimpleNamespace(
         spec=SimpleNamespace(name="toy"),
         shares=[Share("candidate", 1, 10), Share("item", 30, 100)],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cabs_search.checkpoints.checkpoint import ChangedFileError
 from cabs_search.cluster.worker import Worker
 from cabs_search.merging.method import make_method
 from cabs_search.merging.recipe import make_recipe
@@ -46,3 +48,15 @@ def test_our_warnings_come_with_the_block(error: BaseException | None) -> None:
         assert report.error == (error and f"{type(error).__name__}: {error}")
     assert len(reports) == 2
     assert warnings.showwarning is shown
+
+
+def test_a_file_that_changes_is_no_candidates_fault() -> None:
+    def score(*_: Any) -> str:
+        raise ChangedFileError(Path("/m/model.safetensors"))
+
+    worker = Worker.__new__(Worker)
+    worker._score = score
+    report = worker._report("7", JOB, 0)
+    assert report.is_machines
+    assert report.error is not None
+    assert report.error.startswith("/m/model.safetensors: changed during the search; ")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -145,6 +147,36 @@ def test_a_driver_that_is_killed_or_interrupted_goes_on(
     assert last.wait() == 0, last.text()
     check_complete(folder, LONG)
     check_anchors(folder)
+
+
+@pytest.mark.slow
+def test_a_model_that_changes_ends_the_search(
+    pico: Path, tmp_path: Path, shared_cache: Path
+) -> None:
+    """A base that is cut while workers have it mapped, and an expert that another one replaces."""
+    values = pico_values(pico, trials=LONG, block=4)
+    folders = {name: shutil.copytree(pico / name, tmp_path / name) for name in ("base", "mood")}
+    values["base"], values["experts"]["mood"] = str(folders["base"]), str(folders["mood"])
+    spec, folder = write_spec(tmp_path / "pico.yaml", values), tmp_path / "out"
+    for name, other in (("base", None), ("mood", pico / "base")):
+        file = folders[name] / "model.safetensors"
+        run = Running(spec, folder, shared_cache)
+        run.wait_for_blocks(run.blocks() + 10)
+        assert run.process.poll() is None, run.text()
+        if other is None:
+            os.truncate(file, 1000)
+        else:
+            shutil.copy(other / file.name, file)
+        assert run.wait() == 1, run.text()
+        line = run.text().splitlines()[-1]
+        assert f"{file}: changed during the search; if it is put back" in line or (
+            f"could not start: ValueError: {name}: {file}: cannot be read" in line
+        ), run.text()
+        assert "Traceback" not in run.text()
+        shutil.copy(pico / name / file.name, file)
+    last = Running(spec, folder, shared_cache)
+    assert last.wait() == 0, last.text()
+    check_complete(folder, LONG)
 
 
 def check_alone(run: Running, spec: Path, cache: Path) -> None:

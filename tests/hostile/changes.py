@@ -37,6 +37,29 @@ ODD_YAML = (
     *("|", ">", "%YAML 9.9", "---", "...", "\t", "\0", "\ufeff", "1_000", "0o17", "1:2:3", "~"),
 )
 DTYPES = (*("F32", "F16", "BF16", "F64", "I64", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F4", "C64"),)
+RECIPES = (
+    """
+    {base: you/base, experts: {a: you/a, b: you/b}, method: cabs, nm: '64:256', order: [a, b],
+     overlap: fill, tail: keep,
+     groups: {mlp: mlp, rest: .}, lambda: {a: {mlp: 0.8, rest: 1.2}, b: 1}}
+    """,
+    """
+    {base: you/base, experts: {a: you/a, b: you/b}, method: ties-magnitude, density: 0.5,
+     dtype: float16, layers: 4, lambda: {a: [0.8, 1.2], b: 1.1}}
+    """,
+    """
+    {merge_method: ties, base_model: you/base, dtype: bfloat16,
+     models: [{model: you/a, parameters: {weight: 0.5, density: 0.4}},
+              {model: you/b, parameters: {weight: [{filter: mlp, value: 1}, 0.2]}}],
+     parameters: {normalize: true, int8_mask: false}}
+    """,
+    """
+    {merge_method: passthrough,
+     slices: [{sources: [{model: you/a, layer_range: [0, 3]}]},
+              {sources: [{model: you/b, layer_range: [2, 4]}]}]}
+    """,
+)
+"""Recipes of both forms: ours, then mergekit's."""
 odd = st.sampled_from(ODD) | st.integers() | st.floats() | st.text(max_size=12)
 
 
@@ -158,8 +181,9 @@ def safetensors_of(draw: st.DrawFn, path: Path) -> bytes:
     return length.to_bytes(8, "little") + text + body
 
 
-def spec(house: House) -> st.SearchStrategy[Callable[[], Verdict]]:
-    """Plan a changed spec."""
+def spec(house: House, command: str = "plan") -> st.SearchStrategy[Callable[[], Verdict]]:
+    """Plan a changed spec, or give it to another command."""
+    act = getattr(house, command)
     more = {"pickled": ["mood"], "seed": 1, "vocabulary": "same", "dtype": "float32"}
     values = house.values | more
     values["search"] = values["search"] | {"refine": {"steps": 3}, "objective": "mean"}
@@ -169,7 +193,7 @@ def spec(house: House) -> st.SearchStrategy[Callable[[], Verdict]]:
         changed(house.values).map(lambda v: yaml.safe_dump(v, sort_keys=False).encode()),
         damaged(text, tuple(one.encode() for one in ODD_YAML)),
     )
-    return texts.map(lambda found: lambda: house.plan(house.spec(found)))
+    return texts.map(lambda found: lambda: act(house.spec(found)))
 
 
 def _merged(house: House, what: str, files: dict[str, bytes]) -> Verdict:
@@ -239,8 +263,24 @@ def notes(house: House) -> st.SearchStrategy[Callable[[], Verdict]]:
     ).map(lambda d: lambda: recipe(d))
 
 
-def record(house: House) -> st.SearchStrategy[Callable[[], Verdict]]:
-    """Report a study whose record, spec or versions are changed."""
+def recipe(house: House) -> st.SearchStrategy[Callable[[], Verdict]]:
+    """Convert a changed recipe file, or mergekit's, to either form."""
+
+    def of(text: str) -> st.SearchStrategy[bytes]:
+        valid = yaml.safe_load(text)
+        snippets = tuple(one.encode() for one in ODD_YAML)
+        values = changed(valid).map(lambda v: yaml.safe_dump(v, sort_keys=False).encode())
+        return values | damaged(text.encode(), snippets)
+
+    forms = st.sampled_from(("recipe", "mergekit"))
+    return st.tuples(st.one_of(*map(of, RECIPES)), forms).map(
+        lambda given: lambda: house.convert(*given)
+    )
+
+
+def record(house: House, command: str = "report") -> st.SearchStrategy[Callable[[], Verdict]]:
+    """Report a study whose record, spec or versions are changed, or give it to another command."""
+    act = getattr(house, command)
     valid = (house.valid / "study" / RECORD).read_bytes()
     tables = {
         "study": ("key", "value"),
@@ -258,7 +298,7 @@ def record(house: House) -> st.SearchStrategy[Callable[[], Verdict]]:
     def bytewise(data: bytes) -> Verdict:
         study = house.fresh("study")
         (study / RECORD).write_bytes(data)
-        return house.report(study)
+        return act(study)
 
     def cellwise(cell: tuple[str, str], new: Any, row: int) -> Verdict:
         study = house.fresh("study")
@@ -272,12 +312,12 @@ def record(house: House) -> st.SearchStrategy[Callable[[], Verdict]]:
                 query = f"UPDATE OR REPLACE {table} SET {column} = ? WHERE rowid = ?"
                 db.execute(query, (new, chosen))
             db.commit()
-        return house.report(study)
+        return act(study)
 
     def file(name: str, data: bytes) -> Verdict:
         study = house.fresh("study")
         (study / name).write_bytes(data)
-        return house.report(study)
+        return act(study)
 
     folder = house.valid / "study"
     plain = yaml.safe_load((folder / "spec.yaml").read_text())
@@ -300,4 +340,8 @@ TARGETS: dict[str, Callable[[House], st.SearchStrategy[Callable[[], Verdict]]]] 
     "adapter": adapter,
     "notes": notes,
     "record": record,
+    "export": lambda house: record(house, "export"),
+    "sample": lambda house: record(house, "sample"),
+    "vectors": lambda house: spec(house, "vectors"),
+    "recipe": recipe,
 }

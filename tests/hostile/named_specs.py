@@ -115,6 +115,12 @@ SPECS: dict[str, Bad] = {
     "long name of an expert": field("experts." + "a" * 101, "x", "experts.aaa"),
     "no experts": field("experts", {}, "experts: "),
     "no tasks": field("tasks", {}, "tasks: "),
+    "store that MLflow has not": field(
+        "tracking.artifacts", "memory://x", "tracking.artifacts: must be a folder of one of MLflow"
+    ),
+    "store outside its folder": field("tracking.artifacts", "file:///a/../b", "tracking.artifacts"),
+    "password of a store": field("tracking.artifacts", "sftp://me:x@host/a", "without a password"),
+    "newline in a store": field("tracking.artifacts", "s3://a\nb", "tracking.artifacts: must be"),
     "list of experts": field("experts", ["x"], "experts: "),
     "pickled of nobody": field("pickled", ["cow"], "pickled: a model must be named (base, mood"),
     "pickled as yes": field("pickled", True, "pickled: "),

@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cabs_search.common import patterns
-from tests.hostile.changes import TARGETS
+from tests.hostile.changes import RECIPES, TARGETS
 from tests.hostile.named_files import ADAPTERS, CHECKPOINTS, CONFIGS, INDEXES, PICKLES, STUDIES
 from tests.hostile.named_specs import DATA, SPECS, field
 from tests.support.hostile import House
 
 NAMED = SPECS | DATA | CHECKPOINTS | PICKLES | INDEXES | CONFIGS | ADAPTERS | STUDIES
 FEW = 8
-"""Changed inputs of each kind; ``make fuzz`` tries 20,000."""
+"""Changed inputs of each kind; ``make fuzz`` tries 25,000."""
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,13 @@ def test_what_is_valid_is_taken(house: House) -> None:
         *(house.merge(house.fresh(what)) for what in ("model", "shards", "adapter")),
         house.report(house.fresh("study")),
         house.status(house.fresh("study")),
+        house.export(house.fresh("study")),
+        house.vectors(house.spec(house.values)),
+        *(house.convert(recipe.encode(), "mergekit") for recipe in RECIPES[1:]),
+        *(house.convert(recipe.encode(), "recipe") for recipe in RECIPES),
     ]
-    assert [(verdict.status, verdict.wrong) for verdict in good] == [(0, "")] * len(good)
+    ends = [(verdict.status, verdict.wrong) for verdict in good]
+    assert ends == [(0, "")] * len(good), [verdict.lines for verdict in good]
 
 
 def test_there_are_many() -> None:

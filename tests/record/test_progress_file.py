@@ -55,6 +55,13 @@ def test_a_driver_that_is_silent_was_killed() -> None:
     assert elsewhere.is_silent
 
 
+def test_a_note_of_a_later_time_is_old() -> None:
+    """A driver at work notes the time that a clock has after it was set back, within seconds."""
+    future = news(noted=time.time() + 3600)
+    assert (future.is_silent, future.age) == (True, 0)
+    assert not news(noted=time.time() + SILENT_SECONDS / 2).is_silent
+
+
 def test_a_search_that_is_prepared_may_be_silent(tmp_path: Path) -> None:
     note_beginning(tmp_path, "my")
     found = read_status(tmp_path)

@@ -244,3 +244,18 @@ def test_all_orders_of_many_experts_are_refused(pico: Path) -> None:
         ValueError, match="space.order: all is for 6 experts at the most, but there are 9"
     ):
         parse(values)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        *("s3://bucket/a/b", "file:///shared/kept", "gs://bucket", "sftp://me@host/folder"),
+        *("abfss://box@account.dfs.core.windows.net/a", "hdfs://host:8020/a", None),
+    ],
+)
+def test_locations_of_artifacts_that_mlflow_has_a_store_for(
+    pico: Path, location: str | None
+) -> None:
+    spec = parse(pico_values(pico) | {"tracking": {"artifacts": location}})
+    assert spec.tracking.artifacts == location
+    assert parse(spec.as_dict()).tracking == spec.tracking

@@ -134,6 +134,23 @@ class House:
     def report(self, folder: Path) -> Verdict:
         return self.call("report", folder, named=(str(folder),))
 
+    def export(self, folder: Path) -> Verdict:
+        named = (str(folder), "--trial", "base", "experts.")
+        return self.call("export", folder, "--to", self.out, named=named)
+
+    def sample(self, folder: Path) -> Verdict:
+        return self.call("sample", folder, named=(str(folder),))
+
+    def vectors(self, path: Path) -> Verdict:
+        return self.call("vectors", path, named=(path.name, "base", "experts.", "space."))
+
+    def convert(self, text: bytes, form: str) -> Verdict:
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir()
+        path = self.work / "recipe.yaml"
+        path.write_bytes(text)
+        return self.call("convert", path, "--to", form, "--lossy", named=(path.name,))
+
     def status(self, folder: Path) -> Verdict:
         return self.call("status", folder, named=(str(folder),))
 

@@ -14,6 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from cabs_search.checkpoints.origin import ORIGIN
 from cabs_search.cli.main import main
+from cabs_search.common.formats import show_bytes
+from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.family import Family
+from cabs_search.merging.method import make_method
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.workflows.plan import plan
 from tests.conftest import EXPERTS, make_base, make_expert, make_tokenizer, pico_values, write_spec
@@ -361,3 +365,44 @@ def test_a_language_model_that_cannot_be_had_is_reckoned_by_its_size(
     line = next(one for one in text.splitlines() if one.startswith("hours to search, texts"))
     assert "to generate 24,000 tokens in 1,000 texts at most" in line
     assert found.as_dict()["reckoned"]["hours"]["search"].keys() == {"H100", "A100-80", "RTX 4090"}
+
+
+def test_a_plan_says_what_nodes_hold_and_what_travels(
+    pico: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every file of these models is needed, but for one that nobody reads."""
+    values = pico_values(pico) | {"baselines": {}}
+    values["space"] |= {"method": ["task-arithmetic", "wanda"], "density": 0.5}
+    models = {"base": pico / "base", **{name: pico / name for name in EXPERTS}}
+    shutil.copytree(pico / "mood", tmp_path / "mood")
+    (tmp_path / "mood" / "notes.txt").write_text("read by nobody")
+    values["experts"]["mood"] = str(tmp_path / "mood")
+    sizes = {n: sum(f.stat().st_size for f in folder.iterdir()) for n, folder in models.items()}
+    path = write_spec(tmp_path / "x.yaml", values)
+    first = plan(path)
+    assert first.needs is not None
+    assert first.nodes.models == sizes
+    assert first.nodes.held == sum(sizes.values()) + first.needs.cache_bytes
+    calibrated = first.nodes.vectors_sent
+    assert calibrated is not None
+    assert 0 < calibrated < first.needs.cache_bytes, "only the driver can build them"
+    family = Family.open(values["base"], values["experts"])
+    dense = make_method("task-arithmetic", EXPERTS)
+    VectorCache(cache).ensure(family, dense)
+    assert main(["plan", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["nodes"]
+    vectors = len(EXPERTS) * 4 * family.alignment.weights
+    assert found["vectors_sent"] == calibrated + vectors
+    assert found["sent"] == sum(sizes.values()) + calibrated + vectors
+    csv = {str((pico / f"{n}.csv").resolve()): (pico / f"{n}.csv").stat().st_size for n in EXPERTS}
+    assert found["data"] == csv
+    assert found["submitted"] == sum(csv.values())
+    assert f"base {show_bytes(sizes['base'])}, mood {show_bytes(sizes['mood'])}, " in (
+        first.as_text()
+    )
+    without_an_expert(values)
+    partly = plan(write_spec(tmp_path / "x.yaml", values))
+    assert partly.nodes.models == sizes | {"mood": None}
+    assert (partly.nodes.held, partly.nodes.sent, partly.nodes.from_hub) == (None, None, ("mood",))
+    assert "mood unknown, animal" in partly.as_text()
+    assert "the head node downloads mood, once" in partly.as_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ MOST_FLAT = 6
 """Flat generations in a row after which the search ends."""
 GENERATION = "awa:generation"
 """Attribute of a trial: the generation that it was drawn in."""
+ENDED = "awa:ended"
+"""Attribute of a trial: its place among those of this run that have ended."""
 
 
 def awa(seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:  # noqa: ARG001
@@ -39,6 +42,7 @@ class AwaSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     """
 
     def __init__(self, seed: int) -> None:
+        self._ended = 0
         self._rng = np.random.default_rng(seed)
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._shared = optuna.search_space.IntersectionSearchSpace()
@@ -88,6 +92,17 @@ class AwaSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         ranges = {param_name: param_distribution}
         return self._draw(_first_generation(ranges), ranges)[param_name]
 
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,  # noqa: ARG002
+        values: Sequence[float] | None,  # noqa: ARG002
+    ) -> None:
+        """Note the order in which trials end, which a clock that is set back would not tell."""
+        self._ended += 1
+        study._storage.set_trial_system_attr(trial._trial_id, ENDED, self._ended)
+
     def _draw(self, cma: CMA, ranges: dict[str, FloatDistribution]) -> dict[str, float]:
         cma.reseed_rng(int(self._rng.integers(2**32)))
         drawn = zip(ranges.items(), cma.ask().tolist(), strict=True)
@@ -119,7 +134,8 @@ def _has_ended(cma: CMA, study: Study, ranges: dict[str, FloatDistribution]) -> 
     generations: dict[int | None, list[tuple[np.ndarray, float]]] = defaultdict(list)
     sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    for trial in sorted(finished, key=lambda t: t.datetime_complete):
+    # those of earlier runs stand first, in the order of their ends
+    for trial in sorted(finished, key=lambda t: (t.system_attrs.get(ENDED, 0), t.number)):
         solution = np.array([trial.params[name] for name in ranges])
         generations[trial.system_attrs.get(GENERATION)].append((solution, sign * trial.value))
     flat = 0
