@@ -291,13 +291,13 @@ class Checkpoint:
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """Return a file's size and the time of its last change; None if it is gone.
+    """Return a file's size and the time of its last change; None if it is not to be reached.
 
     No inode: on some network file systems that of a file changes by itself.
     """
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return found.st_size, found.st_mtime_ns
 

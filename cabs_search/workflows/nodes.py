@@ -54,23 +54,26 @@ class Nodes:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return rows of a table."""
-        parts = [f"{name} {_shown(size)}" for name, size in self.models.items()]
-        parts.append(f"vectors {_shown(self.vectors)}")
-        held = f"{_shown(self.held)} at most: {', '.join(parts)}"
-        sent = (
-            f"{_shown(self.sent)}: models that it has not at the same path, and vectors of the"
-            f" driver's cache (in the one here {_shown(self.vectors_sent)}); others are built there"
-        )
-        count = f"{len(self.data)} data file{'' if len(self.data) == 1 else 's'}"
-        submitted = f"{count}, {show_bytes(sum(self.data.values()))}, and no model"
+        """Return rows of a table; what is unknown altogether has none."""
+        count = f"{len(self.data) or 'no'} data file{'' if len(self.data) == 1 else 's'}"
+        size = f" ({show_bytes(sum(self.data.values()))})" if self.data else ""
+        submitted = f"{count}{size}, and no model"
         if self.from_hub:
             submitted += f"; the head node downloads {', '.join(self.from_hub)}, once"
-        return [
-            ("a cluster's node", held),
-            ("travels to a node", sent),
-            ("submit sends", submitted),
-        ]
+        rows = [("submit sends", submitted)]
+        if any(size is not None for size in self.models.values()):
+            parts = [f"{name} {_shown(size)}" for name, size in self.models.items()]
+            parts.append(f"vectors {_shown(self.vectors)}")
+            total = "unknown in all" if self.held is None else f"{show_bytes(self.held)} at most"
+            rows.append(("a cluster's node", f"{total}: {', '.join(parts)}"))
+        if self.sent is not None:
+            sent = (
+                f"{show_bytes(self.sent)}: models that it has not at the same path, and vectors of"
+                f" the driver's cache (in the one here {_shown(self.vectors_sent)}); others are"
+                " built there"
+            )
+            rows.append(("travels to a node", sent))
+        return rows
 
 
 def nodes_of(

@@ -59,6 +59,28 @@ def test_another_model_at_the_same_path_scores_nothing(pico: Path) -> None:
         _check_weights(family, {name: "another"}, ANOTHER)
 
 
+def test_workers_here_know_the_weights_too(
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that starts in place of another might find a model's file changed."""
+    given: list[Context] = []
+
+    def keep(_: Any, context: Context, *__: Any, **___: Any) -> None:
+        given.append(context)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver, "start_ray", lambda *_: None)
+    monkeypatch.setattr(driver, "stop_ray", lambda: None)
+    monkeypatch.setattr(driver, "_run", keep)
+    spec = parse(pico_values(pico, trials=4, sampler="random"))
+    items = load_study_items(spec)
+    study = Bench(spec, tmp_path, items).study
+    with pytest.raises(KeyboardInterrupt):
+        driver.search(study, items, tmp_path, weights={BASE: "hash"})
+    assert given[0].weights == {BASE: "hash"}
+    assert given[0].source is None
+
+
 def test_ray_is_not_started_where_all_is_on_record(
     pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -404,5 +404,8 @@ def test_a_plan_says_what_nodes_hold_and_what_travels(
     partly = plan(write_spec(tmp_path / "x.yaml", values))
     assert partly.nodes.models == sizes | {"mood": None}
     assert (partly.nodes.held, partly.nodes.sent, partly.nodes.from_hub) == (None, None, ("mood",))
+    assert "unknown in all: base " in partly.as_text()
     assert "mood unknown, animal" in partly.as_text()
+    assert "travels to a node" in first.as_text()
+    assert "travels to a node" not in partly.as_text()
     assert "the head node downloads mood, once" in partly.as_text()
