@@ -49,7 +49,7 @@ def _table(space: str, found: Mapping[str, Any], budgets: Sequence[int]) -> str:
             lines += ["", f"Of *{name}*, 90 % intervals of proposals held {np.mean(shares):.0%}."]
     lines += ["", "| difference, paired over seeds | points | 95 % interval |", "|---|---|---|"]
     for own, rival, budget in CLAIMS:
-        if OURS in curves and rival in curves:
+        if min(len(curves.get(name, ())) for name in (OURS, rival)) > 1:
             low, mean, high = _paired(curves, budgets, own, rival, budget)
             what, interval = f"{OURS} at {own} − {rival} at {budget}", f"{low:+.1f} to {high:+.1f}"
             lines.append(f"| {what} | {mean:+.1f} | {interval} |")
