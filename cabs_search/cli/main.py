@@ -11,16 +11,12 @@ import os
 import re
 import sys
 import warnings
+from dataclasses import fields
 from typing import Any, NoReturn
 
 from cabs_search.cli.commands import PROGRAM
 from cabs_search.cli.parser import parser
 from cabs_search.common.signals import Terminated, terminated_as_interrupted
-
-FIELDS = re.compile(
-    r"(space|tasks|experts|baselines|search|generation|ensembles|base|device|dtype|seed)\b[^ ]*:"
-)
-"""Beginning of an error that names a field of the spec."""
 
 
 def entry() -> NoReturn:
@@ -63,8 +59,11 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _with_file(options: argparse.Namespace, error: ValueError) -> ValueError:
     """Add the spec's name to an error in one of its fields that was found after it was read."""
-    spec = getattr(options, "spec", None)
-    return ValueError(f"{spec}: {error}") if spec and FIELDS.match(str(error)) else error
+    from cabs_search.spec.study import Spec
+
+    spec, field = getattr(options, "spec", None), re.match(r"(\w+)[^ ]*:", str(error))
+    is_field = field is not None and field[1] in {own.name for own in fields(Spec)}
+    return ValueError(f"{spec}: {error}") if spec and is_field else error
 
 
 def _fail(error: BaseException, status: int) -> int:

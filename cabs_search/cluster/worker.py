@@ -89,7 +89,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
                 VectorCache(carrier.cache, carrier.entry),
                 device=spec.device,
                 dtype=spec.dtype,
-                generation=spec.generation,
+                generator=spec.generator,
                 calibrations={key: carrier.statistics(p) for key, p in files.items()},
             )
         except Exception as error:

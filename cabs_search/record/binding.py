@@ -20,8 +20,8 @@ def identity(spec: Spec, items: ItemsOfSplits, weights: Mapping[str, str]) -> di
     study = {f"weights of {name}": fingerprint for name, fingerprint in weights.items()}
     study |= {"name": spec.name, "search.block": str(spec.search.block)}
     study |= {"dtype": spec.dtype, "seed": str(spec.seed)}
-    if spec.generation.engine != "transformers":  # older records have no such entry
-        study["generation.engine"] = spec.generation.engine
+    if spec.generator.engine != "transformers":  # older records have no such entry
+        study["generator.engine"] = spec.generator.engine
     for split, by_task in items.items():
         study |= {f"{split} items of {task}": its.digest for task, its in by_task.items()}
     for name, task in spec.tasks.items():

@@ -22,7 +22,7 @@ from cabs_search.common.formats import digest, first_line
 from cabs_search.kinds.generation import Sampling
 from cabs_search.scoring.generate import cut, end_strings
 from cabs_search.scoring.models import pick_device
-from cabs_search.spec.generation import VLLM, Generation
+from cabs_search.spec.generator import VLLM, Generator
 from cabs_search.spec.task import Task
 from cabs_search.tasks.items import Ints, Items
 
@@ -54,7 +54,7 @@ def check_vllm(
         ValueError: it cannot.
 
     """
-    where = f"generation.engine: {VLLM}"
+    where = f"generator.engine: {VLLM}"
     if not any(task.kind.generates for task in tasks.values()):
         raise ValueError(f"{where} is for tasks that generate texts, but none does")
     if dtype == "float32":
@@ -116,7 +116,7 @@ class Engine:
         shapes: Mapping[str, tuple[int, ...]],
         tasks: Mapping[str, Task],
         dtype: torch.dtype,
-        generation: Generation,
+        generator: Generator,
     ) -> None:
         """Load the base.
 
@@ -125,7 +125,7 @@ class Engine:
             shapes: of the merged tensors, by shared name.
             tasks: by name.
             dtype: of the model.
-            generation: its share of the GPU's memory.
+            generator: its share of the GPU's memory.
 
         Raises:
             ValueError: vLLM cannot load it.
@@ -140,14 +140,14 @@ class Engine:
                 dtype=str(dtype).removeprefix("torch."),
                 tensor_parallel_size=1,
                 distributed_executor_backend="uni",
-                gpu_memory_utilization=generation.memory,
+                gpu_memory_utilization=generator.memory,
                 max_model_len=max(t.max_length for t in tasks.values() if t.kind.generates),
                 enable_prefix_caching=True,
                 trust_remote_code=False,
             )
             (model,) = self._llm.apply_model(_itself)
         except Exception as error:  # of a package that is not ours
-            raise ValueError(f"generation.engine: {VLLM}: {first_line(error)}") from error
+            raise ValueError(f"generator.engine: {VLLM}: {first_line(error)}") from error
         names = {name: base.model_name(name) for name in shapes}
         parameters = {n: p.data for n, p in model.named_parameters(remove_duplicate=False)}
         rows = own_rows(

@@ -37,7 +37,7 @@ from cabs_search.scoring.gradients import LambdaGradients, evaluate_with_gradien
 from cabs_search.scoring.models import load_model, own_tensors, pick_device
 from cabs_search.scoring.stacked import StackedLayers
 from cabs_search.scoring.vllm import Engine, check_vllm
-from cabs_search.spec.generation import VLLM, Generation
+from cabs_search.spec.generator import VLLM, Generator
 from cabs_search.spec.task import Task, heads
 from cabs_search.tasks.items import Ints, Items
 
@@ -57,7 +57,7 @@ class Workbench:
         device: str = "auto",
         dtype: str = "float32",
         calibrations: Mapping[CalibrationKey, Path] | None = None,
-        generation: Generation | None = None,
+        generator: Generator | None = None,
     ) -> None:
         """Load the base and the heads of all tasks.
 
@@ -68,7 +68,7 @@ class Workbench:
             device: ``cpu``, ``cuda``, or ``auto``.
             dtype: name of the model's dtype.
             calibrations: files of calibration statistics, for mask rules that need them.
-            generation: what generates texts; None: transformers.
+            generator: what generates texts; None: transformers.
 
         Raises:
             ValueError: a head does not fit to its task or to the base, or vLLM cannot be used.
@@ -83,9 +83,9 @@ class Workbench:
         model_dtype: torch.dtype = getattr(torch, dtype)
         shapes = family.alignment.shapes
         self._engine = None
-        if generation is not None and generation.engine == VLLM:
+        if generator is not None and generator.engine == VLLM:
             check_vllm(tasks, dtype, family.base.folder, device)
-            self._engine = Engine(family.base, shapes, tasks, model_dtype, generation)
+            self._engine = Engine(family.base, shapes, tasks, model_dtype, generator)
         shared: dict[str, Tensor] = (
             self._engine.tensors
             if self._engine

@@ -8,12 +8,13 @@ else 0; ``scale.MODEL.NUMBER.COPY``. A candidate without any layer is the merge 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import optuna
+from typing import TYPE_CHECKING, Any
 
 from cabs_search.merging.stack import MERGED, Slot, Stack, whole
 from cabs_search.spec.space import Stacks
+
+if TYPE_CHECKING:
+    import optuna
 
 
 def line_of(stacks: Stacks, experts: Sequence[str]) -> dict[str, Slot]:

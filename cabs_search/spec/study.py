@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 from cabs_search.merging.recipe import BASE
 from cabs_search.merging.stack import MERGED
 from cabs_search.spec.fields import STRICT, Count, Name, Once, listed
-from cabs_search.spec.generation import VLLM, Generation, GenerationField
+from cabs_search.spec.generator import VLLM, Generator, GeneratorField
 from cabs_search.spec.refine import Refine
 from cabs_search.spec.space import Baseline, MethodName, Space
 from cabs_search.spec.task import Task, heads
@@ -188,7 +188,7 @@ class Spec:
     device: Literal["cpu", "cuda", "auto"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type of the resident model."""
-    generation: GenerationField = Generation()
+    generator: GeneratorField = Generator()
     """What generates texts: ``transformers`` or ``vllm``."""
 
     @model_validator(mode="after")
@@ -288,8 +288,8 @@ class Spec:
                     f"space.stack.sources: a model must be named ({', '.join(known)}), but got"
                     f" {source}"
                 )
-        if self.generation.engine == VLLM:
-            raise ValueError(f"generation.engine: {VLLM} has no stacks of layers (space.stack)")
+        if self.generator.engine == VLLM:
+            raise ValueError(f"generator.engine: {VLLM} has no stacks of layers (space.stack)")
 
     @cached_property
     def orders(self) -> tuple[tuple[str, ...], ...]:

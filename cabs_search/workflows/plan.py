@@ -220,12 +220,13 @@ def plan(path: str | Path) -> Plan:
     spec, missing = load_reachable(path)
     check_calibration(spec.methods, spec.experts, spec.tasks)
     check_experts(spec.methods, spec.experts)
+    check_sampler(spec)
     check_objective(spec)
     check_pruner(spec.search, spec.tasks)
     family = _check_models(spec, missing)
     if family is not None and len(family.experts) == len(spec.experts):
         spec = with_stack(with_layers(spec, family.alignment.shared), family)
-    check_sampler(spec)
+    check_sampler(spec)  # again: the layers of stacks are known
     candidates = Candidates.of(spec)
     stacks, baselines = spec.space.stack, candidates.baseline_recipes
     space = None if stacks and stacks.layers is None else size(candidates)
@@ -318,7 +319,7 @@ def _needs(
     searched, confirmed = (sum(map(len, items[split].values())) for split in SPLITS)
     cache = VectorCache(cache_folder())
     bench = Workbench(
-        family, spec.tasks, cache, device=spec.device, dtype=spec.dtype, generation=spec.generation
+        family, spec.tasks, cache, device=spec.device, dtype=spec.dtype, generator=spec.generator
     )
     speed, generating = measured_speed(bench, items["search"], spec.workers)
     count = len(blocks(items["search"], spec.search.block))

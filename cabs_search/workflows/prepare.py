@@ -31,7 +31,7 @@ from cabs_search.search.refine.check import check_refine
 from cabs_search.search.samplers.registry import check_sampler
 from cabs_search.search.stacks import line_of
 from cabs_search.search.storage import storage_url
-from cabs_search.spec.generation import VLLM
+from cabs_search.spec.generator import VLLM
 from cabs_search.spec.load import load
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
@@ -107,6 +107,7 @@ def prepare(
     check_folder(folder, spec.space, over)
     if over is None:  # of a comparison, a row fails by itself
         check_experts(spec.methods, spec.experts)
+    check_sampler(spec)
     check_objective(spec)
     check_pruner(spec.search, spec.tasks)
     say(f"checking {len(spec.experts)} experts and {len(spec.tasks)} tasks")
@@ -115,7 +116,7 @@ def prepare(
     check_generation(spec, family, is_here=address is None)
     check_groups(spec.space.groups, family.alignment.shared)
     spec = with_stack(with_layers(spec, family.alignment.shared), family)
-    check_sampler(spec)
+    check_sampler(spec)  # again: the layers of stacks are known
     items = load_study_items(spec)
     check_refine(spec, family.alignment.shared, len(blocks(items["search"], spec.search.block)))
     if address is None:
@@ -205,7 +206,7 @@ def check_generation(spec: Spec, family: Family, *, is_here: bool = True) -> Non
         ValueError: they cannot.
 
     """
-    if spec.generation.engine == VLLM:
+    if spec.generator.engine == VLLM:
         check_vllm(spec.tasks, spec.dtype, family.base.folder, spec.device, is_here=is_here)
 
 

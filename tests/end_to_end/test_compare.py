@@ -285,7 +285,8 @@ def test_a_study_that_is_the_same_at_every_density_is_run_once(pico: Path) -> No
     [
         (
             ["magic"],
-            "--over: one of method, order, nm, density, alpha, epsilon, limit, gamma, threshold is"
+            "--over: one of method, order, nm, density, growth, rounds, alpha,"
+            " epsilon, limit, gamma, threshold is"
             " needed, but got magic",
         ),
         (

@@ -105,5 +105,5 @@ def test_a_plan_counts_layers(
     out, err = capsys.readouterr()
     assert (status, message in err) == (2 if message else 0, True)
     if not message:
-        assert f"5 of {2 ** (2 * 4 * 16):,} in the space" in out
+        assert "5 of about 10^39 in the space" in out
         assert "sampler: tpe" in out

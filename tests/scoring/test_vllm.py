@@ -24,7 +24,7 @@ from cabs_search.scoring import vllm as engines
 from cabs_search.scoring import workbench as workbenches
 from cabs_search.scoring.vllm import Engine, check_vllm, own_rows
 from cabs_search.scoring.workbench import Workbench
-from cabs_search.spec.generation import Generation, GenerationField
+from cabs_search.spec.generator import Generator, GeneratorField
 from cabs_search.spec.task import Task
 from cabs_search.tasks.items import Items
 from tests.scoring.test_language_models import GPT2, SIZE, make_family, recipe_of
@@ -214,7 +214,7 @@ def test_texts_are_those_of_transformers(tmp_path: Path, family: str) -> None:
     opened = make_family(tmp_path, family, settings, tied=tied, dtype="float32")
     tasks, cache = {"texts": task_of("generation", stop=STOP)}, VectorCache(tmp_path / "cache")
     plain = Workbench(opened, tasks, cache, device="cpu")
-    fast = Workbench(opened, tasks, cache, device="cpu", generation=Generation(engine="vllm"))
+    fast = Workbench(opened, tasks, cache, device="cpu", generator=Generator(engine="vllm"))
     (llm,) = LLM.made
     assert llm.given["max_model_len"] == tasks["texts"].max_length
     items = as_items(
@@ -247,8 +247,8 @@ def test_texts_are_those_of_transformers(tmp_path: Path, family: str) -> None:
 def test_tokens_are_drawn_by_item_and_run(tmp_path: Path) -> None:
     opened = make_family(tmp_path, "Llama", SIZE, tied=True, dtype="float32")
     tasks = {"texts": task_of("generation", stop=STOP)}
-    cache, generation = VectorCache(tmp_path / "cache"), Generation(engine="vllm")
-    bench = Workbench(opened, tasks, cache, device="cpu", generation=generation)
+    cache, generator = VectorCache(tmp_path / "cache"), Generator(engine="vllm")
+    bench = Workbench(opened, tasks, cache, device="cpu", generator=generator)
     bench.materialize(recipe_of())
     model = bench.models[BASE]
     items = as_items(
@@ -275,8 +275,8 @@ def test_what_is_left_of_the_last_candidate_is_an_error(
 ) -> None:
     opened = make_family(tmp_path, "Llama", SIZE, tied=True, dtype="float32")
     tasks = {"texts": task_of("generation")}
-    cache, generation = VectorCache(tmp_path / "cache"), Generation(engine="vllm")
-    bench = Workbench(opened, tasks, cache, device="cpu", generation=generation)
+    cache, generator = VectorCache(tmp_path / "cache"), Generator(engine="vllm")
+    bench = Workbench(opened, tasks, cache, device="cpu", generator=generator)
     model = bench.models[BASE]
     items = {
         "texts": as_items(
@@ -305,8 +305,8 @@ def test_an_error_of_vllm_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(LLM, "__init__", broken)
     opened = make_family(tmp_path, "Llama", SIZE, tied=True, dtype="float32")
     tasks = {"texts": task_of("generation")}
-    with pytest.raises(ValueError, match="^generation.engine: vllm: no room$"):
-        Engine(opened.base, opened.alignment.shapes, tasks, torch.float32, Generation())
+    with pytest.raises(ValueError, match="^generator.engine: vllm: no room$"):
+        Engine(opened.base, opened.alignment.shapes, tasks, torch.float32, Generator())
 
 
 def test_what_it_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,8 +334,8 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_word_names_the_engine() -> None:
-    adapter = TypeAdapter(GenerationField)
-    assert adapter.validate_python("vllm") == Generation(engine="vllm", memory=0.5)
+    adapter = TypeAdapter(GeneratorField)
+    assert adapter.validate_python("vllm") == Generator(engine="vllm", memory=0.5)
     assert adapter.validate_python({"engine": "vllm", "memory": 0.3}).memory == 0.3
     for wrong in ("sglang", {"memory": 1}, {"engine": "vllm", "card": 1}, 3):
         with pytest.raises(ValueError):

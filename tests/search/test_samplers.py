@@ -294,7 +294,7 @@ def test_a_sampler_is_a_function_and_a_line(pico: Path, monkeypatch: pytest.Monk
         (
             "grid",
             "grid needs a space of at most 1,000,000 points, but got 48,723,606; raise"
-            " space.lambda.step",
+            " space.lambda.step, or search fewer settings or layers",
         ),
     ],
 )

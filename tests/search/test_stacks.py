@@ -187,8 +187,8 @@ def test_what_cannot_be_searched_ends_in_a_line(pico: Path) -> None:
     values["space"]["stack"] = True
     with pytest.raises(ValueError, match=r"search.refine: λ of stacks"):
         check_refine(parse(values), (), 10)
-    with pytest.raises(ValueError, match=r"generation.engine: vllm has no stacks"):
-        parse(values_of(pico, True) | {"generation": "vllm"})
+    with pytest.raises(ValueError, match=r"generator.engine: vllm has no stacks"):
+        parse(values_of(pico, True) | {"generator": "vllm"})
     for sampler in ("surface", "awa"):
         with pytest.raises(ValueError, match=rf"search.sampler: {sampler} does not search stacks"):
             check_sampler(parse(values_of(pico, True, sampler=sampler)))

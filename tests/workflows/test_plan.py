@@ -175,11 +175,11 @@ def test_a_plan_measures_generation(
     new = tasks["generation"]["max_new_tokens"]
     assert found.needs.new_tokens == (found.candidates or 0) * 8 * new + found.rows * 8 * new
     assert "75% of the time, at most" in found.as_text()
-    values["generation"] = "vllm"
-    with pytest.raises(ValueError, match="^generation.engine: vllm needs dtype bfloat16"):
+    values["generator"] = "vllm"
+    with pytest.raises(ValueError, match="^generator.engine: vllm needs dtype bfloat16"):
         plan(write_spec(tmp_path / "x.yaml", values))
-    values["generation"] = "sglang"
-    with pytest.raises(ValueError, match="x.yaml: generation.engine: "):
+    values["generator"] = "sglang"
+    with pytest.raises(ValueError, match="x.yaml: generator.engine: "):
         plan(write_spec(tmp_path / "x.yaml", values))
 
 

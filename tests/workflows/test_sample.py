@@ -28,7 +28,7 @@ from cabs_search.scoring.generate import generate
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.jobs import BlockResult, Job, JobSource
 from cabs_search.search.sampled import SampledRuns
-from cabs_search.spec.generation import Generation
+from cabs_search.spec.generator import Generator
 from cabs_search.spec.load import load, parse
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
@@ -259,14 +259,14 @@ def test_what_cannot_be_sampled_is_refused(folder: Path, workers: Workers, tmp_p
     with pytest.raises(ValueError, match="holds no study"):
         sample(tmp_path, runs=3, temperature=1.0, say=str)
     spec = load(folder / "spec.yaml")
-    other = replace(spec, generation=Generation(engine="vllm"))
+    other = replace(spec, generator=Generator(engine="vllm"))
     family, outcomes = (
         Family.open(spec.base, spec.experts),
         Outcomes(folder / "outcomes", spec.tasks),
     )
     weights = {"base": family.base.fingerprint} | family.fingerprints
     outcomes.bind(spec, load_study_items(spec), weights)
-    with pytest.raises(ValueError, match=r"another study \(generation.engine differs\)"):
+    with pytest.raises(ValueError, match=r"another study \(generator.engine differs\)"):
         outcomes.bind(other, load_study_items(other), weights)
     write_data(folder.parent / "generation.jsonl", "generation", 2, 16)
     with pytest.raises(ValueError, match="tasks.generation: the items must be those"):

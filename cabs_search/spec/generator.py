@@ -13,7 +13,7 @@ VLLM = "vllm"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Generation:
+class Generator:
     """What generates texts."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
@@ -29,4 +29,4 @@ def _as_settings(value: Any) -> Any:
     return {"engine": value} if isinstance(value, str) else value
 
 
-GenerationField = Annotated[Generation, BeforeValidator(_as_settings)]
+GeneratorField = Annotated[Generator, BeforeValidator(_as_settings)]
