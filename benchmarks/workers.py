@@ -38,8 +38,8 @@ FILE = Path(__file__).parents[1] / "docs" / "results" / "workers.json"
 class TimedStudy(Study):
     """Keeps when the search's candidates were given out, and how long workers were at them."""
 
-    first = last = 0.0
-    """Time of the first job, and of the last that is not of a candidate scored in full."""
+    last = 0.0
+    """Time at which the last job was given out that is not of what is recommended."""
     proposing = 0.0
     """Seconds."""
     times: list[tuple[float, float]]
@@ -51,7 +51,7 @@ class TimedStudy(Study):
         job = super().next_job(job_id)
         now = time.perf_counter()
         if job is not None and job.split == "search" and job.recipe.key not in self._due.whole:
-            self.first, self.last = self.first or now, now
+            self.last = now
             self.proposing += now - start
         return job
 
@@ -64,8 +64,10 @@ class TimedStudy(Study):
     @property
     def share(self) -> tuple[float, float]:
         """Return the shares of the workers' time in which they were busy, and of proposing."""
-        own = [seconds for at, seconds in self.times if self.first <= at <= self.last]
-        return sum(own) / (self.workers * (self.last - self.first)), self.proposing / sum(own)
+        own = [(at, seconds) for at, seconds in self.times if at <= self.last]
+        first = min(at - seconds for at, seconds in own)  # after Ray has started workers
+        busy = sum(seconds for _, seconds in own)
+        return busy / (self.workers * (self.last - first)), self.proposing / busy
 
 
 def spec_of(workers: int, seed: int, items: int) -> Spec:
