@@ -63,7 +63,7 @@ class Game:
         self.spent = 0.0
         """In full evaluations."""
         self.covered: list[bool] = []
-        """Whether each prediction's 90 % interval held the score on all search items."""
+        """True for each prediction whose 90 % interval held the score on all search items."""
 
     def point(self, params: dict[str, float]) -> Point:
         """Return the candidate that Optuna's parameters name."""

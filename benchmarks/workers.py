@@ -38,12 +38,12 @@ FILE = Path(__file__).parents[1] / "docs" / "results" / "workers.json"
 class TimedStudy(Study):
     """Keeps when the search's candidates were given out, and how long workers were at them."""
 
-    last = 0.0
-    """Time at which the last job was given out that is not of what is recommended."""
-    proposing = 0.0
-    """Seconds."""
-    times: list[tuple[float, float]]
-    """Time at which results came, and seconds that they took a worker."""
+    def __init__(self, *study: Any, **settings: Any) -> None:
+        super().__init__(*study, **settings)
+        self.last = self.proposing = 0.0
+        """Time of the last job that is not of what is recommended; seconds of all proposals."""
+        self.times: list[tuple[float, float]] = []
+        """Time at which results came, and seconds that they took a worker."""
 
     def next_job(self, job_id: str) -> Job | None:
         """Note when a candidate was given out, and how long it took to propose it."""
@@ -89,7 +89,6 @@ def play(spec: Spec, folder: Path) -> dict[str, float]:
         outcomes.bind(spec, prepared.items, prepared.weights)
         database = open_database(spec, folder, StudyId(outcomes.study_id()))
         study = TimedStudy(spec, database, prepared.items, outcomes, confirms_references=False)
-        study.times = []
         search(study, prepared.items, cache_folder())
     seconds = time.perf_counter() - start
     assert study.chosen is not None

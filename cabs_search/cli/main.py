@@ -59,11 +59,13 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _with_file(options: argparse.Namespace, error: ValueError) -> ValueError:
     """Add the spec's name to an error in one of its fields that was found after it was read."""
+    spec, field = getattr(options, "spec", None), re.match(r"(\w+)[^ ]*:", str(error))
+    if spec is None or field is None:
+        return error
     from cabs_search.spec.study import Spec
 
-    spec, field = getattr(options, "spec", None), re.match(r"(\w+)[^ ]*:", str(error))
-    is_field = field is not None and field[1] in {own.name for own in fields(Spec)}
-    return ValueError(f"{spec}: {error}") if spec and is_field else error
+    is_field = field[1] in {own.name for own in fields(Spec)}
+    return ValueError(f"{spec}: {error}") if is_field else error
 
 
 def _fail(error: BaseException, status: int) -> int:

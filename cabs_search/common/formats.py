@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MOST_WRITTEN = 10**15
+"""Count from which only its power of ten is written."""
 
 
 def first_line(error: BaseException) -> str:

@@ -128,7 +128,7 @@ def parse_stack(values: Any, experts: Collection[str], base: str) -> Stack:
         known = (base, *experts, MERGED)
         if source not in known:
             raise ValueError(f"{where}.model: must be one of {', '.join(known)}, but got {source}")
-        start, end = _range(where, one["layer_range"])
+        layers = layer_range(where, one["layer_range"])
         if isinstance(scale, bool) or not isinstance(scale, (int, float)):
             raise ValueError(f"{where}.scale: a number is needed, but got {scale!r:.100}")
         if not abs(scale) <= MOST_SCALE:
@@ -136,12 +136,13 @@ def parse_stack(values: Any, experts: Collection[str], base: str) -> Stack:
                 f"{where}.scale: -{MOST_SCALE:g} <= scale <= {MOST_SCALE:g} must hold, but got"
                 f" {scale!s:.20}"
             )
-        slots += [Slot(str(source), layer, float(scale)) for layer in range(start, end)]
+        slots += [Slot(str(source), layer, float(scale)) for layer in layers]
         check_slots(slots)
     return tuple(slots)
 
 
-def _range(where: str, value: Any) -> tuple[int, int]:
+def layer_range(where: str, value: Any) -> range:
+    """Read ``[START, END]``. Raises ValueError, which begins with ``where``, if it is none."""
     is_pair = isinstance(value, (list, tuple)) and len(value) == 2
     if not (is_pair and all(type(number) is int for number in value)):
         raise ValueError(f"{where}.layer_range: [START, END] is needed, but got {value!r:.100}")
@@ -150,7 +151,7 @@ def _range(where: str, value: Any) -> tuple[int, int]:
         raise ValueError(
             f"{where}.layer_range: 0 <= start < end <= {MOST_LAYERS} must hold, but got {value}"
         )
-    return start, end
+    return range(start, end)
 
 
 def check_slots(slots: Sequence[Slot]) -> None:

@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """What the members make of one batch of a task's rows."""
+    """Outputs of the members on one batch of a task's rows."""
 
     batch: Ints
     outputs: list[Any]
-    """Of each member, in main memory."""
+    """Outputs by member, in main memory."""
 
 
 @torch.inference_mode()

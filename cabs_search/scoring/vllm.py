@@ -108,7 +108,7 @@ class Engine:
     """vLLM with the weights of the present candidate."""
 
     is_current = False
-    """Whether the present candidate is what it generated with last, or was told of."""
+    """True if it generates with the present candidate."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class Engine:
         self.tensors: dict[str, Tensor] = {}
         """Tensors of the resident model by shared name, not filled in."""
         self.loaded: dict[str, Tensor] = {}
-        """Those that vLLM stores otherwise, by name in the checkpoint; it copies them each time."""
+        """Tensors that vLLM stores otherwise, by name in the checkpoint, and copies."""
         for name, shape in shapes.items():
             own = rows.get(names[name])
             values = base.read(name).to(device, dtype)

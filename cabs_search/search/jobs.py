@@ -39,7 +39,7 @@ class Job:
     given.
     """
     sampling: Sampling | None = None
-    """How tokens of texts are drawn, in a sampled run; None: the likeliest is taken."""
+    """Settings of a sampled run, by which tokens are drawn; None: the likeliest is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)

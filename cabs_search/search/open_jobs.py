@@ -123,7 +123,7 @@ class OpenJobs(dict[str, OpenJob]):
         return self._deaths[self._key(job_id)] > 0
 
     def _key(self, job_id: str) -> tuple[str, frozenset[int] | None]:
-        return self[job_id].job.recipe.key, self._parts.get(job_id)
+        return self[job_id].job.recipe.key, self.part(job_id)
 
     def part(self, job_id: str) -> frozenset[int] | None:
         """Return the blocks of a job that is a part; None if it is whole."""

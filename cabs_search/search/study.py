@@ -223,7 +223,7 @@ class Study:
                 return None
             if open_job.job.todo and not open_job.error:
                 return open_job.job
-            self.finish(job_id)  # all of it is on record
+            self.finish(job_id)  # all of it is on record, or another part has failed
         return None
 
     def _open_next(self, job_id: str) -> OpenJob | None:

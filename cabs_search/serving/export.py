@@ -208,13 +208,7 @@ def _write_trunk(
     progress: Callable[[int], Any] | None,
 ) -> None:
     base = family.base
-    own = [
-        name
-        for name in base.names
-        if name not in base.repeated
-        and name not in family.alignment.shapes
-        and not (stack and name in base.constants and layer_of(name) is not None)
-    ]
+    own = _own_names(family, base, stack)
     sources = stacked_names(family.alignment.shared, stack) | {name: name for name in own}
     tensors = itertools.chain(merged, ((name, base.read(name)) for name in own))
     files = {}
@@ -232,6 +226,17 @@ def _write_trunk(
     if len(shards) > 1:
         _write_index(to, files)
     _copy_side_files(base, to, dtype, stack)
+
+
+def _own_names(family: Family, checkpoint: Expert, stack: Stack) -> list[str]:
+    """Return a model's tensors that are not merged; of a stack's layers also no constants."""
+    return [
+        name
+        for name in checkpoint.names
+        if name not in family.alignment.shapes
+        and name not in checkpoint.repeated
+        and not (stack and name in checkpoint.constants and layer_of(name) is not None)
+    ]
 
 
 def _name_in(checkpoint: Expert, name: str, source: str) -> str:
@@ -300,13 +305,7 @@ def _write_head(
     elif not compact:
         _link(trunks[names], to / TRUNK)
     trunk = f"../../trunks/{trunks[names].name}" if compact else TRUNK
-    own = {
-        name: checkpoint.model_name(name)
-        for name in checkpoint.names
-        if name not in family.alignment.shapes
-        and name not in checkpoint.repeated
-        and not (stack and name in checkpoint.constants and layer_of(name) is not None)
-    }
+    own = {n: checkpoint.model_name(n) for n in _own_names(family, checkpoint, stack)}
     with CheckpointWriter(to / HEAD, own.values(), {"format": "pt"}) as writer:
         for name, in_model in own.items():
             # Buffers, such as position ids, come from the base.

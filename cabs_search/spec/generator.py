@@ -1,4 +1,4 @@
-"""What generates texts, as a spec has it."""
+"""Generator of texts, as a spec has it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VLLM = "vllm"
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Generator:
-    """What generates texts."""
+    """Generator of texts, and its settings."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
     """``transformers``: its ``generate`` on the resident model; ``vllm``: vLLM, on a GPU."""

@@ -152,7 +152,7 @@ class Stacks:
     None: the merge, then every expert.
     """
     repeat: Annotated[int, Field(ge=1, le=16)] = 1
-    """How many times the layers of all models stand in line."""
+    """Number of times that the layers of all models stand in line."""
     by: Literal["model", "depth"] = "model"
     """Order in line: all layers of a model, then all of the next; or the first layers of all
     models, then the second ones.
@@ -176,7 +176,7 @@ class Stacks:
 
     @property
     def identity(self) -> str:
-        """What a study may not change while it goes on, as text."""
+        """Text of the fields that a study may not change while it goes on."""
         text = f"{_as_text(self.sources or 'all')} {self.repeat} times by {self.by}"
         if self.scale is None:
             return text

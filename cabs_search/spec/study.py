@@ -189,7 +189,7 @@ class Spec:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type of the resident model."""
     generator: GeneratorField = Generator()
-    """What generates texts: ``transformers`` or ``vllm``."""
+    """Generator of texts: ``transformers`` or ``vllm``."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:

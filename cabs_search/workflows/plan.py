@@ -29,7 +29,7 @@ from cabs_search.search.objectives.check import check_objective
 from cabs_search.search.objectives.registry import objective_of, outsiders
 from cabs_search.search.pruners.registry import check_pruner
 from cabs_search.search.refine.check import check_refine, levels_of, most_items
-from cabs_search.search.samplers.registry import check_sampler
+from cabs_search.search.samplers.registry import check_sampler, check_size
 from cabs_search.search.space import size
 from cabs_search.spec.load import load_reachable
 from cabs_search.spec.locations import UnreachableError, cache_folder
@@ -111,7 +111,7 @@ class Plan:
     needs: Needs | None
     """None if models or data cannot be read now."""
     nodes: Nodes
-    """What nodes of a cluster hold, and what travels to them."""
+    """Bytes that nodes of a cluster hold, and that travel to them."""
     reckoned: Reckoned | None
     """Estimates of language models on named cards, where ``needs`` is None."""
     unreachable: tuple[str, ...]
@@ -226,7 +226,7 @@ def plan(path: str | Path) -> Plan:
     family = _check_models(spec, missing)
     if family is not None and len(family.experts) == len(spec.experts):
         spec = with_stack(with_layers(spec, family.alignment.shared), family)
-    check_sampler(spec)  # again: the layers of stacks are known
+    check_size(spec)
     candidates = Candidates.of(spec)
     stacks, baselines = spec.space.stack, candidates.baseline_recipes
     space = None if stacks and stacks.layers is None else size(candidates)

@@ -28,7 +28,7 @@ from cabs_search.search.candidates import Candidates
 from cabs_search.search.objectives.check import check_objective
 from cabs_search.search.pruners.registry import check_pruner
 from cabs_search.search.refine.check import check_refine
-from cabs_search.search.samplers.registry import check_sampler
+from cabs_search.search.samplers.registry import check_sampler, check_size
 from cabs_search.search.stacks import line_of
 from cabs_search.search.storage import storage_url
 from cabs_search.spec.generator import VLLM
@@ -116,7 +116,7 @@ def prepare(
     check_generation(spec, family, is_here=address is None)
     check_groups(spec.space.groups, family.alignment.shared)
     spec = with_stack(with_layers(spec, family.alignment.shared), family)
-    check_sampler(spec)  # again: the layers of stacks are known
+    check_size(spec)
     items = load_study_items(spec)
     check_refine(spec, family.alignment.shared, len(blocks(items["search"], spec.search.block)))
     if address is None:

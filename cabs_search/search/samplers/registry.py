@@ -69,12 +69,16 @@ def find_sampler(name: str) -> MakeSampler:
 
 
 def check_sampler(spec: Spec) -> None:
-    """Raise ValueError if there is no such sampler, or it cannot search the space."""
+    """Raise ValueError if there is no such sampler, or it does not search such a space."""
     find_sampler(spec.search.sampler_used)
     if spec.space.stack and spec.search.sampler_used in NOT_FOR_STACKS:
         raise ValueError(
             f"search.sampler: {spec.search.sampler_used} does not search stacks of layers; take"
             " tpe, cma-es, nsga2 or random"
         )
+
+
+def check_size(spec: Spec) -> None:
+    """Raise ValueError if a space whose layers are counted is too large for its sampler."""
     if spec.search.sampler_used == "grid":
         check_points(size(Candidates.of(spec)))

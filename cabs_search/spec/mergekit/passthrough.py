@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cabs_search.merging.layers import MOST_LAYERS, layer_of
+from cabs_search.merging.layers import layer_of
 from cabs_search.merging.masks.keep_all import KeepAll
 from cabs_search.merging.method import make_method
 from cabs_search.merging.recipe import BASE, Groups, LambdaKey, Recipe, make_recipe
-from cabs_search.merging.stack import MERGED, Layout, Slot, Stack, runs_of
+from cabs_search.merging.stack import MERGED, Layout, Slot, Stack, layer_range, runs_of
 from cabs_search.spec.locations import local_folder
 from cabs_search.spec.mergekit.methods import Notes
 from cabs_search.spec.mergekit.models import Model, absolute, layers_of, location, mapping, named
@@ -104,21 +104,8 @@ def _slices(values: Mapping[str, Any]) -> Iterator[_Slice]:
             shared,
         ]
         model = location(f"{where}.sources[0].model", source.get("model"), base)
-        yield _Slice(model, _layer_range(where, source.get("layer_range")), scopes)
-
-
-def _layer_range(where: str, given: Any) -> range:
-    is_pair = isinstance(given, list) and len(given) == 2
-    if not is_pair or not all(type(n) is int for n in given):
-        raise ValueError(
-            f"{where}.sources[0].layer_range: [START, END] is needed, but got {given!r:.100}"
-        )
-    if not 0 <= given[0] < given[1] <= MOST_LAYERS:
-        raise ValueError(
-            f"{where}.sources[0].layer_range: 0 <= start < end <= {MOST_LAYERS} must hold, but got"
-            f" {given}"
-        )
-    return range(*given)
+        layers = layer_range(f"{where}.sources[0]", source.get("layer_range"))
+        yield _Slice(model, layers, scopes)
 
 
 def _names_of(base: str) -> _Names | None:
