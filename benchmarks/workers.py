@@ -2,11 +2,12 @@
 
     python -m benchmarks.workers [--workers N ...] [--seeds N] [--items N]
 
-Every seed draws other items and other proposals. *Busy* is the share of the workers' time in which
-they merged and scored, from the first candidate to the last that the sampler proposes freely; the
-last two, which are the best predictions, come one after another and are scored by all workers
-together. *Proposing* is the driver's time to propose candidates, as a share of the workers' time to
-score them. What is found is kept in docs/results/workers.json, where a run adds seeds.
+Every seed draws other items and other proposals. *Waits* is the share of a worker's time in which
+it had nothing to do, from its first candidate to the last that the sampler proposes freely (the
+mean of the workers, and *longest* the most of one); the last two, which are the best predictions,
+come one after another and are scored by all workers together. *Proposing* is the driver's time to
+propose candidates, as a share of the workers' time to score them. What is found is kept in
+docs/results/workers.json, where a run adds seeds.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
+from cabs_search.cluster.dispatcher import Dispatcher, Report
 from cabs_search.cluster.driver import search
 from cabs_search.quickstart.experts import make
 from cabs_search.record.folder import StudyFolder, StudyId, only_driver
 from cabs_search.record.outcomes import Outcomes
-from cabs_search.search.jobs import BlockResult, Job
+from cabs_search.search.jobs import Job
 from cabs_search.search.study import Study, open_database
 from cabs_search.spec.load import load, parse
 from cabs_search.spec.locations import cache_folder
@@ -35,15 +39,43 @@ from cabs_search.workflows.prepare import prepare
 FILE = Path(__file__).parents[1] / "docs" / "results" / "workers.json"
 
 
+class TimedDispatcher(Dispatcher):
+    """Keeps how long each worker scored and waited."""
+
+    def __init__(self, study: TimedStudy, workers: int) -> None:
+        super().__init__(study, workers)
+        study.dispatcher = self
+        self.times: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+        """By worker: when a block's report came, seconds that it took, and waited before it."""
+
+    def receive(self, worker: str, reports: Iterable[Report]) -> None:
+        """Keep the times of a worker's reports."""
+        reports = list(reports)
+        for report in reports:
+            assert report.result is not None, report.error
+            seconds = report.result.materialize_seconds + report.result.evaluate_seconds
+            self.times[worker].append((time.perf_counter(), seconds, report.waited_seconds))
+        super().receive(worker, reports)
+
+    def until(self, end: float) -> tuple[list[float], float]:
+        """Return the share of its time that each worker waited, and seconds that all scored."""
+        waits, scored = [], 0.0
+        for of_worker in self.times.values():
+            own = [(seconds, waited) for at, seconds, waited in of_worker if at <= end]
+            seconds, waited = map(sum, zip(*own, strict=True))
+            waits.append(waited / (seconds + waited))
+            scored += seconds
+        return waits, scored
+
+
 class TimedStudy(Study):
-    """Keeps when the search's candidates were given out, and how long workers were at them."""
+    """Keeps when the search's last candidate was given out, and how long proposing took."""
 
     def __init__(self, *study: Any, **settings: Any) -> None:
         super().__init__(*study, **settings)
         self.last = self.proposing = 0.0
         """Time of the last job that is not of what is recommended; seconds of all proposals."""
-        self.times: list[tuple[float, float]] = []
-        """Time at which results came, and seconds that they took a worker."""
+        self.dispatcher: TimedDispatcher
 
     def next_job(self, job_id: str) -> Job | None:
         """Note when a candidate was given out, and how long it took to propose it."""
@@ -54,20 +86,6 @@ class TimedStudy(Study):
             self.last = now
             self.proposing += now - start
         return job
-
-    def record(self, results: Sequence[tuple[str, BlockResult]]) -> None:
-        """Note how long workers were at results that came while candidates were given out."""
-        seconds = sum(r.materialize_seconds + r.evaluate_seconds for _, r in results)
-        self.times.append((time.perf_counter(), seconds))
-        super().record(results)
-
-    @property
-    def share(self) -> tuple[float, float]:
-        """Return the shares of the workers' time in which they were busy, and of proposing."""
-        own = [(at, seconds) for at, seconds in self.times if at <= self.last]
-        first = min(at - seconds for at, seconds in own)  # after Ray has started workers
-        busy = sum(seconds for _, seconds in own)
-        return busy / (self.workers * (self.last - first)), self.proposing / busy
 
 
 def spec_of(workers: int, seed: int, items: int) -> Spec:
@@ -89,16 +107,18 @@ def play(spec: Spec, folder: Path) -> dict[str, float]:
         outcomes.bind(spec, prepared.items, prepared.weights)
         database = open_database(spec, folder, StudyId(outcomes.study_id()))
         study = TimedStudy(spec, database, prepared.items, outcomes, confirms_references=False)
-        search(study, prepared.items, cache_folder())
+        with patch("cabs_search.cluster.driver.Dispatcher", TimedDispatcher):
+            search(study, prepared.items, cache_folder())
     seconds = time.perf_counter() - start
     assert study.chosen is not None
-    busy, proposing = study.share
+    waits, scored = study.dispatcher.until(study.last)
     return {
         "score": outcomes.scored("confirm")[study.chosen.recipe.key].score,
         "candidates": study.done,
         "seconds": seconds,
-        "busy": busy,
-        "proposing": proposing,
+        "waits": float(np.mean(waits)),
+        "longest": max(waits),
+        "proposing": study.proposing / scored,
     }
 
 

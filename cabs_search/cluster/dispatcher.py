@@ -41,6 +41,8 @@ class Report:
     """Messages for the user, such as a damaged entry of the cache."""
     is_machines: bool = False
     """True if the error is the worker's machine's, and no candidate's."""
+    waited_seconds: float = 0.0
+    """Time that the worker had nothing to do before this block, but for its first job."""
 
 
 @dataclass

@@ -130,15 +130,20 @@ class Worker(tune.Trainable):  # type: ignore[misc]
     def _work(self) -> None:
         """Score one job after another. An error ends its own job alone."""
         torch.set_num_threads(self._context.threads)  # holds for this thread only
+        job_id, job = self._jobs.get()
+        waited = 0.0
         while True:
-            job_id, job = self._jobs.get()
             for block in job.todo:
-                report = self._report(job_id, job, block)
+                report = self._report(job_id, job, block, waited)
                 self._reports.put(report)
+                waited = 0.0
                 if report.error is not None:
                     break
+            start = time.perf_counter()
+            job_id, job = self._jobs.get()
+            waited = time.perf_counter() - start
 
-    def _report(self, job_id: str, job: Job, block: int) -> Report:
+    def _report(self, job_id: str, job: Job, block: int, waited: float = 0.0) -> Report:
         """Score a block; return its result or its error, with our warnings."""
         result, error, is_machines = None, None, False
         with warnings.catch_warnings(record=True) as caught:
@@ -153,7 +158,12 @@ class Worker(tune.Trainable):  # type: ignore[misc]
                     error, is_machines = f"{raised.path}: {CHANGED}", True
         messages = tuple(str(w.message) for w in caught if "cabs_search" in w.filename)
         return Report(
-            job_id=job_id, result=result, error=error, warnings=messages, is_machines=is_machines
+            job_id=job_id,
+            result=result,
+            error=error,
+            warnings=messages,
+            is_machines=is_machines,
+            waited_seconds=waited,
         )
 
     def _score(self, job: Job, block: int) -> BlockResult:

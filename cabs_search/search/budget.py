@@ -10,13 +10,23 @@ from cabs_search.spec.study import Search
 
 ASSUMED_CANDIDATES = 1000
 """Candidates that a budget of seconds alone is taken for where their number counts."""
+RECOMMENDED = 2
+"""Candidates at the end of the budget that are kept for what is recommended: its score may change
+what is. They are scored in full.
+"""
 
 
 class Budget:
     """Limits of a search, of which the first one reached ends it."""
 
     def __init__(
-        self, limits: Search, candidate_items: int, workers: int, seconds: float = 0.0
+        self,
+        limits: Search,
+        candidate_items: int,
+        workers: int,
+        seconds: float = 0.0,
+        *,
+        stops_at: int | None = None,
     ) -> None:
         """Begin with nothing spent but seconds.
 
@@ -25,9 +35,12 @@ class Budget:
             candidate_items: items that a candidate takes that is not stopped.
             workers: workers that score candidates at a time.
             seconds: those that earlier runs searched.
+            stops_at: items after which every candidate is stopped but what is recommended; None:
+                it cannot be told before.
 
         """
         self._limits, self._candidate_items, self._workers = limits, candidate_items, workers
+        self._stops_at = stops_at or candidate_items
         self.items = 0
         """Items scored of the study's candidates, also by earlier runs."""
         self._seconds = seconds
@@ -85,7 +98,7 @@ class Budget:
         return shares
 
     def left(self, started: int, owed: int, *, at_a_time: int | None = None) -> int:
-        """Count the candidates that may still be started, if each is scored in full.
+        """Count the candidates that may still be started, if none is stopped that need not be.
 
         Args:
             started: candidates that have ended or are being scored.
@@ -98,7 +111,7 @@ class Budget:
         if candidates:
             counts.append(candidates - started)
         if items:
-            counts.append(math.ceil((items - self.items - owed) / self._candidate_items))
+            counts.append(self._count(items - self.items - owed))
         if seconds and self.seconds >= seconds:
             counts.append(0)
         elif seconds and not self._worked:
@@ -106,9 +119,15 @@ class Budget:
         elif seconds:
             per_item = self._worked / self._scored
             rest = seconds - self.seconds - owed * per_item / self._workers
-            one = per_item * self._candidate_items
-            counts.append(math.ceil(rest * (at_a_time or self._workers) / one))
+            counts.append(self._count(rest * (at_a_time or self._workers) / per_item))
         return max(0, min(counts))
+
+    def _count(self, items: float) -> int:
+        """Return for how many candidates so many items are enough; part of one counts."""
+        before = items - RECOMMENDED * self._candidate_items
+        if before <= 0:
+            return math.ceil(items / self._candidate_items)
+        return RECOMMENDED + math.ceil(before / self._stops_at)
 
     def most_candidates(self, block_items: int) -> int:
         """Return how many candidates there may be, if each takes one block at least."""

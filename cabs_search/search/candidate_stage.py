@@ -14,7 +14,7 @@ from cabs_search.merging.recipe import Recipe
 from cabs_search.metrics.base import Values
 from cabs_search.record.entries import Expected, Scored
 from cabs_search.record.outcomes import Outcomes
-from cabs_search.search.budget import Budget
+from cabs_search.search.budget import RECOMMENDED, Budget
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.due import DueBlocks
 from cabs_search.search.ended import EndedCandidates, OnFinished
@@ -35,10 +35,6 @@ from cabs_search.spec.study import Spec
 
 MAX_DUPLICATES = 200
 """Duplicate proposals in a row after which the space counts as exhausted."""
-RECOMMENDED = 2
-"""Candidates at the end of the budget that are kept for what is recommended: its score may change
-what is.
-"""
 MAX_FAILED = 3
 """Candidates in a row that fail, after which the search gives up."""
 Look: TypeAlias = Literal["goes on", "beaten", "ended"]
@@ -79,7 +75,9 @@ class CandidateStage:
         self._refined = refined
         self.candidates = Candidates.of(spec)
         seconds = outcomes.search_seconds(database.id.value)
-        self.budget = Budget(spec.search, sum(due.items), spec.workers, seconds)
+        self.budget = Budget(
+            spec.search, sum(due.items), spec.workers, seconds, stops_at=due.stops_at
+        )
         self.judge = Judge(spec, outcomes)
         name, pruner = spec.search.pruner_used, None
         if name is not None:
@@ -165,7 +163,9 @@ class CandidateStage:
 
     def left(self, at_a_time: int | None = None) -> int:
         """Count the candidates that may still be started; arguments as of ``Budget.left``."""
-        started, owed = self.done + self._jobs.searching, self._jobs.owed(sum(self._due.items))
+        started = self.done + self._jobs.searching
+        open_jobs = [open_job for open_job in self._jobs.whole if open_job.trial]
+        owed = sum(max(0, self._due.most(o.job.recipe) - o.items) for o in open_jobs)
         return self.budget.left(started, owed, at_a_time=at_a_time)
 
     @property

@@ -75,6 +75,20 @@ class DueBlocks:
         is_kept = recipe.key in self.whole or recipe.key in self.compared
         return self.has_looks and not is_kept
 
+    @property
+    def stops_at(self) -> int | None:
+        """Items after which every candidate in a race is stopped; None: it cannot be told before.
+
+        The surface's own rule stops each at its first look; blocks begin at another one for each.
+        """
+        return max(self.items) if self._rotates else None
+
+    def most(self, recipe: Recipe) -> int:
+        """Return the most search items that a candidate can take."""
+        if self.stops_at is not None and self.is_raced(recipe):
+            return self.stops_at
+        return sum(self.items)
+
     def recorded(self, recipe: Recipe) -> int:
         """Count the search items that are recorded of a recipe."""
         return sum(self.items[block] for block in self._outcomes.done_blocks(recipe, "search"))

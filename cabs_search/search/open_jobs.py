@@ -71,10 +71,6 @@ class OpenJobs(dict[str, OpenJob]):
         """Open jobs that wait for a worker."""
         return len(self._waiting)
 
-    def owed(self, candidate_items: int) -> int:
-        """Return the items that open candidates may still take, of so many each."""
-        return sum(candidate_items - open_job.items for open_job in self.whole if open_job.trial)
-
     def search_of(self, recipe: Recipe) -> OpenJob | None:
         """Return the open job on the search split that is the same merged model as a recipe."""
         same = (o for o in self.values() if o.trial and o.job.recipe.sum_key == recipe.sum_key)

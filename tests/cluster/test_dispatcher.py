@@ -178,6 +178,23 @@ def test_large_candidates_go_out_alone_and_before_a_worker_has_run_dry(
     assert set(jobs_of(floor)) == {1}
 
 
+def test_no_worker_waits_while_the_budget_has_room(pico: Path, items: Any, tmp_path: Path) -> None:
+    """A candidate that ends after its first block keeps no room for its other blocks."""
+    spec = parse(pico_values(pico, sampler="surface", trials=None, items=1500, refine=None))
+    floor = Floor(tmp_path, items, [spec], workers=4, seconds=0.4)
+    block, whole = 8, 72
+    kept = 2 * whole  # for what is recommended
+    out = 4 * 2 * block
+    floor.dispatcher.flush_and_dispatch()
+    while floor.study.shares[0].spent < 1500 - kept - out:
+        for worker in list(floor.todo):
+            floor.dispatcher.receive(worker, floor.step(worker))
+            floor.dispatcher.flush_and_dispatch()
+            assert all(floor.todo.values()), floor.study.shares
+    floor.run()
+    assert 1500 - whole < floor.study.shares[0].spent <= 1500
+
+
 def test_a_candidate_of_a_batch_fails_alone(spec: Spec, items: Any, tmp_path: Path) -> None:
     floor = Floor(tmp_path, items, [spec])
     floor.run(steps=2)
