@@ -55,9 +55,14 @@ class Emulator:
         x = 2 * (lambdas - self.low) / (self.high - self.low) - 1
         seed = zlib.crc32(np.append(np.round(lambdas, 6), arm).tobytes())
         noise = np.random.default_rng(seed).normal(size=len(self.means))
-        like = _kernel(x[None], np.array([arm]), self.x, self.arms, *self.kernel)[0]
-        odds = self.means + like @ self.solution + self.errors * noise
+        odds = self.expected(x[None], np.array([arm]))[0] + self.errors * noise
         return (odds > self.thresholds).astype(float), odds
+
+    def expected(self, x: Floats, arms: Ints) -> Floats:
+        """Return interpolated log-odds of candidates by λ in [-1, 1], [candidates, items]."""
+        like = _kernel(x, arms, self.x, self.arms, *self.kernel)
+        odds: Floats = self.means + like @ self.solution
+        return odds
 
 
 def emulate(landscape: Landscape, low: float, high: float) -> Emulator:

@@ -57,8 +57,9 @@ def polynomial(x: Floats, arms: Floats) -> tuple[Floats, Floats]:
     """
     count, size = x.shape
     parts = [np.ones((count, 1)), x]
-    scales = [4.0, *[1.0] * size]
-    for power, scale in ((2, 0.5), (3, 0.25)):
+    # Wide: expectation-maximization makes S smaller in a few steps, and larger in many.
+    scales = [4.0, *[2.0] * size]
+    for power, scale in ((2, 1.0), (3, 0.5)):
         for chosen in _products(size, power):
             parts.append(x[:, chosen].prod(axis=1, keepdims=True))
             scales.append(scale)

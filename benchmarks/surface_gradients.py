@@ -1,0 +1,159 @@
+"""Search with a surface that also learns gradients of λ, against one that learns values alone.
+
+    python -m benchmarks.surface_gradients [--spaces NAME ...] [--seeds N]
+
+A backward pass costs two forward passes, so an item with its gradient counts as three. It would
+tell the gradient of the mean of a block's items; here the surface is given that of each item,
+without error. If this does not pay, a backward pass does not.
+
+Replays are those of ``search_rivals``, in spaces without choices. A gradient is a response with the
+derivatives of the features, times a factor, by which the error of one weighs as much as that of a
+value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from unittest.mock import patch
+
+import numpy as np
+import numpy.typing as npt
+import optuna
+from scipy import stats
+
+from benchmarks.landscapes import SPACES
+from benchmarks.search_rivals import BLOCKS, STARTUP, Game, _recommended, emulated
+from cabs_search.search import surface as score_model
+from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
+from cabs_search.search.surface import Answers
+from cabs_search.stats import surface
+
+Floats = npt.NDArray[np.float64]
+BUDGETS = (3, 5, 10)
+"""Full evaluations at which what is recommended is judged."""
+PRICE = 3
+"""Items that one with its gradient costs."""
+STEP = 1e-3
+"""Half of the difference of λ, scaled to [-1, 1], by which derivatives are taken."""
+FACTORS = (0.0, 0.5, 1.0)
+"""Factors of gradients in the fit; 0: none are asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WithGradients(Answers):
+    """Results of one candidate with gradients in its λ, scaled to [-1, 1]."""
+
+    slopes: Floats
+    """Derivatives of the features, [λ, features]."""
+    gradients: Floats
+    """Derivatives of the responses, NaN where an item is not scored, [λ, items]."""
+
+
+def with_gradients(game: Game, lambdas: Floats, own: Mapping[str, Answers]) -> dict[str, Answers]:
+    """Add gradients to a candidate's results."""
+    emulator = game.emulator
+    x = 2 * (lambdas - emulator.low) / (emulator.high - emulator.low) - 1
+    steps = STEP * np.eye(len(x))
+    none = np.empty((len(x), 0))
+    ahead, behind = (surface.polynomial(x + by, none)[0] for by in (steps, -steps))
+    odds = [emulator.expected(x + by, np.zeros(len(x), int)) for by in (steps, -steps)]
+    rises = (odds[0] - odds[1]) / (2 * STEP)
+    found: dict[str, Answers] = {}
+    for task, answers in own.items():
+        rise = np.where(np.isfinite(answers.responses), rises[:, game.search[task]], np.nan)
+        found[task] = WithGradients(
+            scores=answers.scores,
+            responses=answers.responses,
+            slopes=(ahead - behind) / (2 * STEP),
+            gradients=rise,
+        )
+    return found
+
+
+def fit_surface(
+    features: Floats,
+    scales: Floats,
+    answers: Sequence[WithGradients],
+    keys: Sequence[Hashable],
+    start: score_model._Fitted | None,
+    *,
+    factor: float,
+) -> score_model._Fitted:
+    """Fit a task's surface to values and gradients; takes the place of the score model's own."""
+    responses = np.stack([own.responses for own in answers])
+    scores = np.stack([own.scores for own in answers])
+    fitted = surface.fit(
+        np.concatenate([features, *(factor * own.slopes for own in answers)]),
+        scales,
+        np.concatenate([responses, *(factor * own.gradients for own in answers)]),
+        start=start.surface if start else None,
+    )
+    left_out = fitted.left_out[: len(answers)]
+    curve = surface._logistic(left_out, scores)
+    fitted = replace(fitted, curve=curve, left_out=surface._curved(left_out, curve))
+    rows = {key: row for row, key in enumerate(keys)}
+    return score_model._Fitted(fitted, rows, score_model._differences(scores, fitted.left_out))
+
+
+def play(space: str, factor: float, seed: int) -> list[float]:
+    """Return the fresh score of what is recommended at each budget."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    game = Game(emulated(space), seed)
+    sampler = SurfaceSampler(seed=seed, startup_trials=STARTUP // 2 if factor else STARTUP)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    own_fit = partial(fit_surface, factor=factor) if factor else score_model._fit_surface
+    found = []
+    with patch.object(score_model, "_fit_surface", own_fit):
+        for budget in BUDGETS:
+            while game.spent < budget - 1e-9:
+                trial = study.ask()
+                point = game.suggest(trial)
+                answers = game.answers(point, [trial.number * 7 % BLOCKS])
+                if factor:
+                    answers = with_gradients(game, point[0], answers)
+                trial.set_user_attr(ANSWERS, answers)
+                game.spent += (PRICE if factor else 1) / BLOCKS
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            found.append(game.fresh(_recommended(sampler, study, game)))
+    return found
+
+
+def main() -> None:
+    """Replay, and print scores and paired differences to values alone, in points."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--seeds", type=int, default=24)
+    plain = [name for name in SPACES if "order" not in SPACES[name] and "nm" not in SPACES[name]]
+    parser.add_argument("--spaces", nargs="*", default=["task-arithmetic"], choices=plain)
+    options = parser.parse_args()
+    head = [f"at {budget} | difference" for budget in BUDGETS]
+    print(f"| space | gradients times | {' | '.join(head)} |")
+    print("|---" * (2 + 2 * len(BUDGETS)) + "|")
+    with ProcessPoolExecutor(2) as pool:
+        for space in options.spaces:
+            values: Floats | None = None
+            for factor in FACTORS:
+                found = pool.map(partial(play, space, factor), range(options.seeds))
+                scores = 100 * np.array(list(found))
+                values = scores if values is None else values
+                print(f"| {space} | {factor} | {' | '.join(cells(scores, values))} |", flush=True)
+
+
+def cells(scores: Floats, values: Floats) -> list[str]:
+    """Write mean scores, and their differences to others with 95 % intervals."""
+    written = []
+    for own, other in zip(scores.T, values.T, strict=True):
+        gained = own - other
+        margin = stats.t.ppf(0.975, len(own) - 1) * stats.sem(gained)
+        interval = f"{gained.mean():+.1f} ± {margin:.1f}" if gained.any() else ""
+        written.append(f"{own.mean():.1f} | {interval}")
+    return written
+
+
+if __name__ == "__main__":
+    main()
