@@ -65,7 +65,7 @@ def polynomial(x: Floats, arms: Floats) -> tuple[Floats, Floats]:
             scales.append(scale)
     slopes = (arms[:, :, None] * x[:, None, :]).reshape(count, -1)
     parts += [arms, slopes]
-    scales += [0.5] * arms.shape[1] + [0.2] * slopes.shape[1]
+    scales += [1.0] * arms.shape[1] + [0.4] * slopes.shape[1]
     features: Floats = np.concatenate(parts, axis=1)
     return features, np.array(scales)
 
