@@ -51,7 +51,7 @@ class Kernel:
         """Return prior covariances in units of v, [points, other points]."""
         squares = (x**2).sum(1)[:, None] + (other_x**2).sum(1) - 2 * x @ other_x.T
         distance = np.sqrt(np.maximum(squares, 0) / max(1, x.shape[1])) / self.length
-        differ = np.abs(arms[:, None, :] - other_arms).sum(axis=2) / 2
+        differ = (arms.sum(axis=1)[:, None] + other_arms.sum(axis=1)) / 2 - arms @ other_arms.T
         quadratic = (1 + x @ other_x.T / max(1, x.shape[1])) ** 2 / 4
         shape = self.matern * matern(distance) + self.quadratic * quadratic
         covariance: Floats = CONSTANT + shape * SAME_CHOICE**differ
