@@ -1,13 +1,15 @@
 """Search with 1, 2 and 4 workers: same quality, and how long workers wait for candidates.
 
     python -m benchmarks.workers [--workers N ...] [--seeds N] [--items N]
+    python -m benchmarks.workers --proposals 1000
 
 Every seed draws other items and other proposals. *Waits* is the share of a worker's time in which
 it had nothing to do, from its first candidate to the last that the sampler proposes freely (the
 mean of the workers, and *longest* the most of one); the last two, which are the best predictions,
 come one after another and are scored by all workers together. *Proposing* is the driver's time to
 propose candidates, as a share of the workers' time to score them. What is found is kept in
-docs/results/workers.json, where a run adds seeds.
+docs/results/workers.json, where a run adds seeds. ``--proposals`` replays a search of so many
+candidates, each on a block of items, and prints how long the last 50 proposals took one core.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import json
 import tempfile
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,13 +26,17 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import optuna
+from tqdm import tqdm
 
+from benchmarks.search_rivals import BLOCKS, STARTUP, Game, emulated
 from cabs_search.cluster.dispatcher import Dispatcher, Report
 from cabs_search.cluster.driver import search
 from cabs_search.quickstart.experts import make
 from cabs_search.record.folder import StudyFolder, StudyId, only_driver
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.jobs import Job
+from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
 from cabs_search.search.study import Study, open_database
 from cabs_search.spec.load import load, parse
 from cabs_search.spec.locations import cache_folder
@@ -122,13 +129,37 @@ def play(spec: Spec, folder: Path) -> dict[str, float]:
     }
 
 
+def seconds_of_proposal(space: str, candidates: int) -> float:
+    """Return the mean seconds of the last 50 proposals of a replayed search."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")
+    game = Game(emulated(space), seed=0)
+    sampler = SurfaceSampler(seed=0, startup_trials=STARTUP)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    seconds = []
+    for number in tqdm(range(candidates), desc=space):
+        start = time.perf_counter()
+        trial = study.ask()
+        point = game.suggest(trial)
+        seconds.append(time.perf_counter() - start)
+        trial.set_user_attr(ANSWERS, game.answers(point, [number * 7 % BLOCKS]))
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    return float(np.mean(seconds[-50:]))
+
+
 def main() -> None:
     """Search, and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--items", type=int, default=12_000, help="budget of each search")
+    parser.add_argument("--proposals", type=int, help="only time proposals, after so many")
     options = parser.parse_args()
+    if options.proposals:
+        for space in ("task-arithmetic", "cabs"):
+            seconds = seconds_of_proposal(space, options.proposals)
+            print(f"{space}: {seconds:.3f} s for one of the last 50 proposals")
+        return
     make()
     kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
     for seed in range(options.seeds):
