@@ -81,8 +81,8 @@ def draw(kept: Mapping[str, Any], budgets: Sequence[int]) -> None:
         for name, curve in found["curves"].items():
             if curve:
                 means = np.mean(curve, axis=0)
-                width = 3 if name == OURS else 1.2
-                style = {"color": f"C{names.index(name)}", "lw": width, "ms": 3, "label": name}
+                width, colour = (3, "black") if name == OURS else (1.2, f"C{names.index(name)}")
+                style = {"color": colour, "lw": width, "ms": 3, "label": name}
                 ax.plot(budgets[: len(means)], 100 * means, "o-", **style)
         ax.set(xscale="log", xlabel="full evaluations spent", title=space)
         ax.set(ylabel="score of what is recommended, on fresh items, %")
