@@ -52,11 +52,16 @@ class Emulator:
 
     def answer(self, lambdas: Floats, arm: int = 0) -> tuple[Floats, Floats]:
         """Return scores and log-odds of a candidate on all items."""
-        x = 2 * (lambdas - self.low) / (self.high - self.low) - 1
+        x = self.scaled(lambdas)
         seed = zlib.crc32(np.append(np.round(lambdas, 6), arm).tobytes())
         noise = np.random.default_rng(seed).normal(size=len(self.means))
         odds = self.expected(x[None], np.array([arm]))[0] + self.errors * noise
         return (odds > self.thresholds).astype(float), odds
+
+    def scaled(self, lambdas: Floats) -> Floats:
+        """Return λ scaled to [-1, 1]."""
+        x: Floats = 2 * (lambdas - self.low) / (self.high - self.low) - 1
+        return x
 
     def expected(self, x: Floats, arms: Ints) -> Floats:
         """Return interpolated log-odds of candidates by λ in [-1, 1], [candidates, items]."""

@@ -14,7 +14,7 @@ import argparse
 import json
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -202,22 +202,38 @@ def surface(*, stops: bool) -> Player:
     """Ours: recommend the best prediction; each candidate on one block of items, or on all."""
 
     def play(game: Game, seed: int) -> Iterator[Choice]:
-        sampler = SurfaceSampler(seed=seed, startup_trials=STARTUP)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
+        sampler, study = surface_study(seed)
         while True:
             trial = study.ask()
-            point, start = game.suggest(trial), trial.number * 7 % BLOCKS
-            blocks = [start] if stops else list(range(BLOCKS))
+            point = game.suggest(trial)
+            blocks = [block_of(trial)] if stops else list(range(BLOCKS))
             game.check(point, sampler.predicted.get(trial.number))
-            trial.set_user_attr(ANSWERS, game.answers(point, blocks))
             game.spent += len(blocks) / BLOCKS
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            yield lambda: _recommended(sampler, study, game)
+            learn(study, trial, game.answers(point, blocks))
+            yield lambda: recommended(sampler, study, game)
 
     return play
 
 
-def _recommended(sampler: SurfaceSampler, study: optuna.Study, game: Game) -> Point:
+def surface_study(seed: int, startup_trials: int = STARTUP) -> tuple[SurfaceSampler, optuna.Study]:
+    """Return our sampler, and a study that it drives."""
+    sampler = SurfaceSampler(seed=seed, startup_trials=startup_trials)
+    return sampler, optuna.create_study(direction="maximize", sampler=sampler)
+
+
+def block_of(trial: optuna.Trial) -> int:
+    """Return the block on which a candidate is scored that stops after one."""
+    return int(trial.number * 7 % BLOCKS)
+
+
+def learn(study: optuna.Study, trial: optuna.Trial, answers: Mapping[str, Answers]) -> None:
+    """End a trial with the results of some items, from which our sampler learns."""
+    trial.set_user_attr(ANSWERS, answers)
+    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+
+def recommended(sampler: SurfaceSampler, study: optuna.Study, game: Game) -> Point:
+    """Return the point with the best prediction; the last one tried if there is none."""
     found = sampler.recommend(study)
     params = study.get_trials(deepcopy=False)[-1].params if found is None else found.params
     return game.point(params)

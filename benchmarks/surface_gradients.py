@@ -27,9 +27,17 @@ import optuna
 from scipy import stats
 
 from benchmarks.landscapes import SPACES
-from benchmarks.search_rivals import BLOCKS, STARTUP, Game, _recommended, emulated
+from benchmarks.search_rivals import (
+    BLOCKS,
+    STARTUP,
+    Game,
+    block_of,
+    emulated,
+    learn,
+    recommended,
+    surface_study,
+)
 from cabs_search.search import surface as score_model
-from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
 from cabs_search.search.surface import Answers
 from cabs_search.stats import surface
 
@@ -57,7 +65,7 @@ class WithGradients(Answers):
 def with_gradients(game: Game, lambdas: Floats, own: Mapping[str, Answers]) -> dict[str, Answers]:
     """Add gradients to a candidate's results."""
     emulator = game.emulator
-    x = 2 * (lambdas - emulator.low) / (emulator.high - emulator.low) - 1
+    x = emulator.scaled(lambdas)
     steps = STEP * np.eye(len(x))
     none = np.empty((len(x), 0))
     ahead, behind = (surface.polynomial(x + by, none)[0] for by in (steps, -steps))
@@ -105,8 +113,7 @@ def play(space: str, factor: float, seed: int) -> list[float]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     game = Game(emulated(space), seed)
-    sampler = SurfaceSampler(seed=seed, startup_trials=STARTUP // 2 if factor else STARTUP)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    sampler, study = surface_study(seed, STARTUP // 2 if factor else STARTUP)
     own_fit = partial(fit_surface, factor=factor) if factor else score_model._fit_surface
     found = []
     with patch.object(score_model, "_fit_surface", own_fit):
@@ -114,13 +121,12 @@ def play(space: str, factor: float, seed: int) -> list[float]:
             while game.spent < budget - 1e-9:
                 trial = study.ask()
                 point = game.suggest(trial)
-                answers = game.answers(point, [trial.number * 7 % BLOCKS])
+                answers = game.answers(point, [block_of(trial)])
                 if factor:
                     answers = with_gradients(game, point[0], answers)
-                trial.set_user_attr(ANSWERS, answers)
+                learn(study, trial, answers)
                 game.spent += (PRICE if factor else 1) / BLOCKS
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            found.append(game.fresh(_recommended(sampler, study, game)))
+            found.append(game.fresh(recommended(sampler, study, game)))
     return found
 
 

@@ -29,14 +29,13 @@ import numpy as np
 import optuna
 from tqdm import tqdm
 
-from benchmarks.search_rivals import BLOCKS, STARTUP, Game, emulated
+from benchmarks.search_rivals import Game, block_of, emulated, learn, surface_study
 from cabs_search.cluster.dispatcher import Dispatcher, Report
 from cabs_search.cluster.driver import search
 from cabs_search.quickstart.experts import make
 from cabs_search.record.folder import StudyFolder, StudyId, only_driver
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.search.jobs import Job
-from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
 from cabs_search.search.study import Study, open_database
 from cabs_search.spec.load import load, parse
 from cabs_search.spec.locations import cache_folder
@@ -69,9 +68,10 @@ class TimedDispatcher(Dispatcher):
         waits, scored = [], 0.0
         for of_worker in self.times.values():
             own = [(seconds, waited) for at, seconds, waited in of_worker if at <= end]
-            seconds, waited = map(sum, zip(*own, strict=True))
-            waits.append(waited / (seconds + waited))
-            scored += seconds
+            busy = sum(seconds for seconds, _ in own)
+            waited = sum(waited for _, waited in own[1:])  # before its first it was not asked
+            waits.append(waited / (busy + waited))
+            scored += busy
         return waits, scored
 
 
@@ -134,16 +134,14 @@ def seconds_of_proposal(space: str, candidates: int) -> float:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     game = Game(emulated(space), seed=0)
-    sampler = SurfaceSampler(seed=0, startup_trials=STARTUP)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    _, study = surface_study(seed=0)
     seconds = []
-    for number in tqdm(range(candidates), desc=space):
+    for _ in tqdm(range(candidates), desc=space):
         start = time.perf_counter()
         trial = study.ask()
         point = game.suggest(trial)
         seconds.append(time.perf_counter() - start)
-        trial.set_user_attr(ANSWERS, game.answers(point, [number * 7 % BLOCKS]))
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        learn(study, trial, game.answers(point, [block_of(trial)]))
     return float(np.mean(seconds[-50:]))
 
 

@@ -42,7 +42,7 @@ class Report:
     is_machines: bool = False
     """True if the error is the worker's machine's, and no candidate's."""
     waited_seconds: float = 0.0
-    """Time that the worker had nothing to do before this block, but for its first job."""
+    """Time that the worker had nothing to do before this block."""
 
 
 @dataclass

@@ -130,18 +130,16 @@ class Worker(tune.Trainable):  # type: ignore[misc]
     def _work(self) -> None:
         """Score one job after another. An error ends its own job alone."""
         torch.set_num_threads(self._context.threads)  # holds for this thread only
-        job_id, job = self._jobs.get()
-        waited = 0.0
         while True:
+            start = time.perf_counter()
+            job_id, job = self._jobs.get()
+            waited = time.perf_counter() - start
             for block in job.todo:
                 report = self._report(job_id, job, block, waited)
                 self._reports.put(report)
                 waited = 0.0
                 if report.error is not None:
                     break
-            start = time.perf_counter()
-            job_id, job = self._jobs.get()
-            waited = time.perf_counter() - start
 
     def _report(self, job_id: str, job: Job, block: int, waited: float = 0.0) -> Report:
         """Score a block; return its result or its error, with our warnings."""

@@ -182,10 +182,11 @@ def test_no_worker_waits_while_the_budget_has_room(pico: Path, items: Any, tmp_p
     """A candidate that ends after its first block keeps no room for its other blocks."""
     spec = parse(pico_values(pico, sampler="surface", trials=None, items=1500, refine=None))
     floor = Floor(tmp_path, items, [spec], workers=4, seconds=0.4)
-    block, whole = 8, 72
+    block, whole = 3 * 8, 3 * 24
     kept = 2 * whole  # for what is recommended
     out = 4 * 2 * block
     floor.dispatcher.flush_and_dispatch()
+    assert floor.study.budget > 2 * 1500 / whole, "candidates count as they will be scored"
     while floor.study.shares[0].spent < 1500 - kept - out:
         for worker in list(floor.todo):
             floor.dispatcher.receive(worker, floor.step(worker))

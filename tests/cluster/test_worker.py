@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from cabs_search.checkpoints.checkpoint import ChangedFileError
 from cabs_search.cluster.worker import Worker
@@ -60,3 +65,18 @@ def test_a_file_that_changes_is_no_candidates_fault() -> None:
     assert report.is_machines
     assert report.error is not None
     assert report.error.startswith("/m/model.safetensors: changed during the search; ")
+
+
+def test_a_report_says_how_long_its_worker_had_nothing_to_do() -> None:
+    worker = Worker.__new__(Worker)
+    worker._context = SimpleNamespace(threads=torch.get_num_threads())
+    worker._jobs, worker._reports = SimpleQueue(), SimpleQueue()
+    worker._score = lambda *_: "result"
+    threading.Thread(target=worker._work, daemon=True).start()
+    worker._jobs.put(("1", JOB))
+    worker._reports.get()
+    time.sleep(0.2)
+    worker._jobs.put(("2", replace(JOB, todo=(0, 1))))
+    first, second = worker._reports.get(), worker._reports.get()
+    assert first.waited_seconds > 0.1
+    assert second.waited_seconds == 0
