@@ -184,7 +184,7 @@ def test_no_worker_waits_while_the_budget_has_room(pico: Path, items: Any, tmp_p
     floor = Floor(tmp_path, items, [spec], workers=4, seconds=0.4)
     block, whole = 3 * 8, 3 * 24
     kept = 2 * whole  # for what is recommended
-    out = 4 * 2 * block
+    out = 2 * block
     floor.dispatcher.flush_and_dispatch()
     assert floor.study.budget > 2 * 1500 / whole, "candidates count as they will be scored"
     while floor.study.shares[0].spent < 1500 - kept - out:
