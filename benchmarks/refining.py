@@ -1,10 +1,11 @@
-"""Refine λ by gradient on the quickstart's experts, and judge each level on thousands of new items.
+"""Refine λ by gradient, and judge each level on thousands of new items.
 
-    python -m benchmarks.refining [--only METHOD ...] [--items N ...] [--docs]
+    python -m benchmarks.refining [--only METHOD ...] [--items N ...] [--family NAME] [--docs]
 
 For each method and number of search items, one study searches by the response surface and then
 refines; a second one has the surface spend what both of these took. All of the data's other rows,
-1,500 tweets at most, are fresh items: they choose nothing, and judge all rows, paired. Studies are
+1,500 tweets at most, are fresh items: they choose nothing, and judge all rows, paired. Of the
+second family, six other experts (``second_family.py``), these are 1,000 of each task. Studies are
 kept in the cache's folder ``refining`` and go on where they stopped; ``--docs`` writes
 docs/results/gradients.md.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import second_family
 from cabs_search.cluster.driver import search
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.recipe import Recipe
@@ -42,18 +44,27 @@ HIGH = {"task-arithmetic": 2.0, "cabs": 6.0, "dare": 2.0}
 SEARCH_SHARE = 15
 """Budget of the search, in full evaluations."""
 MOST_TWEETS = 1500
+FRESH = 1000
+"""Of each task of the second family."""
+FAMILIES = {"quickstart": make, second_family.FAMILY: second_family.make_experts}
+"""Families of experts, and what makes them."""
 BEGIN, END = "<!-- tables: written by benchmarks.refining -->", "<!-- end of tables -->"
 
 
-def spec_of(method: str, items: int, budget: int, *, refines: bool) -> Spec:
+def spec_of(family: str, method: str, items: int, budget: int, *, refines: bool) -> Spec:
     """Return the spec of a study with so many search items of each task."""
     plain: dict[str, Any] = load("quickstart", locations=False).as_dict()
+    if family == second_family.FAMILY:
+        plain |= second_family.plain_spec()
     shared = [round(HIGH[method] * share / 20, 2) for share in range(2, 9)]
     for name, task in plain["tasks"].items():
         task["search"] = {"items": items}
-        task["confirm"] = {"items": MOST_TWEETS} if name == "tweets" else {}
+        if family == second_family.FAMILY:
+            task["confirm"] = {"items": FRESH}
+        else:
+            task["confirm"] = {"items": MOST_TWEETS} if name == "tweets" else {}
     plain |= {
-        "name": f"{method} {items}",
+        "name": label_of(family, method, items),
         "space": {
             "method": method,
             "nm": "3:32",
@@ -66,6 +77,12 @@ def spec_of(method: str, items: int, budget: int, *, refines: bool) -> Spec:
     if refines:
         plain["search"]["refine"] = {"levels": ["expert", "layer", "tensor"]}
     return parse(plain, plain["name"])
+
+
+def label_of(family: str, method: str, items: int) -> str:
+    """Return the name of a measurement."""
+    start = "" if family == "quickstart" else f"{family} "
+    return f"{start}{method} {items}"
 
 
 def play(spec: Spec, folder: Path) -> tuple[Outcomes, RecordScores]:
@@ -103,16 +120,17 @@ def scored_apart(spec: Spec, recipes: list[Recipe]) -> dict[str, Scored]:
     return found
 
 
-def measure(method: str, items: int) -> dict[str, Any]:
+def measure(family: str, method: str, items: int) -> dict[str, Any]:
     """Run both studies; return the rows of the table."""
-    folder = cache_folder() / "refining"
-    full = 4 * items
-    budget = int(SEARCH_SHARE * full)
-    spec = spec_of(method, items, budget, refines=True)
-    outcomes, scores = play(spec, folder / f"{method}-{items}")
+    name = label_of(family, method, items).replace(" ", "-")
+    folder = cache_folder() / "refining" / name
+    full = items * len(spec_of(family, method, items, items, refines=False).tasks)
+    budget = SEARCH_SHARE * full
+    spec = spec_of(family, method, items, budget, refines=True)
+    outcomes, scores = play(spec, folder)
     spent = int(outcomes.spent()["refine items"])
-    more = spec_of(method, items, budget + spent, refines=False)
-    _, others = play(more, folder / f"{method}-{items}-surface")
+    more = spec_of(family, method, items, budget + spent, refines=False)
+    _, others = play(more, folder.with_name(f"{name}-surface"))
     note = Notes(outcomes).found
     assert note is not None
     board = board_of(spec, scores)
@@ -146,7 +164,14 @@ def measure(method: str, items: int) -> dict[str, Any]:
         table.append(row)
     fresh = sum(len(labels) for labels in scores.labels["confirm"].values())
     kept = [level["level"] for level in note["levels"] if level["kept"]]
-    return {"method": method, "items": items, "fresh": fresh, "kept": kept, "rows": table}
+    return {
+        "family": family,
+        "method": method,
+        "items": items,
+        "fresh": fresh,
+        "kept": kept,
+        "rows": table,
+    }
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -154,7 +179,7 @@ def tables(found: dict[str, Any]) -> str:
     parts = []
     for one in found.values():
         lines = [
-            f"### {one['method']}, {one['items']} search items a task",
+            f"### {one['family']}, {one['method']}, {one['items']} search items a task",
             "",
             f"{one['fresh']:,} fresh items.",
             "",
@@ -180,15 +205,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--only", nargs="*", default=list(HIGH), choices=list(HIGH))
     parser.add_argument("--items", nargs="*", type=int, default=[150])
+    parser.add_argument("--family", default="quickstart", choices=list(FAMILIES))
     parser.add_argument("--docs", action="store_true")
     options = parser.parse_args()
-    make()
+    FAMILIES[options.family]()
     found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
     for items in options.items:
         for method in options.only:
-            found[f"{method} {items}"] = measure(method, items)
+            label = label_of(options.family, method, items)
+            found[label] = measure(options.family, method, items)
             FILE.write_text(json.dumps(found, indent=1) + "\n")
-            print(tables({method: found[f"{method} {items}"]}), flush=True)
+            print(tables({label: found[label]}), flush=True)
     if options.docs:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]

@@ -47,9 +47,9 @@ def topic(split: Split) -> Dataset:
     """Return article bodies, labelled by one of five topics."""
     rows = [
         {"text": " ".join(a.paragraphs), "label": TOPICS.index(a.topic), "group": a.key}
-        for a in _articles_of(split)
+        for a in articles_of(split)
     ]
-    return _dataset(rows, TOPICS)
+    return labelled(rows, TOPICS)
 
 
 def headline(split: Split) -> Dataset:
@@ -60,7 +60,7 @@ def headline(split: Split) -> Dataset:
     """
     rows = []
     for name in TOPICS:
-        articles = [a for a in _articles_of(split) if a.topic == name]
+        articles = [a for a in articles_of(split) if a.topic == name]
         for first, second in zip(articles[::2], articles[1::2], strict=False):
             couple = digest(first.key + second.key)
             body = (first, second)[int(couple, 16) % 2]
@@ -73,29 +73,30 @@ def headline(split: Split) -> Dataset:
                 }
                 for a in (first, second)
             ]
-    return _dataset(rows, ("other", "same"))
+    return labelled(rows, ("other", "same"))
 
 
 def lead(split: Split) -> Dataset:
     """Return paragraphs, the opening or a middle one of an article; an article is one group."""
     rows = []
-    for a in _articles_of(split):
+    for a in articles_of(split):
         if len(a.paragraphs) >= 3:
             middle = a.paragraphs[len(a.paragraphs) // 2]
             rows += [
                 {"text": text, "label": label, "group": a.key}
                 for label, text in ((1, a.paragraphs[0]), (0, middle))
             ]
-    return _dataset(rows, ("middle", "opening"))
+    return labelled(rows, ("middle", "opening"))
 
 
 def tweets(split: Split) -> Dataset:
     """Return tweets with their sentiment; equal texts (retweets) are one group."""
     rows = [row for row in _tweets() if _in_split(row["group"], split)]
-    return _dataset(rows, SENTIMENTS)
+    return labelled(rows, SENTIMENTS)
 
 
-def _articles_of(split: Split) -> list[Article]:
+def articles_of(split: Split) -> list[Article]:
+    """Return the articles of a split."""
     return [a for a in _articles() if _in_split(a.key, split)]
 
 
@@ -137,7 +138,8 @@ def _in_split(key: str | int, split: Split) -> bool:
     return (int(str(key)[-2:], 16) < 128) == (split == "train")
 
 
-def _dataset(rows: Sequence[Mapping[str, object]], names: tuple[str, ...]) -> Dataset:
+def labelled(rows: Sequence[Mapping[str, object]], names: tuple[str, ...]) -> Dataset:
+    """Return rows as a data set whose ``label`` has these names; other columns are text."""
     from datasets import ClassLabel, Dataset, Features, Value
 
     columns = {column: Value("string") for column in rows[0] if column != "label"}

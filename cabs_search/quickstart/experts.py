@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,10 +97,12 @@ EXPERTS = (
 )
 
 
-def make(seed: int = 0) -> dict[str, Path]:
-    """Tune the experts that the cache lacks, and return the folders of all by name."""
-    folder = cache_folder() / "quickstart"
-    missing = [e for e in EXPERTS if not is_made(folder / e.name, _settings(e, seed))]
+def make(
+    seed: int = 0, experts: Sequence[Expert] = EXPERTS, family: str = "quickstart"
+) -> dict[str, Path]:
+    """Tune the experts that the cache's folder of a family lacks; return the folders of all."""
+    folder = cache_folder() / family
+    missing = [e for e in experts if not is_made(folder / e.name, _settings(e, seed))]
     if missing:
         base = locate(BASE)
         total = sum(e.items * e.epochs for e in missing)
@@ -114,7 +116,7 @@ def make(seed: int = 0) -> dict[str, Path]:
                     train(expert, base, to, seed, bar.update)
 
                 make_once(folder / expert.name, _settings(expert, seed), tune)
-    return {expert.name: folder / expert.name for expert in EXPERTS}
+    return {expert.name: folder / expert.name for expert in experts}
 
 
 def _settings(expert: Expert, seed: int) -> str:
