@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,9 +16,17 @@ from benchmarks.figures import CORES, Ledger, Target, copier, interleaved, threa
 from benchmarks.rivals import Mergekit
 from cabs_search.merging.cache import StoredVector, VectorCache
 from cabs_search.merging.family import Family
-from cabs_search.merging.method import Method, make_method
+from cabs_search.merging.method import (
+    CALIBRATION_ITEMS,
+    METHOD_NAMES,
+    Method,
+    combine_rule_of,
+    make_method,
+)
 from cabs_search.merging.recipe import make_recipe
+from cabs_search.scoring.calibrate import calibrated
 from cabs_search.spec.locations import cache_folder
+from cabs_search.tasks.load import load_items
 
 DENSITY = 0.25
 COPIED = Target(of="over", most=2)
@@ -56,6 +65,7 @@ def measure(ledger: Ledger) -> None:
             cabs[32, 256],
             "another n:m, quickstart's 4 experts, 3:32 and 32:256",
         )
+        every_method(ledger)
         base, experts = families.bert_base()
         family = Family.open(base, experts)
         orders = (tuple(experts), tuple(experts)[::-1])
@@ -69,6 +79,30 @@ def measure(ledger: Ledger) -> None:
             nullcontext() if why else Mergekit(base, experts, folder / "merged", CORES) as mergekit,
         ):
             _against_mergekit(ledger, family, experts, folder, mergekit, why)
+
+
+def every_method(ledger: Ledger) -> None:
+    """Measure λ → λ′ of each method on the quickstart's experts, and what its vectors cost once."""
+    spec = families.quickstart(("topic", "headline", "tweets", "lead"), CALIBRATION_ITEMS)
+    items = {task: load_items(spec, task)["search"] for task in spec.tasks}
+    for name in METHOD_NAMES:
+        experts = dict(list(spec.experts.items())[: combine_rule_of(name).experts])
+        method = make_method(name, tuple(experts), density=DENSITY, nm=(64, 256))
+        family = Family.open(spec.base, experts)
+        own = {task: items[task] for task in experts}
+        family = calibrated(family, own, [method.mask], cache_folder(), "cpu")
+        with families.scratch() as folder:
+            program.hash_models(family)
+            start = time.perf_counter()
+            vectors = program.vectors(VectorCache(folder), family, method)
+            seconds = time.perf_counter() - start
+            moved = program.moved_bytes(family, vectors)
+            act = alternating(program.resident(family), vectors, method)
+            times = interleaved({"ours": act, "copy": copier(moved)}, rounds=9, warm=2)
+        limited = _limited(times, moved)
+        limited["note"] += f"; vectors made once in {seconds:.2g} s"
+        what = f"λ → λ′, quickstart's {len(experts)} experts, {name}"
+        ledger.add(part="materialize", what=what, target=COPIED, **limited)
 
 
 def alternating(resident: Any, vectors: Mapping[str, StoredVector], method: Method) -> Act:
