@@ -30,6 +30,8 @@ LIKENESSES = (0.7, 0.9, 0.98)
 class Emulator:
     """An interpolated landscape; items of both splits of all tasks stand side by side."""
 
+    keys: list[str]
+    """Names of the λ."""
     tasks: dict[str, Ints]
     """Columns of each task's items."""
     low: Floats
@@ -102,6 +104,7 @@ def emulate(landscape: Landscape, low: float, high: float) -> Emulator:
     per_task = [(emulated[:, c].mean(axis=1), s[:, c].mean(axis=1)) for c in tasks.values()]
     difference = np.mean([a - b for a, b in per_task], axis=0)
     return Emulator(
+        keys=landscape.keys,
         tasks=tasks,
         low=lows,
         high=highs,

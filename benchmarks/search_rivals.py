@@ -110,6 +110,12 @@ class Game:
             found[task] = Answers(scores=own[0], responses=own[1])
         return found
 
+    @property
+    def owners(self) -> dict[str, str]:
+        """The expert of each λ of a group of tensors."""
+        keys = self.emulator.keys
+        return {f"l{i:02}": key.rpartition(".")[0] for i, key in enumerate(keys) if "." in key}
+
     def suggest(self, trial: optuna.Trial) -> Point:
         """Have a trial's sampler choose every λ, and the other settings."""
         low, high = float(self.emulator.low[0]), float(self.emulator.high[0])
@@ -202,7 +208,7 @@ def surface(*, stops: bool) -> Player:
     """Ours: recommend the best prediction; each candidate on one block of items, or on all."""
 
     def play(game: Game, seed: int) -> Iterator[Choice]:
-        sampler, study = surface_study(seed)
+        sampler, study = surface_study(game, seed)
         while True:
             trial = study.ask()
             point = game.suggest(trial)
@@ -215,9 +221,11 @@ def surface(*, stops: bool) -> Player:
     return play
 
 
-def surface_study(seed: int, startup_trials: int = STARTUP) -> tuple[SurfaceSampler, optuna.Study]:
+def surface_study(
+    game: Game, seed: int, startup_trials: int = STARTUP
+) -> tuple[SurfaceSampler, optuna.Study]:
     """Return our sampler, and a study that it drives."""
-    sampler = SurfaceSampler(seed=seed, startup_trials=startup_trials)
+    sampler = SurfaceSampler(seed=seed, startup_trials=startup_trials, owners=game.owners)
     return sampler, optuna.create_study(direction="maximize", sampler=sampler)
 
 

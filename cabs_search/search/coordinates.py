@@ -86,11 +86,33 @@ class Coordinates:
                 places.x[rows, column] = 2 * share_of(np.array(values), kind) - 1
         return places
 
-    def draw(self, branch: Space, count: int, rng: np.random.Generator) -> Places:
-        """Draw points evenly from a branch: a part of the space's parameters and their choices."""
-        places = self._empty(count)
+    def draw(
+        self,
+        branch: Space,
+        count: int,
+        rng: np.random.Generator,
+        owners: Mapping[str, str] | None = None,
+    ) -> Places:
+        """Draw points from a branch: a part of the space's parameters and their choices.
+
+        Args:
+            branch: the branch.
+            count: number of points.
+            rng: what draws.
+            owners: owners of some numbers. In every second point the numbers of an owner lie about
+                one value, nearer or farther by chance; all else is drawn evenly.
+
+        """
+        places, owners = self._empty(count), owners or {}
+        spread, centres = np.ones(count), dict[str, Floats]()
+        if owners:
+            spread[::2] = rng.random(len(spread[::2]))
+            centres = {owner: rng.random(count) for owner in dict.fromkeys(owners.values())}
         for name, kind in branch.items():
             shares = rng.random(count)
+            if name in owners:
+                centre = centres[owners[name]]
+                shares = centre + spread * (shares - centre)
             if isinstance(kind, CategoricalDistribution):
                 columns = np.array([self.choices[name, str(value)] for value in kind.choices])
                 chosen = columns[(shares * len(columns)).astype(np.intp)]

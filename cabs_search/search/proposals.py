@@ -71,6 +71,8 @@ class Proposer:
         self._candidates = candidates
         sampler_made = make_sampler(candidates.seed + earlier_trials, startup_trials)
         self._items_sampler = sampler_made if isinstance(sampler_made, SurfaceSampler) else None
+        if self._items_sampler is not None:
+            self._items_sampler.owners = space.owners(candidates)
         if isinstance(sampler_made, GridSampler):
             sampler_made.cover(space.branches(candidates))
         self._study = optuna.create_study(

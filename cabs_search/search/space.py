@@ -59,6 +59,16 @@ def _lambda_names(candidates: Candidates, method: str) -> Iterator[tuple[str, Se
             yield f"{start}.{part}" if part else start, [key for key in keys if key.group == part]
 
 
+def owners(candidates: Candidates) -> dict[str, str]:
+    """Return the expert of each parameter that is a λ of a group of its tensors, or an anchor's."""
+    found = {}
+    for method in candidates.space.method:
+        for param, keys in _lambda_names(candidates, method):
+            if len(keys) == 1 and keys[0].group:
+                found[param] = keys[0].expert
+    return found
+
+
 def params_of(candidates: Candidates, recipe: Recipe) -> dict[str, Any] | None:
     """Return the parameters with which ``suggest`` gives a recipe; None if the space lacks it."""
     methods, stacks = candidates.space.method, candidates.space.stack

@@ -18,7 +18,16 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import norm
 
-from cabs_search.search.coordinates import Coordinates, Floats, Key, Params, Places, Space, key_of
+from cabs_search.search.coordinates import (
+    Coordinates,
+    Floats,
+    Key,
+    Params,
+    Places,
+    Space,
+    key_of,
+    value_at,
+)
 from cabs_search.search.surface import Answers, ScoreModel
 
 ANSWERS = "answers"
@@ -45,12 +54,24 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         seed: int | None = None,
         startup_trials: int = 10,
         weights: Mapping[str, float] | None = None,
+        owners: Mapping[str, str] | None = None,
     ) -> None:
-        """Prepare; the first ``startup_trials`` are random; ``weights`` as of ``ScoreModel``."""
-        self.weights = weights
+        """Prepare.
+
+        Args:
+            seed: of all that is drawn.
+            startup_trials: number of first trials that are random.
+            weights: as of ``ScoreModel``.
+            owners: by parameter, what owns a number, such as the expert of a λ by layer. The random
+                trials have one value for all numbers of an owner: many numbers would average out.
+
+        """
+        self.weights, self.owners = weights, owners or {}
         self._rng = np.random.default_rng(seed)
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._startup_trials = startup_trials
+        self._starting = -1, dict[str, float]()
+        """The last random trial's number, and where in their ranges its owners' numbers are."""
         self._model: ScoreModel | None = None
         self._fitted: tuple[Any, PlacedModel, list[Any]] | None = None
         """Marks of the data that the model was fitted to, the fitted model, and the answers: while
@@ -72,7 +93,10 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         """Return all parameters that trials have had, once enough have ended."""
         self._raise_error_if_multi_objective(study)
         trials = list(_learned(study, trial).values())
-        return {} if len(trials) < self._startup_trials else _varied(trials)
+        if len(trials) < self._startup_trials:
+            self._starting = trial.number, {}
+            return {}
+        return _varied(trials)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -96,7 +120,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
 
         had = [*trials, *pending]
         pools = [
-            _Pool(branch.space, placed.coordinates.draw(branch.space, DRAWN, self._rng))
+            _Pool(branch.space, self._draw(placed.coordinates, branch.space))
             for branch in _branches(had, search_space)
         ]
         excluded = by_key.keys() | {key_of(other.params) for other in pending}
@@ -129,7 +153,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             return None
         if not space:  # there is one point
             return _seen(trials[0])
-        afresh = SurfaceSampler(seed=0, weights=self.weights)
+        afresh = SurfaceSampler(seed=0, weights=self.weights, owners=self.owners)
         placed = afresh._fit(study, by_key, space)
         if only_scored:
             places = placed.coordinates.of([other.params for other in scored])
@@ -137,7 +161,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             return placed.recommended(scored[int(values.argmax())].params)
         pools = []
         for branch in _branches(trials, space):
-            drawn = placed.coordinates.draw(branch.space, DRAWN, afresh._rng)
+            drawn = afresh._draw(placed.coordinates, branch.space)
             pools.append(_Pool(branch.space, drawn.joined(placed.tried.rows(branch.rows))))
         found = afresh._maximize(
             lambda places: placed.model.predict_means(*places), placed.coordinates, pools, ()
@@ -154,9 +178,16 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Draw at random what no trial has had yet."""
+        """Draw at random: in first trials, and what no trial has had yet."""
         self._raise_error_if_multi_objective(study)
+        number, shares = self._starting
+        if trial.number == number and param_name in self.owners:
+            share = shares.setdefault(self.owners[param_name], float(self._rng.random()))
+            return value_at(share, param_distribution)
         return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def _draw(self, coordinates: Coordinates, branch: Space) -> Places:
+        return coordinates.draw(branch, DRAWN, self._rng, self.owners)
 
     def _fit(self, study: Study, by_key: Mapping[Key, FrozenTrial], space: Space) -> PlacedModel:
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
