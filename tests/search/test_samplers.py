@@ -310,6 +310,22 @@ def test_a_sampler_that_cannot_be_had_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "parts", [{"groups": {"embeddings": "embeddings", "rest": "."}}, {"anchors": 2, "layers": 2}]
+)
+def test_first_candidates_of_a_surface_have_one_value_for_each_expert(
+    pico: Path, parts: dict[str, Any]
+) -> None:
+    candidates = candidates_of(pico, {"lambda": {"low": 0, "high": 1, "step": 0.001} | parts})
+    proposer = start(candidates, "surface")
+    found = search(proposer, 18, lambda recipe: recipe.lambdas[0][1] - recipe.lambdas[1][1])
+    recipes = [proposal.recipe for proposal in found[len(candidates.baseline_recipes) :]]
+    whole = [recipe for recipe in recipes[:4] if not (recipe.groups or recipe.layers)]
+    assert len(whole) == 4, "λ of all groups are one"
+    assert all(len({value for _, value in recipe.lambdas}) == len(EXPERTS) for recipe in whole)
+    assert any(recipe.groups or recipe.layers for recipe in recipes[6:]), "later ones are not"
+
+
 def test_a_surface_learns_the_peak_from_a_tenth_of_every_candidate_s_items() -> None:
     """Forty candidates on 20 of 200 items each: as many answers as four candidates' on all."""
     random = np.random.default_rng(0)
