@@ -322,6 +322,7 @@ def test_first_candidates_of_a_surface_have_one_value_for_each_expert(
     recipes = [proposal.recipe for proposal in found[len(candidates.baseline_recipes) :]]
     whole = [recipe for recipe in recipes[:4] if not (recipe.groups or recipe.layers)]
     assert len(whole) == 4, "λ of all groups are one"
+    assert len({recipe.lambdas for recipe in whole}) == 4
     assert all(len({value for _, value in recipe.lambdas}) == len(EXPERTS) for recipe in whole)
     assert any(recipe.groups or recipe.layers for recipe in recipes[6:]), "later ones are not"
 
