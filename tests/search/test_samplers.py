@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import optuna
@@ -325,6 +326,20 @@ def test_first_candidates_of_a_surface_have_one_value_for_each_expert(
     assert len({recipe.lambdas for recipe in whole}) == 4
     assert all(len({value for _, value in recipe.lambdas}) == len(EXPERTS) for recipe in whole)
     assert any(recipe.groups or recipe.layers for recipe in recipes[6:]), "later ones are not"
+
+
+def test_a_surface_searches_beside_what_has_one_value(pico: Path) -> None:
+    """λ is fixed: the space has as many candidates as orders and n:m."""
+    fixed = {"low": 1, "high": 1, "step": 0.1}
+    candidates = candidates_of(pico, {"nm": ["2:8", "1:8"], "order": "all", "lambda": fixed})
+    proposer = Proposer(candidates, "surface", 0)
+    found = search(proposer, 12, lambda recipe: float(crc32(recipe.key.encode()) % 100))
+    recommended = proposer.recommend()
+    assert recommended is not None
+    assert space.params_of(candidates, recommended.recipe) is not None
+    learned = [proposal.recipe.key for proposal in found if proposal.expected is not None]
+    assert learned
+    assert len(set(learned)) == len(learned), "nothing is proposed again while there is more"
 
 
 def test_a_surface_learns_the_peak_from_a_tenth_of_every_candidate_s_items() -> None:

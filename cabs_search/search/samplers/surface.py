@@ -123,7 +123,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             _Pool(branch.space, self._draw(placed.coordinates, branch.space))
             for branch in _branches(had, search_space)
         ]
-        excluded = by_key.keys() | {key_of(other.params) for other in pending}
+        excluded = by_key.keys() | {_key(other) for other in pending}
         found = self._maximize(gain, placed.coordinates, pools, excluded)
         self.fruitless = self.fruitless + 1 if found is None else 0
         if found is None:
@@ -169,7 +169,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         if found is None:
             return None
         tried = by_key.get(key_of(found))
-        return placed.recommended(found if tried is None else tried.params)
+        return placed.recommended(_fixed(trials) | found if tried is None else tried.params)
 
     def sample_independent(
         self,
@@ -323,9 +323,25 @@ def _learned(study: Study, trial: FrozenTrial | None = None) -> dict[Key, Frozen
     answered = [t for t in other if t.user_attrs.get(ANSWERS)]
     if answered:
         # of trials of the same point, the last one knows all that the others know
-        return {key_of(t.params): t for t in answered if t.params}
+        return {_key(t): t for t in answered if t.params}
     complete = [t for t in other if t.state == TrialState.COMPLETE and math.isfinite(t.value)]
-    return {key_of(t.params): t for t in complete if t.params}
+    return {_key(t): t for t in complete if t.params}
+
+
+def _key(trial: FrozenTrial) -> Key:
+    """Return a name of a trial's point, by what more than one value could have been taken of."""
+    kinds = trial.distributions
+    return key_of({name: v for name, v in trial.params.items() if not kinds[name].single()})
+
+
+def _fixed(trials: Sequence[FrozenTrial]) -> Params:
+    """Return the parameters of trials that can have one value only."""
+    return {
+        name: trial.params[name]
+        for trial in trials
+        for name, kind in trial.distributions.items()
+        if kind.single()
+    }
 
 
 def _varied(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
