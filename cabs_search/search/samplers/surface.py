@@ -331,7 +331,14 @@ def _learned(study: Study, trial: FrozenTrial | None = None) -> dict[Key, Frozen
 def _key(trial: FrozenTrial) -> Key:
     """Return a name of a trial's point, by what more than one value could have been taken of."""
     kinds = trial.distributions
-    return key_of({name: v for name, v in trial.params.items() if not kinds[name].single()})
+    return key_of({name: v for name, v in trial.params.items() if not _has_one_value(kinds[name])})
+
+
+def _has_one_value(kind: BaseDistribution) -> bool:
+    """Tell what ``kind.single()`` does, without its decimal arithmetic: it is asked very often."""
+    if isinstance(kind, CategoricalDistribution):
+        return len(kind.choices) == 1
+    return bool(kind.low == kind.high)  # Optuna has taken ``high`` down to a whole step
 
 
 def _fixed(trials: Sequence[FrozenTrial]) -> Params:
@@ -340,7 +347,7 @@ def _fixed(trials: Sequence[FrozenTrial]) -> Params:
         name: trial.params[name]
         for trial in trials
         for name, kind in trial.distributions.items()
-        if kind.single()
+        if _has_one_value(kind)
     }
 
 
