@@ -219,7 +219,16 @@ class CandidateStage:
         if self.is_refining:
             return self._proposer.queued > 0
         self.budget.start_clock()
-        return self.left() > 0
+        return self.left() > 0 or self._lacks_a_score
+
+    @property
+    def _lacks_a_score(self) -> bool:
+        """True if all candidates were stopped: one is scored in full, beyond a spent budget.
+
+        How long a block takes is not known before: seconds may end at the first ones.
+        """
+        is_stopped = self.done > 0 and not self.ended.scored and not self.ended.failed
+        return self._proposer.learns_from_items and is_stopped and not self._jobs.searching
 
     def _propose_new(self) -> Proposal | None:
         """Return a proposal; None if it is a merged model that is known, or no candidate."""

@@ -690,6 +690,28 @@ def test_a_budget_of_seconds_is_spent_over_all_runs(
     assert not any(name.startswith("searching") for name in bench.outcomes.spent())
 
 
+def test_seconds_that_end_at_the_first_blocks_still_recommend(
+    pico: Path, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = pico_values(pico, sampler="surface", pruner="surface", seconds=5)
+    del values["search"]["trials"]
+    values["baselines"] = {}
+    clock = [0.0]
+    monkeypatch.setattr("cabs_search.search.budget.time.monotonic", lambda: clock[0])
+    bench = Bench(parse(values), tmp_path, items)
+    score = bench.result
+
+    def tick(job: Job, block: int) -> BlockResult:
+        clock[0] += 10
+        return score(job, block)
+
+    monkeypatch.setattr(bench, "result", tick)
+    bench.run()
+    assert [one.state for one in bench.finished].count("complete") == 1
+    assert bench.study.chosen is not None
+    assert build_leaderboard(bench.spec, bench.outcomes).recommendation is not None
+
+
 @pytest.mark.parametrize("budget", [{"items": 10 * 72}, {"seconds": 9}])
 def test_the_end_of_any_budget_is_for_what_is_recommended(
     pico: Path, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, int]
