@@ -13,6 +13,7 @@ import pytest
 from optuna.testing.pytest_samplers import (
     BasicSamplerTestCase,
     MultiObjectiveSamplerTestCase,
+    RelativeSamplerTestCase,
     SingleOnlySamplerTestCase,
 )
 from optuna.trial import TrialState
@@ -235,7 +236,9 @@ class TestAwaBySamplerRulesOfOptuna(BasicSamplerTestCase, SingleOnlySamplerTestC
         return lambda: awa.awa(0, 0)
 
 
-class TestSurfaceBySamplerRulesOfOptuna(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+class TestSurfaceBySamplerRulesOfOptuna(
+    BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
+):
     """Trials of these studies have values only."""
 
     @pytest.fixture
