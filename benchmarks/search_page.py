@@ -14,6 +14,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGE, PICTURE = RESULTS / "search.md", RESULTS / "search.png"
 BEGIN, END = "<!-- tables: written by make bench-search -->", "<!-- end of tables -->"
 OURS = "surface"
+ENDS = "surface, ends"
 CLAIMS = ((5, "tpe", 50), (5, "awa", 300), (20, "tpe", 50), (50, "tpe", 50))
 """Budget of ours, a rival, and its budget."""
 Floats = npt.NDArray[np.float64]
@@ -47,22 +48,29 @@ def _table(space: str, found: Mapping[str, Any], budgets: Sequence[int]) -> str:
     for name, shares in found.get("covered", {}).items():
         if shares:
             lines += ["", f"Of *{name}*, 90 % intervals of proposals held {np.mean(shares):.0%}."]
+    for name, spent in found.get("ended", {}).items():
+        if spent:
+            low, middle, high = np.quantile(spent, [0.1, 0.5, 0.9])
+            lines += [
+                "",
+                f"*{name}* ended by itself in {len(spent)} of {len(curves[name])} searches, after"
+                f" {middle:.0f} full evaluations (the middle 80 %: {low:.0f} to {high:.0f}).",
+            ]
     lines += ["", "| difference, paired over seeds | points | 95 % interval |", "|---|---|---|"]
-    for own, rival, budget in CLAIMS:
-        if min(len(curves.get(name, ())) for name in (OURS, rival)) > 1:
-            low, mean, high = _paired(curves, budgets, own, rival, budget)
-            what, interval = f"{OURS} at {own} − {rival} at {budget}", f"{low:+.1f} to {high:+.1f}"
+    claims = [(OURS, *claim) for claim in CLAIMS] + [(ENDS, 50, OURS, 50)]
+    for ours, own, rival, budget in claims:
+        if min(len(curves.get(name, ())) for name in (ours, rival)) > 1:
+            first = curves[ours][:, budgets.index(own)]
+            low, mean, high = _paired(first, curves[rival][:, budgets.index(budget)])
+            what, interval = f"{ours} at {own} − {rival} at {budget}", f"{low:+.1f} to {high:+.1f}"
             lines.append(f"| {what} | {mean:+.1f} | {interval} |")
     return "\n".join(lines) + "\n\n"
 
 
-def _paired(
-    curves: Mapping[str, Floats], budgets: Sequence[int], own: int, rival: str, budget: int
-) -> tuple[float, float, float]:
-    count = min(len(curves[OURS]), len(curves[rival]))
-    ours = curves[OURS][:count, budgets.index(own)]
-    theirs = curves[rival][:count, budgets.index(budget)]
-    differences = 100 * (ours - theirs)
+def _paired(ours: Floats, theirs: Floats) -> tuple[float, float, float]:
+    """Return the mean difference of scores by seed in points, within its 95 % interval."""
+    count = min(len(ours), len(theirs))
+    differences = 100 * (ours[:count] - theirs[:count])
     error = float(differences.std(ddof=1)) / np.sqrt(count)
     margin = float(stats.t.ppf(0.975, count - 1)) * error
     mean = float(differences.mean())

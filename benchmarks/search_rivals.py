@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from benchmarks.emulator import Emulator, emulate
 from benchmarks.landscapes import FILES, SPACES, read
 from benchmarks.search_page import write
+from cabs_search.search.proposals import MOST_HOPELESS
 from cabs_search.search.samplers.registry import SAMPLERS
 from cabs_search.search.samplers.surface import ANSWERS, Recommended, SurfaceSampler
 from cabs_search.search.surface import Answers
@@ -204,12 +206,18 @@ def pruned(pruner: Callable[[], optuna.pruners.BasePruner], *, reports_means: bo
     return play
 
 
-def surface(*, stops: bool) -> Player:
-    """Ours: recommend the best prediction; each candidate on one block of items, or on all."""
+def surface(*, stops: bool, ends: bool = False) -> Player:
+    """Ours: recommend the best prediction.
+
+    Args:
+        stops: whether each candidate is scored on one block of items, or on all.
+        ends: whether the search ends when what it may still gain is less than the noise.
+
+    """
 
     def play(game: Game, seed: int) -> Iterator[Choice]:
         sampler, study = surface_study(game, seed)
-        while True:
+        while not ends or sampler.hopeless < MOST_HOPELESS:
             trial = study.ask()
             point = game.suggest(trial)
             blocks = [block_of(trial)] if stops else list(range(BLOCKS))
@@ -267,24 +275,30 @@ PLAYERS = {
     "awa": (by_score("awa"), 300),
     "surface, all items": (surface(stops=False), 50),
     "surface": (surface(stops=True), 50),
+    "surface, ends": (surface(stops=True, ends=True), 50),
 }
 """Players, and the largest budget of each."""
 
 
-def curve(space: str, name: str, seed: int) -> tuple[list[float], float]:
-    """Return the fresh score of what is recommended at each budget that a player has.
+class Curve(NamedTuple):
+    """What a player achieved."""
 
-    Returns:
-        The scores, and the share of 90 % intervals that held a new candidate's score; NaN if the
-        player predicts none.
+    scores: list[float]
+    """Fresh score of what is recommended at each budget."""
+    covered: float
+    """Share of 90 % intervals that held a new candidate's score; NaN if none was predicted."""
+    ended: float
+    """Full evaluations after which the search ended by itself; NaN if it did not."""
 
-    """
+
+def curve(space: str, name: str, seed: int) -> Curve:
+    """Let a player play, up to the largest budget that it has."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     game, (player, most) = Game(emulated(space), seed), PLAYERS[name]
     budgets = [budget for budget in BUDGETS if budget <= most]
     found: list[float] = []
-    last = 0.0
+    last, ended = 0.0, float("nan")
     for choice in player(game, seed):
         # what exceeds a budget is not bought with it
         while len(found) < len(budgets) and game.spent > budgets[len(found)] + 1e-9:
@@ -295,8 +309,10 @@ def curve(space: str, name: str, seed: int) -> tuple[list[float], float]:
             last = game.fresh(choice())
             if game.spent > budgets[len(found)] - 1e-9:
                 found.append(last)
+    else:
+        last, ended = game.fresh(choice()), game.spent
     covered = float(np.mean(game.covered)) if game.covered else float("nan")
-    return found + [last] * (len(budgets) - len(found)), covered
+    return Curve(found + [last] * (len(budgets) - len(found)), covered, ended)
 
 
 @cache
@@ -325,7 +341,7 @@ def main() -> None:
             checksum = zlib.crc32((FILES / f"{space}.npz").read_bytes())
             of_space = kept.setdefault(space, {})
             if of_space.get("landscape") != checksum:
-                of_space |= {"landscape": checksum, "curves": {}, "covered": {}}
+                of_space |= {"landscape": checksum, "curves": {}, "covered": {}, "ended": {}}
             of_space |= {
                 "candidates": len(emulator.x),
                 "left out": round(emulator.left_out, 4),
@@ -334,12 +350,14 @@ def main() -> None:
             for name in options.only:
                 curves = of_space["curves"].setdefault(name, [])
                 covered = of_space["covered"].setdefault(name, [])
+                ended = of_space.setdefault("ended", {}).setdefault(name, [])
                 seeds = range(len(curves), options.seeds)
                 jobs = [pool.submit(curve, space, name, seed) for seed in seeds]
                 for job in tqdm(jobs, desc=f"{space}, {name}", disable=not jobs):
-                    scores, share = job.result()
-                    curves.append([round(score, 4) for score in scores])
-                    covered += [] if np.isnan(share) else [round(share, 4)]
+                    found = job.result()
+                    curves.append([round(score, 4) for score in found.scores])
+                    covered += [] if np.isnan(found.covered) else [round(found.covered, 4)]
+                    ended += [] if np.isnan(found.ended) else [round(found.ended, 1)]
                     FILE.write_text(json.dumps(kept) + "\n")
                 means = np.mean(curves, axis=0) if curves else []
                 print(f"{space:16} {name:20}", *(f"{mean:.4f}" for mean in means), flush=True)

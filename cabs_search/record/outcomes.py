@@ -57,7 +57,7 @@ SELECT recipe FROM blocks WHERE split = ? GROUP BY recipe ORDER BY max(rowid)
 """
 DISK_ERRORS = ("SQLITE_FULL", "SQLITE_IOERR")
 """Starts of names of SQLite's errors that mean a full or broken disk."""
-SEARCHING = "searching "
+SEARCHING, CONVERGED = "searching ", "converged "
 """Start of the name under which the seconds of a search are spent, before its value's label."""
 Floats = npt.NDArray[np.float64]
 BlockRow = tuple[str, bytes, bytes, str, float]
@@ -274,14 +274,17 @@ class Outcomes:
             seconds = db.execute("SELECT split, sum(evaluate_seconds) FROM blocks GROUP BY split")
             amounts = {f"evaluate {split}": total for split, total in seconds}
             amounts |= dict(db.execute("SELECT what, amount FROM spent"))
-        return {k: amount_of(v) for k, v in amounts.items() if not k.startswith(SEARCHING)}
+        known = {what: amount_of(amount) for what, amount in amounts.items()}
+        converged = sum(known[what] > 0 for what in known if what.startswith(CONVERGED))
+        of_all = {k: v for k, v in known.items() if not k.startswith((SEARCHING, CONVERGED))}
+        return of_all | ({"converged": converged} if converged else {})
 
     @reads_record
-    def search_seconds(self, value: str = "") -> float:
-        """Return the seconds that were searched; ``value``: of a comparison, in which search."""
+    def amount(self, what: str) -> float:
+        """Return one amount of all runs, such as ``SEARCHING`` and a study's id."""
         query = "SELECT amount FROM spent WHERE what = ?"
         with self.transaction() as db:
-            stored = db.execute(query, (SEARCHING + value,)).fetchone()
+            stored = db.execute(query, (what,)).fetchone()
         return amount_of(stored[0]) if stored else 0.0
 
     @reads_record

@@ -34,6 +34,7 @@ def cost_of(scores: RecordScores) -> Cost:
     items |= {"confirm": sum(forwards)}
     seconds = dict(scores.spent)
     repeated = int(seconds.pop("repeated", 0))
+    converged = int(seconds.pop("converged", 0))
     if refined := int(seconds.pop("refine items", 0)):
         items["refine"] = refined
     methods = {s.recipe.method for s in scores.searched.values()}
@@ -50,6 +51,12 @@ def cost_of(scores: RecordScores) -> Cost:
         text.append(
             f"{stopped} candidates were not scored to the end, which took {stopped_items:,} of the"
             " search items."
+        )
+    if converged:
+        where = f" in {converged} searches" if converged > 1 else ""
+        text.append(
+            f"The budget was not spent{where}: what could still be gained was less than the noise"
+            " of a score."
         )
     if scores.reference_items:
         text.append(

@@ -13,9 +13,10 @@ from optuna.trial import FrozenTrial, TrialState
 from cabs_search.merging.recipe import Recipe
 from cabs_search.metrics.base import Values
 from cabs_search.record.entries import Expected, Scored
-from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.outcomes import SEARCHING, Outcomes
 from cabs_search.search.budget import RECOMMENDED, Budget
 from cabs_search.search.candidates import Candidates
+from cabs_search.search.convergence import Convergence
 from cabs_search.search.due import DueBlocks
 from cabs_search.search.ended import EndedCandidates, OnFinished
 from cabs_search.search.judge import Judge
@@ -28,6 +29,7 @@ from cabs_search.search.storage import (
     has_ended_by_itself,
     in_order_of_end,
     is_recommended,
+    is_repeat,
     recipe_of,
 )
 from cabs_search.search.twins import Twins
@@ -74,7 +76,7 @@ class CandidateStage:
         self._database, self._outcomes, self._jobs, self._due = database, outcomes, jobs, due
         self._refined = refined
         self.candidates = Candidates.of(spec)
-        seconds = outcomes.search_seconds(database.id.value)
+        seconds = outcomes.amount(SEARCHING + database.id.value)
         self.budget = Budget(
             spec.search, sum(due.items), spec.workers, seconds, stops_at=due.stops_at
         )
@@ -95,10 +97,13 @@ class CandidateStage:
             reads_answers=self._proposer.learns_from_items,
         )
         self.ended = EndedCandidates(on_finished)
-        self._twins = Twins(self.ended, jobs, self._known, self._proposer)
+        self._twins = Twins(self.ended, jobs, self._known, self._proposer, database)
         due.compared |= {recipe.key for recipe in self.candidates.baseline_recipes}
         due.compared |= self.judge.references
-        self.exhausted = False
+        self.convergence = Convergence(
+            outcomes, database, self._proposer, trials, stops=spec.search.stops
+        )
+        self.exhausted = self.convergence.is_reached
         """True once the sampler proposes nothing new."""
         self.failure: str | None = None
         """The reason why the search cannot go on."""
@@ -112,8 +117,11 @@ class CandidateStage:
     def _resume(self, trials: Sequence[FrozenTrial]) -> None:
         """Take in the trials of earlier runs; queue those that were interrupted, and baselines."""
         queue: dict[str, tuple[Recipe, int | None]] = {}
-        for trial in in_order_of_end(trials):
+        for trial in in_order_of_end([*trials, *self._database.repeats()]):
             recipe = recipe_of(trial)
+            if is_repeat(trial):
+                self._proposer.add(trial)
+                continue
             if recipe and is_recommended(trial):
                 self._due.whole.add(recipe.key)
             if not trial.state.is_finished():
@@ -192,6 +200,7 @@ class CandidateStage:
         for repeated in range(MAX_DUPLICATES):
             if not self._has_room():
                 return None
+            self.exhausted = self.exhausted or self.convergence.look()
             is_last = self._is_time_to_recommend()
             if is_last and self._jobs.searching:
                 return None  # they may change what is best
@@ -269,6 +278,8 @@ class CandidateStage:
 
     def _enqueue_recommended(self) -> None:
         """Have the best prediction of the space scored in full, unless it is."""
+        if self.convergence.has_recommended:
+            return
         found = self._proposer.recommend()
         if found is None or self.judge.is_outsider(found.recipe):
             return
@@ -317,7 +328,11 @@ class CandidateStage:
         done = len(self._outcomes.done_blocks(recipe, "search"))
         if done == len(self._due.items):
             return "ended"
-        is_beaten = known.rounds is not None and self._proposer.is_beaten(trial.sampled)
+        try:
+            is_beaten = known.rounds is not None and self._proposer.is_beaten(trial.sampled)
+        except ValueError as error:
+            self.failure = str(error)
+            return "goes on"
         return "beaten" if is_beaten else "goes on"
 
     def stop(self, open_job: OpenJob) -> None:

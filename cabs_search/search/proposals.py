@@ -27,6 +27,8 @@ from cabs_search.stats.race import Floats
 
 MOST_FRUITLESS = 10
 """Proposals in a row without a new point after which the space counts as exhausted."""
+MOST_HOPELESS = 20
+"""Proposals in a row that promise less than the noise, after which the search has converged."""
 EXTRA_STARTUP_TRIALS = 4
 """Random trials, beside the space's baselines, before a sampler learns."""
 
@@ -97,6 +99,11 @@ class Proposer:
         """True if the sampler finds nothing new, even in parts of the space that were not seen."""
         return self._items_sampler is not None and self._items_sampler.fruitless >= MOST_FRUITLESS
 
+    @property
+    def has_converged(self) -> bool:
+        """True if what may still be gained is less than the noise of a score."""
+        return self._items_sampler is not None and self._items_sampler.hopeless >= MOST_HOPELESS
+
     def enqueue(self, recipe: Recipe, trial_id: int | None = None) -> None:
         """Propose a recipe before the sampler's; with its trial's id if it is in the database."""
         self._queue.append((recipe, trial_id))
@@ -151,6 +158,27 @@ class Proposer:
             space.suggest(self._candidates, trial)
         return trial
 
+    def is_of_generation(self, trial: optuna.Trial) -> bool:
+        """Tell whether a proposal's sampler works by generations, of which it counts for one."""
+        in_memory = self._study.get_trials(deepcopy=False)[trial.number]
+        return any(name.endswith(":generation") for name in in_memory.system_attrs)
+
+    def is_of_space(self, trial: FrozenTrial) -> bool:
+        """Tell whether a trial of an earlier run was proposed from the ranges of today."""
+        recipe = recipe_of(trial)
+        params = space.params_of(self._candidates, recipe) if recipe else None
+        return (
+            params is not None and self._fixed(trial, params).distributions == trial.distributions
+        )
+
+    def _fixed(self, trial: FrozenTrial, params: Mapping[str, Any]) -> FixedTrial:
+        """Return a trial with the ranges of today; its own values are not rounded, as a recipe's
+        are.
+        """
+        fixed = FixedTrial({**params, **trial.params})
+        space.suggest(self._candidates, fixed)
+        return fixed
+
     def report(self, trial: optuna.Trial, known: Known) -> None:
         """Tell pruner and sampler what is known of a trial."""
         if known.rounds is not None:
@@ -201,9 +229,7 @@ class Proposer:
             return
         if known.answers is not None:
             attributes[ANSWERS] = known.answers
-        # the trial's own values are not rounded, as a recipe's are
-        fixed = FixedTrial(params | trial.params)
-        space.suggest(self._candidates, fixed)
+        fixed = self._fixed(trial, params)
         self._study.add_trial(
             create_trial(
                 state=trial.state,

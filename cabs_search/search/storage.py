@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cabs_search.common.files import use_write_ahead_log
 from cabs_search.common.formats import first_line
@@ -31,6 +32,8 @@ ENDED = "ended"
 """Attribute of a trial: its place among those that have ended, from 1. Times do not tell the order
 once a clock was set back.
 """
+REPEAT = "repeat"
+"""Attribute of a proposal that is no trial: it was the same merged model as an ended candidate."""
 NEVER = datetime.max
 MEAN = "mean"
 """Objective of studies that name none."""
@@ -98,6 +101,7 @@ class StudyDatabase:
         self._study.set_user_attr("objective", objective)
         self._study.set_user_attr("space", space)
         self._ended_trials = max(map(place_of_end, self.trials()), default=0)
+        self._repeats = len(self.repeats())
 
     def trials(self) -> list[FrozenTrial]:
         """Read all trials, in the order they were proposed."""
@@ -112,7 +116,7 @@ class StudyDatabase:
         """Write a proposal in one transaction, with what its sampler noted; return its id."""
         in_memory = trial.study.get_trials(deepcopy=False)[trial.number]
         attributes = {"recipe": json.dumps(recipe.as_dict())}
-        template = optuna.trial.create_trial(
+        template = create_trial(
             state=TrialState.RUNNING,
             params=trial.params,
             distributions=trial.distributions,
@@ -170,6 +174,43 @@ class StudyDatabase:
         return self._ended(
             trial_id, lambda: self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
         )
+
+    def note_repeat(self, trial: optuna.Trial, recipe: Recipe, values: Sequence[float]) -> None:
+        """Keep a proposal that got the values of a candidate that has ended.
+
+        Samplers that work by generations count it, also when the search goes on. It is no trial,
+        for no item was scored.
+        """
+        in_memory = trial.study.get_trials(deepcopy=False)[trial.number]
+        distributions = trial.distributions
+        repeat = {
+            "recipe": json.dumps(recipe.as_dict()),
+            "values": list(values),
+            "params": trial.params,
+            "distributions": {n: distribution_to_json(d) for n, d in distributions.items()},
+            "system_attrs": in_memory.system_attrs,
+            ENDED: self._ended_trials,
+        }
+        key = f"{REPEAT}:{self._repeats}"
+        self._repeats += 1
+        self._patience(lambda _: self._storage.set_study_system_attr(self._study_id, key, repeat))
+
+    def repeats(self) -> list[FrozenTrial]:
+        """Read the proposals that were kept, as complete trials with the attribute ``REPEAT``."""
+        noted = self._patience(lambda _: self._storage.get_study_system_attrs(self._study_id))
+        repeats = [own for key, own in noted.items() if key.startswith(f"{REPEAT}:")]
+        return [
+            create_trial(
+                values=own["values"],
+                params=own["params"],
+                distributions={
+                    n: json_to_distribution(text) for n, text in own["distributions"].items()
+                },
+                user_attrs={"recipe": own["recipe"], ENDED: own[ENDED], REPEAT: True},
+                system_attrs=own["system_attrs"],
+            )
+            for own in repeats
+        ]
 
     def _ended(self, trial_id: int, write: Callable[[], object]) -> FrozenTrial:
         """Write the end of a trial, and return the trial as stored."""
@@ -239,6 +280,11 @@ def in_order_of_end(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 def is_recommended(trial: FrozenTrial) -> bool:
     """Tell whether a trial was proposed to be recommended."""
     return RECOMMENDED in trial.user_attrs
+
+
+def is_repeat(trial: FrozenTrial) -> bool:
+    """Tell whether a trial is a proposal that was kept by ``StudyDatabase.note_repeat``."""
+    return REPEAT in trial.user_attrs
 
 
 def has_ended_by_itself(trial: FrozenTrial) -> bool:

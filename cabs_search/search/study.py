@@ -136,6 +136,11 @@ class Study:
         return self._searching.exhausted
 
     @property
+    def converged(self) -> bool:
+        """True if the search ended before its budget, as it could gain less than the noise."""
+        return self._searching.convergence.is_reached
+
+    @property
     def budget(self) -> int:
         """Candidates to score on the search split, as far as they can be counted."""
         return self.done + self._jobs.searching + self._searching.left()

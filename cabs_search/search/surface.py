@@ -170,6 +170,11 @@ class ScoreModel:
         )
         self.stretch = _stretch(self._process.left_out)
 
+    @property
+    def chance(self) -> float:
+        """Standard deviation that a score on all items has by chance of the items."""
+        return math.sqrt(self._noise)
+
     def expecting(self, x: Floats, arms: Floats) -> ScoreModel:
         """Return a model that takes candidates as known: their scores will be as predicted."""
         changed = copy.copy(self)

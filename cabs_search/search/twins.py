@@ -9,15 +9,22 @@ from cabs_search.search.ended import EndedCandidates
 from cabs_search.search.known import KnownReader
 from cabs_search.search.open_jobs import OpenJob, OpenJobs
 from cabs_search.search.proposals import Proposer
+from cabs_search.search.storage import StudyDatabase
 
 
 class Twins:
     """Finds them among candidates that have ended or are being scored."""
 
     def __init__(
-        self, ended: EndedCandidates, jobs: OpenJobs, known: KnownReader, proposer: Proposer
+        self,
+        ended: EndedCandidates,
+        jobs: OpenJobs,
+        known: KnownReader,
+        proposer: Proposer,
+        database: StudyDatabase,
     ) -> None:
         self._ended, self._jobs, self._known, self._proposer = ended, jobs, known, proposer
+        self._database = database
 
     def is_repeated(self, recipe: Recipe, trial: optuna.Trial) -> bool:
         """Tell whether a proposal's merged model is known, or being scored; it gets that score."""
@@ -38,6 +45,8 @@ class Twins:
         """Tell the sampler how a candidate has ended, as the end of another proposal."""
         scored = self._ended.scored.get(recipe.key)
         is_stopped = self._ended.is_stopped(recipe.key)
+        if scored and self._proposer.is_of_generation(trial):
+            self._database.note_repeat(trial, recipe, scored.objectives)
         if scored or is_stopped:
             self._proposer.report(trial, self._known.read(recipe, scored))
         if is_stopped:

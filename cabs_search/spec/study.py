@@ -95,6 +95,10 @@ class Search:
     """Rule that stops candidates before all their items are scored; None: all are scored; see
     ``pruner_used``.
     """
+    stops: bool = True
+    """Whether the search ends before its budget once what it may still gain is less than the noise
+    of a score, which the sampler ``surface`` tells.
+    """
     workers: Count | None = None
     """Number of Ray workers; None: one per core."""
     block: Count = 50

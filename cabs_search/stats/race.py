@@ -64,7 +64,13 @@ def is_beaten(scores: Floats, others: Floats, candidates: int, alpha: float) -> 
         candidates: number of candidates that there will be in all.
         alpha: the probability that the best of all is ever stopped.
 
+    Raises:
+        ValueError: a score is not from 0 to 1.
+
     """
+    outside = [one for known in (scores, others) for one in known[(known < 0) | (known > 1)]]
+    if outside:
+        raise ValueError(f"scores must be from 0 to 1, but got {outside[0]:g}")
     if not others.size:
         return False
     rivals = max(candidates - 1, len(others))

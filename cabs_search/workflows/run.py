@@ -102,7 +102,12 @@ def run(
         except BaseException:
             tracked.close()
             raise
-    if study.exhausted:
+    if study.converged:
+        say(
+            f"the search has ended after {study.done} candidates: what it may still gain is less"
+            " than the noise of a score (search.stops: false goes on)"
+        )
+    elif study.exhausted:
         say(
             f"nothing new was proposed after {study.done} candidates: the space is, or nearly is,"
             f" searched through, or {spec.search.sampler_used} has converged"

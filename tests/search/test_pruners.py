@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cabs_search.search.known import Known
 from cabs_search.search.proposals import Proposer
 from cabs_search.search.pruners.race import ROUNDS, RacePruner
 from cabs_search.search.pruners.registry import PRUNERS, check_pruner
+from cabs_search.search.samplers.registry import check_sampler
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Search, Spec
 from cabs_search.tasks.load import load_study_items
@@ -125,6 +127,30 @@ def test_a_race_needs_metrics_that_are_means_and_a_known_name(pico: Path) -> Non
     with pytest.raises(ValueError, match="race needs metrics that are means over items, .* got f1"):
         check_pruner(Search(pruner="race"), parse(values).tasks)
     check_pruner(Search(pruner="race"), spec.tasks)
+    awa = parse(pico_values(pico, sampler="awa", pruner="race"))
+    with pytest.raises(ValueError, match="awa learns from candidates that are scored in full"):
+        check_sampler(awa)
+
+
+def test_a_race_of_scores_beyond_one_ends_with_a_line(
+    pico: Path, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(spec_of(pico, "race"), tmp_path, items)
+    score = bench.result
+
+    def in_percent(job: Job, block: int) -> BlockResult:
+        result = score(job, block)
+        for outcome in result.outcomes.values():
+            outcome.scores[:] *= 100
+        return result
+
+    monkeypatch.setattr(bench, "result", in_percent)
+    bench.run()
+    assert re.fullmatch(
+        "search.pruner: race cannot compare these metrics: scores must be from 0 to 1, but got"
+        r" \d+; take wilcoxon, asha or median",
+        bench.study.failure or "",
+    )
 
 
 def test_tasks_on_the_same_texts_make_one_score_a_round(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import cmaes
 import numpy as np
 import optuna
 import pytest
@@ -22,7 +23,7 @@ from cabs_search.merging.recipe import Recipe
 from cabs_search.record.folder import StudyId
 from cabs_search.search import space
 from cabs_search.search.candidates import Candidates
-from cabs_search.search.proposals import Proposal, Proposer
+from cabs_search.search.proposals import MOST_HOPELESS, Proposal, Proposer
 from cabs_search.search.samplers import awa, registry
 from cabs_search.search.samplers.grid import GridSampler
 from cabs_search.search.samplers.registry import SAMPLERS
@@ -200,6 +201,44 @@ def test_awa_repeats_the_best_once_it_has_ended(
     assert len({r.key for r in searched}) > generations * 5
 
 
+def test_awa_equals_a_naive_loop_on_a_quadratic() -> None:
+    """Six draws, then one update of the distribution, for as long as the published recipe goes."""
+    size, steps = 3, 0.001
+
+    def loss(point: Sequence[float]) -> float:
+        return sum((i + 1) * (value - 1.3) ** 2 for i, value in enumerate(point))
+
+    random, made = np.random.default_rng(5), []
+    bounds = np.tile([0.1, 2.0], (size, 1))
+    cma = cmaes.CMA(mean=np.ones(size), sigma=0.05, bounds=bounds, population_size=6)
+    while cma.generation < 50:
+        generation = []
+        for _ in range(6):
+            if made:
+                cma.reseed_rng(int(random.integers(2**32)))
+                drawn = cma.ask()
+            else:  # nothing is known of the space: each λ for itself
+                ones = []
+                for _ in range(size):
+                    one = cmaes.CMA(np.ones(1), 0.05, bounds[:1], population_size=6)
+                    one.reseed_rng(int(random.integers(2**32)))
+                    ones.append(one.ask()[0])
+                drawn = np.array(ones)
+            made.append(np.clip(0.1 + np.round((drawn - 0.1) / steps) * steps, 0.1, 2.0))
+            generation.append((made[-1], loss(made[-1])))
+        cma.tell(generation)
+    study = optuna.create_study(sampler=awa.awa(5, 0))
+    for step, point in enumerate(made):
+        trial = study.ask()
+        found = [trial.suggest_float(f"l{i}", 0.1, 2.0, step=steps) for i in range(size)]
+        assert found == pytest.approx(point, abs=1e-9), step
+        study.tell(trial, loss(found))
+    last = study.ask()
+    found = [last.suggest_float(f"l{i}", 0.1, 2.0, step=steps) for i in range(size)]
+    assert loss(found) == study.best_value, "after 50 generations the best is repeated"
+    assert study.best_value < loss([1.0] * size) / 50
+
+
 @pytest.mark.parametrize("name", ["nsga2", "nsga3"])
 def test_nsga_breeds_and_goes_on_in_its_generation(pico: Path, tmp_path: Path, name: str) -> None:
     candidates, peaks = candidates_of(pico, PLAIN), (0.6, 1.2, 1.5)
@@ -230,7 +269,9 @@ def test_nsga_breeds_and_goes_on_in_its_generation(pico: Path, tmp_path: Path, n
     assert np.mean(last) > np.mean(first)
 
 
-class TestAwaBySamplerRulesOfOptuna(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+class TestAwaBySamplerRulesOfOptuna(
+    BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
+):
     @pytest.fixture
     def sampler(self) -> Callable[[], optuna.samplers.BaseSampler]:
         return lambda: awa.awa(0, 0)
@@ -343,6 +384,28 @@ def test_a_surface_searches_beside_what_has_one_value(pico: Path) -> None:
     learned = [proposal.recipe.key for proposal in found if proposal.expected is not None]
     assert learned
     assert len(set(learned)) == len(learned), "nothing is proposed again while there is more"
+
+
+def test_a_surface_says_when_little_is_left_to_gain() -> None:
+    """Candidates on a tenth of 400 items, with a peak: the noise of a score is 0.013."""
+    random = np.random.default_rng(1)
+    easy = random.normal(1.0, 1.5, 400)
+    sampler = SurfaceSampler(seed=0, startup_trials=8)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    hopeless = []
+    for number in range(140):
+        trial = study.ask()
+        away = [trial.suggest_float(f"lambda.{i}", 0, 2, step=0.01) - 1.8 for i in range(3)]
+        odds = easy - float(np.sum(np.square(away))) + random.normal(0, 0.5, 400)
+        scored = np.arange(400) % 10 == number % 10
+        answers = Answers(
+            scores=np.where(scored, odds > 0, np.nan), responses=np.where(scored, odds, np.nan)
+        )
+        trial.set_user_attr(ANSWERS, {"task": answers})
+        study.tell(trial, state=TrialState.PRUNED)
+        hopeless.append(sampler.hopeless)
+    assert max(hopeless[:50]) == 0, "the peak is not known yet"
+    assert max(hopeless) >= MOST_HOPELESS
 
 
 def test_a_surface_learns_the_peak_from_a_tenth_of_every_candidate_s_items() -> None:

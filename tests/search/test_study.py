@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,16 @@ from optuna.trial import TrialState
 from cabs_search.kinds.base import Outcome
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.folder import StudyId
-from cabs_search.record.outcomes import Outcomes
+from cabs_search.record.outcomes import SEARCHING, Outcomes
 from cabs_search.record.progress_file import Share
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.search import space
+from cabs_search.search.budget import RECOMMENDED
 from cabs_search.search.candidates import Candidates, ranked, reference_recipes
 from cabs_search.search.confirm_stage import rows_to_confirm
 from cabs_search.search.jobs import BlockResult, Job
-from cabs_search.search.storage import recipe_key_of_trial
+from cabs_search.search.samplers import awa, surface
+from cabs_search.search.storage import is_recommended, recipe_key_of_trial
 from cabs_search.spec.load import parse
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.load import load_study_items
@@ -685,7 +688,7 @@ def test_a_budget_of_seconds_is_spent_over_all_runs(
         bench.run(blocks)
         clock[0] += 1000  # between two runs nothing is searched
     assert bench.study.shares[0].spent == 9
-    assert 9 <= bench.outcomes.search_seconds() < 11, "the last ones are finished"
+    assert 9 <= bench.outcomes.amount(SEARCHING) < 11, "the last ones are finished"
     assert 9 / 0.45 <= bench.study.done <= 9 / 0.45 + 2
     assert not any(name.startswith("searching") for name in bench.outcomes.spent())
 
@@ -710,6 +713,62 @@ def test_seconds_that_end_at_the_first_blocks_still_recommend(
     assert [one.state for one in bench.finished].count("complete") == 1
     assert bench.study.chosen is not None
     assert build_leaderboard(bench.spec, bench.outcomes).recommendation is not None
+
+
+@pytest.mark.parametrize("kill_after", [(), (9, 20, 1, 1)])
+def test_a_search_that_can_gain_nothing_ends_before_its_budget(
+    pico: Path,
+    items: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kill_after: tuple[int, ...],
+) -> None:
+    monkeypatch.setattr(surface._Improvement, "possible", lambda *_: -1.0)
+    values = pico_values(pico, sampler="surface", pruner="surface", trials=60)
+    for blocks in (*kill_after, None):
+        bench = Bench(parse(values), tmp_path, items)
+        bench.run(blocks)
+    assert bench.study.converged
+    assert 16 < bench.study.done < 60
+    recommended = [trial for trial in bench.trials() if is_recommended(trial)]
+    assert 1 <= len(recommended) <= RECOMMENDED
+    board = build_leaderboard(bench.spec, bench.outcomes)
+    assert board.recommendation is not None
+    assert "budget was not spent: what could still be gained" in " ".join(board.spent.text)
+    again = Bench(parse(values), tmp_path, items)
+    again.run()
+    assert (again.study.converged, again.scored) == (True, [])
+    wider = copy.deepcopy(values)
+    wider["space"]["lambda"]["high"] = 2.2
+    assert not Bench(parse(wider), tmp_path, items).study.converged, "there is more to find"
+    values["search"]["stops"] = False
+    on = Bench(parse(values), tmp_path, items)
+    on.run()
+    assert (on.study.converged, on.study.done) == (False, 60)
+    board = build_leaderboard(on.spec, on.outcomes)
+    assert "budget was not spent" not in " ".join(board.spent.text)
+
+
+def test_awa_goes_on_in_its_generation(pico: Path, items: Any, tmp_path: Path) -> None:
+    """Its steps are coarse: some proposals are a merged model that is known, and count."""
+    values = pico_values(pico, sampler="awa", trials=20)
+    values["space"] = {"nm": ["2:8"], "lambda": {"low": 0.0, "high": 2.0, "step": 0.1}}
+    values["baselines"] = {}
+
+    def generations(bench: Bench) -> list[int]:
+        trials = bench.study._searching._proposer._study.get_trials()
+        return [trial.system_attrs[awa.GENERATION] for trial in trials]
+
+    first = Bench(parse(values), tmp_path, items)
+    first.run()
+    known = generations(first)
+    assert len(known) > 20, "some were repeats"
+    values["search"]["trials"] = 26
+    second = Bench(parse(values), tmp_path, items)
+    second.run()
+    assert sorted(generations(second)[: len(known)]) == sorted(known)
+    assert min(generations(second)[len(known) :]) >= max(known) - 1
+    assert len(second.trials()) == 26, "repeats are no trials"
 
 
 @pytest.mark.parametrize("budget", [{"items": 10 * 72}, {"seconds": 9}])

@@ -92,5 +92,13 @@ def test_rounds_have_items_of_every_task_and_the_mean_of_the_block() -> None:
     assert rounds(equal).mean() == pytest.approx(np.mean([task.mean() for task in equal]))
 
 
+@pytest.mark.parametrize("wrong", [1.5, -0.1])
+def test_scores_that_bets_cannot_take_are_refused(wrong: float) -> None:
+    scores, others = np.full((4, 2), 0.5), np.full((3, 4, 2), 0.5)
+    others[1, 2, 0] = wrong
+    with pytest.raises(ValueError, match=f"^scores must be from 0 to 1, but got {wrong}$"):
+        is_beaten(scores, others, 10, ALPHA)
+
+
 def test_no_rivals_stop_nobody() -> None:
     assert not is_beaten(np.zeros((4, 2)), np.empty((0, 4, 2)), 10, ALPHA)

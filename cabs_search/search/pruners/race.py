@@ -24,7 +24,7 @@ class RacePruner(optuna.pruners.BasePruner):  # type: ignore[misc]
         self._candidates = candidates
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Tell whether a trial is beaten, see ``is_beaten``."""
+        """Tell whether a trial is beaten, see ``is_beaten``; ValueError as there."""
         rivals = [
             rounds
             for other in study.get_trials(deepcopy=False)
@@ -33,7 +33,13 @@ class RacePruner(optuna.pruners.BasePruner):  # type: ignore[misc]
         own = np.array(trial.user_attrs[ROUNDS])
         scored = np.isfinite(own).all(axis=1)
         others = np.array(rivals).reshape(len(rivals), *own.shape)
-        return is_beaten(own[scored], others[:, scored], self._candidates, ALPHA)
+        try:
+            return is_beaten(own[scored], others[:, scored], self._candidates, ALPHA)
+        except ValueError as error:
+            raise ValueError(
+                f"search.pruner: race cannot compare these metrics: {error}; take wilcoxon, asha or"
+                " median"
+            ) from error
 
 
 def race(candidates: int) -> optuna.pruners.BasePruner:

@@ -66,15 +66,20 @@ class AwaSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         """
         self._raise_error_if_multi_objective(study)
         ranges = {name: d for name, d in search_space.items() if _is_range(d)}
+        others = {
+            name: self._random.sample_independent(study, trial, name, distribution)
+            for name, distribution in search_space.items()
+            if name not in ranges
+        }
         if not ranges:
-            return {}
+            return others
         cma = _first_generation(ranges)
         if _has_ended(cma, study, ranges):
             # nothing new is proposed any more, by which a search knows that it is over
             best = study.best_trial.params
             return {name: best[name] for name in search_space}
         study._storage.set_trial_system_attr(trial._trial_id, GENERATION, cma.generation)
-        return self._draw(cma, ranges)
+        return others | self._draw(cma, ranges)
 
     def sample_independent(
         self,

@@ -46,6 +46,8 @@ NOT_FOR_STACKS = frozenset({"surface", "awa"})
 """Samplers that search λ alone, or cannot search which layers are in a stack: near a good one they
 change numbers a little.
 """
+SCORED_IN_FULL = frozenset({"awa"})
+"""Samplers whose candidates must all be scored in full."""
 PACKAGES = {"cma-es": "cmaes", "awa": "cmaes"}
 """Packages, beside Optuna, that a sampler needs."""
 
@@ -69,8 +71,13 @@ def find_sampler(name: str) -> MakeSampler:
 
 
 def check_sampler(spec: Spec) -> None:
-    """Raise ValueError if there is no such sampler, or it does not search such a space."""
+    """Raise ValueError if there is no such sampler, or the space or the pruner is not for it."""
     find_sampler(spec.search.sampler_used)
+    if spec.search.sampler_used in SCORED_IN_FULL and spec.search.pruner_used:
+        raise ValueError(
+            f"search.pruner: {spec.search.sampler_used} learns from candidates that are scored in"
+            f" full; take null in place of {spec.search.pruner_used}"
+        )
     if spec.space.stack and spec.search.sampler_used in NOT_FOR_STACKS:
         raise ValueError(
             f"search.sampler: {spec.search.sampler_used} does not search stacks of layers; take"

@@ -28,7 +28,7 @@ from cabs_search.search.coordinates import (
     key_of,
     value_at,
 )
-from cabs_search.search.surface import Answers, ScoreModel
+from cabs_search.search.surface import NORMAL_90, Answers, ScoreModel
 
 ANSWERS = "answers"
 """A trial's attribute in memory: its ``Answers`` by task."""
@@ -79,6 +79,8 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         """
         self.fruitless = 0
         """Proposals in a row for which no point was left that no trial has had."""
+        self.hopeless = 0
+        """Proposals in a row at which what might be gained was less than a score's noise."""
         self.predicted: dict[int, Recommended] = {}
         """Predictions of proposals, by the trial's number."""
 
@@ -111,23 +113,22 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         pending = [other for other in running if other.number not in known and other.params]
         placed = self._fit(study, by_key, search_space)
-        best = float(placed.model.predict_means(*placed.tried).max())
+        means = placed.model.predict_means(*placed.tried)
         expecting = placed.expecting([other.params for other in pending])
-
-        def gain(places: Places) -> Floats:
-            predicted = expecting.model.predict(*places)
-            return _expected_improvement(predicted.mean - best, predicted.deviation)
-
+        improvement = _Improvement(expecting.model, float(means.max()))
         had = [*trials, *pending]
         pools = [
             _Pool(branch.space, self._draw(placed.coordinates, branch.space))
             for branch in _branches(had, search_space)
         ]
         excluded = by_key.keys() | {_key(other) for other in pending}
-        found = self._maximize(gain, placed.coordinates, pools, excluded)
+        found = self._maximize(improvement, placed.coordinates, pools, excluded)
         self.fruitless = self.fruitless + 1 if found is None else 0
         if found is None:
             return {}
+        likely_best = placed.tried.rows(np.argsort(-means)[:KEPT].tolist())
+        is_hopeless = improvement.possible(likely_best) < placed.model.chance
+        self.hopeless = self.hopeless + 1 if is_hopeless else 0
         self.predicted[trial.number] = expecting.recommended(found)
         return found
 
@@ -407,7 +408,28 @@ def _branches(trials: Sequence[FrozenTrial], space: Space) -> list[_Branch]:
     return branches
 
 
-def _expected_improvement(gain: Floats, deviation: Floats) -> Floats:
-    ratio = gain / deviation
-    expected: Floats = gain * norm.cdf(ratio) + deviation * norm.pdf(ratio)
-    return expected
+class _Improvement:
+    """Expected improvement of places on the best prediction; keeps what was the most possible."""
+
+    def __init__(self, model: ScoreModel, best: float) -> None:
+        self._model, self._best = model, best
+        self._highest = -math.inf
+
+    def __call__(self, places: Places) -> Floats:
+        predicted = self._model.predict(*places)
+        highest = float((predicted.mean + NORMAL_90 * predicted.deviation).max())
+        self._highest = max(self._highest, highest)
+        gain, deviation = predicted.mean - self._best, predicted.deviation
+        ratio = gain / deviation
+        expected: Floats = gain * norm.cdf(ratio) + deviation * norm.pdf(ratio)
+        return expected
+
+    def possible(self, tried: Places) -> float:
+        """Return by how much a place may be better than the best one that was tried.
+
+        The upper end of the places' 90 % intervals less the lower end of those of ``tried``.
+        Source: Makarova et al., Automatic Termination for Hyperparameter Optimization, AutoML
+        (2022).
+        """
+        predicted = self._model.predict(*tried)
+        return self._highest - float((predicted.mean - NORMAL_90 * predicted.deviation).max())
