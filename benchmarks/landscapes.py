@@ -2,11 +2,12 @@
 
     python -m benchmarks.landscapes [--only NAME ...] [--candidates N]
 
-The quickstart's experts are merged by Task Arithmetic and by CABS, with 20 shared λ and λ drawn
-evenly from the space, and scored on all items of both splits, by the program itself: its workers,
-its record. A record is kept in the cache's folder ``landscapes`` and goes on where it stopped; a
-larger ``--candidates`` adds to it. What was recorded is written to docs/results/landscapes, where
-``benchmarks/search_rivals.py`` reads it: experts that are tuned on another machine differ.
+The quickstart's experts are merged by Task Arithmetic and by CABS, and six others by Task
+Arithmetic, with 20 shared λ and λ drawn evenly from the space, and scored on all items of both
+splits, by the program itself: its workers, its record. A record is kept in the cache's folder
+``landscapes`` and goes on where it stopped; a larger ``--candidates`` adds to it. What was recorded
+is written to docs/results/landscapes, where ``benchmarks/search_rivals.py`` reads it: experts that
+are tuned on another machine differ.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import second_family
 from cabs_search.cluster.driver import search
 from cabs_search.quickstart.experts import make
 from cabs_search.record.folder import StudyFolder, StudyId, only_driver
@@ -59,6 +61,10 @@ SPACES: dict[str, dict[str, Any]] = {
         "method": "task-arithmetic",
         "lambda": {"low": 0.0, "high": 1.5, "step": 0.01, "groups": {**LAYERS, "other": "."}},
     },
+    "second-family": {
+        "method": "task-arithmetic",
+        "lambda": {"low": 0.0, "high": 2.0, "step": 0.01},
+    },
 }
 TWO = ("tweets", "headline")
 """Experts and tasks of the spaces whose names end in 2."""
@@ -82,7 +88,8 @@ class Landscape:
 
 def spec_of(name: str, candidates: int) -> Spec:
     """Return the spec whose candidates a landscape has."""
-    plain = load("quickstart", locations=False).as_dict()
+    is_second = name == second_family.FAMILY
+    plain = second_spec() if is_second else load("quickstart", locations=False).as_dict()
     if name.endswith("-2"):
         for field in ("experts", "tasks"):
             plain[field] = {key: plain[field][key] for key in TWO}
@@ -97,6 +104,14 @@ def spec_of(name: str, candidates: int) -> Spec:
         "block": 75,
     }
     return parse(plain, name)
+
+
+def second_spec() -> dict[str, Any]:
+    """Return the second family's experts and tasks, with as many items as the quickstart's."""
+    plain = second_family.plain_spec()
+    for task in plain["tasks"].values():
+        task |= {"search": {"items": 150}, "confirm": {"items": 300}}
+    return plain
 
 
 def record(name: str, candidates: int, folder: Path) -> None:
@@ -183,6 +198,8 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=250)
     options = parser.parse_args()
     make()
+    if second_family.FAMILY in options.only:
+        second_family.make_experts()
     for name in options.only:
         folder, path = cache_folder() / "landscapes" / name, FILES / f"{name}.npz"
         record(name, options.candidates, folder)
