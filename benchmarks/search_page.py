@@ -14,6 +14,8 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGE, PICTURE = RESULTS / "search.md", RESULTS / "search.png"
 BEGIN, END = "<!-- tables: written by make bench-search -->", "<!-- end of tables -->"
 OURS = "surface"
+PANELS = 3
+"""Panels of the picture beside each other."""
 ENDS = "surface, ends"
 CLAIMS = ((5, "tpe", 50), (5, "awa", 300), (20, "tpe", 50), (50, "tpe", 50))
 """Budget of ours, a rival, and its budget."""
@@ -81,21 +83,24 @@ def draw(kept: Mapping[str, Any], budgets: Sequence[int]) -> None:
     """Draw a panel for each space: fresh score against full evaluations."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1 + 5 * len(kept), 4.5), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(kept)))
+    lines_of_panels = -(-len(kept) // PANELS)
+    figure = Figure(figsize=(1.5 + 4.5 * PANELS, 4.2 * lines_of_panels), layout="constrained")
+    axes = figure.subplots(lines_of_panels, PANELS, squeeze=False).ravel()
     # a player has one colour in all panels, also where others are missing
     names = list(dict.fromkeys(name for found in kept.values() for name in found["curves"]))
-    for ax, (space, found) in zip(axes, kept.items(), strict=True):
+    for ax, (space, found) in zip(axes, kept.items(), strict=False):
         for name, curve in found["curves"].items():
-            if curve:
+            if curve and name != ENDS:  # it covers the line of ours
                 means = np.mean(curve, axis=0)
                 width, colour = (3, "black") if name == OURS else (1.2, f"C{names.index(name)}")
                 style = {"color": colour, "lw": width, "ms": 3, "label": name}
                 ax.plot(budgets[: len(means)], 100 * means, "o-", **style)
         ax.set(xscale="log", xlabel="full evaluations spent", title=space)
-        ax.set(ylabel="score of what is recommended, on fresh items, %")
+        ax.set(ylabel="fresh score of what is recommended, %")
         ax.set_xticks(budgets, map(str, budgets))
         ax.grid(alpha=0.3)
+    for ax in axes[len(kept) :]:
+        ax.set_axis_off()
     lines = {line.get_label(): line for ax in axes for line in ax.get_lines()}
     figure.legend(lines.values(), lines.keys(), fontsize=8, loc="outside right center")
     figure.savefig(PICTURE, dpi=110)
