@@ -1,10 +1,11 @@
 """Search with a surface that also learns gradients of λ, against one that learns values alone.
 
-    python -m benchmarks.surface_gradients [--spaces NAME ...] [--seeds N]
+    python -m benchmarks.surface_gradients [--spaces NAME ...] [--of items] [--price N] [--seeds N]
 
-A backward pass costs two forward passes, so an item with its gradient counts as three. It would
-tell the gradient of the mean of a block's items; here the surface is given that of each item,
-without error. If this does not pay, a backward pass does not.
+A backward pass costs two forward passes, so an item with its gradient counts as three. It tells the
+gradient of the mean of a block's items, by task, which the surface takes for that of each of them.
+With ``--of items`` it is given each item's own, without error, which takes more than a backward
+pass (``--price``).
 
 Replays are those of ``search_rivals``, in spaces without choices. A gradient is a response with the
 derivatives of the features, times a factor, by which the error of one weighs as much as that of a
@@ -44,8 +45,6 @@ from cabs_search.stats import surface
 Floats = npt.NDArray[np.float64]
 BUDGETS = (3, 5, 10)
 """Full evaluations at which what is recommended is judged."""
-PRICE = 3
-"""Items that one with its gradient costs."""
 STEP = 1e-3
 """Half of the difference of λ, scaled to [-1, 1], by which derivatives are taken."""
 FACTORS = (0.0, 0.5, 1.0)
@@ -62,8 +61,10 @@ class WithGradients(Answers):
     """Derivatives of the responses, NaN where an item is not scored, [λ, items]."""
 
 
-def with_gradients(game: Game, lambdas: Floats, own: Mapping[str, Answers]) -> dict[str, Answers]:
-    """Add gradients to a candidate's results."""
+def with_gradients(
+    game: Game, lambdas: Floats, own: Mapping[str, Answers], *, of_mean: bool
+) -> dict[str, Answers]:
+    """Add gradients to a candidate's results: each item's own, or their mean."""
     emulator = game.emulator
     x = emulator.scaled(lambdas)
     steps = STEP * np.eye(len(x))
@@ -74,6 +75,9 @@ def with_gradients(game: Game, lambdas: Floats, own: Mapping[str, Answers]) -> d
     found: dict[str, Answers] = {}
     for task, answers in own.items():
         rise = np.where(np.isfinite(answers.responses), rises[:, game.search[task]], np.nan)
+        if of_mean:
+            mean = np.nanmean(rise, axis=1, keepdims=True)
+            rise = np.where(np.isfinite(rise), mean, np.nan)
         found[task] = WithGradients(
             scores=answers.scores,
             responses=answers.responses,
@@ -108,8 +112,17 @@ def fit_surface(
     return score_model._Fitted(fitted, rows, score_model._differences(scores, fitted.left_out))
 
 
-def play(space: str, factor: float, seed: int) -> list[float]:
-    """Return the fresh score of what is recommended at each budget."""
+def play(seed: int, *, space: str, factor: float, of_mean: bool, price: int) -> list[float]:
+    """Return the fresh score of what is recommended at each budget.
+
+    Args:
+        seed: of the search.
+        space: name of the landscape.
+        factor: of gradients in the fit; 0: none are asked for.
+        of_mean: whether gradients are those of a block's mean, else each item's.
+        price: items that one with its gradient costs.
+
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
     game = Game(emulated(space), seed)
@@ -123,9 +136,9 @@ def play(space: str, factor: float, seed: int) -> list[float]:
                 point = game.suggest(trial)
                 answers = game.answers(point, [block_of(trial)])
                 if factor:
-                    answers = with_gradients(game, point[0], answers)
+                    answers = with_gradients(game, point[0], answers, of_mean=of_mean)
                 learn(study, trial, answers)
-                game.spent += (PRICE if factor else 1) / BLOCKS
+                game.spent += (price if factor else 1) / BLOCKS
             found.append(game.fresh(recommended(sampler, study, game)))
     return found
 
@@ -136,6 +149,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=24)
     plain = [name for name in SPACES if "order" not in SPACES[name] and "nm" not in SPACES[name]]
     parser.add_argument("--spaces", nargs="*", default=["task-arithmetic"], choices=plain)
+    parser.add_argument("--of", choices=("items", "mean"), default="mean")
+    parser.add_argument("--price", type=int, default=3)
+    parser.add_argument("--factors", nargs="*", type=float, default=list(FACTORS))
     options = parser.parse_args()
     head = [f"at {budget} | difference" for budget in BUDGETS]
     print(f"| space | gradients times | {' | '.join(head)} |")
@@ -143,8 +159,15 @@ def main() -> None:
     with ProcessPoolExecutor(2) as pool:
         for space in options.spaces:
             values: Floats | None = None
-            for factor in FACTORS:
-                found = pool.map(partial(play, space, factor), range(options.seeds))
+            for factor in options.factors:
+                replay = partial(
+                    play,
+                    space=space,
+                    factor=factor,
+                    of_mean=options.of == "mean",
+                    price=options.price,
+                )
+                found = pool.map(replay, range(options.seeds))
                 scores = 100 * np.array(list(found))
                 values = scores if values is None else values
                 print(f"| {space} | {factor} | {' | '.join(cells(scores, values))} |", flush=True)
