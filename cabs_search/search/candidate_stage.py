@@ -100,9 +100,7 @@ class CandidateStage:
         self._twins = Twins(self.ended, jobs, self._known, self._proposer, database)
         due.compared |= {recipe.key for recipe in self.candidates.baseline_recipes}
         due.compared |= self.judge.references
-        self.convergence = Convergence(
-            outcomes, database, self._proposer, trials, stops=spec.search.stops
-        )
+        self.convergence = Convergence(spec, outcomes, database, self._proposer)
         self.exhausted = self.convergence.is_reached
         """True once the sampler proposes nothing new."""
         self.failure: str | None = None
@@ -200,13 +198,16 @@ class CandidateStage:
         for repeated in range(MAX_DUPLICATES):
             if not self._has_room():
                 return None
-            self.exhausted = self.exhausted or self.convergence.look()
             is_last = self._is_time_to_recommend()
+            if not (is_last or self.is_refining) and self.convergence.look():
+                self.exhausted, is_last = True, self._is_time_to_recommend()
             if is_last and self._jobs.searching:
                 return None  # they may change what is best
             if is_last:
                 self._enqueue_recommended()
-            if self.exhausted and not self._proposer.queued:
+            # what was recommended may have failed, or be no candidate
+            is_scored = bool(self.ended.scored) or not self.convergence.is_reached
+            if self.exhausted and is_scored and not self._proposer.queued:
                 return None
             proposal = self._propose_new()
             if proposal is not None:
