@@ -110,6 +110,8 @@ class CandidateStage:
         self.repeated = 0
         """Duplicate proposals that are not recorded yet."""
         self._failed_in_a_row = 0
+        self._has_opened = False
+        """True once this run has opened a candidate."""
         self._resume(trials)
 
     def _resume(self, trials: Sequence[FrozenTrial]) -> None:
@@ -214,9 +216,13 @@ class CandidateStage:
                 if is_last and not self.ended.scored:
                     self._due.whole.add(proposal.recipe.key)  # or nothing would have a score
                 self.repeated += repeated
+                self._twins.keep()
+                self._has_opened = True
                 return self._opened(proposal)
             if self._proposer.is_exhausted:
                 break
+        if self._has_opened:  # a run that finds nothing new writes nothing
+            self._twins.keep()
         if self.exhausted:
             return None
         self.exhausted = True

@@ -834,6 +834,24 @@ def test_awa_goes_on_in_its_generation(pico: Path, items: Any, tmp_path: Path) -
     assert len(second.trials()) == 26, "repeats are no trials"
 
 
+@pytest.mark.parametrize("sampler", ["awa", "cma-es"])
+def test_a_space_that_is_searched_through_keeps_no_repeats_at_each_run(
+    pico: Path, items: Any, tmp_path: Path, sampler: str
+) -> None:
+    values = pico_values(pico, sampler=sampler, trials=400)
+    values["space"] = {"nm": ["2:8"], "lambda": {"low": 0.5, "high": 1.5, "step": 0.5}}
+    values["baselines"], kept = {}, 0
+    for _ in range(6):  # a run may by chance find the last points
+        bench = Bench(parse(values), tmp_path, items)
+        bench.run()
+        assert bench.study.exhausted
+        before, kept = kept, len(bench.study._database.repeats())
+        if not bench.scored:
+            break
+    assert bench.scored == []
+    assert kept == before
+
+
 @pytest.mark.parametrize("budget", [{"items": 10 * 72}, {"seconds": 9}])
 def test_the_end_of_any_budget_is_for_what_is_recommended(
     pico: Path, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, int]
