@@ -123,7 +123,7 @@ def build_comparison(
         matrix=matrix(panel, list(key_of.values()), list(key_of)),
         tie_set=replace(ties, labels=_labels(ties, key_of)) if ties else None,
         as_reported=as_reported(searched, TOP),
-        spent=cost_of(scores),
+        spent=cost_of(scores, sum(not value.same_as for value in values)),
         notes=(*objective, *notes, *_at_an_end(values, candidates), *_stale(lines)),
         objective=scores.objective.text,
     )

@@ -24,8 +24,8 @@ class Cost:
     text: tuple[str, ...]
 
 
-def cost_of(scores: RecordScores) -> Cost:
-    """Compute the cost of a study from its record."""
+def cost_of(scores: RecordScores, searches: int = 1) -> Cost:
+    """Compute the cost of a study, or of so many searches of a comparison, from its record."""
     stopped, stopped_items = scores.unfinished
     searched = sum(s.items for s in scores.searched.values()) + scores.reference_items
     items = {"search": searched + stopped_items}
@@ -53,10 +53,9 @@ def cost_of(scores: RecordScores) -> Cost:
             " search items."
         )
     if converged:
-        where = f" in {converged} searches" if converged > 1 else ""
+        which = "The search" if searches == 1 else f"{converged} of {searches} searches"
         text.append(
-            f"The budget was not spent{where}: what could still be gained was less than the noise"
-            " of a score."
+            f"{which} ended early: what could still be gained was less than the noise of a score."
         )
     if scores.reference_items:
         text.append(

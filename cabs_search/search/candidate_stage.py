@@ -100,9 +100,7 @@ class CandidateStage:
         self._twins = Twins(self.ended, jobs, self._known, self._proposer, database)
         due.compared |= {recipe.key for recipe in self.candidates.baseline_recipes}
         due.compared |= self.judge.references
-        self.convergence = Convergence(
-            outcomes, database, self._proposer, trials, stops=spec.search.stops
-        )
+        self.convergence = Convergence(spec, outcomes, database, self._proposer)
         self.exhausted = self.convergence.is_reached
         """True once the sampler proposes nothing new."""
         self.failure: str | None = None
@@ -112,6 +110,8 @@ class CandidateStage:
         self.repeated = 0
         """Duplicate proposals that are not recorded yet."""
         self._failed_in_a_row = 0
+        self._has_opened = False
+        """True once this run has opened a candidate."""
         self._resume(trials)
 
     def _resume(self, trials: Sequence[FrozenTrial]) -> None:
@@ -200,22 +200,29 @@ class CandidateStage:
         for repeated in range(MAX_DUPLICATES):
             if not self._has_room():
                 return None
-            self.exhausted = self.exhausted or self.convergence.look()
             is_last = self._is_time_to_recommend()
+            if not (is_last or self.is_refining) and self.convergence.look():
+                self.exhausted, is_last = True, self._is_time_to_recommend()
             if is_last and self._jobs.searching:
                 return None  # they may change what is best
             if is_last:
                 self._enqueue_recommended()
-            if self.exhausted and not self._proposer.queued:
+            # what was recommended may have failed, or be no candidate
+            is_scored = bool(self.ended.scored) or not self.convergence.is_reached
+            if self.exhausted and is_scored and not self._proposer.queued:
                 return None
             proposal = self._propose_new()
             if proposal is not None:
                 if is_last and not self.ended.scored:
                     self._due.whole.add(proposal.recipe.key)  # or nothing would have a score
                 self.repeated += repeated
+                self._twins.keep()
+                self._has_opened = True
                 return self._opened(proposal)
             if self._proposer.is_exhausted:
                 break
+        if self._has_opened:  # a run that finds nothing new writes nothing
+            self._twins.keep()
         if self.exhausted:
             return None
         self.exhausted = True

@@ -2,48 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from optuna.trial import FrozenTrial
-
 from cabs_search.record.outcomes import CONVERGED, Outcomes
 from cabs_search.search.budget import RECOMMENDED
 from cabs_search.search.proposals import Proposer
 from cabs_search.search.storage import StudyDatabase, is_recommended
+from cabs_search.spec.study import Spec
 
 
 class Convergence:
     """Tells whether a search has converged, and keeps it in the record."""
 
     def __init__(
-        self,
-        outcomes: Outcomes,
-        database: StudyDatabase,
-        proposer: Proposer,
-        trials: Sequence[FrozenTrial],
-        *,
-        stops: bool,
+        self, spec: Spec, outcomes: Outcomes, database: StudyDatabase, proposer: Proposer
     ) -> None:
-        """Go on from earlier runs; with other ranges there may be more to find.
+        """Go on from earlier runs; with other ranges of λ there may be more to find.
 
         Args:
+            spec: what is searched, and whether a search that has converged ends.
             outcomes: the record.
             database: the study's trials.
             proposer: knows what the sampler expects.
-            trials: the study's trials so far.
-            stops: whether a search that has converged ends.
 
         """
         self._outcomes, self._database, self._proposer = outcomes, database, proposer
-        self._stops, self._name = stops, CONVERGED + database.id.value
+        self._stops = spec.search.stops and proposer.learns_from_items
+        self._name = CONVERGED + database.id.value
+        ranges = {method: spec.space.range_of(method) for method in spec.space.method}
+        self._ranges = "; ".join(
+            f"{method}: {own.low!r} to {own.high!r} by {own.step!r}"
+            for method, own in sorted(ranges.items())
+        )
         self._at = int(outcomes.amount(self._name))
         """Number of trials at which the search had converged; 0: it has not."""
-        proposed = [trial for trial in trials if trial.params]
-        is_of_space = bool(proposed) and proposer.is_of_space(proposed[-1])
-        if self._at and not (stops and is_of_space):
+        is_same = outcomes.kept_text(self._name) == self._ranges
+        if self._at and not (self._stops and is_same):
             self._note(0)
 
     def _note(self, trials: int) -> None:
+        self._outcomes.keep_text(self._name, self._ranges)
         self._outcomes.record([], {self._name: trials - self._at})
         self._at = trials
 

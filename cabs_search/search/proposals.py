@@ -163,22 +163,6 @@ class Proposer:
         in_memory = self._study.get_trials(deepcopy=False)[trial.number]
         return any(name.endswith(":generation") for name in in_memory.system_attrs)
 
-    def is_of_space(self, trial: FrozenTrial) -> bool:
-        """Tell whether a trial of an earlier run was proposed from the ranges of today."""
-        recipe = recipe_of(trial)
-        params = space.params_of(self._candidates, recipe) if recipe else None
-        return (
-            params is not None and self._fixed(trial, params).distributions == trial.distributions
-        )
-
-    def _fixed(self, trial: FrozenTrial, params: Mapping[str, Any]) -> FixedTrial:
-        """Return a trial with the ranges of today; its own values are not rounded, as a recipe's
-        are.
-        """
-        fixed = FixedTrial({**params, **trial.params})
-        space.suggest(self._candidates, fixed)
-        return fixed
-
     def report(self, trial: optuna.Trial, known: Known) -> None:
         """Tell pruner and sampler what is known of a trial."""
         if known.rounds is not None:
@@ -229,7 +213,9 @@ class Proposer:
             return
         if known.answers is not None:
             attributes[ANSWERS] = known.answers
-        fixed = self._fixed(trial, params)
+        # the trial's own values are not rounded, as a recipe's are
+        fixed = FixedTrial(params | trial.params)
+        space.suggest(self._candidates, fixed)
         self._study.add_trial(
             create_trial(
                 state=trial.state,

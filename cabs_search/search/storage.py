@@ -175,15 +175,13 @@ class StudyDatabase:
             trial_id, lambda: self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
         )
 
-    def note_repeat(self, trial: optuna.Trial, recipe: Recipe, values: Sequence[float]) -> None:
-        """Keep a proposal that got the values of a candidate that has ended.
-
-        Samplers that work by generations count it, also when the search goes on. It is no trial,
-        for no item was scored.
-        """
+    def repeat_of(
+        self, trial: optuna.Trial, recipe: Recipe, values: Sequence[float]
+    ) -> dict[str, Any]:
+        """Describe a proposal that gets the values of a candidate that has ended."""
         in_memory = trial.study.get_trials(deepcopy=False)[trial.number]
         distributions = trial.distributions
-        repeat = {
+        return {
             "recipe": json.dumps(recipe.as_dict()),
             "values": list(values),
             "params": trial.params,
@@ -191,6 +189,13 @@ class StudyDatabase:
             "system_attrs": in_memory.system_attrs,
             ENDED: self._ended_trials,
         }
+
+    def note_repeat(self, repeat: dict[str, Any]) -> None:
+        """Keep what ``repeat_of`` describes.
+
+        Samplers that work by generations count it, also when the search goes on. It is no trial,
+        for no item was scored.
+        """
         key = f"{REPEAT}:{self._repeats}"
         self._repeats += 1
         self._patience(lambda _: self._storage.set_study_system_attr(self._study_id, key, repeat))

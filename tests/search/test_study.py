@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -734,7 +736,7 @@ def test_a_search_that_can_gain_nothing_ends_before_its_budget(
     assert 1 <= len(recommended) <= RECOMMENDED
     board = build_leaderboard(bench.spec, bench.outcomes)
     assert board.recommendation is not None
-    assert "budget was not spent: what could still be gained" in " ".join(board.spent.text)
+    assert "The search ended early: what could still be gained" in " ".join(board.spent.text)
     again = Bench(parse(values), tmp_path, items)
     again.run()
     assert (again.study.converged, again.scored) == (True, [])
@@ -746,7 +748,68 @@ def test_a_search_that_can_gain_nothing_ends_before_its_budget(
     on.run()
     assert (on.study.converged, on.study.done) == (False, 60)
     board = build_leaderboard(on.spec, on.outcomes)
-    assert "budget was not spent" not in " ".join(board.spent.text)
+    assert "ended early: what" not in " ".join(board.spent.text)
+
+
+def test_what_has_converged_is_a_sampler_s_and_of_its_ranges(
+    pico: Path, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surface._Improvement, "possible", lambda *_: -1.0)
+    values = pico_values(pico, sampler="surface", pruner="surface", trials=60)
+    values["space"]["method"] = ["cabs", "ties"]
+    ranges = {"ties": {"low": 0.0, "high": 1.0, "step": 0.1}}
+    values["space"]["lambda"]["methods"] = ranges
+    first = Bench(parse(values), tmp_path, items)
+    first.run()
+    assert first.study.converged
+    for field in ("low", "high"):
+        folder, other = tmp_path.with_name(f"{tmp_path.name} {field}"), copy.deepcopy(values)
+        shutil.copytree(tmp_path, folder)
+        other["space"]["lambda"]["methods"]["ties"][field] = 0.5
+        assert not Bench(parse(other), folder, items).study.converged, "of one method alone"
+    assert Bench(parse(values), tmp_path, items).study.converged
+    values["search"] |= {"sampler": "tpe", "pruner": None}
+    tpe = Bench(parse(values), tmp_path, items)
+    tpe.run()
+    assert (tpe.study.converged, tpe.study.done) == (False, 60), "tpe tells nothing of a gain"
+
+
+def test_a_search_that_converges_at_its_end_has_spent_its_budget(
+    pico: Path, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surface._Improvement, "possible", lambda *_: -1.0)
+    values = pico_values(pico, sampler="surface", pruner="surface", trials=60)
+    early = Bench(parse(values), tmp_path / "early", items)
+    early.run()
+    values["search"]["trials"] = early.study.done
+    late = Bench(parse(values), tmp_path / "late", items)
+    late.run()
+    assert (late.study.done, late.study.converged) == (early.study.done, False)
+
+
+def test_a_search_has_a_score_though_what_it_recommends_fails(
+    pico: Path, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surface._Improvement, "possible", lambda *_: -1.0)
+    values = pico_values(pico, sampler="surface", pruner="surface", trials=60)
+    values["baselines"] = {}
+    bench, failed = Bench(parse(values), tmp_path, items), 0
+    for number in itertools.count():
+        name = str(number)
+        job = bench.study.next_job(name)
+        if job is None:
+            break
+        if bench.study.converged and not failed:
+            failed += 1
+            bench.study.finish(name, "out of memory")
+            continue
+        for block in job.todo:
+            bench.study.record([(name, bench.result(job, block))])
+        bench.study.finish(name)
+    assert failed == 1
+    assert bench.study.is_finished
+    assert bench.study.done < 60
+    assert build_leaderboard(bench.spec, bench.outcomes).recommendation is not None
 
 
 def test_awa_goes_on_in_its_generation(pico: Path, items: Any, tmp_path: Path) -> None:
@@ -769,6 +832,24 @@ def test_awa_goes_on_in_its_generation(pico: Path, items: Any, tmp_path: Path) -
     assert sorted(generations(second)[: len(known)]) == sorted(known)
     assert min(generations(second)[len(known) :]) >= max(known) - 1
     assert len(second.trials()) == 26, "repeats are no trials"
+
+
+@pytest.mark.parametrize("sampler", ["awa", "cma-es"])
+def test_a_space_that_is_searched_through_keeps_no_repeats_at_each_run(
+    pico: Path, items: Any, tmp_path: Path, sampler: str
+) -> None:
+    values = pico_values(pico, sampler=sampler, trials=400)
+    values["space"] = {"nm": ["2:8"], "lambda": {"low": 0.5, "high": 1.5, "step": 0.5}}
+    values["baselines"], kept = {}, 0
+    for _ in range(6):  # a run may by chance find the last points
+        bench = Bench(parse(values), tmp_path, items)
+        bench.run()
+        assert bench.study.exhausted
+        before, kept = kept, len(bench.study._database.repeats())
+        if not bench.scored:
+            break
+    assert bench.scored == []
+    assert kept == before
 
 
 @pytest.mark.parametrize("budget", [{"items": 10 * 72}, {"seconds": 9}])
