@@ -25,7 +25,9 @@ class Convergence:
 
         """
         self._outcomes, self._database, self._proposer = outcomes, database, proposer
-        self._stops = spec.search.stops and proposer.learns_from_items
+        # of other metrics the noise is not known
+        are_means = all(task.measure.is_mean for task in spec.tasks.values())
+        self._stops = spec.search.stops and are_means and proposer.learns_from_items
         self._name = CONVERGED + database.id.value
         ranges = {method: spec.space.range_of(method) for method in spec.space.method}
         self._ranges = "; ".join(
