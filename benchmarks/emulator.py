@@ -2,8 +2,9 @@
 
 Each item's log-odds are interpolated between recorded candidates by a Gaussian process with
 Matérn's kernel, reduced between different settings (pruning order, n:m), and its own error is
-added: the same for the same candidate, another for every other. An item is right where its log-odds
-are above a threshold of its own, which fits the recorded scores best.
+added: the same for the same candidate, another for every other; as large everywhere, or smaller
+near recorded candidates. An item is right where its log-odds are above a threshold of its own,
+which fits the recorded scores best.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class Emulator:
     thresholds: Floats
     errors: Floats
     """Standard deviation of what the interpolation leaves, [items]."""
+    inverse: Floats | None
+    """Inverse of the recorded candidates' kernel matrix, if errors are smaller near them; with it
+    the mean variance of a candidate that was left out.
+    """
+    left_out_variance: float
     left_out: float
     """Root mean square error of a left-out candidate's mean score."""
     spread: float
@@ -57,8 +63,17 @@ class Emulator:
         x = self.scaled(lambdas)
         seed = zlib.crc32(np.append(np.round(lambdas, 6), arm).tobytes())
         noise = np.random.default_rng(seed).normal(size=len(self.means))
-        odds = self.expected(x[None], np.array([arm]))[0] + self.errors * noise
+        odds = self.expected(x[None], np.array([arm]))[0]
+        odds += self.errors * self._share(x, arm) * noise
         return (odds > self.thresholds).astype(float), odds
+
+    def _share(self, x: Floats, arm: int) -> float:
+        """Return the standard deviation at a candidate, as a share of one that was left out."""
+        if self.inverse is None:
+            return 1.0
+        like = _kernel(x[None], np.array([arm]), self.x, self.arms, *self.kernel)[0]
+        variance = max(0.0, 1 - like @ self.inverse @ like)
+        return float(np.sqrt(variance / self.left_out_variance))
 
     def scaled(self, lambdas: Floats) -> Floats:
         """Return λ scaled to [-1, 1]."""
@@ -72,8 +87,16 @@ class Emulator:
         return odds
 
 
-def emulate(landscape: Landscape, low: float, high: float) -> Emulator:
-    """Fit an emulator to a landscape whose λ are from ``low`` to ``high``."""
+def emulate(landscape: Landscape, low: float, high: float, *, uneven: bool = False) -> Emulator:
+    """Fit an emulator to a landscape whose λ are from ``low`` to ``high``.
+
+    Args:
+        landscape: what was recorded.
+        low: the smallest λ.
+        high: the largest.
+        uneven: whether errors are smaller near recorded candidates.
+
+    """
     odds, scores, tasks, at = [], [], {}, 0
     for task in landscape.scores["search"]:
         for split in ("search", "confirm"):
@@ -96,9 +119,9 @@ def emulate(landscape: Landscape, low: float, high: float) -> Emulator:
             predicted = z - solution / np.diag(inverse)[:, None]
             error = float(((predicted - z) ** 2).mean())
             if best is None or error < best[0]:
-                best = (error, kernel, solution, predicted)
+                best = (error, kernel, solution, predicted, inverse)
     assert best is not None
-    _, kernel, solution, predicted = best
+    _, kernel, solution, predicted, inverse = best
     thresholds = np.array([_threshold(predicted[:, i], s[:, i]) for i in range(z.shape[1])])
     emulated = predicted > thresholds
     per_task = [(emulated[:, c].mean(axis=1), s[:, c].mean(axis=1)) for c in tasks.values()]
@@ -115,6 +138,8 @@ def emulate(landscape: Landscape, low: float, high: float) -> Emulator:
         solution=solution,
         thresholds=thresholds,
         errors=(predicted - z).std(axis=0),
+        inverse=inverse if uneven else None,
+        left_out_variance=float((1 / np.diag(inverse)).mean()),
         left_out=float(np.sqrt((difference**2).mean())),
         spread=float(np.mean([b for _, b in per_task], axis=0).std()),
     )

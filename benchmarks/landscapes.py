@@ -63,7 +63,7 @@ SPACES: dict[str, dict[str, Any]] = {
     },
     "second-family": {
         "method": "task-arithmetic",
-        "lambda": {"low": 0.0, "high": 2.0, "step": 0.01},
+        "lambda": {"low": 0.0, "high": 1.0, "step": 0.01},
     },
 }
 TWO = ("tweets", "headline")

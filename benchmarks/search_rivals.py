@@ -39,6 +39,8 @@ BUDGETS = (2, 5, 10, 20, 50, 300)
 """Full evaluations at which what is recommended is judged."""
 SEARCH_ITEMS, BLOCKS = 150, 10
 """Of each task, and of each candidate."""
+UNEVEN = "-uneven"
+"""End of a space's name whose emulator has smaller errors near recorded candidates."""
 STARTUP = 12
 """Random candidates before a sampler learns."""
 FEW = 5
@@ -318,27 +320,34 @@ def curve(space: str, name: str, seed: int) -> Curve:
 @cache
 def emulated(space: str) -> Emulator:
     """Return the emulator of a space's landscape."""
-    landscape, range_ = read(space), SPACES[space]["lambda"]
-    return emulate(landscape, range_["low"], range_["high"])
+    name = space.removesuffix(UNEVEN)
+    landscape, range_ = read(name), SPACES[name]["lambda"]
+    return emulate(landscape, range_["low"], range_["high"], uneven=name != space)
+
+
+def file_of(space: str) -> Path:
+    """Return the file of a space's landscape."""
+    return FILES / f"{space.removesuffix(UNEVEN)}.npz"
 
 
 def main() -> None:
     """Replay, and keep what is found."""
+    names = [name + end for name in SPACES for end in ("", UNEVEN)]
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--only", nargs="*", default=list(PLAYERS), choices=list(PLAYERS))
-    parser.add_argument("--spaces", nargs="*", default=["task-arithmetic"], choices=list(SPACES))
+    parser.add_argument("--spaces", nargs="*", default=["task-arithmetic"], choices=names)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--docs", action="store_true", help="write the page of what is kept")
     options = parser.parse_args()
     kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
     for space in options.spaces:
-        if not (FILES / f"{space}.npz").is_file():
+        if not file_of(space).is_file():
             parser.error(f"record it first: python -m benchmarks.landscapes --only {space}")
     with ProcessPoolExecutor(options.workers) as pool:
         for space in options.spaces:
             emulator = emulated(space)
-            checksum = zlib.crc32((FILES / f"{space}.npz").read_bytes())
+            checksum = zlib.crc32(file_of(space).read_bytes())
             of_space = kept.setdefault(space, {})
             if of_space.get("landscape") != checksum:
                 of_space |= {"landscape": checksum, "curves": {}, "covered": {}, "ended": {}}
