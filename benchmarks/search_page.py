@@ -14,6 +14,8 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAGE, PICTURE = RESULTS / "search.md", RESULTS / "search.png"
 BEGIN, END = "<!-- tables: written by make bench-search -->", "<!-- end of tables -->"
 OURS = "surface"
+UNEVEN = "-uneven"
+"""End of a space's name whose emulator has smaller errors near recorded candidates."""
 PANELS = 3
 """Panels of the picture beside each other."""
 ENDS = "surface, ends"
@@ -79,10 +81,11 @@ def _paired(ours: Floats, theirs: Floats) -> tuple[float, float, float]:
     return mean - margin, mean, mean + margin
 
 
-def draw(kept: Mapping[str, Any], budgets: Sequence[int]) -> None:
+def draw(results: Mapping[str, Any], budgets: Sequence[int]) -> None:
     """Draw a panel for each space: fresh score against full evaluations."""
     from matplotlib.figure import Figure
 
+    kept = {space: found for space, found in results.items() if not space.endswith(UNEVEN)}
     lines_of_panels = -(-len(kept) // PANELS)
     figure = Figure(figsize=(1.5 + 4.5 * PANELS, 4.2 * lines_of_panels), layout="constrained")
     axes = figure.subplots(lines_of_panels, PANELS, squeeze=False).ravel()

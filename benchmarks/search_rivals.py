@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.emulator import Emulator, emulate
 from benchmarks.landscapes import FILES, SPACES, read
-from benchmarks.search_page import write
+from benchmarks.search_page import UNEVEN, write
 from cabs_search.search.proposals import MOST_HOPELESS
 from cabs_search.search.samplers.registry import SAMPLERS
 from cabs_search.search.samplers.surface import ANSWERS, Recommended, SurfaceSampler
@@ -39,8 +39,6 @@ BUDGETS = (2, 5, 10, 20, 50, 300)
 """Full evaluations at which what is recommended is judged."""
 SEARCH_ITEMS, BLOCKS = 150, 10
 """Of each task, and of each candidate."""
-UNEVEN = "-uneven"
-"""End of a space's name whose emulator has smaller errors near recorded candidates."""
 STARTUP = 12
 """Random candidates before a sampler learns."""
 FEW = 5
