@@ -239,11 +239,12 @@ class CandidateStage:
 
     @property
     def _lacks_a_score(self) -> bool:
-        """True if all candidates were stopped: one is scored in full, beyond a spent budget.
+        """True if candidates were stopped and none has a score: one more is scored in full.
 
         How long a block takes is not known before: seconds may end at the first ones.
         """
-        is_stopped = self.done > 0 and not self.ended.scored and not self.ended.failed
+        failed = len(self.ended.failed)
+        is_stopped = self.done > failed and not self.ended.scored and failed < MAX_FAILED
         return self._proposer.learns_from_items and is_stopped and not self._jobs.searching
 
     def _propose_new(self) -> Proposal | None:

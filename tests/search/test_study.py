@@ -695,8 +695,9 @@ def test_a_budget_of_seconds_is_spent_over_all_runs(
     assert not any(name.startswith("searching") for name in bench.outcomes.spent())
 
 
+@pytest.mark.parametrize("fails", [False, True])
 def test_seconds_that_end_at_the_first_blocks_still_recommend(
-    pico: Path, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pico: Path, items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
 ) -> None:
     values = pico_values(pico, sampler="surface", pruner="surface", seconds=5)
     del values["search"]["trials"]
@@ -711,6 +712,10 @@ def test_seconds_that_end_at_the_first_blocks_still_recommend(
         return score(job, block)
 
     monkeypatch.setattr(bench, "result", tick)
+    if fails:
+        job = bench.study.next_job("first")
+        assert job is not None
+        bench.study.finish("first", "MemoryError: no room")
     bench.run()
     assert [one.state for one in bench.finished].count("complete") == 1
     assert bench.study.chosen is not None
