@@ -57,8 +57,10 @@ SELECT recipe FROM blocks WHERE split = ? GROUP BY recipe ORDER BY max(rowid)
 """
 DISK_ERRORS = ("SQLITE_FULL", "SQLITE_IOERR")
 """Starts of names of SQLite's errors that mean a full or broken disk."""
-SEARCHING, CONVERGED = "searching ", "converged "
+SEARCHING = "searching "
 """Start of the name under which the seconds of a search are spent, before its value's label."""
+CONVERGED = "converged "
+"""The same of the number of trials at which a search had converged."""
 Floats = npt.NDArray[np.float64]
 BlockRow = tuple[str, bytes, bytes, str, float]
 """A row of BLOCKS_OF_RECIPE."""

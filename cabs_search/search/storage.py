@@ -101,7 +101,7 @@ class StudyDatabase:
         self._study.set_user_attr("objective", objective)
         self._study.set_user_attr("space", space)
         self._ended_trials = max(map(place_of_end, self.trials()), default=0)
-        self._repeats = len(self.repeats())
+        self._repeats = len(self._noted_repeats())
 
     def trials(self) -> list[FrozenTrial]:
         """Read all trials, in the order they were proposed."""
@@ -202,8 +202,6 @@ class StudyDatabase:
 
     def repeats(self) -> list[FrozenTrial]:
         """Read the proposals that were kept, as complete trials with the attribute ``REPEAT``."""
-        noted = self._patience(lambda _: self._storage.get_study_system_attrs(self._study_id))
-        repeats = [own for key, own in noted.items() if key.startswith(f"{REPEAT}:")]
         return [
             create_trial(
                 values=own["values"],
@@ -214,8 +212,14 @@ class StudyDatabase:
                 user_attrs={"recipe": own["recipe"], ENDED: own[ENDED], REPEAT: True},
                 system_attrs=own["system_attrs"],
             )
-            for own in repeats
+            for own in self._noted_repeats()
         ]
+
+    def _noted_repeats(self) -> list[dict[str, Any]]:
+        """Read what ``note_repeat`` has kept, in its order: a server gives rows in any order."""
+        noted = self._patience(lambda _: self._storage.get_study_system_attrs(self._study_id))
+        keys = [key for key in noted if key.startswith(f"{REPEAT}:")]
+        return [noted[key] for key in sorted(keys, key=lambda key: int(key.rpartition(":")[2]))]
 
     def _ended(self, trial_id: int, write: Callable[[], object]) -> FrozenTrial:
         """Write the end of a trial, and return the trial as stored."""
