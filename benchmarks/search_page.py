@@ -85,7 +85,9 @@ def draw(results: Mapping[str, Any], budgets: Sequence[int]) -> None:
     """Draw a panel for each space: fresh score against full evaluations."""
     from matplotlib.figure import Figure
 
-    kept = {space: found for space, found in results.items() if not space.endswith(UNEVEN)}
+    # of two emulators of one landscape, the first
+    twice = {space + UNEVEN for space in results}
+    kept = {space: found for space, found in results.items() if space not in twice}
     lines_of_panels = -(-len(kept) // PANELS)
     figure = Figure(figsize=(1.5 + 4.5 * PANELS, 4.2 * lines_of_panels), layout="constrained")
     axes = figure.subplots(lines_of_panels, PANELS, squeeze=False).ravel()
