@@ -4,7 +4,7 @@
 
 For each method and number of search items, one study searches by the response surface and then
 refines; a second one has the surface spend what both of these took. All of the data's other rows,
-1,500 tweets at most, are fresh items: they choose nothing, and judge all rows, paired. Of the
+1,500 tweets or more, are fresh items: they choose nothing, and judge all rows, paired. Of the
 second family, six other experts (``second_family.py``), these are 1,000 of each task. Studies are
 kept in the cache's folder ``refining`` and go on where they stopped; ``--docs`` writes
 docs/results/gradients.md.
@@ -43,7 +43,8 @@ HIGH = {"task-arithmetic": 2.0, "cabs": 6.0, "dare": 2.0}
 """Largest λ of each method."""
 SEARCH_SHARE = 15
 """Budget of the search, in full evaluations."""
-MOST_TWEETS = 1500
+LEAST_TWEETS = 1500
+"""Fresh tweets: three more for each search item a task above 150, for what other tasks lack."""
 FRESH = 1000
 """Of each task of the second family."""
 FAMILIES = {"quickstart": make, second_family.FAMILY: second_family.make_experts}
@@ -62,7 +63,8 @@ def spec_of(family: str, method: str, items: int, budget: int, *, refines: bool)
         if family == second_family.FAMILY:
             task["confirm"] = {"items": FRESH}
         else:
-            task["confirm"] = {"items": MOST_TWEETS} if name == "tweets" else {}
+            tweets = LEAST_TWEETS + 3 * max(0, items - 150)
+            task["confirm"] = {"items": tweets} if name == "tweets" else {}
     plain |= {
         "name": label_of(family, method, items),
         "space": {
@@ -72,7 +74,13 @@ def spec_of(family: str, method: str, items: int, budget: int, *, refines: bool)
             "lambda": {"low": 0.0, "high": HIGH[method], "step": 0.01},
         },
         "baselines": {method: {"lambda": shared}},
-        "search": {"items": budget, "block": items // 10, "confirm": 1, "confirm_stops": False},
+        "search": {
+            "items": budget,
+            "block": items // 10,
+            "stops": False,
+            "confirm": 1,
+            "confirm_stops": False,
+        },
     }
     if refines:
         plain["search"]["refine"] = {"levels": ["expert", "layer", "tensor"]}

@@ -72,6 +72,11 @@ class Judge:
         aggregate = self._objective.aggregate
         return None if aggregate is None else aggregate.weights(sorted(self._tasks))
 
+    @property
+    def losses_at_one(self) -> Mapping[str, float] | None:
+        """Mean losses by task at λ = 1, if the objective compares with them."""
+        return self._objective.losses
+
     def weighed(self, rounds: Floats) -> Floats:
         """Return scores times their task's weight, the largest of which is 1.
 

@@ -299,7 +299,8 @@ class Study:
             recommended = self._searching.recommend()
             found = ranked(self._searching.searched.values())
             best = recommended.recipe if recommended else found[0].recipe if found else None
-            self._refining.begin(best, len(found), self._searching.judge.weights)
+            judge = self._searching.judge
+            self._refining.begin(best, len(found), judge.weights, judge.losses_at_one)
         if job := self._refining.next_job():
             return OpenJob(job)
         if not self._refining.is_over:

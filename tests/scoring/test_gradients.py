@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.family import Family
@@ -143,8 +144,35 @@ def test_gradients_are_those_of_central_differences(
         assert outcomes["a"].predictions.tolist() == before.predictions.tolist()
 
 
+@pytest.mark.parametrize(
+    ("architecture", "kind"), [("bert", "classification"), ("gpt2", "choices-by-likelihood")]
+)
+def test_layers_of_large_models_are_computed_twice_and_gradients_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, kind: str
+) -> None:
+    bench, items = open_family(tmp_path, architecture, kind, "cabs")
+    given, rows = {"a": items}, {"a": np.arange(ITEMS)}
+    _, expected = bench.score_with_gradients(given, rows)
+    calls: list[int] = []
+    model = next(iter(bench.models.values()))
+    inside = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for number, layer in enumerate(inside):
+        first = next(layer.children())
+        first.register_forward_hook(lambda *_, number=number: calls.append(number))
+    monkeypatch.setattr(gradients, "MOST_ACTIVATIONS", 0)
+    _, found = bench.score_with_gradients(given, rows)
+    assert calls == [0, 1, 1, 0], "forward, then each layer once more, last first"
+    assert found["a"] == pytest.approx(expected["a"], rel=1e-9)
+    monkeypatch.undo()
+    calls.clear()
+    bench.score_with_gradients(given, rows)
+    assert calls == [0, 1]
+    assert not any("forward" in vars(m) for m in model.modules())
+
+
+@pytest.mark.parametrize("most_activations", [gradients.MOST_ACTIVATIONS, 0])
 def test_tasks_in_one_pass_have_their_own_gradients_and_nothing_stays_behind(
-    pico: Path, tmp_path: Path
+    pico: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_activations: int
 ) -> None:
     spec = shared_spec(pico)
     bench = open_bench(spec, tmp_path)
@@ -158,6 +186,8 @@ def test_tasks_in_one_pass_have_their_own_gradients_and_nothing_stays_behind(
     parameters[3].requires_grad_(False)
     flags = [p.requires_grad for p in parameters]
     before = bench.score(items, rows)
+    _, plain = bench.score_with_gradients(items, rows)
+    monkeypatch.setattr(gradients, "MOST_ACTIVATIONS", most_activations)
     trunk = bench.models["mood"].base_model
     passes = []
     hook = trunk.register_forward_hook(lambda *_: passes.append(1))
@@ -167,6 +197,7 @@ def test_tasks_in_one_pass_have_their_own_gradients_and_nothing_stays_behind(
     for task in spec.tasks:
         _, alone = bench.score_with_gradients({task: items[task]}, {task: rows[task]})
         assert together[task] == pytest.approx(alone[task], rel=1e-4, abs=1e-6)
+        assert together[task] == pytest.approx(plain[task], rel=1e-4, abs=1e-6)
         assert np.abs(together[task]).max() > 1e-3
     frozen = bench.family.alignment.shared.index("embeddings.word_embeddings.weight")
     assert not together["mood"][:, frozen].any(), "no vector keeps any of it"

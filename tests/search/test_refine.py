@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cabs_search.merging.recipe import Recipe, group_of
+from cabs_search.merging.method import make_method
+from cabs_search.merging.recipe import Recipe, group_of, make_recipe
 from cabs_search.record.entries import Expected
 from cabs_search.record.evaluations import Notes, TaskValues
 from cabs_search.results.leaderboard import build_leaderboard
 from cabs_search.scoring.forward import ENTROPY
 from cabs_search.search.candidates import Candidates
+from cabs_search.search.objectives.awa import fitness
 from cabs_search.search.refine.check import check_refine
 from cabs_search.search.refine.evaluated import Evaluated
-from cabs_search.search.refine.goals import Goal
+from cabs_search.search.refine.goals import Goal, goals_of
 from cabs_search.search.refine.groups import groups_of
 from cabs_search.search.refine.paths import Value, follow
 from cabs_search.spec.load import parse
@@ -133,11 +135,33 @@ def test_curvature_is_the_mean_square_of_an_items_gradient() -> None:
     assert evaluated.curvature(recipe, (0, 1), places) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_a_loss_that_is_worse_than_allowed_weighs_more() -> None:
+    weights = {"a": 0.75, "b": 0.25}
+    recipe = make_recipe(make_method("task-arithmetic", ("x",)), {"x": 1.0})
+    losses = {"a": np.array([0.2, 0.6]), "b": np.array([3.0, 5.0])}
+    slopes = {"a": np.array([1.0, 2.0]), "b": np.array([-4.0, 0.5])}
+    known = [
+        (0, task, TaskValues(losses[task], np.zeros(2), [0, 0], slopes[task])) for task in weights
+    ]
+    record: Any = SimpleNamespace(read=lambda _: known)
+    evaluated = Evaluated(record, 2, weights, lambda *_: 0.5)
+    evaluated.goals = {"a": Goal(scale=0.5, worse=100.0), "b": Goal(scale=2.0, worse=100.0)}
+    wanted = 0.75 * 0.8 + 0.25 * (1 + 100 * (2 - 1))
+    loss, slope = evaluated.value(recipe, (0,), [0, 1])
+    assert loss == pytest.approx(wanted)
+    assert slope == pytest.approx(0.75 * slopes["a"] / 2 / 0.5 + 0.25 * 100 * slopes["b"] / 2 / 2.0)
+    held_out = evaluated.held_out({recipe: (0,)})
+    assert held_out == pytest.approx((wanted, 0.5))
+
+
 SETTINGS = {"levels": ["expert", "layer"], "steps": 8}
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"refine": {"levels": "layers"}}, r"search.refine.levels\[0\]: Input should be 'groups'"),
     ({"refine": {"steps": 1}}, r"search.refine.steps: .*2"),
-    ({"refine": True, "objective": "worst"}, "search.refine: needs the objective mean, weights"),
+    (
+        {"refine": True, "objective": "worst"},
+        "search.refine: needs the objective mean, weights, relative or awa, but got worst",
+    ),
     ({"refine": True, "block": 24}, "search.refine: 2 blocks of search items are needed"),
     ({"refine": {"levels": "groups"}}, "search.refine.levels: groups must be in space.lambda"),
     ({"refine": {"levels": ["tensor", "layer"]}}, "search.refine.levels: .* coarse to fine"),
@@ -216,6 +240,32 @@ def test_entropy_asks_for_no_temperature_and_is_recorded_apart(
     note = Notes(bench.outcomes).found
     assert note is not None
     assert set(note["temperatures"].values()) == {ENTROPY}
+
+
+def test_awa_is_refined_by_its_fitness(pico: Path, items: Any, tmp_path: Path) -> None:
+    at_one = {"a": 0.5, "b": 2.0}
+    tasks: Any = dict.fromkeys(at_one)
+    goals = goals_of("loss", tasks, {}, {}, at_one)
+    for losses in ({"a": 0.4, "b": 1.0}, {"a": 0.6, "b": 1.5}, {"a": 0.7, "b": 2.1}):
+        changes = [goals[task].of(loss) - 1 for task, loss in losses.items()]
+        assert sum(changes) == pytest.approx(fitness(losses, at_one))
+        for task, loss in losses.items():
+            rise = goals[task].of(loss + 1e-6) - goals[task].of(loss - 1e-6)
+            assert goals[task].slope(loss) == pytest.approx(rise / 2e-6)
+    values = pico_values(
+        pico, trials=4, objective="awa", refine={"steps": 4, "levels": ["expert", "layer"]}
+    )
+    bench = Bench(parse(values), tmp_path, items)
+    bench.run()
+    assert {purpose for _, purpose, _ in bench.evaluated} == {"gradient", "losses"}
+    note = Notes(bench.outcomes).found
+    assert note is not None
+    for level in note["levels"]:
+        for path in level["paths"]:
+            assert min(path) < path[0]
+    assert _recipes(bench)
+    assert bench.study.chosen is not None
+    assert bench.study.chosen.recipe == _recipes(bench)[-1]
 
 
 @pytest.fixture(scope="module")

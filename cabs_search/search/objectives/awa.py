@@ -22,9 +22,6 @@ WORSE = 100.0
 class Awa(Objective):
     """Minus the fitness, which CABS+ minimizes."""
 
-    losses: Mapping[str, float] | None = None
-    """Mean losses by task at λ = 1, once they are known."""
-
     def given(self, references: Mapping[str, Scored]) -> Objective:
         """See ``Objective``."""
         losses = references[self.references[0].key].losses

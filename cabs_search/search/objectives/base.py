@@ -24,6 +24,9 @@ class Objective:
     """Recipes to be scored on all search items before any candidate is judged."""
     ranks_references: bool = False
     """Whether references are candidates, too."""
+    losses: Mapping[str, float] | None = None
+    """Mean losses by task at λ = 1, of an objective that compares with them, once they are known.
+    """
 
     def given(self, references: Mapping[str, Scored]) -> Objective:
         """Return the objective that knows its references.

@@ -30,6 +30,8 @@ OBJECTIVES: dict[str, MakeObjective] = {
 }
 SUMS = ("mean", "weights", "relative")
 """Objectives that are weighted sums of the tasks' metrics."""
+REFINED = (*SUMS, "awa")
+"""Objectives that λ are refined for."""
 
 
 def objective_name(spec: Spec) -> str:

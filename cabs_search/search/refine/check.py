@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cabs_search.merging.method import combine_rule_of
 from cabs_search.merging.recipe import Groups
 from cabs_search.record.evaluations import BACKWARD
-from cabs_search.search.objectives.registry import SUMS, objective_name
+from cabs_search.search.objectives.registry import REFINED, objective_name
 from cabs_search.search.refine.groups import groups_of
 from cabs_search.spec.refine import Level, Refine
 from cabs_search.spec.study import Spec
@@ -39,10 +39,10 @@ def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:
         return
     if spec.space.stack:
         raise ValueError("search.refine: λ of stacks of layers (space.stack) are not refined")
-    if objective_name(spec) not in SUMS:
+    if objective_name(spec) not in REFINED:
         raise ValueError(
-            f"search.refine: needs the objective {', '.join(SUMS[:-1])} or {SUMS[-1]}, but got"
-            f" {objective_name(spec)}"
+            f"search.refine: needs the objective {', '.join(REFINED[:-1])} or {REFINED[-1]}, but"
+            f" got {objective_name(spec)}"
         )
     methods = (*spec.space.method, *spec.baselines)
     rules = {name: combine_rule_of(name) for name in methods}
@@ -104,5 +104,5 @@ def most_items(spec: Spec, items: int, blocks: int) -> int:
     path = passes * step + items
     levels = len(levels_of(settings, spec.space.groups))
     # before: the start on held-out items, and at every temperature
-    begin = items * (1 + settings.seeks_temperatures)
+    begin = items * (1 + (settings.seeks_temperatures and objective_name(spec) != "awa"))
     return int(levels * (len(settings.ridge) * path + items) + begin)

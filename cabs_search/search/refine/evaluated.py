@@ -132,8 +132,10 @@ class Evaluated:
         for task, weight in self._weights.items():
             own = [known[block][task] for block in blocks]
             if items := sum(len(one.losses) for one in own):
-                part = weight / self.goals[task].scale / items
-                loss += part * sum(float(one.losses.sum(dtype=float)) for one in own)
+                goal = self.goals[task]
+                mean = sum(float(one.losses.sum(dtype=float)) for one in own) / items
+                loss += weight * goal.of(mean)
+                part = weight * goal.slope(mean) / items
                 for one in own:
                     if one.gradients is not None:
                         gradient += part * one.gradients.reshape(gradient.shape)
@@ -149,7 +151,7 @@ class Evaluated:
                 losses += [known[block][task].losses for block in blocks]
                 predictions |= {block: known[block][task].predictions for block in blocks}
             mean = float(np.concatenate(losses).mean(dtype=float))
-            loss += weight / self.goals[task].scale * mean
+            loss += weight * self.goals[task].of(mean)
             score += weight * self._measure(task, predictions)
         return loss, score
 
@@ -170,7 +172,7 @@ class Evaluated:
                     b: self.read(r)[b][task].scores for r, own in recipes.items() for b in own
                 }
                 scores.append(np.concatenate([by_block[block] for block in sorted(by_block)]))
-            gains = (scores[1].astype(float) - scores[0]) * weight / self.goals[task].scale
+            gains = (scores[1].astype(float) - scores[0]) * weight / self.goals[task].score_scale
             total += float(gains.mean())
             variance += float(gains.var()) / len(gains)
         return total, variance**0.5

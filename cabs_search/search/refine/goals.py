@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cabs_search.scoring.forward import ENTROPY, TEMPERATURES
+from cabs_search.search.objectives.awa import WORSE
 from cabs_search.search.refine.paths import Floats
 from cabs_search.spec.refine import Objective
 from cabs_search.spec.task import Task
@@ -27,6 +28,19 @@ class Goal:
     """Number that logits are divided by, or ``ENTROPY``."""
     scale: float = 1.0
     """Loss that counts as 1."""
+    score_scale: float = 1.0
+    """Difference of an item's scores that counts as 1."""
+    worse: float = 1.0
+    """Weight of what a mean loss has above its scale; 1: that of all below."""
+
+    def of(self, loss: float) -> float:
+        """Return the value of a mean loss: what is made small."""
+        scaled = loss / self.scale
+        return scaled + (self.worse - 1) * max(0.0, scaled - 1)
+
+    def slope(self, loss: float) -> float:
+        """Return the derivative of the value in the mean loss."""
+        return (self.worse if loss > self.scale else 1.0) / self.scale
 
 
 def goals_of(
@@ -34,6 +48,7 @@ def goals_of(
     tasks: Mapping[str, Task],
     losses: Mapping[str, float],
     by_temperature: Mapping[str, Floats],
+    at_one: Mapping[str, float] | None = None,
 ) -> dict[str, Goal]:
     """Return the goal of each task.
 
@@ -43,14 +58,18 @@ def goals_of(
         losses: mean losses of the candidate that is refined, by task; those of kinds without
             log-probabilities are compared with these.
         by_temperature: sums of its losses at ``TEMPERATURES``, by task; none: temperatures are 1.
+        at_one: mean losses by task at λ = 1, if the goal is the fitness of CABS+.
 
     """
     if objective == "entropy":
         return {name: Goal(temperature=ENTROPY) for name in tasks}
+    if at_one is not None:
+        return {name: Goal(scale=at_one[name], worse=WORSE) for name in tasks}
     found = {}
     for name, task in tasks.items():
         if not task.kind.has_log_losses:
-            found[name] = Goal(scale=max(losses[name], 1e-12))
+            size = max(losses[name], 1e-12)
+            found[name] = Goal(scale=size, score_scale=size)
         elif name in by_temperature:
             sums = np.nan_to_num(by_temperature[name], nan=np.inf)
             found[name] = Goal(temperature=TEMPERATURES[int(np.argmin(sums))])

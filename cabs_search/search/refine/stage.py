@@ -84,7 +84,11 @@ class RefineStage:
         return self._refinement.waiting if self._refinement and not self.is_over else 0
 
     def begin(
-        self, best: Recipe | None, candidates: int, weights: Mapping[str, float] | None
+        self,
+        best: Recipe | None,
+        candidates: int,
+        weights: Mapping[str, float] | None,
+        at_one: Mapping[str, float] | None = None,
     ) -> None:
         """Refine what an earlier run chose of as many candidates, else the best candidate.
 
@@ -94,6 +98,7 @@ class RefineStage:
             best: the best candidate; None: there is none.
             candidates: number of candidates that it is the best of.
             weights: weight of each task's metric in the score.
+            at_one: mean losses by task at λ = 1, if the objective compares with them.
 
         """
         assert self._evaluations is not None
@@ -116,9 +121,10 @@ class RefineStage:
             self._tensors,
             len(self._blocks),
             Evaluated(self._evaluations, len(self._tensors), weights, self._measure),
-            partial(goals_of, settings.objective, tasks, scored.losses),
+            partial(goals_of, settings.objective, tasks, scored.losses, at_one=at_one),
             self._spec.space.groups,
             calibrates=settings.seeks_temperatures
+            and at_one is None
             and any(task.kind.has_log_losses for task in tasks.values()),
         )
 
