@@ -1,0 +1,153 @@
+"""Refine from one start by several settings, and judge each on thousands of new items.
+
+    python -m benchmarks.refining_settings [--only METHOD ...] [--docs]
+
+Steps, ridges, optimizers and objectives, with a λ for each expert and tensor. Starts, search items
+and fresh items are those of ``benchmarks.refining``, which has run before, with 150 items a task.
+``--docs`` writes the second part of docs/results/gradients.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from benchmarks.refining import FILE, HIGH, PAGE, play, scored_apart, spec_of
+from cabs_search.merging.cache import VectorCache
+from cabs_search.merging.recipe import Recipe, make_recipe
+from cabs_search.record.evaluations import Notes
+from cabs_search.record.folder import StudyFolder
+from cabs_search.record.outcomes import Outcomes
+from cabs_search.scoring.workbench import Workbench
+from cabs_search.search.judge import Judge
+from cabs_search.spec.load import parse
+from cabs_search.spec.locations import cache_folder
+from cabs_search.spec.study import Spec
+from cabs_search.workflows.prepare import prepare
+
+ITEMS = 150
+NAME = FILE.with_name("gradients-settings.json")
+BEGIN = "<!-- settings: written by benchmarks.refining_settings -->"
+END = "<!-- end of settings -->"
+AWA = "fitness of CABS+, 6 steps"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "3 steps": {"steps": 3},
+    "6 steps": {"steps": 6},
+    "12 steps": {"steps": 12},
+    "24 steps": {"steps": 24},
+    "6 steps, ridge 0.3": {"steps": 6, "ridge": 0.3},
+    "6 steps, ridge 3": {"steps": 6, "ridge": 3.0},
+    "60 steps of Adam, a block each": {"steps": 60, "optimizer": "adam"},
+    "without temperatures, 6 steps": {"steps": 6, "calibrated": False},
+    AWA: {"steps": 6},
+    "entropy, 6 steps": {"steps": 6, "objective": "entropy"},
+}
+"""Fields of ``search.refine`` by what the table calls them."""
+
+
+def losses_at_one(spec: Spec, start: Recipe) -> dict[str, float]:
+    """Return the mean losses of the search items by task where all λ are 1."""
+    prepared = prepare(spec, cache_folder() / "refining" / "apart", None, lambda _: None)
+    items = prepared.items["search"]
+    bench = Workbench(prepared.family, spec.tasks, VectorCache(cache_folder()))
+    bench.materialize(make_recipe(start.method, dict.fromkeys(start.experts, 1.0)))
+    rows = {task: np.arange(len(own)) for task, own in items.items()}
+    outcomes = bench.score(items, rows)
+    return {task: float(outcome.losses.mean(dtype=float)) for task, outcome in outcomes.items()}
+
+
+def measure(method: str) -> dict[str, Any]:
+    """Refine by each of the settings; return the rows of the table."""
+    root = cache_folder() / "refining"
+    folder = root / f"{method}-{ITEMS}-settings"
+    if not folder.exists():
+        shutil.copytree(root / f"{method}-{ITEMS}", folder)
+    budget = 15 * ITEMS * 4
+    plain = spec_of("quickstart", method, ITEMS, budget, refines=True).as_dict()
+    name = plain["name"]
+    rows: dict[str, dict[str, Any]] = {}
+    confirmed = {}
+    for label, settings in SETTINGS.items():
+        plain["search"]["refine"] = {"levels": ["tensor"]} | settings
+        spec = parse(plain, name)
+        outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
+        start = Notes(outcomes).start
+        assert start is not None
+        fitness: Any = nullcontext()
+        if label == AWA:
+            fitness = patch.object(Judge, "losses_at_one", losses_at_one(spec, start))
+        with fitness:
+            outcomes, scores = play(spec, folder)
+        note = Notes(outcomes).found
+        assert note is not None
+        (level,) = note["levels"]
+        recipe = Recipe.from_dict(level["recipe"])
+        confirmed |= scores.confirmed
+        if recipe.key not in confirmed:
+            confirmed |= scored_apart(spec, [recipe])
+        panel = scores.panel(spec.tasks, 0, {k: confirmed[k] for k in (start.key, recipe.key)})
+        contrast = panel.contrasts([(recipe.key, start.key)])[0]
+        rows[label] = {
+            "held out": level["score"],
+            "kept": level["kept"],
+            "score": confirmed[recipe.key].score,
+            "loss": sum(confirmed[recipe.key].losses.values()) / len(spec.tasks),
+            "difference": contrast.estimate,
+            "interval": list(contrast.interval),
+        }
+        print(label, rows[label], flush=True)
+    return {"method": method, "start": confirmed[start.key].score, "rows": rows}
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """Write the tables of the page."""
+    parts = []
+    for one in found.values():
+        lines = [
+            f"### quickstart, {one['method']}, 412 λ from the surface's recommendation",
+            "",
+            f"The start has {one['start']:.4f} on the fresh items.",
+            "",
+            "| refined by | held-out score | fresh score | against the start | fresh loss |",
+            "|---|---|---|---|---|",
+        ]
+        for label, row in one["rows"].items():
+            low, high = row["interval"]
+            before, after = row["held out"]
+            lines.append(
+                f"| {label} | {before:.3f} to {after:.3f} | {row['score']:.4f} |"
+                f" {100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] |"
+                f" {row['loss']:.4f} |"
+            )
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Measure what is asked for, and keep it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument(
+        "--only", nargs="*", default=["task-arithmetic", "cabs"], choices=list(HIGH)
+    )
+    parser.add_argument("--docs", action="store_true")
+    options = parser.parse_args()
+    found: dict[str, Any] = json.loads(NAME.read_text()) if NAME.is_file() else {}
+    for method in options.only:
+        found[method] = measure(method)
+        NAME.write_text(json.dumps(found, indent=1) + "\n")
+    if options.docs:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2]
+        page = f"{before}{BEGIN}\n\n{tables(found)}\n\n{END}{after}"
+        PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
