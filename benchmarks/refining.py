@@ -43,10 +43,14 @@ HIGH = {"task-arithmetic": 2.0, "cabs": 6.0, "dare": 2.0}
 """Largest λ of each method."""
 SEARCH_SHARE = 15
 """Budget of the search, in full evaluations."""
+LARGE = 1000
+"""Search items a task from which there is less of everything: a third of the search, four steps,
+no level with a λ for each expert.
+"""
 LEAST_TWEETS = 1500
 """Fresh tweets: three more for each search item a task above 150, for what other tasks lack."""
 FRESH = 1000
-"""Of each task of the second family."""
+"""Of each task of the second family; or what is left of it, and 100 more of others."""
 FAMILIES = {"quickstart": make, second_family.FAMILY: second_family.make_experts}
 """Families of experts, and what makes them."""
 BEGIN, END = "<!-- tables: written by benchmarks.refining -->", "<!-- end of tables -->"
@@ -61,7 +65,9 @@ def spec_of(family: str, method: str, items: int, budget: int, *, refines: bool)
     for name, task in plain["tasks"].items():
         task["search"] = {"items": items}
         if family == second_family.FAMILY:
-            task["confirm"] = {"items": FRESH}
+            is_short = task["text"] == ["text", "other"] and items >= LARGE
+            fresh = FRESH + 100 * (items >= LARGE)
+            task["confirm"] = {} if is_short else {"items": fresh}
         else:
             tweets = LEAST_TWEETS + 3 * max(0, items - 150)
             task["confirm"] = {"items": tweets} if name == "tweets" else {}
@@ -83,7 +89,9 @@ def spec_of(family: str, method: str, items: int, budget: int, *, refines: bool)
         },
     }
     if refines:
-        plain["search"]["refine"] = {"levels": ["expert", "layer", "tensor"]}
+        few = {"levels": ["layer", "tensor"], "steps": 4}
+        usual = {"levels": ["expert", "layer", "tensor"]}
+        plain["search"]["refine"] = few if items >= LARGE else usual
     return parse(plain, plain["name"])
 
 
@@ -133,7 +141,7 @@ def measure(family: str, method: str, items: int) -> dict[str, Any]:
     name = label_of(family, method, items).replace(" ", "-")
     folder = cache_folder() / "refining" / name
     full = items * len(spec_of(family, method, items, items, refines=False).tasks)
-    budget = SEARCH_SHARE * full
+    budget = SEARCH_SHARE * full // (3 if items >= LARGE else 1)
     spec = spec_of(family, method, items, budget, refines=True)
     outcomes, scores = play(spec, folder)
     spent = int(outcomes.spent()["refine items"])

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from cabs_search.checkpoints.adapter_settings import FILE, AdapterSettings
-from cabs_search.checkpoints.checkpoint import WEIGHTS, Checkpoint, read_config, renamed
+from cabs_search.checkpoints.checkpoint import WEIGHTS, Checkpoint, renamed
+from cabs_search.checkpoints.json_files import read_config
 from cabs_search.checkpoints.low_rank import BIAS, EMBEDDING, LAYER, MAGNITUDE, LowRank, sort_names
 from cabs_search.common.formats import digest
 

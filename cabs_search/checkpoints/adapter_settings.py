@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cabs_search.checkpoints.checkpoint import read_json
+from cabs_search.checkpoints.json_files import read_json
 from cabs_search.common.patterns import slow_pattern
 
 FILE = "adapter_config.json"

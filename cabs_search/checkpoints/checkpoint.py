@@ -12,7 +12,6 @@ names.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -25,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cabs_search.checkpoints.json_files import read_config, read_json
 from cabs_search.checkpoints.writer import DTYPE_NAMES, as_bytes
 from cabs_search.common.formats import first_line
 
@@ -36,25 +36,11 @@ MOST_NAME = 500
 """Characters of a tensor's name, at most."""
 MOST_FILE_NAME = 255
 """Bytes of a file's name, at most."""
-MOST_JSON_BYTES = 48 << 20
-"""Size of a JSON file, at most; what it holds takes up to twenty times as much memory."""
 DTYPES = frozenset((*DTYPE_NAMES, *DTYPE_NAMES.values(), torch.int8, "I8", "U16", "U32", "U64"))
 """Data types of tensors, as torch and as safetensors has them; others are refused."""
 FLOATS = frozenset(
     part for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point for part in (dtype, name)
 )
-CONFIG_TYPES: Mapping[str, tuple[type, str]] = {
-    "architectures": (list, "a list"),
-    "model_type": (str, "a text"),
-    **dict.fromkeys(
-        ("rope_parameters", "rope_scaling", "id2label", "label2id"), (dict, "a mapping")
-    ),
-}
-"""Types of fields of ``config.json`` that are read, and how errors name them."""
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
-SIZES = ("max_position_embeddings", "n_positions", "num_labels", "vocab_size")
-MOST_SIZE = 1 << 25
-"""Largest of a config's sizes, of which models and configs make tables before weights are read."""
 CONSTANTS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$|(^|\.)position_ids$")
 """Names of masks, angles and positions, which no training changes."""
 OUTPUT_LAYER = re.compile(r"(^|\.)lm_head\.weight$")
@@ -371,43 +357,3 @@ def renamed(raw: Mapping[str, str], base: Checkpoint) -> dict[str, str]:
 def _prefixes(names: Iterable[str]) -> list[str]:
     """Return the first components of names, each with its dot."""
     return sorted({name.split(".", 1)[0] + "." for name in names})
-
-
-def read_config(path: Path, tensors: int) -> dict[str, Any]:
-    """Read the ``config.json`` of a checkpoint of so many tensors.
-
-    Raises:
-        ValueError: it cannot be read, or a field has another type or is too large for any model.
-
-    """
-    config = read_json(path)
-    for field, (wanted, name) in CONFIG_TYPES.items():
-        value = config.get(field)
-        if value is not None and not isinstance(value, wanted):
-            raise ValueError(f"{path}: {field}: must be {name}, but got {str(value)[:MOST_NAME]}")
-    for field, most in {
-        **dict.fromkeys(LAYERS, tensors),
-        **dict.fromkeys(SIZES, MOST_SIZE),
-    }.items():
-        value = config.get(field)
-        if value is not None and not (isinstance(value, int) and 0 <= value <= most):
-            raise ValueError(
-                f"{path}: {field}: must be a whole number up to {most}, but got"
-                f" {str(value)[:MOST_NAME]}"
-            )
-    return config
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; raise ValueError if it holds none, or is too large."""
-    try:
-        if path.stat().st_size > MOST_JSON_BYTES:
-            raise ValueError(f"it must have {MOST_JSON_BYTES >> 20} MiB at most")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read: {first_line(error)}") from error
-    except RecursionError:
-        raise ValueError(f"{path}: cannot be read: it is nested too deeply") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold a JSON object, but got {type(content).__name__}")
-    return content

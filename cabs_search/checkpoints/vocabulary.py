@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cabs_search.checkpoints.checkpoint import read_json
+from cabs_search.checkpoints.json_files import read_json
 
 SAME, COMMON_ROWS = "same", "common-rows"
 """Treatments of an expert that has other rows of tokens than the base: it is refused, or the rows

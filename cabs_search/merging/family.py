@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cabs_search.checkpoints.adapter import Expert, open_expert
 from cabs_search.checkpoints.alignment import Alignment, align
-from cabs_search.checkpoints.checkpoint import LAYERS, Checkpoint
+from cabs_search.checkpoints.checkpoint import Checkpoint
+from cabs_search.checkpoints.json_files import LAYERS
 from cabs_search.checkpoints.origin import origin_note
 from cabs_search.checkpoints.vocabulary import SAME
 from cabs_search.merging.calibration import Calibration, CalibrationKey

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cabs_search.checkpoints.checkpoint import LAYERS
+from cabs_search.checkpoints.json_files import LAYERS
 from cabs_search.common.formats import first_line
 from cabs_search.merging.stack import Stack, per_layer_fields
 from cabs_search.tasks.tokenizer import pad_token_id
