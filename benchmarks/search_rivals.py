@@ -28,9 +28,10 @@ from tqdm import tqdm
 from benchmarks.emulator import Emulator, emulate
 from benchmarks.landscapes import FILES, SPACES, read
 from benchmarks.search_page import UNEVEN, write
+from cabs_search.search.answered_trials import ANSWERS
 from cabs_search.search.proposals import MOST_HOPELESS
 from cabs_search.search.samplers.registry import SAMPLERS
-from cabs_search.search.samplers.surface import ANSWERS, Recommended, SurfaceSampler
+from cabs_search.search.samplers.surface import Recommended, SurfaceSampler
 from cabs_search.search.surface import Answers
 
 Floats = npt.NDArray[np.float64]

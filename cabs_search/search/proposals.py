@@ -16,12 +16,13 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.entries import Expected
 from cabs_search.search import space
+from cabs_search.search.answered_trials import ANSWERS
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.known import NOTHING, Known
 from cabs_search.search.pruners.race import ROUNDS
 from cabs_search.search.samplers.grid import GridSampler
 from cabs_search.search.samplers.registry import find_sampler
-from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
+from cabs_search.search.samplers.surface import SurfaceSampler
 from cabs_search.search.storage import recipe_of
 from cabs_search.stats.race import Floats
 

@@ -22,12 +22,13 @@ from optuna.trial import TrialState
 from cabs_search.merging.recipe import Recipe
 from cabs_search.record.folder import StudyId
 from cabs_search.search import space
+from cabs_search.search.answered_trials import ANSWERS
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.proposals import MOST_HOPELESS, Proposal, Proposer
 from cabs_search.search.samplers import awa, registry
 from cabs_search.search.samplers.grid import GridSampler
 from cabs_search.search.samplers.registry import SAMPLERS
-from cabs_search.search.samplers.surface import ANSWERS, SurfaceSampler
+from cabs_search.search.samplers.surface import SurfaceSampler
 from cabs_search.search.storage import StudyDatabase
 from cabs_search.search.surface import Answers
 from cabs_search.spec.load import parse

@@ -13,11 +13,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import norm
 
+from cabs_search.search.answered_trials import (
+    ANSWERS,
+    VALUE,
+    answers_of,
+    branches_of,
+    fixed,
+    key_of_trial,
+    learned,
+    varied,
+)
 from cabs_search.search.coordinates import (
     Coordinates,
     Floats,
@@ -28,16 +38,12 @@ from cabs_search.search.coordinates import (
     key_of,
     value_at,
 )
-from cabs_search.search.surface import NORMAL_90, Answers, ScoreModel
+from cabs_search.search.surface import NORMAL_90, ScoreModel
 
-ANSWERS = "answers"
-"""A trial's attribute in memory: its ``Answers`` by task."""
 DRAWN, KEPT, ROUNDS = 300, 10, 3
 """Points drawn for each branch of the space; points that are looked around, and how often."""
 STEPS = np.array([0.1, 0.1, 0.1, 0.03, 0.03, 0.03])
 """Typical change of a number, as a share of its range, in each point drawn around another."""
-VALUE = "value"
-"""The one task of trials without answers."""
 
 
 def surface(seed: int, startup_trials: int) -> optuna.samplers.BaseSampler:
@@ -94,11 +100,11 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     ) -> dict[str, BaseDistribution]:
         """Return all parameters that trials have had, once enough have ended."""
         self._raise_error_if_multi_objective(study)
-        trials = list(_learned(study, trial).values())
+        trials = list(learned(study, trial).values())
         if len(trials) < self._startup_trials:
             self._starting = trial.number, {}
             return {}
-        return _varied(trials)
+        return varied(trials)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -107,7 +113,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         self._raise_error_if_multi_objective(study)
         if not search_space:
             return {}
-        by_key = _learned(study, trial)
+        by_key = learned(study, trial)
         trials = list(by_key.values())
         known = {other.number for other in trials} | {trial.number}
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -119,9 +125,9 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         had = [*trials, *pending]
         pools = [
             _Pool(branch.space, self._draw(placed.coordinates, branch.space))
-            for branch in _branches(had, search_space)
+            for branch in branches_of(had, search_space)
         ]
-        excluded = by_key.keys() | {_key(other) for other in pending}
+        excluded = by_key.keys() | {key_of_trial(other) for other in pending}
         found = self._maximize(improvement, placed.coordinates, pools, excluded)
         self.fruitless = self.fruitless + 1 if found is None else 0
         if found is None:
@@ -146,9 +152,9 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             None if nothing is known.
 
         """
-        by_key = dict(sorted(_learned(study).items()))
+        by_key = dict(sorted(learned(study).items()))
         trials = list(by_key.values())
-        space = _varied(trials)
+        space = varied(trials)
         scored = [other for other in trials if other.state == TrialState.COMPLETE]
         if not trials or (only_scored and not scored):
             return None
@@ -161,7 +167,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
             values = placed.model.predict_means(*places)
             return placed.recommended(scored[int(values.argmax())].params)
         pools = []
-        for branch in _branches(trials, space):
+        for branch in branches_of(trials, space):
             drawn = afresh._draw(placed.coordinates, branch.space)
             pools.append(_Pool(branch.space, drawn.joined(placed.tried.rows(branch.rows))))
         found = afresh._maximize(
@@ -170,7 +176,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
         if found is None:
             return None
         tried = by_key.get(key_of(found))
-        return placed.recommended(_fixed(trials) | found if tried is None else tried.params)
+        return placed.recommended(fixed(trials) | found if tried is None else tried.params)
 
     def sample_independent(
         self,
@@ -193,7 +199,7 @@ class SurfaceSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
     def _fit(self, study: Study, by_key: Mapping[Key, FrozenTrial], space: Space) -> PlacedModel:
         sign = 1.0 if study.direction == StudyDirection.MAXIMIZE else -1.0
         trials = by_key.values()
-        answers = [_answers(trial, sign) for trial in trials]
+        answers = [answers_of(trial, sign) for trial in trials]
         given = [trial.user_attrs.get(ANSWERS) for trial in trials]
         known = [(trial.number, id(own)) for trial, own in zip(trials, given, strict=True)]
         fitted_to = known, space, self.weights
@@ -290,7 +296,7 @@ class Recommended(NamedTuple):
 
 def _seen(trial: FrozenTrial) -> Recommended:
     """Return a trial's point with its mean score so far."""
-    tasks = _answers(trial, 1.0).values()
+    tasks = answers_of(trial, 1.0).values()
     means = [np.nanmean(own.scores) for own in tasks if np.isfinite(own.scores).any()]
     mean = float(np.mean(means)) if means else float(trial.value)
     return Recommended(trial.params, mean, 0.0)
@@ -314,98 +320,6 @@ class PlacedModel:
         predicted = self.model.predict(*self.coordinates.of([point]))
         deviation = math.hypot(float(predicted.deviation[0]), predicted.noise)
         return Recommended(point, float(predicted.mean[0]), deviation)
-
-
-def _learned(study: Study, trial: FrozenTrial | None = None) -> dict[Key, FrozenTrial]:
-    """Return the trials, other than this one, of which answers or a value are known, by point."""
-    states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-    trials = study.get_trials(deepcopy=False, states=states)
-    other = [t for t in trials if trial is None or t.number != trial.number]
-    answered = [t for t in other if t.user_attrs.get(ANSWERS)]
-    if answered:
-        # of trials of the same point, the last one knows all that the others know
-        return {_key(t): t for t in answered if t.params}
-    complete = [t for t in other if t.state == TrialState.COMPLETE and math.isfinite(t.value)]
-    return {_key(t): t for t in complete if t.params}
-
-
-def _key(trial: FrozenTrial) -> Key:
-    """Return a name of a trial's point, by what more than one value could have been taken of."""
-    kinds = trial.distributions
-    return key_of({name: v for name, v in trial.params.items() if not _has_one_value(kinds[name])})
-
-
-def _has_one_value(kind: BaseDistribution) -> bool:
-    """Tell what ``kind.single()`` does, without its decimal arithmetic: it is asked very often."""
-    if isinstance(kind, CategoricalDistribution):
-        return len(kind.choices) == 1
-    return bool(kind.low == kind.high)  # Optuna has taken ``high`` down to a whole step
-
-
-def _fixed(trials: Sequence[FrozenTrial]) -> Params:
-    """Return the parameters of trials that can have one value only."""
-    return {
-        name: trial.params[name]
-        for trial in trials
-        for name, kind in trial.distributions.items()
-        if _has_one_value(kind)
-    }
-
-
-def _varied(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
-    """Return the parameters of trials that have more than one value."""
-    space = {name: kind for other in trials for name, kind in other.distributions.items()}
-    return {name: kind for name, kind in sorted(space.items()) if not kind.single()}
-
-
-def _answers(trial: FrozenTrial, sign: float) -> Mapping[str, Answers]:
-    answers: Mapping[str, Answers] | None = trial.user_attrs.get(ANSWERS)
-    if answers is not None:
-        return answers
-    nothing = np.empty(0)
-    return {VALUE: Answers(scores=nothing, responses=nothing, metric=sign * trial.value)}
-
-
-class _Branch(NamedTuple):
-    """Parameters that trials had together."""
-
-    space: Space
-    rows: list[int]
-    """Numbers of these trials."""
-
-
-def _branches(trials: Sequence[FrozenTrial], space: Space) -> list[_Branch]:
-    """Return the sets of parameters that trials had together.
-
-    Some parameters depend on a choice, as the settings of a method: a choice that was only seen
-    with other parameters is not offered.
-    """
-    together: dict[tuple[str, ...], list[int]] = {}
-    for row, trial in enumerate(trials):
-        together.setdefault(tuple(trial.params), []).append(row)
-    rows_of: dict[tuple[str, ...], list[int]] = {}
-    for names, rows in together.items():
-        rows_of.setdefault(tuple(sorted(space.keys() & set(names))), []).extend(rows)
-    choices = [n for n, kind in space.items() if isinstance(kind, CategoricalDistribution)]
-    seen = {
-        (names, name): {trials[row].params[name] for row in rows}
-        for names, rows in rows_of.items()
-        for name in choices
-        if name in names
-    }
-    branches = []
-    for names, rows in rows_of.items():
-        branch = {name: space[name] for name in names}
-        for name in choices:
-            if name in names:
-                elsewhere = set[Any]().union(
-                    *(v for (other, n), v in seen.items() if other != names and n == name)
-                )
-                own = seen[names, name]
-                kept = [v for v in space[name].choices if v in own or v not in elsewhere]
-                branch[name] = CategoricalDistribution(kept)
-        branches.append(_Branch(branch, rows))
-    return branches
 
 
 class _Improvement:
