@@ -40,7 +40,7 @@ class Refinement:
     levels: tuple[RefinedLevel, ...]
     text: str
     objective: str
-    """Quantity that was made small: loss or entropy."""
+    """Quantity that was made small: loss, fitness (of CABS+) or entropy."""
 
     @property
     def kept(self) -> tuple[RefinedLevel, ...]:
@@ -62,7 +62,8 @@ def refinement_of(note: Mapping[str, Any] | None) -> Refinement | None:
 
 
 def _objective(note: Mapping[str, Any]) -> str:
-    return str(note["settings"].get("objective", "loss"))  # notes of old records have none
+    old = note["settings"].get("objective", "loss")  # of records that have no more
+    return str(note.get("objective", old))
 
 
 def _level(found: Mapping[str, Any]) -> RefinedLevel:

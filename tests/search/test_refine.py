@@ -258,6 +258,9 @@ def test_awa_is_refined_by_its_fitness(pico: Path, items: Any, tmp_path: Path) -
     bench = Bench(parse(values), tmp_path, items)
     bench.run()
     assert {purpose for _, purpose, _ in bench.evaluated} == {"gradient", "losses"}
+    refinement = build_leaderboard(bench.spec, bench.outcomes).refinement
+    assert refinement is not None
+    assert "λ (expert): fitness " in refinement.text
     note = Notes(bench.outcomes).found
     assert note is not None
     for level in note["levels"]:

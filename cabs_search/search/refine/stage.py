@@ -53,6 +53,7 @@ class RefineStage:
         self._outcomes, self._notes = outcomes, Notes(outcomes, value)
         self._evaluations = Evaluations(outcomes) if spec.search.refine else None
         self._refinement: Refinement | None = None
+        self._objective = ""
         self._spent = 0
         self.refined_ever = self._notes.refined
         """Keys of all recipes that were ever refined."""
@@ -115,6 +116,8 @@ class RefineStage:
         scored = self._outcomes.scored_one("search", start)
         assert scored is not None, "what is refined is scored in full"
         settings, tasks = self._spec.search.refine, self._spec.tasks
+        is_fitness = at_one is not None and settings.objective == "loss"
+        self._objective = "fitness" if is_fitness else settings.objective
         self._refinement = Refinement(
             settings,
             start,
@@ -165,7 +168,7 @@ class RefineStage:
             if not is_scored or recipe.key in self.refined_ever:
                 self.refined.append(recipe)
         self.refined_ever |= {recipe.key for recipe in self.refined}
-        self._notes.end(self._refinement.as_dict(), self.refined_ever)
+        self._note({})
 
     def record(self, results: Sequence[tuple[Job, BlockResult]]) -> int:
         """Record evaluations, in one transaction; return the number of their items."""
@@ -206,5 +209,10 @@ class RefineStage:
         if self._refinement is None or self.is_over:
             return  # another evaluation has failed before
         self.is_over = True
-        found = self._refinement.as_dict() | {"error": error}
+        self._note({"error": error})
+
+    def _note(self, more: Mapping[str, str]) -> None:
+        """Keep what was found, and the quantity that was made small."""
+        assert self._refinement is not None
+        found = self._refinement.as_dict() | {"objective": self._objective, **more}
         self._notes.end(found, self.refined_ever)
