@@ -44,9 +44,7 @@ HIGH = {"task-arithmetic": 2.0, "cabs": 6.0, "dare": 2.0}
 SEARCH_SHARE = 15
 """Budget of the search, in full evaluations."""
 LARGE = 1000
-"""Search items a task from which there is less of everything: a third of the search, four steps,
-no level with a λ for each expert.
-"""
+"""Search items a task from which a fifth of the search is made, and λ by tensor alone refined."""
 LEAST_TWEETS = 1500
 """Fresh tweets: three more for each search item a task above 150, for what other tasks lack."""
 FRESH = 1000
@@ -89,9 +87,8 @@ def spec_of(family: str, method: str, items: int, budget: int, *, refines: bool)
         },
     }
     if refines:
-        few = {"levels": ["layer", "tensor"], "steps": 4}
-        usual = {"levels": ["expert", "layer", "tensor"]}
-        plain["search"]["refine"] = few if items >= LARGE else usual
+        levels = ["tensor"] if items >= LARGE else ["expert", "layer", "tensor"]
+        plain["search"]["refine"] = {"levels": levels}
     return parse(plain, plain["name"])
 
 
@@ -141,7 +138,7 @@ def measure(family: str, method: str, items: int) -> dict[str, Any]:
     name = label_of(family, method, items).replace(" ", "-")
     folder = cache_folder() / "refining" / name
     full = items * len(spec_of(family, method, items, items, refines=False).tasks)
-    budget = SEARCH_SHARE * full // (3 if items >= LARGE else 1)
+    budget = SEARCH_SHARE * full // (5 if items >= LARGE else 1)
     spec = spec_of(family, method, items, budget, refines=True)
     outcomes, scores = play(spec, folder)
     spent = int(outcomes.spent()["refine items"])

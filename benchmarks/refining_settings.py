@@ -40,8 +40,10 @@ AWA = "fitness of CABS+, 6 steps"
 SETTINGS: dict[str, dict[str, Any]] = {
     "3 steps": {"steps": 3},
     "6 steps": {"steps": 6},
+    "8 steps": {"steps": 8},
     "12 steps": {"steps": 12},
     "24 steps": {"steps": 24},
+    "4 steps by layer, then 4": {"steps": 4, "levels": ["layer", "tensor"]},
     "6 steps, ridge 0.3": {"steps": 6, "ridge": 0.3},
     "6 steps, ridge 3": {"steps": 6, "ridge": 3.0},
     "60 steps of Adam, a block each": {"steps": 60, "optimizer": "adam"},
@@ -87,7 +89,7 @@ def measure(method: str) -> dict[str, Any]:
             outcomes, scores = play(spec, folder)
         note = Notes(outcomes).found
         assert note is not None
-        (level,) = note["levels"]
+        first, level = note["levels"][0], note["levels"][-1]
         recipe = Recipe.from_dict(level["recipe"])
         confirmed |= scores.confirmed
         if recipe.key not in confirmed:
@@ -95,7 +97,8 @@ def measure(method: str) -> dict[str, Any]:
         panel = scores.panel(spec.tasks, 0, {k: confirmed[k] for k in (start.key, recipe.key)})
         contrast = panel.contrasts([(recipe.key, start.key)])[0]
         rows[label] = {
-            "held out": level["score"],
+            "held out": [first["score"][0], level["score"][1]],
+            "held-out loss": [first["loss"][0], level["loss"][1]],
             "kept": level["kept"],
             "score": confirmed[recipe.key].score,
             "loss": sum(confirmed[recipe.key].losses.values()) / len(spec.tasks),
@@ -115,16 +118,16 @@ def tables(found: Mapping[str, Any]) -> str:
             "",
             f"The start has {one['start']:.4f} on the fresh items.",
             "",
-            "| refined by | held-out score | fresh score | against the start | fresh loss |",
+            "| refined by | held-out loss | held-out score | fresh score | against the start |",
             "|---|---|---|---|---|",
         ]
         for label, row in one["rows"].items():
             low, high = row["interval"]
-            before, after = row["held out"]
+            losses, scores = row["held-out loss"], row["held out"]
             lines.append(
-                f"| {label} | {before:.3f} to {after:.3f} | {row['score']:.4f} |"
-                f" {100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] |"
-                f" {row['loss']:.4f} |"
+                f"| {label} | {losses[0]:.3f} to {losses[1]:.3f} | {scores[0]:.3f} to"
+                f" {scores[1]:.3f} | {row['score']:.4f} | {100 * row['difference']:+.1f}"
+                f" [{100 * low:+.1f}, {100 * high:+.1f}] |"
             )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
