@@ -17,6 +17,8 @@ class RefinedLevel:
     level: str
     lambdas: int
     """Number of λ."""
+    stopped_at: int | None = None
+    """Number of steps that the folds chose, if it is less than there were."""
     kept: bool
     """True unless held-out items say that it is worse than the level before."""
     key: str
@@ -52,7 +54,7 @@ def refinement_of(note: Mapping[str, Any] | None) -> Refinement | None:
     """Read what a search noted of its refinement; None if it noted nothing."""
     if note is None:
         return None
-    levels = tuple(_level(level) for level in note["levels"])
+    levels = tuple(_level(level, note["settings"]["steps"]) for level in note["levels"])
     return Refinement(
         start=Recipe.from_dict(note["start"]).key,
         levels=levels,
@@ -66,11 +68,12 @@ def _objective(note: Mapping[str, Any]) -> str:
     return str(note.get("objective", old))
 
 
-def _level(found: Mapping[str, Any]) -> RefinedLevel:
+def _level(found: Mapping[str, Any], most: int) -> RefinedLevel:
     recipe = Recipe.from_dict(found["recipe"])
     return RefinedLevel(
         level=found["level"],
         lambdas=found["lambdas"],
+        stopped_at=steps if (steps := found.get("steps", most)) < most else None,
         kept=found["kept"],
         key=recipe.key,
         by_name=recipe.lambda_by_name,
@@ -84,11 +87,14 @@ def _text(note: Mapping[str, Any], levels: tuple[RefinedLevel, ...]) -> str:
     if error := note.get("error"):
         return f"λ could not be refined by gradient: {error}."
     objective = _objective(note)
-    parts = [
-        f"{one.lambdas} λ ({one.level}): {objective} {one.loss[0]:.4f} to {one.loss[1]:.4f}, score"
-        f" {number(one.score[0])} to {number(one.score[1])}{'' if one.kept else ' (not kept)'}"
-        for one in levels
-    ]
+    parts = []
+    for one in levels:
+        steps = "" if one.stopped_at is None else f", {one.stopped_at} steps"
+        parts.append(
+            f"{one.lambdas} λ ({one.level}{steps}): {objective} {one.loss[0]:.4f} to"
+            f" {one.loss[1]:.4f}, score {number(one.score[0])} to {number(one.score[1])}"
+            f"{'' if one.kept else ' (not kept)'}"
+        )
     text = (
         "λ were refined by gradient, by two halves of the search items; each half's λ on the other"
         f" half: {'; '.join(parts)}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +17,16 @@ from cabs_search.merging.recipe import Recipe, group_of, make_recipe
 from cabs_search.record.entries import Expected
 from cabs_search.record.evaluations import Notes, TaskValues
 from cabs_search.results.leaderboard import build_leaderboard
+from cabs_search.results.refinement import refinement_of
 from cabs_search.scoring.forward import ENTROPY
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.objectives.awa import fitness
-from cabs_search.search.refine.check import check_refine
+from cabs_search.search.refine.check import check_refine, lengths_of
 from cabs_search.search.refine.evaluated import Evaluated
 from cabs_search.search.refine.goals import Goal, goals_of
 from cabs_search.search.refine.groups import groups_of
 from cabs_search.search.refine.paths import Value, follow
+from cabs_search.search.refine.refinement import Refinement
 from cabs_search.spec.load import parse
 from cabs_search.spec.refine import Refine
 from cabs_search.spec.study import Spec
@@ -152,6 +155,63 @@ def test_a_loss_that_is_worse_than_allowed_weighs_more() -> None:
     assert slope == pytest.approx(0.75 * slopes["a"] / 2 / 0.5 + 0.25 * 100 * slopes["b"] / 2 / 2.0)
     held_out = evaluated.held_out({recipe: (0,)})
     assert held_out == pytest.approx((wanted, 0.5))
+
+
+class _Known:
+    """Evaluations that are all known: a narrow valley, and held-out items that like the start."""
+
+    def __init__(self, start: Recipe) -> None:
+        self._start, self.goals = start, {}
+        self.judged: dict[int, Any] = {}
+
+    def _away(self, recipe: Recipe) -> Any:
+        return np.array([recipe.lambda_of("x", t) - 1.0 for t in TENSORS])
+
+    def missing(self, *_: Any) -> list[Any]:
+        return []
+
+    def value(self, recipe: Recipe, *_: Any) -> Value:
+        turn = np.array([[1.0, 0.0, 0.0], [-1.0, 1.0, 0.0], [0.0, -1.0, 1.0]])
+        bent = turn @ self._away(recipe)
+        steep = np.array([1.0, 50.0, 2000.0])
+        return Value(float(steep @ bent**2), 2 * turn.T @ (steep * bent))
+
+    def curvature(self, *_: Any) -> Any:
+        return np.ones(len(TENSORS))
+
+    def held_out(self, recipes: Any) -> tuple[float, float]:
+        return sum(self._moved(recipe) for recipe in recipes), 0.5
+
+    def _moved(self, recipe: Recipe) -> float:
+        return sum(abs(recipe.lambda_of("x", t) - self._start.lambda_of("x", t)) for t in TENSORS)
+
+    def gain(self, *_: Any) -> tuple[float, float]:
+        return 0.0, 0.1
+
+
+def test_folds_choose_fewer_steps_where_more_overfit() -> None:
+    start = make_recipe(make_method("task-arithmetic", ("x",)), {"x": 0.2})
+
+    def refined(steps: int) -> Any:
+        known: Any = _Known(start)
+        settings = Refine(levels=("tensor",), steps=steps)
+        found = Refinement(settings, start, TENSORS, 4, known, lambda _: {}, calibrates=False)
+        assert found.next_ask() is None
+        assert found.is_done
+        return found.results[0]
+
+    long, short = refined(25), refined(6)
+    assert lengths_of(Refine(steps=25)) == [25, 12, 6]
+    assert lengths_of(Refine(steps=25, optimizer="adam")) == [25]
+    assert lengths_of(Refine(steps=11)) == [11]
+    assert len(long.paths[0]) > 12, "the valley takes more steps"
+    assert (long.steps, short.steps) == (6, 6)
+    assert long.recipe == short.recipe
+    note = {"start": start.as_dict(), "settings": {"steps": 25}, "levels": [asdict(long)]}
+    text = refinement_of(note).text  # type: ignore[union-attr]
+    assert "3 λ (tensor, 6 steps): loss 0.0000 to " in text
+    note["settings"] = {"steps": 6}
+    assert "3 λ (tensor): loss" in refinement_of(note).text  # type: ignore[union-attr]
 
 
 SETTINGS = {"levels": ["expert", "layer"], "steps": 8}

@@ -12,6 +12,8 @@ from cabs_search.search.refine.groups import groups_of
 from cabs_search.spec.refine import Level, Refine
 from cabs_search.spec.study import Spec
 
+FEWEST_STEPS = 6
+"""Fewest steps after which held-out items are looked at."""
 FOLDS = 2
 """Parts of the search items: each fits λ by itself, and another one judges them."""
 
@@ -19,6 +21,14 @@ FOLDS = 2
 def levels_of(settings: Refine, own: Groups) -> Sequence[Level]:
     """Return the levels; if none are given, layer and tensor, or the space's own groups."""
     return settings.levels or (("groups",) if own else ("layer", "tensor"))
+
+
+def lengths_of(settings: Refine) -> list[int]:
+    """Return the numbers of steps that the folds choose from: all, half of them, and so on."""
+    lengths = [settings.steps]
+    while settings.optimizer == "lbfgs" and lengths[-1] >= 2 * FEWEST_STEPS:
+        lengths.append(lengths[-1] // 2)
+    return lengths
 
 
 def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:
@@ -100,8 +110,8 @@ def most_items(spec: Spec, items: int, blocks: int) -> int:
         passes -= BACKWARD  # its last step has no gradient
     else:
         step *= FOLDS / blocks
-    # each path's steps, its end on held-out items, and the level's candidate
-    path = passes * step + items
+    # each path's steps, its ends on held-out items, and the level's candidate
+    path = passes * step + items * len(lengths_of(settings))
     levels = len(levels_of(settings, spec.space.groups))
     # before: the start on held-out items, and at every temperature
     begin = items * (1 + (settings.seeks_temperatures and objective_name(spec) != "awa"))

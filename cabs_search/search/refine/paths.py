@@ -54,6 +54,12 @@ class Path(NamedTuple):
     end: Floats
     """λ that it found."""
 
+    def end_after(self, steps: int) -> Floats:
+        """Return what L-BFGS would have found with fewer steps."""
+        if steps >= len(self.points):
+            return self.end
+        return self.points[int(np.argmin(self.losses[:steps]))]
+
 
 Evaluate: TypeAlias = Callable[[Floats, int], Value]
 """Returns the value at some λ in a step; raises what it likes where it is not known yet."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cabs_search.merging.recipe import Groups, LambdaKey, Recipe, group_of, make_recipe
 from cabs_search.search.jobs import Purpose
-from cabs_search.search.refine.check import FOLDS, levels_of
+from cabs_search.search.refine.check import FOLDS, lengths_of, levels_of
 from cabs_search.search.refine.evaluated import Ask, Evaluated
 from cabs_search.search.refine.goals import Goal
 from cabs_search.search.refine.groups import groups_of
@@ -38,6 +38,13 @@ class _Missing(Exception):  # noqa: N818 (no error)
         self.asks = asks
 
 
+class Choice(NamedTuple):
+    """Settings that the folds choose."""
+
+    ridge: float
+    steps: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class LevelResult:
     """Findings of one level."""
@@ -47,6 +54,8 @@ class LevelResult:
     """Number of λ."""
     ridge: float
     """The ridge that the folds chose."""
+    steps: int
+    """The number of steps that the folds chose."""
     kept: bool
     """True unless held-out items say that it is worse than the level before."""
     recipe: dict[str, Any]
@@ -191,16 +200,18 @@ class Refinement:
         before = [self._start] * FOLDS
         for name, level in self._levels.items():
             asks = list[Ask]()
-            found: dict[float, list[tuple[Recipe, Path]]] = {}
+            found: dict[Choice, list[tuple[Recipe, Path]]] = {}
             for ridge in self._settings.ridge:
                 for fold, start in enumerate(before):
                     try:
-                        one = self._follow(level, start, fold, ridge)
+                        path = self._follow(level, start, fold, ridge)
                     except _Missing as missing:
                         asks += missing.asks
-                    else:
-                        found.setdefault(ridge, []).append(one)
-                        asks += self._missing_held_out(one[0], fold)
+                        continue
+                    for steps in lengths_of(self._settings):
+                        end = level.recipe(path.end_after(steps))
+                        found.setdefault(Choice(ridge, steps), []).append((end, path))
+                        asks += self._missing_held_out(end, fold)
             for fold, start in enumerate(before):
                 asks += self._missing_held_out(start, fold)
             if asks:
@@ -213,29 +224,30 @@ class Refinement:
         name: Level,
         level: _Level,
         before: list[Recipe],
-        found: Mapping[float, list[tuple[Recipe, Path]]],
+        found: Mapping[Choice, list[tuple[Recipe, Path]]],
     ) -> list[Recipe]:
         """Keep a level or not; return the folds' recipes to go on from."""
-        ends = {ridge: [recipe for recipe, _ in of_folds] for ridge, of_folds in found.items()}
+        ends = {choice: [recipe for recipe, _ in of_folds] for choice, of_folds in found.items()}
         judged = {
-            ridge: self._evaluated.held_out(self._held_out(recipes))
-            for ridge, recipes in ends.items()
+            choice: self._evaluated.held_out(self._held_out(recipes))
+            for choice, recipes in ends.items()
         }
-        ridge = min(judged, key=lambda ridge: (judged[ridge][0], -ridge))
-        was, now = self._evaluated.held_out(self._held_out(before)), judged[ridge]
-        gain, error = self._evaluated.gain(self._held_out(before), self._held_out(ends[ridge]))
+        choice = min(judged, key=lambda one: (judged[one][0], -one.ridge, one.steps))
+        was, now = self._evaluated.held_out(self._held_out(before)), judged[choice]
+        gain, error = self._evaluated.gain(self._held_out(before), self._held_out(ends[choice]))
         result = LevelResult(
             level=name,
             lambdas=len(level.keys),
-            ridge=ridge,
-            kept=ends[ridge] != before and gain >= -MOST_ERRORS * error,
-            recipe=level.mean(ends[ridge]).as_dict(),
+            ridge=choice.ridge,
+            steps=choice.steps,
+            kept=ends[choice] != before and gain >= -MOST_ERRORS * error,
+            recipe=level.mean(ends[choice]).as_dict(),
             loss=(was[0], now[0]),
             score=(was[1], now[1]),
-            paths=[path.losses for _, path in found[ridge]],
+            paths=[path.losses for _, path in found[choice]],
         )
         self.results.append(result)
-        return ends[ridge] if result.kept else before
+        return ends[choice] if result.kept else before
 
     def _missing_held_out(self, recipe: Recipe, fold: int) -> list[Ask]:
         """Return what is missing of a fold's recipe on the blocks that the fold does not see."""
@@ -248,7 +260,7 @@ class Refinement:
             blocks[recipe] = (*blocks.get(recipe, ()), *self._folds[1 - fold])
         return blocks
 
-    def _follow(self, level: _Level, start: Recipe, fold: int, ridge: float) -> tuple[Recipe, Path]:
+    def _follow(self, level: _Level, start: Recipe, fold: int, ridge: float) -> Path:
         """Follow the gradient on a fold; ``_Missing`` has what it lacks."""
         one_block = self._settings.optimizer == "adam"
 
@@ -267,8 +279,7 @@ class Refinement:
             recipe = level.recipe(lambdas)
             return self._evaluated.curvature(recipe, self._folds[fold], level.places)
 
-        path = follow(self._settings, level.lambdas(start), ridge, evaluate, curvature)
-        return level.recipe(path.end), path
+        return follow(self._settings, level.lambdas(start), ridge, evaluate, curvature)
 
     @property
     def refined(self) -> list[Recipe]:
