@@ -13,7 +13,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -27,6 +27,7 @@ from cabs_search.record.folder import StudyFolder
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.judge import Judge
+from cabs_search.search.refine import refinement
 from cabs_search.spec.load import parse
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
@@ -36,6 +37,7 @@ ITEMS = 150
 NAME = FILE.with_name("gradients-settings.json")
 BEGIN = "<!-- settings: written by benchmarks.refining_settings -->"
 END = "<!-- end of settings -->"
+STOPPED = "24 steps, the folds stop them"
 AWA = "fitness of CABS+, 6 steps"
 SETTINGS: dict[str, dict[str, Any]] = {
     "3 steps": {"steps": 3},
@@ -43,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "8 steps": {"steps": 8},
     "12 steps": {"steps": 12},
     "24 steps": {"steps": 24},
+    STOPPED: {"steps": 24},
     "4 steps by layer, then 4": {"steps": 4, "levels": ["layer", "tensor"]},
     "6 steps, ridge 0.3": {"steps": 6, "ridge": 0.3},
     "6 steps, ridge 3": {"steps": 6, "ridge": 3.0},
@@ -82,10 +85,13 @@ def measure(method: str) -> dict[str, Any]:
         outcomes = Outcomes(StudyFolder(folder).outcomes, spec.tasks)
         start = Notes(outcomes).start
         assert start is not None
-        fitness: Any = nullcontext()
-        if label == AWA:
-            fitness = patch.object(Judge, "losses_at_one", losses_at_one(spec, start))
-        with fitness:
+        with ExitStack() as patches:
+            if label != STOPPED:
+                only_all = patch.object(refinement, "lengths_of", lambda own: [own.steps])
+                patches.enter_context(only_all)
+            if label == AWA:
+                losses = losses_at_one(spec, start)
+                patches.enter_context(patch.object(Judge, "losses_at_one", losses))
             outcomes, scores = play(spec, folder)
         note = Notes(outcomes).found
         assert note is not None
