@@ -44,11 +44,13 @@ HIGH = {"task-arithmetic": 2.0, "cabs": 6.0, "dare": 2.0}
 SEARCH_SHARE = 15
 """Budget of the search, in full evaluations."""
 LARGE = 1000
-"""Search items a task from which a fifth of the search is made, and λ by tensor alone refined."""
+"""Search items a task from which less is done: three shared λ, six full evaluations of search, and
+λ refined by tensor alone.
+"""
 LEAST_TWEETS = 1500
 """Fresh tweets: three more for each search item a task above 150, for what other tasks lack."""
 FRESH = 1000
-"""Of each task of the second family; or what is left of it, and 100 more of others."""
+"""Fresh items of each task of the second family, if it has so many."""
 FAMILIES = {"quickstart": make, second_family.FAMILY: second_family.make_experts}
 """Families of experts, and what makes them."""
 BEGIN, END = "<!-- tables: written by benchmarks.refining -->", "<!-- end of tables -->"
@@ -59,12 +61,12 @@ def spec_of(family: str, method: str, items: int, budget: int, *, refines: bool)
     plain: dict[str, Any] = load("quickstart", locations=False).as_dict()
     if family == second_family.FAMILY:
         plain |= second_family.plain_spec()
-    shared = [round(HIGH[method] * share / 20, 2) for share in range(2, 9)]
+    shared = [round(HIGH[method] * share / 20, 2) for share in shares_of(items)]
     for name, task in plain["tasks"].items():
         task["search"] = {"items": items}
         if family == second_family.FAMILY:
             is_short = task["text"] == ["text", "other"] and items >= LARGE
-            fresh = FRESH + 100 * (items >= LARGE)
+            fresh = FRESH + 100 * (items >= LARGE)  # for those that short tasks lack
             task["confirm"] = {} if is_short else {"items": fresh}
         else:
             tweets = LEAST_TWEETS + 3 * max(0, items - 150)
@@ -90,6 +92,11 @@ def spec_of(family: str, method: str, items: int, budget: int, *, refines: bool)
         levels = ["tensor"] if items >= LARGE else ["expert", "layer", "tensor"]
         plain["search"]["refine"] = {"levels": levels}
     return parse(plain, plain["name"])
+
+
+def shares_of(items: int) -> range:
+    """Return the shared λ of the grid, in twentieths of the largest."""
+    return range(2, 5) if items >= LARGE else range(2, 9)
 
 
 def label_of(family: str, method: str, items: int) -> str:
@@ -138,7 +145,7 @@ def measure(family: str, method: str, items: int) -> dict[str, Any]:
     name = label_of(family, method, items).replace(" ", "-")
     folder = cache_folder() / "refining" / name
     full = items * len(spec_of(family, method, items, items, refines=False).tasks)
-    budget = SEARCH_SHARE * full // (5 if items >= LARGE else 1)
+    budget = (2 * len(shares_of(items)) if items >= LARGE else SEARCH_SHARE) * full
     spec = spec_of(family, method, items, budget, refines=True)
     outcomes, scores = play(spec, folder)
     spent = int(outcomes.spent()["refine items"])
@@ -149,7 +156,10 @@ def measure(family: str, method: str, items: int) -> dict[str, Any]:
     board = board_of(spec, scores)
     rows: dict[str, tuple[str, int]] = {}
     assert board.baseline is not None
-    rows["one shared λ, of a grid"] = (str(board.row(board.baseline).key), 7 * full)
+    rows["one shared λ, of a grid"] = (
+        str(board.row(board.baseline).key),
+        len(shares_of(items)) * full,
+    )
     rows["response surface"] = (Recipe.from_dict(note["start"]).key, budget)
     so_far = budget
     each = spent // max(1, len(note["levels"]))

@@ -17,17 +17,17 @@ from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
-
 from benchmarks.refining import FILE, HIGH, PAGE, play, scored_apart, spec_of
 from cabs_search.merging.cache import VectorCache
 from cabs_search.merging.recipe import Recipe, make_recipe
 from cabs_search.record.evaluations import Notes
 from cabs_search.record.folder import StudyFolder
 from cabs_search.record.outcomes import Outcomes
+from cabs_search.scoring.batches import blocks
 from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.judge import Judge
 from cabs_search.search.refine import refinement
+from cabs_search.search.refine.stage import RefineStage
 from cabs_search.spec.load import parse
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
@@ -57,15 +57,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Fields of ``search.refine`` by what the table calls them."""
 
 
-def losses_at_one(spec: Spec, start: Recipe) -> dict[str, float]:
-    """Return the mean losses of the search items by task where all λ are 1."""
+def losses_of(spec: Spec, recipe: Recipe) -> dict[str, list[Any]]:
+    """Return a recipe's losses of each block's search items by task."""
     prepared = prepare(spec, cache_folder() / "refining" / "apart", None, lambda _: None)
     items = prepared.items["search"]
     bench = Workbench(prepared.family, spec.tasks, VectorCache(cache_folder()))
-    bench.materialize(make_recipe(start.method, dict.fromkeys(start.experts, 1.0)))
-    rows = {task: np.arange(len(own)) for task, own in items.items()}
-    outcomes = bench.score(items, rows)
-    return {task: float(outcome.losses.mean(dtype=float)) for task, outcome in outcomes.items()}
+    bench.materialize(recipe)
+    assert spec.search.block is not None
+    found = [bench.score(items, rows) for rows in blocks(items, spec.search.block)]
+    return {task: [outcomes[task].losses.astype(float) for outcomes in found] for task in items}
 
 
 def measure(method: str) -> dict[str, Any]:
@@ -90,8 +90,10 @@ def measure(method: str) -> dict[str, Any]:
                 only_all = patch.object(refinement, "lengths_of", lambda own: [own.steps])
                 patches.enter_context(only_all)
             if label == AWA:
-                losses = losses_at_one(spec, start)
-                patches.enter_context(patch.object(Judge, "losses_at_one", losses))
+                at_one = make_recipe(start.method, dict.fromkeys(start.experts, 1.0))
+                losses = losses_of(spec, at_one)
+                patches.enter_context(patch.object(Judge, "at_one", at_one))
+                patches.enter_context(patch.object(RefineStage, "_losses", return_value=losses))
             outcomes, scores = play(spec, folder)
         note = Notes(outcomes).found
         assert note is not None

@@ -3,8 +3,8 @@
 A merged model is base + Σ λᵢ·τ̃ᵢ. So the gradient of a loss in λᵢ on one tensor is the inner product
 of the loss's gradient in that tensor and τ̃ᵢ. It is taken as soon as the backward pass has the
 tensor's gradient, which is freed then: memory grows by activations and one tensor, not by a second
-model. Of large models each layer's activations are computed once more in the backward pass, in
-place of being kept (gradient checkpointing, Chen et al., arXiv 1604.06174).
+model. Where a batch's activations are too large for that, each layer's are computed once more in
+the backward pass (gradient checkpointing, Chen et al., arXiv 1604.06174): a third more time.
 
 Precision: gradients in the weights are of the model's dtype, the inner products are summed in
 float64. On the quickstart's experts all gradients together, as one long vector, were about 1e-6
@@ -44,7 +44,7 @@ pass writes and reads a gradient of the model's size.
 """
 
 MOST_ACTIVATIONS = 4 << 30
-"""Bytes of a batch's activations above which layers are computed twice."""
+"""Bytes of a batch's activations above which layers are computed twice, on a CPU."""
 ACTIVATIONS = 28
 """Numbers that a layer keeps for the backward pass, for each token and unit of width: as measured
 on a Llama of 16 layers, whose peak fell from 3.8 to 1.4 GB by computing them twice.
@@ -124,13 +124,16 @@ def evaluate_with_gradients(
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
     _, items, rows = scored[0]
     tokens = batch_tokens(device)
+    lengths, counts = items.lengths[rows], items.counts[rows]
+    cut = list(batches(lengths, counts, tokens, PASS_TOKENS))
+    largest = max((int(lengths[batch].max() * counts[batch].sum()) for batch in cut), default=0)
     own = [{t: p for t, p in of_model.items() if t in gradients.summed} for of_model in tensors]
     with (
         _differentiable([model for model, _, _ in scored], own, tokens, gradients.add),
-        _recomputed(scored[0][0], tokens),
+        _recomputed(scored[0][0], largest),
         shared_pass(scored),
     ):
-        for batch in batches(items.lengths[rows], items.counts[rows], tokens, PASS_TOKENS):
+        for batch in cut:
             outputs = model_outputs(scored, batch, device, temperatures)
             for place, (one, output) in enumerate(zip(scored, outputs, strict=True)):
                 fill(outcomes[place], batch, one, output)
@@ -195,20 +198,40 @@ def _differentiable(
 
 @contextmanager
 def _recomputed(model: Any, tokens: int) -> Iterator[None]:
-    """Let the backward pass compute a large model's layers again; ``tokens``: of a batch."""
+    """Let the backward pass compute layers again, if what they would keep is too large.
+
+    Args:
+        model: the model; of a type whose layers transformers cannot checkpoint all is kept.
+        tokens: those of the largest batch.
+
+    """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    config = model.config
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    width = model.config.get_text_config().hidden_size
+    width = getattr(config.get_text_config(), "hidden_size", 0)
     kept = ACTIVATIONS * tokens * width * len(layers) * model.dtype.itemsize
-    if kept <= MOST_ACTIVATIONS:
+    if kept <= _most_activations(model.device):
         yield
         return
+    before = [layer.__dict__.get("forward") for layer in layers]
+    uses_cache = getattr(config, "use_cache", None)
     try:
+        config.use_cache = False  # a layer that is computed again would add to it again
         for layer in layers:
             # transformers' own switch turns a layer's dropout on
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for layer, forward in zip(layers, before, strict=True):
+            layer.__dict__.pop("forward", None)
+            if forward is not None:
+                layer.forward = forward
+        config.use_cache = uses_cache
+
+
+def _most_activations(device: torch.device) -> int:
+    """Return the bytes of activations that may be kept: on a GPU half of what is free."""
+    if device.type != "cuda":
+        return MOST_ACTIVATIONS
+    return int(torch.cuda.mem_get_info(device)[0]) // 2

@@ -73,9 +73,9 @@ class Judge:
         return None if aggregate is None else aggregate.weights(sorted(self._tasks))
 
     @property
-    def losses_at_one(self) -> Mapping[str, float] | None:
-        """Mean losses by task at λ = 1, if the objective compares with them."""
-        return self._objective.losses
+    def at_one(self) -> Recipe | None:
+        """The candidate with all λ = 1, if the objective compares losses with its."""
+        return self._objective.at_one
 
     def weighed(self, rounds: Floats) -> Floats:
         """Return scores times their task's weight, the largest of which is 1.

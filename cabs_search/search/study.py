@@ -300,7 +300,7 @@ class Study:
             found = ranked(self._searching.searched.values())
             best = recommended.recipe if recommended else found[0].recipe if found else None
             judge = self._searching.judge
-            self._refining.begin(best, len(found), judge.weights, judge.losses_at_one)
+            self._refining.begin(best, len(found), judge.weights, judge.at_one)
         if job := self._refining.next_job():
             return OpenJob(job)
         if not self._refining.is_over:

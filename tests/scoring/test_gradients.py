@@ -145,7 +145,13 @@ def test_gradients_are_those_of_central_differences(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "kind"), [("bert", "classification"), ("gpt2", "choices-by-likelihood")]
+    ("architecture", "kind"),
+    [
+        ("bert", "classification"),
+        ("gpt2", "choices-by-likelihood"),
+        ("gpt2", "token-classification"),
+        ("llama", "classification"),
+    ],
 )
 def test_layers_of_large_models_are_computed_twice_and_gradients_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, kind: str
@@ -160,7 +166,9 @@ def test_layers_of_large_models_are_computed_twice_and_gradients_are_the_same(
         first = next(layer.children())
         first.register_forward_hook(lambda *_, number=number: calls.append(number))
     monkeypatch.setattr(gradients, "MOST_ACTIVATIONS", 0)
+    caches = getattr(model.config, "use_cache", None)
     _, found = bench.score_with_gradients(given, rows)
+    assert getattr(model.config, "use_cache", None) == caches
     assert calls == [0, 1, 1, 0], "forward, then each layer once more, last first"
     assert found["a"] == pytest.approx(expected["a"], rel=1e-9)
     monkeypatch.undo()

@@ -21,7 +21,8 @@ from cabs_search.results.refinement import refinement_of
 from cabs_search.scoring.forward import ENTROPY
 from cabs_search.search.candidates import Candidates
 from cabs_search.search.objectives.awa import fitness
-from cabs_search.search.refine.check import check_refine, lengths_of
+from cabs_search.search.refine import refinement
+from cabs_search.search.refine.check import check_refine, lengths_of, most_items
 from cabs_search.search.refine.evaluated import Evaluated
 from cabs_search.search.refine.goals import Goal, goals_of
 from cabs_search.search.refine.groups import groups_of
@@ -138,23 +139,45 @@ def test_curvature_is_the_mean_square_of_an_items_gradient() -> None:
     assert evaluated.curvature(recipe, (0, 1), places) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_a_loss_that_is_worse_than_allowed_weighs_more() -> None:
+def test_a_loss_that_is_worse_than_at_one_weighs_a_hundred_times_as_much() -> None:
+    """Each fold's items are compared with their own losses at λ = 1."""
     weights = {"a": 0.75, "b": 0.25}
-    recipe = make_recipe(make_method("task-arithmetic", ("x",)), {"x": 1.0})
+    recipe = make_recipe(make_method("task-arithmetic", ("x",)), {"x": 0.9})
     losses = {"a": np.array([0.2, 0.6]), "b": np.array([3.0, 5.0])}
     slopes = {"a": np.array([1.0, 2.0]), "b": np.array([-4.0, 0.5])}
+    scores = {"a": np.array([0.0, 1.0]), "b": np.array([-30.0, -10.0])}
     known = [
-        (0, task, TaskValues(losses[task], np.zeros(2), [0, 0], slopes[task])) for task in weights
+        (block, task, TaskValues(losses[task], scores[task], [0, 0], slopes[task]))
+        for task in weights
+        for block in (0, 1)
     ]
     record: Any = SimpleNamespace(read=lambda _: known)
     evaluated = Evaluated(record, 2, weights, lambda *_: 0.5)
-    evaluated.goals = {"a": Goal(scale=0.5, worse=100.0), "b": Goal(scale=2.0, worse=100.0)}
-    wanted = 0.75 * 0.8 + 0.25 * (1 + 100 * (2 - 1))
+    kinds = {"a": True, "b": False}
+    tasks: Any = {
+        t: SimpleNamespace(kind=SimpleNamespace(has_log_losses=h)) for t, h in kinds.items()
+    }
+    at_one = {"a": [np.array([0.25, 0.75]), np.array([0.1, 0.3])], "b": [np.array([2.0, 2.0])] * 2}
+    evaluated.goals = goals_of("loss", tasks, {"a": 0.4, "b": 4.0}, {}, at_one)
+    wanted = 0.75 * 0.4 / 0.5 + 0.25 * (1 + 100 * (4 / 2 - 1))
     loss, slope = evaluated.value(recipe, (0,), [0, 1])
     assert loss == pytest.approx(wanted)
-    assert slope == pytest.approx(0.75 * slopes["a"] / 2 / 0.5 + 0.25 * 100 * slopes["b"] / 2 / 2.0)
-    held_out = evaluated.held_out({recipe: (0,)})
-    assert held_out == pytest.approx((wanted, 0.5))
+    parts = {"a": slopes["a"] / 0.5, "b": 100 * slopes["b"] / 2.0}
+    assert slope == pytest.approx(0.75 * parts["a"] / 2 + 0.25 * parts["b"] / 2)
+    curved = evaluated.curvature(recipe, (0,), [0, 1])
+    assert curved == pytest.approx(0.75 * parts["a"] ** 2 / 2 + 0.25 * parts["b"] ** 2 / 2)
+    # in the other block the same loss of a is twice that at λ = 1
+    other = 0.75 * (1 + 100 * (0.4 / 0.2 - 1)) + 0.25 * (1 + 100 * (4 / 2 - 1))
+    assert evaluated.value(recipe, (1,), [0, 1]).loss == pytest.approx(other)
+    both = 0.75 * (1 + 100 * (0.4 / 0.35 - 1)) + 0.25 * (1 + 100 * (4 / 2 - 1))
+    assert evaluated.held_out({recipe: (0, 1)}) == pytest.approx((both, 0.5))
+    # scores are compared in units of one: b's are minus squared errors
+    better = make_recipe(recipe.method, {"x": 1.1})
+    risen = [(b, t, v._replace(scores=v.scores + {"a": 0.1, "b": 2.0}[t])) for b, t, v in known]
+    record.read = lambda one: risen if one == better else known
+    gain, error = evaluated.gain({recipe: (0, 1)}, {better: (0, 1)})
+    assert gain == pytest.approx(0.75 * 0.1 + 0.25 * 2.0 / 4.0)
+    assert error == pytest.approx(0.0, abs=1e-9)
 
 
 class _Known:
@@ -189,7 +212,9 @@ class _Known:
         return 0.0, 0.1
 
 
-def test_folds_choose_fewer_steps_where_more_overfit() -> None:
+def test_folds_choose_fewer_steps_where_more_overfit(
+    pico: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start = make_recipe(make_method("task-arithmetic", ("x",)), {"x": 0.2})
 
     def refined(steps: int) -> Any:
@@ -202,11 +227,17 @@ def test_folds_choose_fewer_steps_where_more_overfit() -> None:
 
     long, short = refined(25), refined(6)
     assert lengths_of(Refine(steps=25)) == [25, 12, 6]
+    plain = pico_values(pico, refine={"steps": 25, "levels": "expert"})
+    path = 25 * 3 - 2 + 3  # three ends on held-out items
+    assert most_items(parse(plain), 100, 4) == 100 * (path + 1 + 2)
     assert lengths_of(Refine(steps=25, optimizer="adam")) == [25]
     assert lengths_of(Refine(steps=11)) == [11]
-    assert len(long.paths[0]) > 12, "the valley takes more steps"
     assert (long.steps, short.steps) == (6, 6)
-    assert long.recipe == short.recipe
+    assert (long.recipe, long.paths) == (short.recipe, short.paths)
+    monkeypatch.setattr(refinement, "lengths_of", lambda own: [own.steps])
+    whole = refined(25)
+    assert len(whole.paths[0]) > 12
+    assert whole.recipe != short.recipe
     note = {"start": start.as_dict(), "settings": {"steps": 25}, "levels": [asdict(long)]}
     text = refinement_of(note).text  # type: ignore[union-attr]
     assert "3 λ (tensor, 6 steps): loss 0.0000 to " in text
@@ -214,7 +245,7 @@ def test_folds_choose_fewer_steps_where_more_overfit() -> None:
     assert "3 λ (tensor): loss" in refinement_of(note).text  # type: ignore[union-attr]
 
 
-SETTINGS = {"levels": ["expert", "layer"], "steps": 8}
+SETTINGS = {"levels": ["expert", "layer"], "steps": 12}
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"refine": {"levels": "layers"}}, r"search.refine.levels\[0\]: Input should be 'groups'"),
     ({"refine": {"steps": 1}}, r"search.refine.steps: .*2"),
@@ -304,8 +335,10 @@ def test_entropy_asks_for_no_temperature_and_is_recorded_apart(
 
 def test_awa_is_refined_by_its_fitness(pico: Path, items: Any, tmp_path: Path) -> None:
     at_one = {"a": 0.5, "b": 2.0}
-    tasks: Any = dict.fromkeys(at_one)
-    goals = goals_of("loss", tasks, {}, {}, at_one)
+    task = SimpleNamespace(kind=SimpleNamespace(has_log_losses=True))
+    tasks: Any = dict.fromkeys(at_one, task)
+    by_block = {name: [np.array([loss])] for name, loss in at_one.items()}
+    goals = {n: goal.on([0]) for n, goal in goals_of("loss", tasks, {}, {}, by_block).items()}
     for losses in ({"a": 0.4, "b": 1.0}, {"a": 0.6, "b": 1.5}, {"a": 0.7, "b": 2.1}):
         changes = [goals[task].of(loss) - 1 for task, loss in losses.items()]
         assert sum(changes) == pytest.approx(fitness(losses, at_one))
@@ -315,7 +348,10 @@ def test_awa_is_refined_by_its_fitness(pico: Path, items: Any, tmp_path: Path) -
     values = pico_values(
         pico, trials=4, objective="awa", refine={"steps": 4, "levels": ["expert", "layer"]}
     )
-    bench = Bench(parse(values), tmp_path, items)
+    spec = parse(values)
+    values["search"] |= {"objective": "mean"}
+    assert most_items(spec, 100, 4) == most_items(parse(values), 100, 4) - 100, "no temperatures"
+    bench = Bench(spec, tmp_path, items)
     bench.run()
     assert {purpose for _, purpose, _ in bench.evaluated} == {"gradient", "losses"}
     refinement = build_leaderboard(bench.spec, bench.outcomes).refinement

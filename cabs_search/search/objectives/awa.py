@@ -22,6 +22,9 @@ WORSE = 100.0
 class Awa(Objective):
     """Minus the fitness, which CABS+ minimizes."""
 
+    losses: Mapping[str, float] | None = None
+    """Mean losses by task at λ = 1, once they are known."""
+
     def given(self, references: Mapping[str, Scored]) -> Objective:
         """See ``Objective``."""
         losses = references[self.references[0].key].losses
@@ -63,5 +66,6 @@ def awa(spec: Spec) -> Objective:
         ),
         names=("awa",),
         references=(at_one,),
+        at_one=at_one,
         ranks_references=True,
     )

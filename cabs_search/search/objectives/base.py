@@ -24,9 +24,8 @@ class Objective:
     """Recipes to be scored on all search items before any candidate is judged."""
     ranks_references: bool = False
     """Whether references are candidates, too."""
-    losses: Mapping[str, float] | None = None
-    """Mean losses by task at λ = 1, of an objective that compares with them, once they are known.
-    """
+    at_one: Recipe | None = None
+    """The candidate whose losses those of others are compared with, all of whose λ are 1."""
 
     def given(self, references: Mapping[str, Scored]) -> Objective:
         """Return the objective that knows its references.

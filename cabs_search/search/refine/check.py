@@ -41,7 +41,7 @@ def check_refine(spec: Spec, tensors: Sequence[str], blocks: int) -> None:
 
     Raises:
         ValueError: the levels do not fit to the tensors, there are too few blocks, the objective
-            is no sum over tasks, a task has no gradient, or stacks of layers are searched.
+            has no gradient, a task has none, or stacks of layers are searched.
 
     """
     settings = spec.search.refine

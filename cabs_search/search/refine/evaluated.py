@@ -116,13 +116,17 @@ class Evaluated:
         known = self.read(recipe)
         total = np.zeros(len(recipe.experts) * (max(places) + 1))
         for task, weight in self._weights.items():
-            for block in blocks:
-                one = known[block][task]
+            own = [known[block][task] for block in blocks]
+            if not (items := sum(len(one.losses) for one in own)):
+                continue
+            mean = sum(float(one.losses.sum(dtype=float)) for one in own) / items
+            slope = self.goals[task].on(blocks).slope(mean)
+            for one in own:
                 assert one.gradients is not None
-                if items := len(one.losses):
+                if len(one.losses):
                     by_tensor = one.gradients.reshape(-1, self._tensors).astype(np.float64)
-                    slopes = _by_group(by_tensor, places) / self.goals[task].scale
-                    total += weight * slopes**2 / items
+                    slopes = slope * _by_group(by_tensor, places)
+                    total += weight * slopes**2 / len(one.losses)
         return total / len(blocks)
 
     def _sum(self, recipe: Recipe, blocks: tuple[int, ...]) -> tuple[float, Floats]:
@@ -132,7 +136,7 @@ class Evaluated:
         for task, weight in self._weights.items():
             own = [known[block][task] for block in blocks]
             if items := sum(len(one.losses) for one in own):
-                goal = self.goals[task]
+                goal = self.goals[task].on(blocks)
                 mean = sum(float(one.losses.sum(dtype=float)) for one in own) / items
                 loss += weight * goal.of(mean)
                 part = weight * goal.slope(mean) / items
@@ -144,6 +148,7 @@ class Evaluated:
     def held_out(self, recipes: Mapping[Recipe, Sequence[int]]) -> tuple[float, float]:
         """Return the weighted mean loss and score of recipes, each on blocks of its own."""
         loss = score = 0.0
+        all_blocks = [block for blocks in recipes.values() for block in blocks]
         for task, weight in self._weights.items():
             losses, predictions = list[Any](), dict[int, Sequence[Any]]()
             for recipe, blocks in recipes.items():
@@ -151,7 +156,7 @@ class Evaluated:
                 losses += [known[block][task].losses for block in blocks]
                 predictions |= {block: known[block][task].predictions for block in blocks}
             mean = float(np.concatenate(losses).mean(dtype=float))
-            loss += weight * self.goals[task].of(mean)
+            loss += weight * self.goals[task].on(all_blocks).of(mean)
             score += weight * self._measure(task, predictions)
         return loss, score
 

@@ -232,7 +232,7 @@ class Refinement:
             choice: self._evaluated.held_out(self._held_out(recipes))
             for choice, recipes in ends.items()
         }
-        choice = min(judged, key=lambda one: (judged[one][0], -one.ridge, one.steps))
+        choice = min(judged, key=lambda one: (judged[one][0], -one.ridge, -one.steps))
         was, now = self._evaluated.held_out(self._held_out(before)), judged[choice]
         gain, error = self._evaluated.gain(self._held_out(before), self._held_out(ends[choice]))
         result = LevelResult(
@@ -244,7 +244,7 @@ class Refinement:
             recipe=level.mean(ends[choice]).as_dict(),
             loss=(was[0], now[0]),
             score=(was[1], now[1]),
-            paths=[path.losses for _, path in found[choice]],
+            paths=[path.losses[: choice.steps] for _, path in found[choice]],
         )
         self.results.append(result)
         return ends[choice] if result.kept else before

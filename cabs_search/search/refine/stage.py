@@ -23,6 +23,7 @@ from cabs_search.search.jobs import BlockResult, Job
 from cabs_search.search.refine.check import most_items
 from cabs_search.search.refine.evaluated import Evaluated
 from cabs_search.search.refine.goals import goals_of
+from cabs_search.search.refine.paths import Floats
 from cabs_search.search.refine.refinement import Refinement
 from cabs_search.spec.study import Spec
 from cabs_search.tasks.items import Ints
@@ -89,7 +90,7 @@ class RefineStage:
         best: Recipe | None,
         candidates: int,
         weights: Mapping[str, float] | None,
-        at_one: Mapping[str, float] | None = None,
+        at_one: Recipe | None = None,
     ) -> None:
         """Refine what an earlier run chose of as many candidates, else the best candidate.
 
@@ -99,7 +100,7 @@ class RefineStage:
             best: the best candidate; None: there is none.
             candidates: number of candidates that it is the best of.
             weights: weight of each task's metric in the score.
-            at_one: mean losses by task at λ = 1, if the objective compares with them.
+            at_one: the candidate with all λ = 1, if the objective compares losses with its.
 
         """
         assert self._evaluations is not None
@@ -118,18 +119,27 @@ class RefineStage:
         settings, tasks = self._spec.search.refine, self._spec.tasks
         is_fitness = at_one is not None and settings.objective == "loss"
         self._objective = "fitness" if is_fitness else settings.objective
+        compared = self._losses(at_one) if at_one is not None else None
         self._refinement = Refinement(
             settings,
             start,
             self._tensors,
             len(self._blocks),
             Evaluated(self._evaluations, len(self._tensors), weights, self._measure),
-            partial(goals_of, settings.objective, tasks, scored.losses, at_one=at_one),
+            partial(goals_of, settings.objective, tasks, scored.losses, at_one=compared),
             self._spec.space.groups,
             calibrates=settings.seeks_temperatures
             and at_one is None
             and any(task.kind.has_log_losses for task in tasks.values()),
         )
+
+    def _losses(self, recipe: Recipe) -> dict[str, list[Floats]]:
+        """Return a scored candidate's losses of each block's items, by task."""
+        by_block = sorted(self._outcomes.block_results(recipe, "search").items())
+        none = np.empty(0), np.empty(0)  # a task may have no item in a block
+        return {
+            task: [found.get(task, none)[1] for _, found in by_block] for task in self._spec.tasks
+        }
 
     def _measure(self, task: str, predictions: Mapping[int, Sequence[Any]]) -> float:
         """Compute a task's metric from predictions by block."""
