@@ -38,7 +38,7 @@ from cabs_search.spec.study import Spec
 from cabs_search.workflows.prepare import prepare, to_stderr
 
 FILE = Path(__file__).parents[1] / "docs" / "results" / "gradients.json"
-PAGE = FILE.with_suffix(".md")
+PAGE, PICTURE = FILE.with_suffix(".md"), FILE.with_suffix(".png")
 HIGH = {"task-arithmetic": 2.0, "cabs": 6.0, "dare": 2.0}
 """Largest λ of each method."""
 SEARCH_SHARE = 15
@@ -197,6 +197,30 @@ def measure(family: str, method: str, items: int) -> dict[str, Any]:
     }
 
 
+def points(row: dict[str, Any]) -> str:
+    """Write a row's difference to the best shared λ; nothing if it is that."""
+    if "difference" not in row:
+        return ""
+    low, high = row["interval"]
+    return f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def summary(found: dict[str, Any]) -> str:
+    """Write a table of what refining and searching gained in each measurement."""
+    lines = [
+        "| experts | method | search items a task | fresh items | refined by tensor | response"
+        " surface, as many items |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found.values():
+        *_, refined, surface = one["rows"]
+        lines.append(
+            f"| {one['family']} | {one['method']} | {one['items']:,} | {one['fresh']:,} |"
+            f" {points(refined)} | {points(surface)} |"
+        )
+    return "\n".join(lines)
+
+
 def tables(found: dict[str, Any]) -> str:
     """Write the tables of the page."""
     parts = []
@@ -209,18 +233,48 @@ def tables(found: dict[str, Any]) -> str:
             "| λ from | items spent | fresh score | against one shared λ | fresh loss |",
             "|---|---|---|---|---|",
         ]
-        for row in one["rows"]:
-            against = ""
-            if "difference" in row:
-                low, high = row["interval"]
-                against = f"{100 * row['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-            lines.append(
-                f"| {row['label']} | {row['items']:,} | {row['score']:.4f} | {against} |"
-                f" {row['loss']:.4f} |"
-            )
+        lines += [
+            f"| {row['label']} | {row['items']:,} | {row['score']:.4f} | {points(row)} |"
+            f" {row['loss']:.4f} |"
+            for row in one["rows"]
+        ]
         lines += ["", f"Kept: {', '.join(one['kept']) or 'no level'}."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def draw(found: dict[str, Any]) -> None:
+    """Draw the gain over the best shared λ of every row, with its interval."""
+    from matplotlib.figure import Figure
+
+    looks = {
+        "response surface, as many items": ("response surface, as many items", "black", 0.3),
+        "response surface": ("response surface", "0.6", 0.15),
+        "expert": ("refined by expert", "C9", 0.0),
+        "layer": ("refined by layer", "C0", -0.15),
+        "tensor": ("refined by tensor", "C3", -0.3),
+    }
+    figure = Figure(figsize=(9, 0.9 * len(found) + 1), layout="constrained")
+    ax = figure.subplots()
+    for place, one in enumerate(found.values()):
+        for row in one["rows"][1:]:
+            key = next(
+                key for key in looks if row["label"].removeprefix("refined by ").startswith(key)
+            )
+            label, colour, lift = looks[key]
+            if "difference" in row:
+                low, high = (100 * end for end in row["interval"])
+                ax.plot([low, high], [place - lift] * 2, color=colour, lw=2)
+                ax.plot(100 * row["difference"], place - lift, "o", color=colour, label=label)
+    names = [f"{one['family']}\n{one['method']}, {one['items']:,} a task" for one in found.values()]
+    ax.set_yticks(range(len(found)), names)
+    ax.invert_yaxis()
+    ax.axvline(0, color="0.4", lw=1)
+    ax.set(xlabel="fresh score, points over the best shared λ of a grid (95 % intervals)")
+    ax.grid(axis="x", alpha=0.3)
+    marks = {mark.get_label(): mark for mark in ax.get_lines() if mark.get_label()[0] != "_"}
+    figure.legend(marks.values(), marks.keys(), loc="outside upper center", ncols=3, fontsize=8)
+    figure.savefig(PICTURE, dpi=110)
 
 
 def main() -> None:
@@ -242,8 +296,9 @@ def main() -> None:
     if options.docs:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
-        page = f"{before}{BEGIN}\n\n{tables(found)}\n\n{END}{after}"
+        page = f"{before}{BEGIN}\n\n{summary(found)}\n\n{tables(found)}\n\n{END}{after}"
         PAGE.write_text(page, encoding="utf-8")
+        draw(found)
 
 
 if __name__ == "__main__":
