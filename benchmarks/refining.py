@@ -90,7 +90,7 @@ def spec_of(family: str, method: str, items: int, budget: int, *, refines: bool)
     }
     if refines:
         levels = ["tensor"] if items >= LARGE else ["expert", "layer", "tensor"]
-        plain["search"]["refine"] = {"levels": levels}
+        plain["search"]["refine"] = {"levels": levels, "steps": 6}
     return parse(plain, plain["name"])
 
 

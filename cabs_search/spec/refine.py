@@ -32,10 +32,10 @@ class Refine:
         tuple[Level, ...], BeforeValidator(listed), Once, AfterValidator(_ordered)
     ] = ()
     """Parts of the model with a λ of their own, coarse to fine: ``expert``, ``layer``, ``module``
-    (such as a layer's attention), ``tensor``, or ``groups``, the space's own. Empty: ``layer``
-    and ``tensor``, or ``groups`` if the space has some.
+    (such as a layer's attention), ``tensor``, or ``groups``, the space's own. Empty: ``tensor``,
+    or ``groups`` if the space has some.
     """
-    steps: Annotated[int, Field(ge=2, le=10_000)] = 6
+    steps: Annotated[int, Field(ge=2, le=10_000)] = 8
     """Evaluations for each level and fold; all but the last of ``lbfgs`` have a gradient."""
     optimizer: Literal["lbfgs", "adam"] = "lbfgs"
     """``lbfgs`` evaluates all items of a fold at each step, ``adam`` one block."""

@@ -271,7 +271,8 @@ def test_what_cannot_be_refined_is_refused(
 
 def test_anchors_are_refined_by_layer(pico: Path, items: Any, tmp_path: Path) -> None:
     """The first level starts from what the anchors give each layer."""
-    values = pico_values(pico, trials=1, sampler="random", refine={"steps": 3})
+    refine = {"steps": 3, "levels": "layer"}
+    values = pico_values(pico, trials=1, sampler="random", refine=refine)
     values |= {"baselines": {}}
     values["space"] |= ANCHORS
     bench = Bench(parse(values), tmp_path, items)

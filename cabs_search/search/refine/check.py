@@ -19,8 +19,8 @@ FOLDS = 2
 
 
 def levels_of(settings: Refine, own: Groups) -> Sequence[Level]:
-    """Return the levels; if none are given, layer and tensor, or the space's own groups."""
-    return settings.levels or (("groups",) if own else ("layer", "tensor"))
+    """Return the levels; if none are given, tensors, or the space's own groups."""
+    return settings.levels or (("groups",) if own else ("tensor",))
 
 
 def lengths_of(settings: Refine) -> list[int]:
