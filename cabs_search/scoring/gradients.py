@@ -43,6 +43,8 @@ PASS_TOKENS = 80
 pass writes and reads a gradient of the model's size.
 """
 
+BATCH_SHARE = 0.8
+"""Most tokens of a batch, as a part of a scored one's: all of its activations are kept."""
 MOST_ACTIVATIONS = 4 << 30
 """Bytes of a batch's activations above which layers are computed twice, on a CPU."""
 ACTIVATIONS = 28
@@ -123,7 +125,7 @@ def evaluate_with_gradients(
     """
     outcomes = [empty_outcome(items, rows) for _, items, rows in scored]
     _, items, rows = scored[0]
-    tokens = batch_tokens(device)
+    tokens = int(BATCH_SHARE * batch_tokens(device))
     lengths, counts = items.lengths[rows], items.counts[rows]
     cut = list(batches(lengths, counts, tokens, PASS_TOKENS))
     largest = max((int(lengths[batch].max() * counts[batch].sum()) for batch in cut), default=0)
