@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from cabs_search.search.study import Study, open_database
 from cabs_search.spec.load import load, parse
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
+from cabs_search.tasks.items import Items, SplitName
 from cabs_search.workflows.prepare import prepare, to_stderr
 
 FILE = Path(__file__).parents[1] / "docs" / "results" / "gradients.json"
@@ -121,13 +123,18 @@ def play(spec: Spec, folder: Path) -> tuple[Outcomes, RecordScores]:
     return outcomes, RecordScores.read(outcomes, spec)
 
 
+def opened(spec: Spec, split: SplitName) -> tuple[Workbench, Mapping[str, Items]]:
+    """Return a study's models to score without workers, and its items of a split by task."""
+    prepared = prepare(spec, cache_folder() / "refining" / "apart", None, lambda _: None)
+    bench = Workbench(prepared.family, spec.tasks, VectorCache(cache_folder()))
+    return bench, prepared.items[split]
+
+
 def scored_apart(spec: Spec, recipes: list[Recipe]) -> dict[str, Scored]:
     """Score recipes on the fresh items: levels that were not kept, which no study confirms."""
     if not recipes:
         return {}
-    prepared = prepare(spec, cache_folder() / "refining" / "apart", None, lambda _: None)
-    items = prepared.items["confirm"]
-    bench = Workbench(prepared.family, spec.tasks, VectorCache(cache_folder()))
+    bench, items = opened(spec, "confirm")
     found = {}
     for recipe in recipes:
         bench.materialize(recipe)
@@ -198,7 +205,7 @@ def measure(family: str, method: str, items: int) -> dict[str, Any]:
 
 
 def points(row: dict[str, Any]) -> str:
-    """Write a row's difference to the best shared λ; nothing if it is that."""
+    """Write a row's difference in points with its interval; nothing if it has none."""
     if "difference" not in row:
         return ""
     low, high = row["interval"]
@@ -241,6 +248,13 @@ def tables(found: dict[str, Any]) -> str:
         lines += ["", f"Kept: {', '.join(one['kept']) or 'no level'}."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def write(text: str, begin: str, end: str) -> None:
+    """Put a text between two marks of the page."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def draw(found: dict[str, Any]) -> None:
@@ -294,10 +308,7 @@ def main() -> None:
             FILE.write_text(json.dumps(found, indent=1) + "\n")
             print(tables({label: found[label]}), flush=True)
     if options.docs:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        page = f"{before}{BEGIN}\n\n{summary(found)}\n\n{tables(found)}\n\n{END}{after}"
-        PAGE.write_text(page, encoding="utf-8")
+        write(f"{summary(found)}\n\n{tables(found)}", BEGIN, END)
         draw(found)
 
 

@@ -17,21 +17,18 @@ from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.refining import FILE, HIGH, PAGE, play, scored_apart, spec_of
-from cabs_search.merging.cache import VectorCache
+from benchmarks.refining import FILE, HIGH, opened, play, points, scored_apart, spec_of, write
 from cabs_search.merging.recipe import Recipe, make_recipe
 from cabs_search.record.evaluations import Notes
 from cabs_search.record.folder import StudyFolder
 from cabs_search.record.outcomes import Outcomes
 from cabs_search.scoring.batches import blocks
-from cabs_search.scoring.workbench import Workbench
 from cabs_search.search.judge import Judge
 from cabs_search.search.refine import refinement
 from cabs_search.search.refine.stage import RefineStage
 from cabs_search.spec.load import parse
 from cabs_search.spec.locations import cache_folder
 from cabs_search.spec.study import Spec
-from cabs_search.workflows.prepare import prepare
 
 ITEMS = 150
 NAME = FILE.with_name("gradients-settings.json")
@@ -59,9 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def losses_of(spec: Spec, recipe: Recipe) -> dict[str, list[Any]]:
     """Return a recipe's losses of each block's search items by task."""
-    prepared = prepare(spec, cache_folder() / "refining" / "apart", None, lambda _: None)
-    items = prepared.items["search"]
-    bench = Workbench(prepared.family, spec.tasks, VectorCache(cache_folder()))
+    bench, items = opened(spec, "search")
     bench.materialize(recipe)
     assert spec.search.block is not None
     found = [bench.score(items, rows) for rows in blocks(items, spec.search.block)]
@@ -130,12 +125,10 @@ def tables(found: Mapping[str, Any]) -> str:
             "|---|---|---|---|---|",
         ]
         for label, row in one["rows"].items():
-            low, high = row["interval"]
             losses, scores = row["held-out loss"], row["held out"]
             lines.append(
                 f"| {label} | {losses[0]:.3f} to {losses[1]:.3f} | {scores[0]:.3f} to"
-                f" {scores[1]:.3f} | {row['score']:.4f} | {100 * row['difference']:+.1f}"
-                f" [{100 * low:+.1f}, {100 * high:+.1f}] |"
+                f" {scores[1]:.3f} | {row['score']:.4f} | {points(row)} |"
             )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -154,10 +147,7 @@ def main() -> None:
         found[method] = measure(method)
         NAME.write_text(json.dumps(found, indent=1) + "\n")
     if options.docs:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        page = f"{before}{BEGIN}\n\n{tables(found)}\n\n{END}{after}"
-        PAGE.write_text(page, encoding="utf-8")
+        write(tables(found), BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def refinement_of(note: Mapping[str, Any] | None) -> Refinement | None:
 
 
 def _objective(note: Mapping[str, Any]) -> str:
-    old = note["settings"].get("objective", "loss")  # of records that have no more
+    old = note["settings"].get("objective", "loss")  # all that old records have
     return str(note.get("objective", old))
 
 

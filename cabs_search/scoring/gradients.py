@@ -217,9 +217,10 @@ def _recomputed(model: Any, tokens: int) -> Iterator[None]:
         yield
         return
     before = [layer.__dict__.get("forward") for layer in layers]
-    uses_cache = getattr(config, "use_cache", None)
+    uses_cache = getattr(config, "use_cache", False)
     try:
-        config.use_cache = False  # a layer that is computed again would add to it again
+        if uses_cache:
+            config.use_cache = False  # a layer that is computed again would add to it again
         for layer in layers:
             # transformers' own switch turns a layer's dropout on
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -229,7 +230,8 @@ def _recomputed(model: Any, tokens: int) -> Iterator[None]:
             layer.__dict__.pop("forward", None)
             if forward is not None:
                 layer.forward = forward
-        config.use_cache = uses_cache
+        if uses_cache:
+            config.use_cache = uses_cache
 
 
 def _most_activations(device: torch.device) -> int:

@@ -185,7 +185,6 @@ class _Known:
 
     def __init__(self, start: Recipe) -> None:
         self._start, self.goals = start, {}
-        self.judged: dict[int, Any] = {}
 
     def _away(self, recipe: Recipe) -> Any:
         return np.array([recipe.lambda_of("x", t) - 1.0 for t in TENSORS])
@@ -355,9 +354,9 @@ def test_awa_is_refined_by_its_fitness(pico: Path, items: Any, tmp_path: Path) -
     bench = Bench(spec, tmp_path, items)
     bench.run()
     assert {purpose for _, purpose, _ in bench.evaluated} == {"gradient", "losses"}
-    refinement = build_leaderboard(bench.spec, bench.outcomes).refinement
-    assert refinement is not None
-    assert "λ (expert): fitness " in refinement.text
+    board = build_leaderboard(bench.spec, bench.outcomes)
+    assert board.refinement is not None
+    assert "λ (expert): fitness " in board.refinement.text
     note = Notes(bench.outcomes).found
     assert note is not None
     for level in note["levels"]:

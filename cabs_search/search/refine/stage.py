@@ -90,7 +90,7 @@ class RefineStage:
         best: Recipe | None,
         candidates: int,
         weights: Mapping[str, float] | None,
-        at_one: Recipe | None = None,
+        at_one: Recipe | None,
     ) -> None:
         """Refine what an earlier run chose of as many candidates, else the best candidate.
 
